@@ -1,2 +1,42 @@
-//! (being written)
-fn main() {}
+// SPDX-License-Identifier: Apache-2.0
+//! magnetar-runc: the sandbox process of a pod whose containers run in plain namespaces.
+//!
+//! ```text
+//!   this process ── is in the pod's network, IPC and UTS namespace (so there is no pause process)
+//!    ├── holder      only where the pod shares its PID namespace or has a user namespace
+//!    └── containers  made by an OCI runtime, which ends when it has made them
+//! ```
+//!
+//! Deliberately absent: anything that outlives the pod, and a second thread.
+
+mod namespaces;
+mod sandbox;
+
+use magnetar_core::error::Result;
+use magnetar_core::logging;
+use magnetar_core::runtime::cli::CommandLine;
+use magnetar_core::server::Inherited;
+use magnetar_core::task::Containers;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    magnetar_sys::memory::stay_small();
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Logging may not have started.
+            eprintln!("magnetar-runc: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> Result<()> {
+    let inherited = Inherited::take(std::env::args_os().skip(1))?;
+    logging::start(inherited.record.config.log_level);
+    inherited.serve(|dir, record, parts| {
+        let runtime = CommandLine::new(&record.config.runtime, dir, parts.reaper.clone())?;
+        let containers = Containers::new(runtime, dir.clone(), parts.reaper.clone(), parts.events.clone(), parts.tasks.clone());
+        Ok((sandbox::RuncSandbox::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
+    })
+}

@@ -1,1 +1,36 @@
-//! (being written)
+// SPDX-License-Identifier: Apache-2.0
+//! What every sandboxer shares, and nothing that only one of them needs.
+//!
+//! ```text
+//!   ttrpc ──> sandbox::SandboxService ──> sandbox::Pod ──commands──> a Sandboxer (runc, wasm, vmm, …)
+//!         └─> task::TaskService ──> task::Containers ──> runtime::Runtime (an OCI command line, …)
+//!                                        │    │
+//!                           reaper ──exits    └──> events ──> containerd
+//! ```
+//!
+//! - [`record`] is the truth on disk, [`cleanup`] removes a pod from it alone.
+//! - [`sandbox`] and [`task`] are the two protocols; wire types stop there.
+//! - [`process`] is the life of one process; [`reaper`] the one place that reaps.
+//! - [`cgroup`], [`mount`], [`stdio`], [`terminal`], [`sandbox_files`] are the kernel's side of a container.
+//!
+//! Deliberately absent: anything about one kind of sandbox, a scheduler of retries, a second thread.
+
+pub mod cgroup;
+pub mod cleanup;
+pub mod config;
+pub mod error;
+pub mod events;
+pub mod ids;
+pub mod logging;
+pub mod mount;
+pub mod pod_config;
+pub mod process;
+pub mod reaper;
+pub mod record;
+pub mod runtime;
+pub mod sandbox;
+pub mod sandbox_files;
+pub mod server;
+pub mod stdio;
+pub mod task;
+pub mod terminal;

@@ -1,1 +1,18 @@
-//! (being written)
+// SPDX-License-Identifier: Apache-2.0
+//! The kernel's edge: all unsafe code of the project, and nothing else.
+//!
+//! ```text
+//! listener   the socket that a sandbox process is born with
+//! holder     a process that only holds namespaces
+//! namespace  which user namespace owns another namespace
+//! process    signals by number
+//! memory     giving freed pages back
+//! ```
+//!
+//! What rustix or nix offer safely is called from where it is needed, not from here.
+
+pub mod holder;
+pub mod listener;
+pub mod memory;
+pub mod namespace;
+pub mod process;

@@ -1,0 +1,65 @@
+# Magnetar: see README.md. Each target says what it does; the work is done by what it calls.
+.DEFAULT_GOAL := build
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+OUT := out
+PREFIX ?= /usr/local
+HANDLER ?= magnetar-runc
+TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
+CARGO_TARGET ?= $(or $(CARGO_TARGET_DIR),target)
+BINARIES := containerd-shim-magnetar-v2 magnetar-runc
+export CARGO_TERM_COLOR ?= never
+
+.PHONY: build install deps demo test test-unit test-e2e test-vm conformance bench node lint clean
+
+deps: ## what building needs and a fresh machine lacks
+	@images/host-packages
+
+build: deps ## all binaries and configuration, as an install prefix in out/
+	cargo build --release --locked $(addprefix -p ,$(BINARIES))
+	@install -Dm755 -t $(OUT)/bin $(CARGO_TARGET)/$(TARGET)/release/containerd-shim-magnetar-v2
+	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-runc
+	@install -Dm644 -t $(OUT)/etc/magnetar shim/etc/magnetar/*.toml
+	@install -Dm644 -t $(OUT)/etc/containerd/conf.d shim/etc/containerd/conf.d/magnetar.toml
+	@install -Dm644 -t $(OUT)/etc/kubernetes shim/etc/kubernetes/runtimeclasses.yaml
+	@install -Dm644 -t $(OUT)/share/magnetar LICENSE
+	@install -Dm644 -t $(OUT)/share/magnetar/systemd shim/etc/systemd/magnetar.service
+
+install: build ## copies out/ to PREFIX, and its etc/ to DESTDIR/etc
+	cp -a $(OUT)/bin $(OUT)/libexec $(OUT)/share -t $(DESTDIR)$(PREFIX)
+	cp -a $(OUT)/etc -t $(DESTDIR)/
+
+demo: build ## a pod of every kind, in a node of its own
+	@tests/demo/run
+
+test: ## everything CI runs
+	@tests/run
+
+test-unit: deps
+	cargo test --workspace --locked
+
+test-e2e: build
+	@tests/e2e/run --handler $(HANDLER)
+
+test-vm: build ## the end-to-end tests in full, in the node as a virtual machine (cgroup v2)
+	@tests/e2e/run --vm --handler $(HANDLER)
+
+conformance: build ## critest against HANDLER, compared with containerd's own runc handler
+	@tests/conformance/run $(HANDLER)
+
+bench: build ## side by side with containerd's own runc shim
+	@tests/bench/run
+
+node: build ## a shell in the node, with containerd up and crictl at hand
+	@images/node/node build
+	@images/node/node start
+	@images/node/node shell; images/node/node stop
+
+lint: deps
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+clean:
+	cargo clean
+	rm -rf $(OUT)

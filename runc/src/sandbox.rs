@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A pod in plain namespaces.
+
+use crate::namespaces::{self, Plan};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use magnetar_core::cgroup::{Cgroup, stats};
+use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::reaper::Reaper;
+use magnetar_core::record::{PodDir, PodRecord};
+use magnetar_core::runtime::Runtime;
+use magnetar_core::sandbox::{PodRequest, Sandboxer};
+use magnetar_core::sandbox_files::SandboxFiles;
+use magnetar_core::task::Containers;
+use nix::sched::{CloneFlags, setns};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use tracing::debug;
+
+/// The one pod of this process.
+#[derive(Debug)]
+pub struct RuncSandbox<R> {
+    dir: PodDir,
+    record: PodRecord,
+    containers: Containers<R>,
+    reaper: Reaper,
+    /// Where this process came from, to go back to when the pod is over.
+    home: Option<Home>,
+    files: Option<SandboxFiles>,
+    /// The cgroup that the kubelet made for the whole pod.
+    parent_cgroup: Option<String>,
+}
+
+#[derive(Debug)]
+struct Home {
+    cgroup: Cgroup,
+    network: OwnedFd,
+}
+
+impl<R: Runtime> RuncSandbox<R> {
+    /// A pod that nothing was made for yet.
+    pub fn new(dir: PodDir, record: PodRecord, containers: Containers<R>, reaper: Reaper) -> Self {
+        Self { dir, record, containers, reaper, home: None, files: None, parent_cgroup: None }
+    }
+
+    /// The pod's own cgroup, beside those of its containers: this process and what it runs.
+    fn join_cgroup(&mut self, parent: Option<&str>) -> Result<()> {
+        let id = &self.record.sandbox;
+        let path = match parent {
+            Some(slice) if slice.ends_with(".slice") => {
+                let slice = slice.rsplit('/').next().unwrap_or(slice);
+                format!("{slice}:magnetar:{id}")
+            }
+            Some(parent) => format!("{}/{id}", parent.trim_end_matches('/')),
+            None => format!("/magnetar/{id}"),
+        };
+        let home = Home { cgroup: Cgroup::of_process(std::process::id())?, network: namespaces::open(Path::new("/proc/self/ns/net"))? };
+        self.record.cgroup = Some(path.clone());
+        self.dir.write_pod(&self.record)?;
+        self.home = Some(home);
+        let cgroup = Cgroup::at(&path)?;
+        cgroup.create()?;
+        cgroup.join(std::process::id())
+    }
+
+    async fn stop_holder(&mut self) -> Result<()> {
+        let Some(holder) = self.record.holder.take() else { return Ok(()) };
+        let ended = self.reaper.watch(holder);
+        if magnetar_sys::process::signal(holder, 9).is_ok() {
+            // It fails only for one that was reaped before.
+            let _ended = ended.await;
+        }
+        self.dir.write_pod(&self.record)
+    }
+}
+
+impl<R: Runtime> Sandboxer for RuncSandbox<R> {
+    async fn create(&mut self, request: &PodRequest) -> Result<()> {
+        let config = &request.config;
+        let plan = Plan::new(request)?;
+        let containerd = &self.record.config.containerd;
+        let files = SandboxFiles::new(&containerd.root, &containerd.state, &self.record.sandbox);
+        self.record.mounts = files.owned_mounts(config);
+        self.parent_cgroup.clone_from(&config.cgroup_parent);
+        // Writes the record, mounts included, before the first thing is made.
+        self.join_cgroup(config.cgroup_parent.as_deref())?;
+        self.files = Some(files.clone());
+        files.create(config, Path::new("/etc"))?;
+        if plan.needs_holder() {
+            let holder = plan.hold()?;
+            debug!(holder, "namespaces are held by a process of their own");
+            self.record.holder = Some(holder);
+            self.dir.write_pod(&self.record)?;
+        } else {
+            plan.enter()?;
+        }
+        magnetar_sys::memory::trim();
+        Ok(())
+    }
+
+    async fn start(&mut self) -> Result<u32> {
+        Ok(self.record.holder.unwrap_or_else(std::process::id))
+    }
+
+    async fn stop(&mut self) -> Result<()> {
+        self.containers.remove_all().await?;
+        self.stop_holder().await?;
+        if let Some(files) = self.files.take() {
+            files.remove()?;
+        }
+        if let Some(home) = self.home.take() {
+            setns(&home.network, CloneFlags::CLONE_NEWNET).context(|| "cannot leave the pod's network namespace".into())?;
+            // The kubelet removes the pod's cgroup as soon as the pod has stopped.
+            home.cgroup.join(std::process::id())?;
+        }
+        if let Some(path) = &self.record.cgroup {
+            Cgroup::at(path)?.remove().await?;
+        }
+        Ok(())
+    }
+
+    fn metrics(&self) -> Result<Any> {
+        let path = self.parent_cgroup.as_ref().or(self.record.cgroup.as_ref());
+        let path = path.ok_or_else(|| Error::precondition("the sandbox has no cgroup: it was not created"))?;
+        stats::metrics(&Cgroup::at(path)?)
+    }
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A handler's options: read from TOML, checked once, and handed to the sandbox process as data.
+//!
+//! containerd passes them per runtime handler as a file (`ConfigPath`) or inline (`ConfigBody`).
+//! Unknown keys are refused: a mistyped limit must not silently be no limit.
+
+use crate::error::{Context, Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// What a runtime handler is: which sandboxer serves it, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HandlerConfig {
+    /// The sandboxer: a kind such as `runc`, found as `magnetar-<kind>`, or an absolute path.
+    pub sandboxer: String,
+    /// Where the node's containerd lives.
+    pub containerd: Containerd,
+    /// How containers are made.
+    pub runtime: RuntimeConfig,
+    /// What the sandbox process logs: `error`, `warn`, `info`, `debug` or `trace`.
+    pub log_level: LogLevel,
+}
+
+/// The node's containerd, as its own configuration has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Containerd {
+    /// `root` of containerd's configuration.
+    pub root: PathBuf,
+    /// `state` of containerd's configuration.
+    pub state: PathBuf,
+    /// Where events go: containerd's ttrpc socket.
+    pub ttrpc_address: PathBuf,
+}
+
+/// How containers are made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuntimeConfig {
+    /// The OCI runtime: `auto` (crun where the host has it and it can work there, else runc), a
+    /// name to look for in `PATH`, or an absolute path.
+    pub name: String,
+    /// Whether cgroups are made through systemd. Must agree with the kubelet and with
+    /// `SystemdCgroup` of other handlers.
+    pub systemd_cgroup: bool,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Only what failed.
+    Error,
+    /// And what looks wrong.
+    #[default]
+    Warn,
+    /// And what happened to the pod.
+    Info,
+    /// And each call.
+    Debug,
+    /// And everything.
+    Trace,
+}
+
+impl Default for HandlerConfig {
+    fn default() -> Self {
+        Self {
+            sandboxer: "runc".into(),
+            containerd: Containerd::default(),
+            runtime: RuntimeConfig::default(),
+            log_level: LogLevel::default(),
+        }
+    }
+}
+
+impl Default for Containerd {
+    /// The defaults of containerd itself.
+    fn default() -> Self {
+        Self {
+            root: "/var/lib/containerd".into(),
+            state: "/run/containerd".into(),
+            ttrpc_address: "/run/containerd/containerd.sock.ttrpc".into(),
+        }
+    }
+}
+
+impl Default for RuntimeConfig {
+    fn default() -> Self {
+        Self { name: "auto".into(), systemd_cgroup: false }
+    }
+}
+
+impl HandlerConfig {
+    /// Reads options from a file.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such file, `InvalidArgument` for what is in it.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).context(|| format!("cannot read the handler's options at {}", path.display()))?;
+        Self::parse(&text).map_err(|e| Error::invalid(format!("{}: {e}", path.display())))
+    }
+
+    /// Reads options from TOML text.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, naming the key and the line.
+    pub fn parse(text: &str) -> Result<Self> {
+        let config: Self = toml::from_str(text).map_err(|e| Error::invalid(format!("the handler's options do not parse: {e}")))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let names = [("sandboxer", &self.sandboxer), ("runtime.name", &self.runtime.name)];
+        for (key, name) in names {
+            if name.is_empty() || name.contains('\0') || (name.contains('/') && !name.starts_with('/')) {
+                return Err(Error::invalid(format!("{key} = {name:?} must be a plain name or an absolute path")));
+            }
+        }
+        let paths = [
+            ("containerd.root", &self.containerd.root),
+            ("containerd.state", &self.containerd.state),
+            ("containerd.ttrpc_address", &self.containerd.ttrpc_address),
+        ];
+        for (key, path) in paths {
+            if !path.is_absolute() {
+                return Err(Error::invalid(format!("{key} = {path:?} must be an absolute path")));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_given_means_the_defaults() {
+        assert_eq!(HandlerConfig::parse("").unwrap(), HandlerConfig::default());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let error = HandlerConfig::parse("[runtime]\nsystemd_cgruop = true\n").unwrap_err();
+        assert!(error.to_string().contains("systemd_cgruop"), "{error}");
+        assert_eq!(error.code(), crate::error::Code::InvalidArgument);
+    }
+
+    #[test]
+    fn relative_paths_are_refused() {
+        assert!(HandlerConfig::parse("sandboxer = \"../evil\"").is_err());
+        assert!(HandlerConfig::parse("[containerd]\nroot = \"var\"").is_err());
+    }
+}

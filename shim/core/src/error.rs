@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One error for the library: a status code that a caller can match and a sentence that a person can read.
+//!
+//! The code is what containerd acts on; the message names the subject, what was tried and, where
+//! that is known, what to do about it. Adapters turn the pair into their protocol's status.
+
+use std::fmt;
+
+/// The outcome of everything fallible in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a call failed, in the vocabulary that gRPC and ttrpc share.
+///
+/// Numbers are those of gRPC (`google/rpc/code.proto`), which ttrpc uses on the wire too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// The request itself is wrong and will stay wrong.
+    InvalidArgument,
+    /// The subject does not exist (any more).
+    NotFound,
+    /// The subject exists already.
+    AlreadyExists,
+    /// The subject is in a state that excludes the request.
+    FailedPrecondition,
+    /// This sandboxer, kernel or host cannot do it.
+    Unimplemented,
+    /// The other side cannot be reached now; trying again may help.
+    Unavailable,
+    /// It took longer than the caller allowed.
+    DeadlineExceeded,
+    /// Disk, memory, pids or descriptors ran out.
+    ResourceExhausted,
+    /// The kernel refused for lack of privilege.
+    PermissionDenied,
+    /// Anything else that went wrong on our side.
+    Internal,
+}
+
+/// A failure: its [`Code`] and one sentence.
+#[derive(Debug, Clone)]
+pub struct Error {
+    code: Code,
+    message: String,
+}
+
+impl Error {
+    /// An error with an explicit code.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    /// [`Code::InvalidArgument`].
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidArgument, message)
+    }
+
+    /// [`Code::NotFound`].
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(Code::NotFound, message)
+    }
+
+    /// [`Code::FailedPrecondition`].
+    pub fn precondition(message: impl Into<String>) -> Self {
+        Self::new(Code::FailedPrecondition, message)
+    }
+
+    /// [`Code::Unimplemented`].
+    pub fn unimplemented(message: impl Into<String>) -> Self {
+        Self::new(Code::Unimplemented, message)
+    }
+
+    /// [`Code::Internal`].
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Code::Internal, message)
+    }
+
+    /// The code that callers branch on.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Says what was being done when an operating system call failed.
+pub trait Context<T> {
+    /// Wraps the failure as `<what>: <cause>`, with the code that the cause implies.
+    fn context(self, what: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> Context<T> for std::io::Result<T> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|cause| Error::new(code_of(&cause), format!("{}: {cause}", what())))
+    }
+}
+
+impl<T> Context<T> for rustix::io::Result<T> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(std::io::Error::from).context(what)
+    }
+}
+
+impl<T> Context<T> for nix::Result<T> {
+    fn context(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(std::io::Error::from).context(what)
+    }
+}
+
+fn code_of(cause: &std::io::Error) -> Code {
+    use std::io::ErrorKind;
+    match cause.kind() {
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::PermissionDenied => Code::PermissionDenied,
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Code::Unavailable,
+        ErrorKind::TimedOut => Code::DeadlineExceeded,
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::OutOfMemory => Code::ResourceExhausted,
+        ErrorKind::ReadOnlyFilesystem => Code::FailedPrecondition,
+        _ => Code::Internal,
+    }
+}
+
+impl From<Error> for ttrpc::Error {
+    fn from(error: Error) -> Self {
+        let code = match error.code {
+            Code::InvalidArgument => ttrpc::Code::INVALID_ARGUMENT,
+            Code::NotFound => ttrpc::Code::NOT_FOUND,
+            Code::AlreadyExists => ttrpc::Code::ALREADY_EXISTS,
+            Code::FailedPrecondition => ttrpc::Code::FAILED_PRECONDITION,
+            Code::Unimplemented => ttrpc::Code::UNIMPLEMENTED,
+            Code::Unavailable => ttrpc::Code::UNAVAILABLE,
+            Code::DeadlineExceeded => ttrpc::Code::DEADLINE_EXCEEDED,
+            Code::ResourceExhausted => ttrpc::Code::RESOURCE_EXHAUSTED,
+            Code::PermissionDenied => ttrpc::Code::PERMISSION_DENIED,
+            Code::Internal => ttrpc::Code::INTERNAL,
+        };
+        ttrpc::Error::RpcStatus(ttrpc::get_status(code, error.message))
+    }
+}
+
+impl From<ttrpc::Error> for Error {
+    /// What a peer answered, or that it could not be reached.
+    fn from(error: ttrpc::Error) -> Self {
+        let ttrpc::Error::RpcStatus(status) = error else {
+            return Error::new(Code::Unavailable, error.to_string());
+        };
+        let code = match status.code.enum_value_or_default() {
+            ttrpc::Code::INVALID_ARGUMENT => Code::InvalidArgument,
+            ttrpc::Code::NOT_FOUND => Code::NotFound,
+            ttrpc::Code::ALREADY_EXISTS => Code::AlreadyExists,
+            ttrpc::Code::FAILED_PRECONDITION => Code::FailedPrecondition,
+            ttrpc::Code::UNIMPLEMENTED => Code::Unimplemented,
+            ttrpc::Code::UNAVAILABLE => Code::Unavailable,
+            ttrpc::Code::DEADLINE_EXCEEDED => Code::DeadlineExceeded,
+            ttrpc::Code::RESOURCE_EXHAUSTED => Code::ResourceExhausted,
+            ttrpc::Code::PERMISSION_DENIED => Code::PermissionDenied,
+            _ => Code::Internal,
+        };
+        Error::new(code, status.message)
+    }
+}

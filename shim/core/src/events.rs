@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Events to containerd: what happened to a task, in the order in which it happened.
+//!
+//! Events go over containerd's own ttrpc socket (service `containerd.services.events.ttrpc.v1`).
+//! They wait in a bounded queue while containerd restarts. The connection is opened when there is
+//! something to say and closed after: between events a pod holds none.
+
+use crate::ids::Namespace;
+use containerd_shim_protos::events::task as message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{MessageDyn, MessageField};
+use containerd_shim_protos::shim::event::Envelope;
+use containerd_shim_protos::shim::events::ForwardRequest;
+use containerd_shim_protos::shim_async::EventsClient;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+/// How many events wait for a containerd that is away. A pod makes a handful per container.
+const QUEUE: usize = 512;
+/// Between attempts to reach containerd.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long one event may take to be accepted.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What can be told.
+#[derive(Debug)]
+pub enum Event {
+    /// A container was made.
+    Create(message::TaskCreate),
+    /// Its program was started.
+    Start(message::TaskStart),
+    /// A process ended.
+    Exit(message::TaskExit),
+    /// A container was removed.
+    Delete(message::TaskDelete),
+    /// An exec was announced.
+    ExecAdded(message::TaskExecAdded),
+    /// An exec was started.
+    ExecStarted(message::TaskExecStarted),
+    /// The kernel killed a process for memory.
+    Oom(message::TaskOOM),
+    /// A container was frozen.
+    Paused(message::TaskPaused),
+    /// A container was thawed.
+    Resumed(message::TaskResumed),
+}
+
+impl Event {
+    /// The topic that containerd's subscribers filter by.
+    fn topic(&self) -> &'static str {
+        match self {
+            Event::Create(_) => "/tasks/create",
+            Event::Start(_) => "/tasks/start",
+            Event::Exit(_) => "/tasks/exit",
+            Event::Delete(_) => "/tasks/delete",
+            Event::ExecAdded(_) => "/tasks/exec-added",
+            Event::ExecStarted(_) => "/tasks/exec-started",
+            Event::Oom(_) => "/tasks/oom",
+            Event::Paused(_) => "/tasks/paused",
+            Event::Resumed(_) => "/tasks/resumed",
+        }
+    }
+
+    /// The message's full name, by which the receiver finds its type.
+    fn type_url(&self) -> &'static str {
+        match self {
+            Event::Create(_) => "containerd.events.TaskCreate",
+            Event::Start(_) => "containerd.events.TaskStart",
+            Event::Exit(_) => "containerd.events.TaskExit",
+            Event::Delete(_) => "containerd.events.TaskDelete",
+            Event::ExecAdded(_) => "containerd.events.TaskExecAdded",
+            Event::ExecStarted(_) => "containerd.events.TaskExecStarted",
+            Event::Oom(_) => "containerd.events.TaskOOM",
+            Event::Paused(_) => "containerd.events.TaskPaused",
+            Event::Resumed(_) => "containerd.events.TaskResumed",
+        }
+    }
+
+    fn message(&self) -> &dyn MessageDyn {
+        match self {
+            Event::Create(m) => m,
+            Event::Start(m) => m,
+            Event::Exit(m) => m,
+            Event::Delete(m) => m,
+            Event::ExecAdded(m) => m,
+            Event::ExecStarted(m) => m,
+            Event::Oom(m) => m,
+            Event::Paused(m) => m,
+            Event::Resumed(m) => m,
+        }
+    }
+}
+
+/// Where events are put. Cheap to clone; never blocks.
+#[derive(Debug, Clone)]
+pub struct Events {
+    queue: mpsc::Sender<(SystemTime, Event)>,
+}
+
+impl Events {
+    /// A queue, and the loop that empties it into the containerd at `address`.
+    pub fn new(address: PathBuf, namespace: Namespace) -> (Self, impl Future<Output = ()> + Send) {
+        let (queue, events) = mpsc::channel(QUEUE);
+        (Self { queue }, forward_all(address, namespace, events))
+    }
+
+    /// Tells an event. If containerd has been away for so long that the queue is full, it is lost,
+    /// and the log says so: containerd asks for the state of every task when it comes back.
+    pub fn publish(&self, event: Event) {
+        let topic = event.topic();
+        if self.queue.try_send((SystemTime::now(), event)).is_err() {
+            warn!(topic, "event lost: containerd takes none");
+        }
+    }
+}
+
+async fn forward_all(address: PathBuf, namespace: Namespace, mut events: mpsc::Receiver<(SystemTime, Event)>) {
+    let target = format!("unix://{}", address.display());
+    while let Some(first) = events.recv().await {
+        let mut client = connect(&target).await;
+        let mut next = Some(first);
+        while let Some((at, event)) = next.take() {
+            let Some(request) = envelope(&namespace, at, &event) else { continue };
+            loop {
+                let context = ttrpc::context::with_duration(TIMEOUT);
+                match client.forward(context, &request).await {
+                    Ok(_) => break,
+                    // containerd has read and refused it: it will not like it better a second time.
+                    Err(ttrpc::Error::RpcStatus(status)) => {
+                        warn!(topic = event.topic(), error = status.message, "containerd refused an event");
+                        break;
+                    }
+                    Err(error) => {
+                        debug!(%error, "containerd went away while it was told an event");
+                        client = connect(&target).await;
+                    }
+                }
+            }
+            next = events.try_recv().ok();
+        }
+    }
+}
+
+/// Connects, for as long as it takes: the queue bounds what is kept meanwhile.
+async fn connect(target: &str) -> EventsClient {
+    let mut warned = false;
+    loop {
+        match ttrpc::asynchronous::Client::connect(target).await {
+            Ok(client) => return EventsClient::new(client),
+            Err(error) => {
+                if !warned {
+                    warn!(target, %error, "cannot reach containerd to tell it events; trying on");
+                    warned = true;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+fn envelope(namespace: &Namespace, at: SystemTime, event: &Event) -> Option<ForwardRequest> {
+    let message = event.message();
+    let value = match message.write_to_bytes_dyn() {
+        Ok(value) => value,
+        Err(error) => {
+            warn!(topic = event.topic(), %error, "cannot encode an event");
+            return None;
+        }
+    };
+    let type_url = event.type_url().to_owned();
+    Some(ForwardRequest {
+        envelope: MessageField::some(Envelope {
+            timestamp: MessageField::some(at.into()),
+            namespace: namespace.to_string(),
+            topic: event.topic().into(),
+            event: MessageField::some(Any { type_url, value, ..Any::default() }),
+            ..Envelope::default()
+        }),
+        ..ForwardRequest::default()
+    })
+}

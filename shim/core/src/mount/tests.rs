@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What parsing decides, and what the kernel makes of it. The latter needs root and says so where it is skipped.
+
+use super::*;
+use nix::sched::{CloneFlags, unshare};
+
+/// Runs `test` with an empty directory on a tmpfs, in a mount namespace that ends with it.
+///
+/// Without the privilege to make one, says so and runs nothing.
+pub(crate) fn in_private_mounts(test: impl FnOnce(&Path) + Send) {
+    std::thread::scope(|scope| {
+        let body = move || {
+            if let Err(error) = unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS) {
+                eprintln!("skipped: a private mount namespace needs root ({error})");
+                return;
+            }
+            rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            let scratch = tempfile::tempdir().unwrap();
+            Mount::parse("tmpfs", "tmpfs", &[]).unwrap().mount_at(scratch.path()).unwrap();
+            test(scratch.path());
+            unmount(scratch.path()).unwrap();
+        };
+        scope.spawn(body).join().unwrap();
+    });
+}
+
+fn parse(kind: &str, options: &[&str]) -> Result<Mount> {
+    Mount::parse(kind, "/source", &options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+}
+
+#[test]
+fn flags_propagation_and_data_are_told_apart() {
+    let mount = parse("overlay", &["index=off", "ro", "nodev", "rslave", "lowerdir=/a:/b"]).unwrap();
+    assert_eq!(mount.flags, MountFlags::RDONLY | MountFlags::NODEV);
+    assert_eq!(mount.propagation, Some(MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC));
+    assert_eq!(mount.data, ["index=off", "lowerdir=/a:/b"]);
+    assert!(mount.is_read_only() && !mount.is_bind());
+}
+
+#[test]
+fn the_last_of_contradicting_flags_counts() {
+    assert!(!parse("bind", &["ro", "rw"]).unwrap().is_read_only());
+    assert!(parse("bind", &["rw", "ro"]).unwrap().is_read_only());
+}
+
+#[test]
+fn a_bind_mount_is_known_by_type_or_option() {
+    assert!(parse("bind", &[]).unwrap().is_bind());
+    assert!(parse("none", &["rbind"]).unwrap().flags.contains(MountFlags::REC));
+    assert!(parse("rbind", &[]).unwrap().flags.contains(MountFlags::REC));
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    for option in ["loop", "remount", "uidmap=0:1000:1", "gidmap=0:1000:1"] {
+        let error = parse("ext4", &[option]).unwrap_err();
+        assert_eq!(error.code(), Code::Unimplemented);
+        assert!(error.to_string().contains(option), "{error}");
+    }
+    assert_eq!(parse("tmpfs", &["size=1\0"]).unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(parse("", &[]).unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(Mount::parse("bind", "", &[]).unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[test]
+fn unmounting_nothing_succeeds() {
+    let nowhere = tempfile::tempdir().unwrap();
+    unmount(nowhere.path()).unwrap();
+    unmount(&nowhere.path().join("absent")).unwrap();
+    unmount(Path::new("/proc/self/status/x")).unwrap();
+}
+
+#[test]
+fn a_read_only_bind_mount_keeps_the_flags_of_its_source() {
+    in_private_mounts(|scratch| {
+        let (source, target) = (scratch.join("source"), scratch.join("target"));
+        std::fs::create_dir(&source).unwrap();
+        std::fs::create_dir(&target).unwrap();
+        let tmpfs = Mount::parse("tmpfs", "tmpfs", &["nosuid".to_owned(), "size=64k".to_owned()]).unwrap();
+        tmpfs.mount_at(&source).unwrap();
+        let bind = Mount::parse("bind", source.to_str().unwrap(), &["rbind".to_owned(), "ro".to_owned(), "rprivate".to_owned()]).unwrap();
+        bind.mount_at(&target).unwrap();
+        let flags = inherited_flags(&open_target(&target).unwrap()).unwrap();
+        assert!(flags.contains(MountFlags::RDONLY | MountFlags::NOSUID), "{flags:?}");
+        assert!(std::fs::write(target.join("file"), "").is_err());
+        std::fs::write(source.join("file"), "").unwrap();
+
+        let below = mounts_below(scratch).unwrap();
+        assert_eq!(below.last().unwrap(), scratch);
+        assert_eq!(below[..2], [target.clone(), source.clone()]);
+        unmount(&target).unwrap();
+        unmount(&target).unwrap();
+        assert_eq!(mounts_below(&target).unwrap(), Vec::<PathBuf>::new());
+    });
+}
+
+#[test]
+fn a_file_can_be_bound_on_a_file_and_everything_stacked_there_goes_at_once() {
+    in_private_mounts(|scratch| {
+        let (source, target) = (scratch.join("source"), scratch.join("target"));
+        std::fs::write(&source, "source").unwrap();
+        std::fs::write(&target, "target").unwrap();
+        let bind = Mount::parse("bind", source.to_str().unwrap(), &[]).unwrap();
+        bind.mount_at(&target).unwrap();
+        bind.mount_at(&target).unwrap();
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "source");
+        unmount(&target).unwrap();
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "target");
+    });
+}
+
+#[test]
+fn a_symbolic_link_is_no_target() {
+    in_private_mounts(|scratch| {
+        let (real, link) = (scratch.join("real"), scratch.join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let error = Mount::parse("tmpfs", "tmpfs", &[]).unwrap().mount_at(&link).unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition);
+        assert_eq!(mounts_below(&real).unwrap(), Vec::<PathBuf>::new());
+    });
+}

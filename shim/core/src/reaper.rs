@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The one place that reaps.
+//!
+//! A sandbox process is a subreaper: besides the OCI runtime's processes it inherits every
+//! container's init, every exec and, where the host's PID namespace is shared, orphans that nobody
+//! asked for. All of them end in one `wait` loop. Who waits for a process registers its id; an exit
+//! that came before the registration is kept until it is asked for.
+
+use crate::error::{Context, Result};
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// How many exits nobody has asked for are kept. An exec that ends before its id is read needs one;
+/// orphans of a pod in the host's PID namespace push out the oldest.
+const UNCLAIMED: usize = 128;
+
+/// How and when a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// The exit code, or 128 plus the signal that ended it.
+    pub code: u32,
+    /// When it was reaped.
+    pub at: SystemTime,
+}
+
+impl Exit {
+    /// What is reported of a process that was killed and could not be waited for.
+    pub fn killed() -> Self {
+        Self { code: 128 + libc::SIGKILL as u32, at: SystemTime::now() }
+    }
+}
+
+/// Waits for every child of this process. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Reaper(Arc<Mutex<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    waiting: HashMap<i32, oneshot::Sender<Exit>>,
+    unclaimed: VecDeque<(i32, Exit)>,
+}
+
+impl Reaper {
+    /// Makes this process a subreaper and returns the reaper with the loop that drives it.
+    ///
+    /// # Errors
+    /// Where the kernel refuses the signal handler or the subreaper flag.
+    pub fn start() -> Result<(Self, impl Future<Output = ()> + Send)> {
+        // The kernel ignores the id; any but none switches the flag on.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context(|| "cannot become a subreaper".into())?;
+        let mut child_ended = signal(SignalKind::child()).context(|| "cannot watch for SIGCHLD".into())?;
+        let reaper = Self::default();
+        let driven = reaper.clone();
+        Ok((reaper, async move {
+            while child_ended.recv().await.is_some() {
+                driven.reap_all();
+            }
+        }))
+    }
+
+    /// The exit of `pid`, a child of this process or one that has just been handed to it. The
+    /// receiver fails only if `pid` never was one.
+    pub fn watch(&self, pid: u32) -> oneshot::Receiver<Exit> {
+        let (sender, receiver) = oneshot::channel();
+        let pid = pid as i32;
+        let mut table = self.table();
+        // A kept exit may be of an earlier process with this id: it counts only if there is no child now.
+        let is_child = Pid::from_raw(pid).is_some_and(|pid| {
+            rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok()
+        });
+        let kept = table.unclaimed.iter().rposition(|(unclaimed, _)| *unclaimed == pid).and_then(|i| table.unclaimed.remove(i));
+        match (is_child, kept) {
+            (true, _) => {
+                table.waiting.insert(pid, sender);
+            }
+            (false, Some((_, exit))) => {
+                let _receiver_is_ours = sender.send(exit);
+            }
+            (false, None) => {}
+        }
+        receiver
+    }
+
+    fn reap_all(&self) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            let code = match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => code as u32,
+                (None, Some(signal)) => 128 + signal as u32,
+                (None, None) => continue,
+            };
+            self.table().ended(pid.as_raw_nonzero().get(), Exit { code, at: SystemTime::now() });
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn ended(&mut self, pid: i32, exit: Exit) {
+        if let Some(waiter) = self.waiting.remove(&pid) {
+            // Whoever has stopped waiting has no use for it either.
+            let _unheard = waiter.send(exit);
+            return;
+        }
+        if self.unclaimed.len() == UNCLAIMED {
+            self.unclaimed.pop_front();
+        }
+        self.unclaimed.push_back((pid, exit));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn exits_are_told_before_and_after_the_process_ended() {
+        let (reaper, run) = Reaper::start().unwrap();
+        let loop_handle = tokio::task::LocalSet::new();
+        loop_handle.spawn_local(run);
+        loop_handle
+            .run_until(async {
+                let early = std::process::Command::new("true").spawn().unwrap().id();
+                // Reaped with nobody waiting: it must be kept.
+                while reaper.table().unclaimed.is_empty() {
+                    tokio::task::yield_now().await;
+                }
+                assert_eq!(reaper.watch(early).await.unwrap().code, 0);
+                let late = std::process::Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap().id();
+                assert_eq!(reaper.watch(late).await.unwrap().code, 7);
+                let killed = std::process::Command::new("sh").args(["-c", "kill -9 $$"]).spawn().unwrap().id();
+                assert_eq!(reaper.watch(killed).await.unwrap().code, 137);
+                assert!(reaper.watch(1).await.is_err());
+            })
+            .await;
+    }
+
+    #[test]
+    fn what_nobody_asks_for_is_bounded() {
+        let mut table = Table::default();
+        for pid in 0..1000 {
+            table.ended(pid, Exit::killed());
+        }
+        assert_eq!(table.unclaimed.len(), UNCLAIMED);
+        assert_eq!(table.unclaimed.back().unwrap().0, 999);
+    }
+}

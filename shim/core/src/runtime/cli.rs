@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Containers through the OCI command line: runc, crun and whatever takes the same words.
+//!
+//! The command line is the one that runc documents and crun follows. The runtime logs JSON to a
+//! file, and the last error in it is what the caller gets to read. Its processes are reaped by the
+//! [`Reaper`] like any other child.
+
+use super::{Checkpoint, Creation, Execution, Made, Runtime, Streams};
+use crate::config::RuntimeConfig;
+use crate::error::{Code, Context, Error, Result};
+use crate::ids::ContainerId;
+use crate::reaper::Reaper;
+use crate::record::PodDir;
+use crate::stdio::ChildStreams;
+use crate::terminal::ConsoleSocket;
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How much of the runtime's log is read for its last error, in bytes.
+const LOG_TAIL: usize = 16 * 1024;
+
+/// An OCI runtime as a program.
+#[derive(Debug)]
+pub struct CommandLine {
+    program: PathBuf,
+    systemd_cgroup: bool,
+    root: PathBuf,
+    reaper: Reaper,
+    calls: AtomicU64,
+}
+
+impl CommandLine {
+    /// The runtime that `config` names, with its state in the pod's directory.
+    ///
+    /// # Errors
+    /// `NotFound` where the program is not installed.
+    pub fn new(config: &RuntimeConfig, pod: &PodDir, reaper: Reaper) -> Result<Self> {
+        Ok(Self {
+            program: find(&config.name)?,
+            systemd_cgroup: config.systemd_cgroup,
+            root: pod.runtime_root(),
+            reaper,
+            calls: AtomicU64::new(0),
+        })
+    }
+
+    /// A path in the pod's directory that no other call uses. Not a container's name: a socket's
+    /// path must stay short.
+    fn scratch(&self, kind: &str) -> PathBuf {
+        self.root.join(format!(".{}.{kind}", self.calls.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    async fn run(&self, what: &str, arguments: &[OsString], streams: ChildStreams) -> Result<()> {
+        let log = Scratch(self.scratch("log"));
+        let mut command = Command::new(&self.program);
+        command.arg("--root").arg(&self.root).arg("--log").arg(&log.0).args(["--log-format", "json"]);
+        if self.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        command.args(arguments).stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr);
+        let child = command.spawn().context(|| format!("cannot run {}", self.program.display()))?;
+        // Nothing was awaited since the spawn, so the reaper cannot have come first.
+        let exit = self.reaper.watch(child.id()).await;
+        // The command holds our copies of the container's streams.
+        drop(command);
+        match exit {
+            Ok(exit) if exit.code == 0 => Ok(()),
+            Ok(exit) => Err(failure(&self.program, what, exit.code, &log.0)),
+            Err(_) => Err(Error::internal(format!("{} {what}: nobody saw it end", self.program.display()))),
+        }
+    }
+
+    /// Runs a command that makes a process, and learns its id.
+    async fn make(&self, what: &str, mut arguments: Vec<OsString>, container: &ContainerId, streams: Streams) -> Result<Made> {
+        let pid_file = Scratch(self.scratch("pid"));
+        arguments.extend(["--pid-file".into(), pid_file.0.clone().into()]);
+        let (streams, console) = match streams {
+            Streams::Pipes(streams) => (streams, None),
+            Streams::Terminal => {
+                let socket = ConsoleSocket::bind(self.scratch("tty"))?;
+                arguments.extend(["--console-socket".into(), socket.path().into()]);
+                (ChildStreams::null()?, Some(socket))
+            }
+        };
+        arguments.push(container.as_str().into());
+        self.run(what, &arguments, streams).await?;
+        let terminal = console.map(|socket| socket.receive()).transpose()?;
+        let text = std::fs::read_to_string(&pid_file.0).context(|| format!("{} {what} left no process id", self.program.display()))?;
+        let pid = text.trim().parse().map_err(|_| Error::internal(format!("{} {what} wrote {text:?} as the process id", self.program.display())))?;
+        Ok(Made { pid, terminal })
+    }
+
+    async fn simple(&self, what: &str, container: &ContainerId, options: &[OsString]) -> Result<()> {
+        let mut arguments = vec![what.into()];
+        arguments.extend_from_slice(options);
+        arguments.push(container.as_str().into());
+        self.run(what, &arguments, ChildStreams::null()?).await
+    }
+}
+
+impl Runtime for CommandLine {
+    async fn create(&self, creation: Creation<'_>) -> Result<Made> {
+        let bundle = ["--bundle".into(), creation.bundle.into()];
+        match creation.checkpoint {
+            None => {
+                let arguments = [vec!["create".into()], bundle.to_vec()].concat();
+                self.make("create", arguments, creation.container, creation.streams).await
+            }
+            Some(image) => {
+                let image = ["--detach".into(), "--image-path".into(), image.into()];
+                let arguments = [vec!["restore".into()], bundle.to_vec(), image.to_vec()].concat();
+                self.make("restore", arguments, creation.container, creation.streams).await
+            }
+        }
+    }
+
+    async fn start(&self, container: &ContainerId) -> Result<()> {
+        self.simple("start", container, &[]).await
+    }
+
+    async fn exec(&self, execution: Execution<'_>) -> Result<Made> {
+        let process = Scratch(self.scratch("process"));
+        std::fs::write(&process.0, execution.process).context(|| format!("cannot write the process of exec {}", execution.exec))?;
+        let arguments = vec!["exec".into(), "--detach".into(), "--process".into(), process.0.clone().into()];
+        self.make("exec", arguments, execution.container, execution.streams).await
+    }
+
+    async fn freeze(&self, container: &ContainerId, frozen: bool) -> Result<()> {
+        self.simple(if frozen { "pause" } else { "resume" }, container, &[]).await
+    }
+
+    async fn update(&self, container: &ContainerId, resources: &[u8]) -> Result<()> {
+        let file = Scratch(self.scratch("resources"));
+        std::fs::write(&file.0, resources).context(|| format!("cannot write the new limits of container {container}"))?;
+        self.simple("update", container, &["--resources".into(), file.0.clone().into()]).await
+    }
+
+    async fn checkpoint(&self, container: &ContainerId, checkpoint: Checkpoint) -> Result<()> {
+        let mut options: Vec<OsString> = vec!["--image-path".into(), checkpoint.image.into()];
+        if !checkpoint.exit {
+            options.push("--leave-running".into());
+        }
+        self.simple("checkpoint", container, &options).await
+    }
+
+    async fn delete(&self, container: &ContainerId) -> Result<()> {
+        if !self.root.join(container.as_str()).exists() {
+            return Ok(());
+        }
+        self.simple("delete", container, &["--force".into()]).await
+    }
+
+    fn program(&self) -> &Path {
+        &self.program
+    }
+}
+
+/// A file that goes with its owner.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // It may never have been made; what is left goes with the pod's directory.
+        let _gone = std::fs::remove_file(&self.0);
+    }
+}
+
+/// The program for a name of the configuration.
+///
+/// `auto` prefers crun, which makes a container in less than half of runc's time, and takes runc
+/// where crun cannot work: it refuses a hybrid cgroup hierarchy.
+///
+/// # Errors
+/// `NotFound`, with what was looked for.
+pub fn find(name: &str) -> Result<PathBuf> {
+    let hybrid = Path::new("/sys/fs/cgroup/unified/cgroup.procs").exists();
+    let candidates: &[&str] = match name {
+        "auto" if hybrid => &["runc"],
+        "auto" => &["crun", "runc"],
+        name => &[name],
+    };
+    candidates.iter().find_map(|candidate| in_path(candidate)).ok_or_else(|| {
+        Error::not_found(format!("no OCI runtime: {} is not installed in {}", candidates.join(" nor "), search_path().join(":")))
+    })
+}
+
+/// Looks a program up as a shell does; an absolute path stands for itself.
+pub fn in_path(name: &str) -> Option<PathBuf> {
+    let executable = |path: &Path| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    if name.starts_with('/') {
+        return Some(PathBuf::from(name)).filter(|path| executable(path));
+    }
+    search_path().iter().map(|dir| Path::new(dir).join(name)).find(|path| executable(path))
+}
+
+/// `PATH`, and the usual places where a service manager gave none.
+fn search_path() -> Vec<String> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut dirs: Vec<String> = path.split(':').filter(|dir| dir.starts_with('/')).map(String::from).collect();
+    for usual in ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"] {
+        if !dirs.iter().any(|dir| dir == usual) {
+            dirs.push(usual.into());
+        }
+    }
+    dirs
+}
+
+/// The runtime's own words on why it failed, as an error with a fitting code.
+fn failure(program: &Path, what: &str, code: u32, log: &Path) -> Error {
+    let log = std::fs::read(log).unwrap_or_default();
+    let tail = &log[log.len().saturating_sub(LOG_TAIL)..];
+    let said = last_error(&String::from_utf8_lossy(tail));
+    let message = match &said {
+        Some(said) => format!("{} {what} failed: {said}", program.display()),
+        None => format!("{} {what} failed with exit code {code} and logged nothing", program.display()),
+    };
+    Error::new(code_of(said.as_deref().unwrap_or_default()), message)
+}
+
+/// The last message of level error (or above) in a JSON log.
+fn last_error(log: &str) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        level: String,
+        msg: String,
+    }
+    log.lines()
+        .filter_map(|line| serde_json::from_str::<Line>(line).ok())
+        .filter(|line| matches!(line.level.as_str(), "error" | "fatal" | "panic"))
+        .map(|line| line.msg)
+        .next_back()
+}
+
+/// The command line knows only one exit code for all failures; these two are told apart because
+/// containerd acts on them.
+fn code_of(said: &str) -> Code {
+    if said.contains("does not exist") {
+        Code::NotFound
+    } else if said.contains("is not running") || said.contains("not running") {
+        Code::FailedPrecondition
+    } else {
+        Code::Internal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_error_of_the_log_is_the_message() {
+        let log = concat!(
+            r#"{"level":"error","msg":"first","time":"x"}"#,
+            "\n",
+            r#"{"level":"warning","msg":"noise","time":"x"}"#,
+            "\n",
+            r#"{"level":"error","msg":"container does not exist","time":"x"}"#,
+            "\nnot json\n"
+        );
+        assert_eq!(last_error(log).as_deref(), Some("container does not exist"));
+        assert_eq!(last_error("{\"level\":"), None);
+    }
+
+    #[test]
+    fn a_missing_runtime_is_named() {
+        let error = find("no-such-runtime").unwrap_err();
+        assert_eq!(error.code(), Code::NotFound);
+        assert!(error.to_string().contains("no-such-runtime"));
+        assert!(in_path("sh").is_some());
+        assert!(in_path("/etc/passwd").is_none(), "not executable");
+    }
+}

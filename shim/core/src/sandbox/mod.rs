@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The pod: what a sandboxer implements, and the one owner of a pod's life.
+//!
+//! ```text
+//!   Empty ──CreateSandbox──> Created ──StartSandbox──> Ready ──StopSandbox──> Stopped
+//! ```
+//!
+//! One task owns the sandbox: commands reach it by a channel and run one after another; the phase is
+//! a watch channel, so that Status, Wait and Ping never wait behind a boot.
+
+mod service;
+
+pub use service::SandboxService;
+
+use crate::error::{Code, Error, Result};
+use crate::pod_config::PodConfig;
+use crate::reaper::Exit;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{info, warn};
+
+/// How many commands may wait for the one that runs. containerd sends one at a time.
+const QUEUE: usize = 8;
+
+/// What CreateSandbox says about the pod.
+#[derive(Debug, Clone)]
+pub struct PodRequest {
+    /// The pod's configuration.
+    pub config: PodConfig,
+    /// Its network namespace; none where it uses the host's.
+    pub netns: Option<PathBuf>,
+}
+
+/// A kind of sandbox, for one pod. Called by the pod's owner only, one call at a time.
+pub trait Sandboxer: Send + 'static {
+    /// Prepares the pod. What a failed call has made, [`stop`](Self::stop) removes.
+    fn create(&mut self, request: &PodRequest) -> impl Future<Output = Result<()>> + Send;
+
+    /// Makes the pod ready for containers. Returns the process whose namespaces containers join.
+    fn start(&mut self) -> impl Future<Output = Result<u32>> + Send;
+
+    /// Ends all containers and releases what the pod holds. Idempotent.
+    fn stop(&mut self) -> impl Future<Output = Result<()>> + Send;
+
+    /// What the pod uses, in containerd's metric types.
+    fn metrics(&self) -> Result<Any>;
+}
+
+/// Where a pod is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PodPhase {
+    /// Nothing was asked yet.
+    Empty,
+    /// Created, not started.
+    Created,
+    /// Containers can be made.
+    Ready {
+        /// The process whose namespaces containers join.
+        pid: u32,
+        /// Since when.
+        since: SystemTime,
+    },
+    /// Over.
+    Stopped {
+        /// Since when it had been ready; the epoch if it never was.
+        since: SystemTime,
+        /// How it ended.
+        exit: Exit,
+    },
+}
+
+/// A command with the way to answer it.
+enum Command {
+    Create(Box<PodRequest>, oneshot::Sender<Result<()>>),
+    Start(oneshot::Sender<Result<u32>>),
+    Stop(oneshot::Sender<Result<()>>),
+    Metrics(oneshot::Sender<Result<Any>>),
+}
+
+/// The handle of a pod. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    commands: mpsc::Sender<Command>,
+    phase: watch::Receiver<PodPhase>,
+    shutdown: Arc<watch::Sender<bool>>,
+}
+
+impl Pod {
+    /// A pod served by `sandboxer`, and the loop that owns it.
+    pub fn new<S: Sandboxer>(sandboxer: S) -> (Self, impl Future<Output = ()> + Send) {
+        let (commands, received) = mpsc::channel(QUEUE);
+        let (phase_sender, phase) = watch::channel(PodPhase::Empty);
+        (Self { commands, phase, shutdown: Arc::new(watch::Sender::new(false)) }, own(sandboxer, received, phase_sender))
+    }
+
+    /// The phase now.
+    pub fn phase(&self) -> PodPhase {
+        *self.phase.borrow()
+    }
+
+    /// Prepares the pod.
+    pub async fn create(&self, request: PodRequest) -> Result<()> {
+        self.ask(|answer| Command::Create(Box::new(request), answer)).await
+    }
+
+    /// Makes the pod ready; returns the process whose namespaces containers join.
+    pub async fn start(&self) -> Result<u32> {
+        self.ask(Command::Start).await
+    }
+
+    /// Ends the pod; one that has ended already is fine.
+    pub async fn stop(&self) -> Result<()> {
+        self.ask(Command::Stop).await
+    }
+
+    /// What the pod uses.
+    pub async fn metrics(&self) -> Result<Any> {
+        self.ask(Command::Metrics).await
+    }
+
+    /// Waits for the pod's end. Cancel-safe.
+    pub async fn exit(&self) -> Exit {
+        let mut phase = self.phase.clone();
+        match phase.wait_for(|phase| matches!(phase, PodPhase::Stopped { .. })).await.map(|phase| *phase) {
+            Ok(PodPhase::Stopped { exit, .. }) => exit,
+            Ok(PodPhase::Empty | PodPhase::Created | PodPhase::Ready { .. }) | Err(_) => Exit::killed(),
+        }
+    }
+
+    /// Ends the pod and asks the process to end.
+    pub async fn shut_down(&self) -> Result<()> {
+        self.stop().await?;
+        self.shutdown.send_replace(true);
+        Ok(())
+    }
+
+    /// Waits until [`shut_down`](Self::shut_down) was asked for. Cancel-safe.
+    pub async fn asked_to_shut_down(&self) {
+        // The sender lives in self.
+        let _asked = self.shutdown.subscribe().wait_for(|asked| *asked).await;
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
+        let gone = || Error::new(Code::Unavailable, "the sandbox is shutting down");
+        let (answer, answered) = oneshot::channel();
+        self.commands.send(command(answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+/// The owner: one command after another, to its end, whether or not the caller still waits.
+async fn own<S: Sandboxer>(mut sandboxer: S, mut commands: mpsc::Receiver<Command>, phase: watch::Sender<PodPhase>) {
+    while let Some(command) = commands.recv().await {
+        let now = *phase.borrow();
+        match command {
+            Command::Create(request, answer) => {
+                let result = match now {
+                    PodPhase::Empty => sandboxer.create(&request).await,
+                    PodPhase::Created | PodPhase::Ready { .. } | PodPhase::Stopped { .. } => {
+                        Err(Error::new(Code::AlreadyExists, "the sandbox was created before"))
+                    }
+                };
+                match &result {
+                    Ok(()) => {
+                        phase.send_replace(PodPhase::Created);
+                    }
+                    Err(_) if now == PodPhase::Empty => undo(&mut sandboxer).await,
+                    Err(_) => {}
+                }
+                reply(answer, result);
+            }
+            Command::Start(answer) => {
+                let result = match now {
+                    PodPhase::Created => sandboxer.start().await,
+                    PodPhase::Ready { .. } => Err(Error::new(Code::AlreadyExists, "the sandbox was started before")),
+                    PodPhase::Empty => Err(Error::precondition("the sandbox was not created")),
+                    PodPhase::Stopped { .. } => Err(Error::precondition("the sandbox has ended")),
+                };
+                match &result {
+                    Ok(pid) => {
+                        info!(pid, "ready");
+                        phase.send_replace(PodPhase::Ready { pid: *pid, since: SystemTime::now() });
+                    }
+                    Err(_) if now == PodPhase::Created => undo(&mut sandboxer).await,
+                    Err(_) => {}
+                }
+                reply(answer, result);
+            }
+            Command::Stop(answer) => {
+                let result = sandboxer.stop().await;
+                if result.is_ok() && !matches!(now, PodPhase::Stopped { .. }) {
+                    let since = match now {
+                        PodPhase::Ready { since, .. } => since,
+                        PodPhase::Empty | PodPhase::Created | PodPhase::Stopped { .. } => SystemTime::UNIX_EPOCH,
+                    };
+                    info!("stopped");
+                    phase.send_replace(PodPhase::Stopped { since, exit: Exit { code: 0, at: SystemTime::now() } });
+                }
+                reply(answer, result);
+            }
+            Command::Metrics(answer) => reply(answer, sandboxer.metrics()),
+        }
+    }
+}
+
+async fn undo<S: Sandboxer>(sandboxer: &mut S) {
+    if let Err(error) = sandboxer.stop().await {
+        warn!(%error, "cannot remove all of a sandbox that could not be made");
+    }
+}
+
+/// A caller that has gone away wants no answer.
+fn reply<T>(answer: oneshot::Sender<Result<T>>, result: Result<T>) {
+    let _unheard = answer.send(result);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The pod's files that containerd's CRI mounts into every container, and that nobody but the sandbox writes.
+//!
+//! ```text
+//! <root_dir>/hostname      the pod's hostname, or the host's
+//! <root_dir>/hosts         a copy of the host's
+//! <root_dir>/resolv.conf   from the pod's DNS configuration, or a copy of the host's
+//! <state_dir>/shm          /dev/shm of the pod: a tmpfs, unless the pod uses the host's ipc namespace
+//! ```
+//!
+//! Names, contents and modes are those of containerd's own controller (internal/cri/server/podsandbox). With a sandboxer other
+//! than that one, containerd neither makes nor removes the two directories, so both are ours.
+
+use crate::error::{Context, Error, Result};
+use crate::mount::{self, Mount};
+use crate::pod_config::{Dns, NamespaceMode, PodConfig};
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// The size of the pod's /dev/shm: 64 MiB, as everywhere.
+const SHM_SIZE: &str = "size=65536k";
+
+/// Where one pod's files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxFiles {
+    /// `<containerd's root>/io.containerd.grpc.v1.cri/sandboxes/<id>`: survives a reboot.
+    pub root_dir: PathBuf,
+    /// `<containerd's state>/io.containerd.grpc.v1.cri/sandboxes/<id>`: does not.
+    pub state_dir: PathBuf,
+}
+
+impl SandboxFiles {
+    /// The mounts that [`create`](Self::create) makes, for the pod's record: written before, not after.
+    pub fn owned_mounts(&self) -> Vec<PathBuf> {
+        vec![self.shm()]
+    }
+
+    /// The files that [`create`](Self::create) makes, in the directory that survives a reboot.
+    pub fn owned_files(&self) -> Vec<PathBuf> {
+        ["hostname", "hosts", "resolv.conf"].map(|name| self.root_dir.join(name)).into()
+    }
+
+    /// What the containers get as /dev/shm: the pod's own, or the host's where the pod uses the host's ipc namespace.
+    pub fn shm_for(&self, config: &PodConfig) -> PathBuf {
+        match config.ipc {
+            NamespaceMode::Node => PathBuf::from("/dev/shm"),
+            NamespaceMode::Pod | NamespaceMode::Container => self.shm(),
+        }
+    }
+
+    /// Makes the directories, the files and the mount. Files that exist are written anew.
+    ///
+    /// `host_etc` is the host's /etc, which hosts and resolv.conf are copied from. After an error, call
+    /// [`remove`](Self::remove): some of it may be there.
+    ///
+    /// # Errors
+    ///
+    /// If something cannot be read, written or mounted; `FailedPrecondition` if the pod wants the host's /dev/shm and there is none.
+    pub fn create(&self, config: &PodConfig, host_etc: &Path) -> Result<()> {
+        make_dir(&self.root_dir, 0o755)?;
+        make_dir(&self.state_dir, 0o755)?;
+        self.write("hostname", &format!("{}\n", hostname(config)))?;
+        self.write("hosts", &read(&host_etc.join("hosts"))?)?;
+        self.write("resolv.conf", &resolv_conf(config, host_etc)?)?;
+        let shm = self.shm_for(config);
+        if config.ipc == NamespaceMode::Node {
+            return match shm.is_dir() {
+                true => Ok(()),
+                false => Err(Error::precondition(format!("the pod uses the host's ipc namespace, but the host has no {}", shm.display()))),
+            };
+        }
+        make_dir(&shm, 0o700)?;
+        let options = ["nosuid", "nodev", "noexec", "mode=1777", SHM_SIZE].map(str::to_owned);
+        Mount::parse("tmpfs", "shm", &options)?.mount_at(&shm)
+    }
+
+    /// Removes what [`create`](Self::create) made, whether all of it is there, some or nothing. The two directories go too,
+    /// unless there is something else in them.
+    ///
+    /// # Errors
+    ///
+    /// The first one, after everything has been tried.
+    pub fn remove(&self) -> Result<()> {
+        let shm = self.shm();
+        let mut steps = vec![mount::unmount(&shm), remove_dir(&shm)];
+        steps.extend(self.owned_files().iter().map(|file| remove_file(file)));
+        steps.extend([&self.state_dir, &self.root_dir].map(|dir| remove_dir(dir)));
+        steps.into_iter().collect()
+    }
+
+    fn shm(&self) -> PathBuf {
+        self.state_dir.join("shm")
+    }
+
+    fn write(&self, name: &str, content: &str) -> Result<()> {
+        let path = self.root_dir.join(name);
+        let what = || format!("write {}", path.display());
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).custom_flags(nix::libc::O_NOFOLLOW);
+        let mut file = options.open(&path).context(what)?;
+        // The mode is set afterwards, because it is no business of our umask.
+        file.set_permissions(Permissions::from_mode(0o644)).context(what)?;
+        file.write_all(content.as_bytes()).context(what)
+    }
+}
+
+/// The pod's hostname, or the host's where the pod has none of its own.
+fn hostname(config: &PodConfig) -> String {
+    match config.hostname.as_str() {
+        "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        own => own.to_owned(),
+    }
+}
+
+fn resolv_conf(config: &PodConfig, host_etc: &Path) -> Result<String> {
+    match &config.dns {
+        Some(dns) => Ok(resolver_lines(dns)),
+        None => read(&host_etc.join("resolv.conf")),
+    }
+}
+
+/// resolv.conf(5) for the given configuration: empty if that is.
+fn resolver_lines(dns: &Dns) -> String {
+    let mut lines = String::new();
+    if !dns.searches.is_empty() {
+        lines += &format!("search {}\n", dns.searches.join(" "));
+    }
+    for server in &dns.servers {
+        lines += &format!("nameserver {server}\n");
+    }
+    if !dns.options.is_empty() {
+        lines += &format!("options {}\n", dns.options.join(" "));
+    }
+    lines
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).context(|| format!("read {}", path.display()))
+}
+
+/// Makes a directory with everything above it, unless it is there.
+fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path).context(|| format!("make {}", path.display()))
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context(|| format!("remove {}", path.display())),
+        _ => Ok(()),
+    }
+}
+
+/// Removes an empty directory. One that is not empty holds what is not ours, and stays.
+fn remove_dir(path: &Path) -> Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+            Err(error).context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mount::tests::in_private_mounts;
+
+    /// A pod's files in `scratch`, and a host's /etc.
+    fn fixture(scratch: &Path) -> (SandboxFiles, PathBuf) {
+        let host_etc = scratch.join("etc");
+        fs::create_dir(&host_etc).unwrap();
+        fs::write(host_etc.join("hosts"), "127.0.0.1 localhost\n").unwrap();
+        fs::write(host_etc.join("resolv.conf"), "nameserver 9.9.9.9\n").unwrap();
+        (SandboxFiles { root_dir: scratch.join("root/pod"), state_dir: scratch.join("state/pod") }, host_etc)
+    }
+
+    #[test]
+    fn resolver_lines_in_the_order_of_containerd() {
+        let list = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let dns = Dns { servers: list(&["1.1.1.1", "::1"]), searches: list(&["a", "b.c"]), options: list(&["ndots:5", "rotate"]) };
+        assert_eq!(resolver_lines(&dns), "search a b.c\nnameserver 1.1.1.1\nnameserver ::1\noptions ndots:5 rotate\n");
+        assert_eq!(resolver_lines(&Dns::default()), "");
+    }
+
+    #[test]
+    fn a_pod_on_the_hosts_ipc_has_files_and_no_shm() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (files, host_etc) = fixture(scratch.path());
+        let config = PodConfig { ipc: NamespaceMode::Node, dns: Some(Dns::default()), hostname: "web".into(), ..PodConfig::default() };
+        files.create(&config, &host_etc).unwrap();
+        let content = |name: &str| fs::read_to_string(files.root_dir.join(name)).unwrap();
+        assert_eq!((content("hostname"), content("hosts"), content("resolv.conf")), ("web\n".into(), "127.0.0.1 localhost\n".into(), "".into()));
+        for file in files.owned_files() {
+            assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o7777, 0o644);
+        }
+        assert_eq!(files.shm_for(&config), Path::new("/dev/shm"));
+        assert!(!files.shm().exists());
+        files.remove().unwrap();
+        assert!(!files.root_dir.exists() && !files.state_dir.exists());
+        files.remove().unwrap();
+    }
+
+    #[test]
+    fn only_what_we_made_is_removed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (files, host_etc) = fixture(scratch.path());
+        files.create(&PodConfig { ipc: NamespaceMode::Node, ..PodConfig::default() }, &host_etc).unwrap();
+        assert_eq!(fs::read_to_string(files.root_dir.join("resolv.conf")).unwrap(), "nameserver 9.9.9.9\n");
+        fs::write(files.root_dir.join("other"), "").unwrap();
+        files.remove().unwrap();
+        assert_eq!(fs::read_dir(&files.root_dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_pod_of_its_own_has_shm() {
+        in_private_mounts(|scratch| {
+            let (files, host_etc) = fixture(scratch);
+            files.create(&PodConfig::default(), &host_etc).unwrap();
+            assert_eq!(mount::mounts_below(scratch).unwrap()[..1], files.owned_mounts());
+            assert_eq!(fs::metadata(files.shm()).unwrap().permissions().mode() & 0o7777, 0o1777);
+            let shm = rustix::fs::statvfs(files.shm()).unwrap();
+            assert_eq!(shm.f_blocks * shm.f_frsize, 64 << 20);
+            fs::write(files.shm().join("in-use"), "").unwrap();
+            files.remove().unwrap();
+            assert!(!files.state_dir.exists());
+            files.remove().unwrap();
+        });
+    }
+}

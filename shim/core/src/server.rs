@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A sandbox process from its first line to its last: what every sandboxer's `main` does.
+//!
+//! ```text
+//! fd 3, --pod-dir ──> Inherited ──take the lock, write the pid──> serve both APIs ──ShutdownSandbox──> end
+//! ```
+
+use crate::error::{Context, Error, Result};
+use crate::events::Events;
+use crate::reaper::Reaper;
+use crate::record::{PodDir, PodLock, PodRecord};
+use crate::runtime::Runtime;
+use crate::sandbox::{Pod, SandboxService, Sandboxer};
+use crate::task::{Containers, TaskService};
+use containerd_shim_protos::sandbox_async::create_sandbox;
+use containerd_shim_protos::shim_async::create_task;
+use magnetar_sys::listener;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, info_span, warn};
+
+/// How long the last events may take to reach containerd when the process ends.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+
+/// What a sandbox process is born with.
+#[derive(Debug)]
+pub struct Inherited {
+    /// The pod's directory.
+    pub dir: PodDir,
+    /// The pod's record, with this process in it.
+    pub record: PodRecord,
+    listener: UnixListener,
+    _lock: PodLock,
+}
+
+/// What a sandboxer is built from.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The one place that reaps.
+    pub reaper: Reaper,
+    /// Where events go.
+    pub events: Events,
+    /// The owner of all background tasks.
+    pub tasks: TaskTracker,
+}
+
+impl Inherited {
+    /// Takes the listener from fd 3 and the pod named by `--pod-dir`. Call it first in `main`.
+    ///
+    /// # Errors
+    /// Where the program was not started by the shim, or another process serves the pod.
+    pub fn take(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Self> {
+        let usage = || Error::invalid("this program is started by containerd-shim-magnetar-v2: --pod-dir DIR, with the pod's socket on fd 3");
+        let dir = match (arguments.next(), arguments.next(), arguments.next()) {
+            (Some(flag), Some(dir), None) if flag == "--pod-dir" => PodDir::existing(PathBuf::from(dir)),
+            _ => return Err(usage()),
+        };
+        let listener = listener::inherit().map_err(|e| Error::invalid(format!("{} ({e})", usage())))?;
+        let Some(lock) = dir.try_lock()? else {
+            return Err(Error::precondition(format!("{}: another process serves this pod", dir.path().display())));
+        };
+        let mut record = dir.pod()?;
+        record.pid = std::process::id();
+        dir.write_pod(&record)?;
+        // Not a member of the shim's session: its signals are not ours.
+        let _leads_already = rustix::process::setsid();
+        Ok(Self { dir, record, listener, _lock: lock })
+    }
+
+    /// Serves the pod until ShutdownSandbox. `build` makes the sandboxer and its runtime.
+    ///
+    /// # Errors
+    /// Where the process cannot begin to serve.
+    pub fn serve<S, R>(self, build: impl FnOnce(&PodDir, PodRecord, &Parts) -> Result<(S, Containers<R>)>) -> Result<()>
+    where
+        S: Sandboxer,
+        R: Runtime,
+    {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
+        let span = info_span!("pod", sandbox = %self.record.sandbox);
+        runtime.block_on(self.run(build).instrument(span))
+    }
+
+    async fn run<S, R>(self, build: impl FnOnce(&PodDir, PodRecord, &Parts) -> Result<(S, Containers<R>)>) -> Result<()>
+    where
+        S: Sandboxer,
+        R: Runtime,
+    {
+        let Self { dir, record, listener, _lock } = self;
+        let tasks = TaskTracker::new();
+        let (reaper, reap) = Reaper::start()?;
+        let (events, forward) = Events::new(record.config.containerd.ttrpc_address.clone(), record.namespace.clone());
+        let id = record.sandbox.clone();
+        let parts = Parts { reaper, events, tasks };
+        let (sandboxer, containers) = build(&dir, record, &parts)?;
+        let (pod, own) = Pod::new(sandboxer);
+        let listener = tokio::net::UnixListener::from_std(listener).context(|| "cannot use the inherited socket".into())?;
+        let mut server = ttrpc::asynchronous::Server::new()
+            .add_listener(ttrpc::asynchronous::transport::Listener::new(UnixListenerStream::new(listener)))
+            .register_service(create_task(Arc::new(TaskService::new(containers))))
+            .register_service(create_sandbox(Arc::new(SandboxService::new(id, pod.clone()))));
+        let mut forwarder = tokio::task::JoinSet::new();
+        forwarder.spawn(forward);
+        server.start().await?;
+        tokio::select! {
+            () = own => {}
+            () = reap => {}
+            () = pod.asked_to_shut_down() => {}
+        }
+        // Answers what is being asked, then lets go of everything that could still tell events.
+        if let Err(error) = server.shutdown().await {
+            warn!(%error, "the server did not end well");
+        }
+        drop((server, pod, parts));
+        if tokio::time::timeout(LAST_EVENTS, forwarder.join_next()).await.is_err() {
+            warn!("containerd did not take the last events");
+        }
+        Ok(())
+    }
+}

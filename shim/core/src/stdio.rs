@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A process's standard streams: the FIFOs that containerd made, or a terminal.
+//!
+//! Without a terminal the FIFOs *are* the process's streams. Nothing is copied, so nothing can be
+//! lost or reordered on the way, the sandbox process uses no memory for it, and a container goes on
+//! writing even if the sandbox process dies. What the sandbox process keeps is one idle descriptor
+//! per stream, of the other direction:
+//!
+//! - a reader of stdout and stderr, so that a restart of containerd is a pause and not SIGPIPE;
+//! - a writer of stdin until CloseIO, so that the end of one attach is not the end of the input.
+//!
+//! With a terminal the OCI runtime hands over the pseudo-terminal's master, and [`crate::terminal`]
+//! copies.
+
+use crate::error::{Context, Error, Result};
+use rustix::fs::{FileType, Mode, OFlags};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Where the streams of a process lead, as containerd says it in Create and Exec.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StdioSpec {
+    /// The FIFO to read from; `None` is end of input at once.
+    pub stdin: Option<PathBuf>,
+    /// Where output goes; `None` discards it.
+    pub stdout: Option<PathBuf>,
+    /// Where errors go; `None` discards them. Unused with a terminal.
+    pub stderr: Option<PathBuf>,
+    /// Whether the process gets a terminal.
+    pub terminal: bool,
+}
+
+/// The descriptors for the new process.
+#[derive(Debug)]
+pub struct ChildStreams {
+    /// Its fd 0.
+    pub stdin: OwnedFd,
+    /// Its fd 1.
+    pub stdout: OwnedFd,
+    /// Its fd 2.
+    pub stderr: OwnedFd,
+}
+
+/// What keeps the FIFOs alive while nobody is at the other end.
+#[derive(Debug, Default)]
+pub struct Keepers {
+    stdin: Mutex<Option<OwnedFd>>,
+    _outputs: Vec<OwnedFd>,
+}
+
+impl StdioSpec {
+    /// Parses the strings of a request: empty is none, a path or `file://` path otherwise.
+    ///
+    /// # Errors
+    /// `Unimplemented` for other schemes (`binary://`), `InvalidArgument` for relative paths.
+    pub fn parse(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Result<Self> {
+        Ok(Self {
+            stdin: parse("stdin", stdin)?,
+            stdout: parse("stdout", stdout)?,
+            stderr: if terminal { None } else { parse("stderr", stderr)? },
+            terminal,
+        })
+    }
+
+    /// Opens the streams for a process without a terminal. Never blocks.
+    ///
+    /// # Errors
+    /// Where a path cannot be opened, or is neither FIFO nor regular file nor character device.
+    pub fn open(&self) -> Result<(ChildStreams, Keepers)> {
+        let mut outputs = Vec::new();
+        let (stdin, stdin_keeper) = match &self.stdin {
+            Some(path) => {
+                let reader = open(path, OFlags::RDONLY | OFlags::NONBLOCK)?;
+                let keeper = open(path, OFlags::WRONLY | OFlags::NONBLOCK)?;
+                block(&reader, path)?;
+                (reader, Some(keeper))
+            }
+            None => (null()?, None),
+        };
+        let mut output = |path: &Option<PathBuf>| match path {
+            Some(path) => {
+                let (writer, keeper) = open_output(path)?;
+                outputs.extend(keeper);
+                Ok(writer)
+            }
+            None => null(),
+        };
+        let stdout = output(&self.stdout)?;
+        let stderr = output(&self.stderr)?;
+        Ok((ChildStreams { stdin, stdout, stderr }, Keepers { stdin: Mutex::new(stdin_keeper), _outputs: outputs }))
+    }
+}
+
+impl ChildStreams {
+    /// Streams that lead nowhere, for programs whose words come another way.
+    pub fn null() -> Result<Self> {
+        Ok(Self { stdin: null()?, stdout: null()?, stderr: null()? })
+    }
+}
+
+impl Keepers {
+    /// Lets the process see the end of its input, once containerd has closed its end too.
+    pub fn close_stdin(&self) {
+        drop(self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+fn parse(stream: &str, text: &str) -> Result<Option<PathBuf>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let path = match text.split_once("://") {
+        None => text,
+        Some(("file" | "fifo", path)) => path.split('?').next().unwrap_or(path),
+        Some((scheme, _)) => {
+            return Err(Error::unimplemented(format!("{stream}: the scheme {scheme}:// is not supported; use a FIFO or file://")));
+        }
+    };
+    if !path.starts_with('/') || path.contains('\0') {
+        return Err(Error::invalid(format!("{stream}: {path:?} is not an absolute path")));
+    }
+    Ok(Some(path.into()))
+}
+
+/// The writing end for the process, and for a FIFO the reader that keeps it open.
+fn open_output(path: &Path) -> Result<(OwnedFd, Option<OwnedFd>)> {
+    let is_fifo = match rustix::fs::stat(path) {
+        Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::Fifo,
+        Err(rustix::io::Errno::NOENT) => false,
+        Err(e) => return Err(e).context(|| format!("cannot look at {}", path.display())),
+    };
+    if !is_fifo {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND;
+        return Ok((open(path, flags)?, None));
+    }
+    let keeper = open(path, OFlags::RDONLY | OFlags::NONBLOCK)?;
+    // With the keeper as its reader this neither blocks nor fails.
+    let writer = open(path, OFlags::WRONLY | OFlags::NONBLOCK)?;
+    block(&writer, path)?;
+    Ok((writer, Some(keeper)))
+}
+
+fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::RUSR | Mode::WUSR).context(|| format!("cannot open the stream {}", path.display()))
+}
+
+/// Programs expect blocking streams; O_NONBLOCK was only for opening.
+fn block(fd: &OwnedFd, path: &Path) -> Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd).context(|| format!("cannot read the flags of {}", path.display()))?;
+    rustix::fs::fcntl_setfl(fd, flags - OFlags::NONBLOCK).context(|| format!("cannot set the flags of {}", path.display()))
+}
+
+fn null() -> Result<OwnedFd> {
+    open(Path::new("/dev/null"), OFlags::RDWR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    fn fifo() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        (dir, path)
+    }
+
+    #[test]
+    fn output_survives_a_reader_that_goes_and_comes() {
+        let (_dir, path) = fifo();
+        let spec = StdioSpec { stdout: Some(path.clone()), ..StdioSpec::default() };
+        let (child, keepers) = spec.open().unwrap();
+        let mut writer = std::fs::File::from(child.stdout);
+        drop(std::fs::File::open(&path).unwrap());
+        writer.write_all(b"still here").unwrap();
+        let mut reader = std::fs::File::open(&path).unwrap();
+        drop((writer, keepers, child.stderr));
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "still here");
+    }
+
+    #[test]
+    fn input_ends_with_close_io_and_not_before() {
+        let (_dir, path) = fifo();
+        let spec = StdioSpec { stdin: Some(path.clone()), ..StdioSpec::default() };
+        let (child, keepers) = spec.open().unwrap();
+        let mut first = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        first.write_all(b"a").unwrap();
+        drop(first);
+        let mut second = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        second.write_all(b"b").unwrap();
+        drop(second);
+        keepers.close_stdin();
+        let mut text = String::new();
+        std::fs::File::from(child.stdin).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "ab");
+    }
+
+    #[test]
+    fn unknown_schemes_are_unimplemented() {
+        let error = StdioSpec::parse("", "binary:///bin/logger?id=1", "", false).unwrap_err();
+        assert_eq!(error.code(), crate::error::Code::Unimplemented);
+        assert_eq!(StdioSpec::parse("", "relative", "", false).unwrap_err().code(), crate::error::Code::InvalidArgument);
+        assert_eq!(StdioSpec::parse("", "file:///a/b?x=1", "", false).unwrap().stdout, Some("/a/b".into()));
+    }
+}

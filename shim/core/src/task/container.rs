@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container and its processes, as the Task API sees them.
+
+use super::spec::Spec;
+use crate::cgroup::Cgroup;
+use crate::error::{Code, Context, Error, Result};
+use crate::ids::{ContainerId, ExecId};
+use crate::process::{Life, Phase};
+use crate::stdio::{ChildStreams, Keepers, StdioSpec};
+use crate::terminal::Terminal;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// One container of the pod.
+#[derive(Debug)]
+pub struct Container {
+    /// Its name.
+    pub id: ContainerId,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Where we mounted its root filesystem.
+    pub rootfs: Option<PathBuf>,
+    /// What its specification says.
+    pub spec: Spec,
+    /// Its first process.
+    pub init: Arc<Process>,
+    execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
+    cgroup: OnceLock<Cgroup>,
+}
+
+/// One process of a container.
+#[derive(Debug)]
+pub struct Process {
+    /// Where its streams lead.
+    pub stdio: StdioSpec,
+    /// Its life.
+    pub life: Life,
+    /// `process` of the OCI specification as JSON; empty for an init, whose bundle has it.
+    pub process: Vec<u8>,
+    streams: Mutex<Attached>,
+}
+
+#[derive(Debug, Default)]
+enum Attached {
+    #[default]
+    None,
+    Pipes(Keepers),
+    Terminal(Terminal),
+}
+
+impl Container {
+    /// A container that is about to be made.
+    pub fn new(id: ContainerId, bundle: PathBuf, rootfs: Option<PathBuf>, spec: Spec, stdio: StdioSpec) -> Self {
+        let init = Arc::new(Process::new(stdio, Vec::new(), Phase::Creating));
+        Self { id, bundle, rootfs, spec, init, execs: Mutex::default(), cgroup: OnceLock::new() }
+    }
+
+    /// Remembers where the kernel has put it. The first answer counts.
+    pub fn set_cgroup(&self, cgroup: Cgroup) {
+        let _the_first_counts = self.cgroup.set(cgroup);
+    }
+
+    /// Its cgroup.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` before it was made.
+    pub fn cgroup(&self) -> Result<&Cgroup> {
+        self.cgroup.get().ok_or_else(|| Error::precondition(format!("container {} has no cgroup yet", self.id)))
+    }
+
+    /// Its init, or one of its execs.
+    ///
+    /// # Errors
+    /// `NotFound` for an exec that was not announced or has been deleted.
+    pub fn process(&self, exec: Option<&ExecId>) -> Result<Arc<Process>> {
+        match exec {
+            None => Ok(self.init.clone()),
+            Some(exec) => {
+                self.execs().get(exec).cloned().ok_or_else(|| Error::not_found(format!("container {} has no exec {exec}", self.id)))
+            }
+        }
+    }
+
+    /// Announces an exec.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a name in use.
+    pub fn add_exec(&self, exec: ExecId, process: Process) -> Result<()> {
+        let mut execs = self.execs();
+        if execs.contains_key(&exec) {
+            return Err(Error::new(Code::AlreadyExists, format!("container {} has an exec {exec} already", self.id)));
+        }
+        execs.insert(exec, Arc::new(process));
+        Ok(())
+    }
+
+    /// Forgets an exec.
+    pub fn remove_exec(&self, exec: &ExecId) {
+        self.execs().remove(exec);
+    }
+
+    /// All execs that it has now.
+    pub fn all_execs(&self) -> Vec<Arc<Process>> {
+        self.execs().values().cloned().collect()
+    }
+
+    fn execs(&self) -> MutexGuard<'_, BTreeMap<ExecId, Arc<Process>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Process {
+    /// A process that does not run yet.
+    pub fn new(stdio: StdioSpec, process: Vec<u8>, phase: Phase) -> Self {
+        Self { stdio, life: Life::new(phase), process, streams: Mutex::default() }
+    }
+
+    /// Opens the FIFOs for a process without a terminal, and hands them to the user it runs as.
+    pub fn open_pipes(&self, owner: Option<(u32, u32)>) -> Result<ChildStreams> {
+        let (child, keepers) = self.stdio.open()?;
+        if let Some((uid, gid)) = owner {
+            let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+            for (path, fd) in [(&self.stdio.stdin, &child.stdin), (&self.stdio.stdout, &child.stdout), (&self.stdio.stderr, &child.stderr)] {
+                if path.is_some() {
+                    rustix::fs::fchown(fd, Some(uid), Some(gid)).context(|| "cannot give a stream to the container's user".into())?;
+                }
+            }
+        }
+        *self.streams() = Attached::Pipes(keepers);
+        Ok(child)
+    }
+
+    /// Remembers the terminal.
+    pub fn set_terminal(&self, terminal: Terminal) {
+        *self.streams() = Attached::Terminal(terminal);
+    }
+
+    /// Its terminal.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where it has none (yet).
+    pub fn terminal(&self) -> Result<Terminal> {
+        match &*self.streams() {
+            Attached::Terminal(terminal) => Ok(terminal.clone()),
+            Attached::Pipes(_) | Attached::None => Err(Error::precondition("the process has no terminal")),
+        }
+    }
+
+    /// Ends its input.
+    pub fn close_stdin(&self) {
+        match &*self.streams() {
+            Attached::Pipes(keepers) => keepers.close_stdin(),
+            // A terminal has no end of input: the user types it.
+            Attached::Terminal(_) | Attached::None => {}
+        }
+    }
+
+    /// Lets go of the streams when it has ended, so that readers see their end.
+    pub fn detach(&self) {
+        *self.streams() = Attached::None;
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Attached> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,470 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The containers of a pod, and what can be done with them.
+//!
+//! This is the Task API without its wire: the same for a runc pod on the host and for the agent in
+//! a guest. Every container is recorded before anything of it is made.
+
+use super::container::{Container, Process};
+use super::spec::{self, Spec};
+use crate::cgroup::{Cgroup, oom};
+use crate::error::{Code, Error, Result};
+use crate::events::{Event, Events};
+use crate::ids::{ContainerId, ExecId};
+use crate::mount::{self, Mount};
+use crate::process::{Change, Phase};
+use crate::reaper::{Exit, Reaper};
+use crate::record::{ContainerRecord, PodDir};
+use crate::runtime::{Checkpoint, Creation, Execution, Made, Runtime, Streams};
+use crate::stdio::StdioSpec;
+use crate::terminal::Terminal;
+use containerd_shim_protos::events::task as message;
+use containerd_shim_protos::protobuf::MessageField;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+/// How long the report of an init's end waits for the ends of its execs, which the kernel has
+/// killed with it.
+const EXECS_END: Duration = Duration::from_secs(2);
+
+/// The containers of one pod. Cheap to clone.
+#[derive(Debug)]
+pub struct Containers<R>(Arc<Shared<R>>);
+
+impl<R> Clone for Containers<R> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+#[derive(Debug)]
+struct Shared<R> {
+    runtime: R,
+    pod: PodDir,
+    reaper: Reaper,
+    events: Events,
+    tasks: TaskTracker,
+    containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
+}
+
+/// A container to be made, as it was asked for.
+#[derive(Debug)]
+pub struct CreateRequest {
+    /// Its name.
+    pub container: ContainerId,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// What its root filesystem is mounted from; none if the bundle has it.
+    pub rootfs: Vec<Mount>,
+    /// Its streams.
+    pub stdio: StdioSpec,
+    /// Where to restore it from.
+    pub checkpoint: Option<PathBuf>,
+}
+
+impl<R: Runtime> Containers<R> {
+    /// No containers yet.
+    pub fn new(runtime: R, pod: PodDir, reaper: Reaper, events: Events, tasks: TaskTracker) -> Self {
+        Self(Arc::new(Shared { runtime, pod, reaper, events, tasks, containers: Mutex::default() }))
+    }
+
+    /// A container by name.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn get(&self, id: &ContainerId) -> Result<Arc<Container>> {
+        self.registry().get(id).cloned().ok_or_else(|| Error::not_found(format!("there is no container {id} in this pod")))
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Container>> {
+        self.registry().values().cloned().collect()
+    }
+
+    /// Makes a container; its init waits for [`start`](Self::start). Returns the init's process id.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a name in use, and whatever the bundle, the mounts or the runtime refuse;
+    /// then nothing of it is left.
+    pub async fn create(&self, request: CreateRequest) -> Result<u32> {
+        let CreateRequest { container: id, bundle, rootfs: mounts, stdio, checkpoint } = request;
+        let spec = Spec::read(&bundle)?;
+        let rootfs = if mounts.is_empty() { None } else { Some(spec::rootfs_dir(&bundle)?) };
+        let container = Arc::new(Container::new(id.clone(), bundle, rootfs, spec, stdio));
+        self.register(&container)?;
+        let made = self.make(&container, &mounts, checkpoint.as_deref()).await;
+        match made {
+            Ok(pid) => {
+                info!(container = %id, pid, "created");
+                self.tell_created(&container, pid, checkpoint);
+                Ok(pid)
+            }
+            Err(error) => {
+                if let Err(left) = self.unmake(&container).await {
+                    warn!(container = %id, error = %left, "cannot remove all of a container that could not be made");
+                }
+                Err(Error::new(error.code(), format!("cannot create container {id}: {error}")))
+            }
+        }
+    }
+
+    async fn make(&self, container: &Arc<Container>, mounts: &[Mount], checkpoint: Option<&std::path::Path>) -> Result<u32> {
+        let record = ContainerRecord::new(
+            container.id.clone(),
+            container.bundle.clone(),
+            container.rootfs.clone(),
+            container.spec.cgroups_path().map(String::from),
+            self.0.runtime.program().to_owned(),
+        );
+        self.0.pod.write_container(&record)?;
+        if let Some(rootfs) = &container.rootfs {
+            for mount in mounts {
+                mount.mount_at(rootfs)?;
+            }
+        }
+        let streams = self.streams(container, &container.init)?;
+        let creation = Creation { container: &container.id, bundle: &container.bundle, streams, checkpoint };
+        let made = self.0.runtime.create(creation).await?;
+        let ended = self.0.reaper.watch(made.pid);
+        let pid = made.pid;
+        // Looked up while init certainly exists: it waits for Start.
+        match Cgroup::of_process(pid) {
+            Ok(cgroup) => {
+                self.watch_memory(container, &cgroup);
+                container.set_cgroup(cgroup);
+            }
+            Err(error) => warn!(container = %container.id, %error, "no statistics and no OOM reports for this container"),
+        }
+        self.attach(&container.init, made)?;
+        container.init.life.change(Change::Made { pid })?;
+        if checkpoint.is_some() {
+            container.init.life.change(Change::Start)?;
+            container.init.life.change(Change::Started { pid })?;
+        }
+        self.0.tasks.spawn(self.clone().init_ended(container.clone(), ended));
+        Ok(pid)
+    }
+
+    /// Lets a container's program run, or runs an exec. Returns the process id.
+    ///
+    /// # Errors
+    /// `NotFound`, `FailedPrecondition` in the wrong phase, or what the runtime says.
+    pub async fn start(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<u32> {
+        let container = self.get(id)?;
+        let process = container.process(exec)?;
+        let named = |error: Error| Error::new(error.code(), format!("cannot start {}: {error}", subject(id, exec)));
+        if exec.is_some() && container.init.life.phase().living_pid().is_none() {
+            return Err(named(Error::precondition(format!("its container is {}", container.init.life.phase().name()))));
+        }
+        process.life.change(Change::Start).map_err(named)?;
+        let started = match exec {
+            None => self.0.runtime.start(id).await.map(|()| process.life.phase().pid()),
+            Some(exec) => self.run_exec(&container, exec, &process).await,
+        };
+        match started {
+            Ok(pid) => {
+                process.life.change(Change::Started { pid })?;
+                debug!(container = %id, exec = exec.map(ExecId::as_str), pid, "started");
+                self.0.events.publish(match exec {
+                    None => Event::Start(message::TaskStart { container_id: id.to_string(), pid, ..Default::default() }),
+                    Some(exec) => Event::ExecStarted(message::TaskExecStarted {
+                        container_id: id.to_string(),
+                        exec_id: exec.to_string(),
+                        pid,
+                        ..Default::default()
+                    }),
+                });
+                Ok(pid)
+            }
+            Err(error) => {
+                process.life.change(Change::StartFailed)?;
+                process.detach();
+                Err(named(error))
+            }
+        }
+    }
+
+    async fn run_exec(&self, container: &Arc<Container>, exec: &ExecId, process: &Arc<Process>) -> Result<u32> {
+        let streams = self.streams(container, process)?;
+        let made = self.0.runtime.exec(Execution { container: &container.id, exec, process: &process.process, streams }).await?;
+        let ended = self.0.reaper.watch(made.pid);
+        let pid = made.pid;
+        self.attach(process, made)?;
+        self.0.tasks.spawn(self.clone().exec_ended(container.clone(), exec.clone(), process.clone(), pid, ended));
+        Ok(pid)
+    }
+
+    /// Announces an exec, which [`start`](Self::start) runs.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where the container does not run, `AlreadyExists`, `NotFound`.
+    pub fn exec(&self, id: &ContainerId, exec: ExecId, process: Vec<u8>, stdio: StdioSpec) -> Result<()> {
+        let container = self.get(id)?;
+        match container.init.life.phase() {
+            Phase::Created { .. } | Phase::Starting { .. } | Phase::Running { .. } => {}
+            phase @ (Phase::Creating | Phase::Paused { .. } | Phase::Stopped { .. } | Phase::Deleted { .. }) => {
+                return Err(Error::precondition(format!("cannot exec in container {id}: it is {}", phase.name())));
+            }
+        }
+        container.add_exec(exec.clone(), Process::new(stdio, process, Phase::Created { pid: 0 }))?;
+        self.0.events.publish(Event::ExecAdded(message::TaskExecAdded {
+            container_id: id.to_string(),
+            exec_id: exec.to_string(),
+            ..Default::default()
+        }));
+        Ok(())
+    }
+
+    /// Sends a signal to one process, or to all of the container's.
+    ///
+    /// # Errors
+    /// `NotFound` where the process has ended, which callers take for success; `FailedPrecondition`
+    /// for an exec that has not been started.
+    pub fn kill(&self, id: &ContainerId, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
+        let container = self.get(id)?;
+        let process = container.process(exec)?;
+        if all && exec.is_none() {
+            for pid in container.cgroup()?.pids(true) {
+                // A process that is gone has had its signal.
+                let _gone = magnetar_sys::process::signal(pid, signal);
+            }
+            return Ok(());
+        }
+        match process.life.phase().living_pid() {
+            Some(pid) => magnetar_sys::process::signal(pid, signal)
+                .map_err(|e| Error::new(Code::InvalidArgument, format!("cannot send signal {signal} to {}: {e}", subject(id, exec)))),
+            None if process.life.phase().exit().is_some() => Err(Error::not_found(format!("{} has ended", subject(id, exec)))),
+            None => Err(Error::precondition(format!("{} has not been started", subject(id, exec)))),
+        }
+    }
+
+    /// Freezes or thaws a container.
+    pub async fn freeze(&self, id: &ContainerId, frozen: bool) -> Result<()> {
+        let container = self.get(id)?;
+        let change = if frozen { Change::Pause } else { Change::Resume };
+        container.init.life.phase().after(change).map_err(|e| Error::new(e.code(), format!("container {id}: {e}")))?;
+        self.0.runtime.freeze(id, frozen).await?;
+        container.init.life.change(change)?;
+        self.0.events.publish(if frozen {
+            Event::Paused(message::TaskPaused { container_id: id.to_string(), ..Default::default() })
+        } else {
+            Event::Resumed(message::TaskResumed { container_id: id.to_string(), ..Default::default() })
+        });
+        Ok(())
+    }
+
+    /// Changes a container's limits.
+    pub async fn update(&self, id: &ContainerId, resources: &[u8]) -> Result<()> {
+        let container = self.get(id)?;
+        if container.init.life.phase().living_pid().is_none() {
+            return Err(Error::precondition(format!("cannot update container {id}: it is {}", container.init.life.phase().name())));
+        }
+        self.0.runtime.update(id, resources).await
+    }
+
+    /// Writes a container's state to disk.
+    pub async fn checkpoint(&self, id: &ContainerId, checkpoint: Checkpoint) -> Result<()> {
+        self.get(id)?;
+        self.0.runtime.checkpoint(id, checkpoint).await
+    }
+
+    /// Removes an exec, or a container that has ended (or never ran). Returns the process id that
+    /// it had and how it ended.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` while it runs.
+    pub async fn delete(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<(u32, Exit)> {
+        let container = self.get(id)?;
+        let process = container.process(exec)?;
+        let pid = process.life.phase().pid();
+        if exec.is_none() && matches!(process.life.phase(), Phase::Created { .. }) {
+            let _ended_meanwhile = magnetar_sys::process::signal(pid, libc::SIGKILL as u32);
+            process.life.exit().await;
+        }
+        let deleted = process.life.change(Change::Delete);
+        let exit = deleted
+            .map_err(|e| Error::new(e.code(), format!("cannot delete {}: {e}", subject(id, exec))))?
+            .exit()
+            .unwrap_or_else(Exit::killed);
+        if let Some(exec) = exec {
+            container.remove_exec(exec);
+            return Ok((pid, exit));
+        }
+        self.unmake(&container).await?;
+        self.0.events.publish(Event::Delete(message::TaskDelete {
+            container_id: id.to_string(),
+            id: id.to_string(),
+            pid,
+            exit_status: exit.code,
+            exited_at: MessageField::some(exit.at.into()),
+            ..Default::default()
+        }));
+        Ok((pid, exit))
+    }
+
+    /// Kills and removes every container.
+    pub async fn remove_all(&self) -> Result<()> {
+        for container in self.all() {
+            if let Some(pid) = container.init.life.phase().living_pid() {
+                let _ended_meanwhile = magnetar_sys::process::signal(pid, libc::SIGKILL as u32);
+                if let Ok(cgroup) = container.cgroup() {
+                    cgroup.kill_all().await?;
+                }
+                container.init.life.exit().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what was made of a container, in the reverse order. Idempotent.
+    async fn unmake(&self, container: &Container) -> Result<()> {
+        self.0.runtime.delete(&container.id).await?;
+        if let Some(rootfs) = &container.rootfs {
+            mount::unmount(rootfs)?;
+        }
+        if let Ok(cgroup) = container.cgroup() {
+            cgroup.remove().await?;
+        }
+        self.0.pod.remove_container(&container.id)?;
+        container.init.detach();
+        self.registry().remove(&container.id);
+        magnetar_sys::memory::trim();
+        Ok(())
+    }
+
+    fn register(&self, container: &Arc<Container>) -> Result<()> {
+        let mut registry = self.registry();
+        if registry.contains_key(&container.id) {
+            return Err(Error::new(Code::AlreadyExists, format!("there is a container {} in this pod already", container.id)));
+        }
+        registry.insert(container.id.clone(), container.clone());
+        Ok(())
+    }
+
+    fn streams(&self, container: &Container, process: &Process) -> Result<Streams> {
+        if process.stdio.terminal {
+            return Ok(Streams::Terminal);
+        }
+        Ok(Streams::Pipes(process.open_pipes(container.spec.mapped_owner())?))
+    }
+
+    fn attach(&self, process: &Process, made: Made) -> Result<()> {
+        if let Some(master) = made.terminal {
+            process.set_terminal(Terminal::attach(master, &process.stdio, &self.0.tasks)?);
+        }
+        Ok(())
+    }
+
+    async fn init_ended(self, container: Arc<Container>, ended: tokio::sync::oneshot::Receiver<Exit>) {
+        let exit = ended.await.unwrap_or_else(|_| Exit::killed());
+        if let Ok(cgroup) = container.cgroup() {
+            if oom::oom_kills(cgroup) > 0 {
+                self.tell_oom(&container.id);
+            }
+            if !container.spec.ends_with_init() {
+                if let Err(error) = cgroup.kill_all().await {
+                    warn!(container = %container.id, %error, "cannot kill what init left behind");
+                }
+            }
+        }
+        let pid = container.init.life.phase().pid();
+        // Whatever the phase, an exit is accepted.
+        let _accepted = container.init.life.change(Change::Exit(exit));
+        container.init.detach();
+        info!(container = %container.id, code = exit.code, "exited");
+        // Subscribers take the init's exit for the last word about a container.
+        for exec in container.all_execs() {
+            if exec.life.phase().living_pid().is_some() {
+                let _bounded = tokio::time::timeout(EXECS_END, exec.life.exit()).await;
+            }
+        }
+        self.tell_exit(&container.id, container.id.as_str(), pid, exit);
+    }
+
+    async fn exec_ended(
+        self,
+        container: Arc<Container>,
+        exec: ExecId,
+        process: Arc<Process>,
+        pid: u32,
+        ended: tokio::sync::oneshot::Receiver<Exit>,
+    ) {
+        let exit = ended.await.unwrap_or_else(|_| Exit::killed());
+        let _accepted = process.life.change(Change::Exit(exit));
+        process.detach();
+        self.tell_exit(&container.id, exec.as_str(), pid, exit);
+    }
+
+    /// Reports OOM kills of processes other than init while the container runs.
+    fn watch_memory(&self, container: &Arc<Container>, cgroup: &Cgroup) {
+        let mut watch = match oom::OomWatch::new(cgroup) {
+            Ok(watch) => watch,
+            Err(error) => {
+                warn!(container = %container.id, %error, "no OOM reports while this container runs");
+                return;
+            }
+        };
+        let (containers, container) = (self.clone(), container.clone());
+        self.0.tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    kill = watch.next() => match kill {
+                        Some(_) => containers.tell_oom(&container.id),
+                        None => return,
+                    },
+                    _ = container.init.life.exit() => return,
+                }
+            }
+        });
+    }
+
+    fn tell_oom(&self, id: &ContainerId) {
+        info!(container = %id, "out of memory");
+        self.0.events.publish(Event::Oom(message::TaskOOM { container_id: id.to_string(), ..Default::default() }));
+    }
+
+    fn tell_exit(&self, container: &ContainerId, process: &str, pid: u32, exit: Exit) {
+        self.0.events.publish(Event::Exit(message::TaskExit {
+            container_id: container.to_string(),
+            id: process.into(),
+            pid,
+            exit_status: exit.code,
+            exited_at: MessageField::some(exit.at.into()),
+            ..Default::default()
+        }));
+    }
+
+    fn tell_created(&self, container: &Container, pid: u32, checkpoint: Option<PathBuf>) {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
+        let stdio = &container.init.stdio;
+        self.0.events.publish(Event::Create(message::TaskCreate {
+            container_id: container.id.to_string(),
+            bundle: container.bundle.display().to_string(),
+            io: MessageField::some(message::TaskIO {
+                stdin: path(&stdio.stdin),
+                stdout: path(&stdio.stdout),
+                stderr: path(&stdio.stderr),
+                terminal: stdio.terminal,
+                ..Default::default()
+            }),
+            checkpoint: path(&checkpoint),
+            pid,
+            ..Default::default()
+        }));
+    }
+
+    fn registry(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Arc<Container>>> {
+        self.0.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A process's name in messages.
+fn subject(id: &ContainerId, exec: Option<&ExecId>) -> String {
+    match exec {
+        None => format!("container {id}"),
+        Some(exec) => format!("exec {exec} of container {id}"),
+    }
+}

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The Task API (`containerd.task.v3`) over ttrpc: requests are parsed here, and wire types stop here.
+//!
+//! Semantics are those of containerd's `api/runtime/task/v3/shim.proto` and of its own runc shim.
+
+mod container;
+mod containers;
+mod spec;
+
+pub use container::{Container, Process};
+pub use containers::{Containers, CreateRequest};
+
+use crate::cgroup::stats;
+use crate::error::{Error, Result};
+use crate::ids::{ContainerId, ExecId};
+use crate::mount::Mount;
+use crate::process::Phase;
+use crate::runtime::{Checkpoint, Runtime};
+use crate::stdio::StdioSpec;
+use async_trait::async_trait;
+use containerd_shim_protos::api;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::shim::oci::CheckpointOptions;
+use containerd_shim_protos::shim_async::Task;
+use containerd_shim_protos::types::task::Status;
+use std::path::PathBuf;
+use tracing::debug;
+use ttrpc::asynchronous::TtrpcContext;
+
+/// Serves the Task API for one pod.
+#[derive(Debug)]
+pub struct TaskService<R> {
+    containers: Containers<R>,
+}
+
+impl<R: Runtime> TaskService<R> {
+    /// Serves `containers`.
+    pub fn new(containers: Containers<R>) -> Self {
+        Self { containers }
+    }
+}
+
+#[async_trait]
+impl<R: Runtime> Task for TaskService<R> {
+    async fn create(&self, _ctx: &TtrpcContext, req: api::CreateTaskRequest) -> ttrpc::Result<api::CreateTaskResponse> {
+        debug!(container = req.id, bundle = req.bundle, "Create");
+        let request = CreateRequest {
+            container: ContainerId::parse(req.id)?,
+            bundle: PathBuf::from(req.bundle),
+            rootfs: req.rootfs.iter().map(|m| Mount::parse(&m.type_, &m.source, &m.options)).collect::<Result<_>>()?,
+            stdio: StdioSpec::parse(&req.stdin, &req.stdout, &req.stderr, req.terminal)?,
+            checkpoint: (!req.checkpoint.is_empty()).then(|| PathBuf::from(req.checkpoint)),
+        };
+        let pid = self.containers.create(request).await?;
+        Ok(api::CreateTaskResponse { pid, ..Default::default() })
+    }
+
+    async fn start(&self, _ctx: &TtrpcContext, req: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
+        debug!(container = req.id, exec = req.exec_id, "Start");
+        let (id, exec) = names(req.id, req.exec_id)?;
+        let pid = self.containers.start(&id, exec.as_ref()).await?;
+        Ok(api::StartResponse { pid, ..Default::default() })
+    }
+
+    async fn state(&self, _ctx: &TtrpcContext, req: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
+        let (id, exec) = names(req.id, req.exec_id)?;
+        let container = self.containers.get(&id)?;
+        let process = container.process(exec.as_ref())?;
+        let phase = process.life.phase();
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
+        Ok(api::StateResponse {
+            id: id.to_string(),
+            bundle: container.bundle.display().to_string(),
+            pid: phase.pid(),
+            status: status(phase).into(),
+            stdin: path(&process.stdio.stdin),
+            stdout: path(&process.stdio.stdout),
+            stderr: path(&process.stdio.stderr),
+            terminal: process.stdio.terminal,
+            exit_status: phase.exit().map(|exit| exit.code).unwrap_or_default(),
+            exited_at: phase.exit().map(|exit| exit.at.into()).into(),
+            exec_id: exec.map(String::from).unwrap_or_default(),
+            ..Default::default()
+        })
+    }
+
+    async fn delete(&self, _ctx: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
+        debug!(container = req.id, exec = req.exec_id, "Delete");
+        let (id, exec) = names(req.id, req.exec_id)?;
+        let (pid, exit) = self.containers.delete(&id, exec.as_ref()).await?;
+        Ok(api::DeleteResponse { pid, exit_status: exit.code, exited_at: MessageField::some(exit.at.into()), ..Default::default() })
+    }
+
+    async fn pids(&self, _ctx: &TtrpcContext, req: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
+        let container = self.containers.get(&ContainerId::parse(req.id)?)?;
+        let processes = container.cgroup()?.pids(true).into_iter();
+        let processes = processes.map(|pid| api::ProcessInfo { pid, ..Default::default() }).collect();
+        Ok(api::PidsResponse { processes, ..Default::default() })
+    }
+
+    async fn pause(&self, _ctx: &TtrpcContext, req: api::PauseRequest) -> ttrpc::Result<api::Empty> {
+        self.containers.freeze(&ContainerId::parse(req.id)?, true).await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn resume(&self, _ctx: &TtrpcContext, req: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
+        self.containers.freeze(&ContainerId::parse(req.id)?, false).await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn checkpoint(&self, _ctx: &TtrpcContext, req: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
+        let id = ContainerId::parse(req.id)?;
+        let options = match req.options.as_ref() {
+            Some(any) => CheckpointOptions::parse_from_bytes(&any.value)
+                .map_err(|e| Error::invalid(format!("the options of the checkpoint of container {id} do not parse: {e}")))?,
+            None => CheckpointOptions::new(),
+        };
+        let image = if options.image_path.is_empty() { req.path } else { options.image_path };
+        self.containers.checkpoint(&id, Checkpoint { image: image.into(), exit: options.exit }).await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn kill(&self, _ctx: &TtrpcContext, req: api::KillRequest) -> ttrpc::Result<api::Empty> {
+        debug!(container = req.id, exec = req.exec_id, signal = req.signal, all = req.all, "Kill");
+        let (id, exec) = names(req.id, req.exec_id)?;
+        self.containers.kill(&id, exec.as_ref(), req.signal, req.all)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn exec(&self, _ctx: &TtrpcContext, req: api::ExecProcessRequest) -> ttrpc::Result<api::Empty> {
+        let id = ContainerId::parse(req.id)?;
+        let exec = ExecId::parse(req.exec_id)?;
+        let stdio = StdioSpec::parse(&req.stdin, &req.stdout, &req.stderr, req.terminal)?;
+        let Some(process) = req.spec.into_option() else {
+            return Err(Error::invalid(format!("exec {exec} of container {id} has no process")).into());
+        };
+        self.containers.exec(&id, exec, process.value, stdio)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn resize_pty(&self, _ctx: &TtrpcContext, req: api::ResizePtyRequest) -> ttrpc::Result<api::Empty> {
+        let (id, exec) = names(req.id, req.exec_id)?;
+        let cells = |n: u32| u16::try_from(n).map_err(|_| Error::invalid(format!("a terminal of {n} columns or lines is too large")));
+        let (width, height) = (cells(req.width)?, cells(req.height)?);
+        self.containers.get(&id)?.process(exec.as_ref())?.terminal()?.resize(width, height)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn close_io(&self, _ctx: &TtrpcContext, req: api::CloseIORequest) -> ttrpc::Result<api::Empty> {
+        let (id, exec) = names(req.id, req.exec_id)?;
+        if req.stdin {
+            self.containers.get(&id)?.process(exec.as_ref())?.close_stdin();
+        }
+        Ok(api::Empty::new())
+    }
+
+    async fn update(&self, _ctx: &TtrpcContext, req: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
+        let id = ContainerId::parse(req.id)?;
+        let Some(resources) = req.resources.into_option() else {
+            return Err(Error::invalid(format!("the update of container {id} has no resources")).into());
+        };
+        self.containers.update(&id, &resources.value).await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn wait(&self, _ctx: &TtrpcContext, req: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
+        let (id, exec) = names(req.id, req.exec_id)?;
+        let process = self.containers.get(&id)?.process(exec.as_ref())?;
+        let exit = process.life.exit().await;
+        Ok(api::WaitResponse { exit_status: exit.code, exited_at: MessageField::some(exit.at.into()), ..Default::default() })
+    }
+
+    async fn stats(&self, _ctx: &TtrpcContext, req: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
+        let container = self.containers.get(&ContainerId::parse(req.id)?)?;
+        let metrics = stats::metrics(container.cgroup()?)?;
+        Ok(api::StatsResponse { stats: MessageField::some(metrics), ..Default::default() })
+    }
+
+    async fn connect(&self, _ctx: &TtrpcContext, req: api::ConnectRequest) -> ttrpc::Result<api::ConnectResponse> {
+        // containerd asks a shim for its pid with the sandbox's id too, which has no task.
+        let task_pid = ContainerId::parse(req.id).and_then(|id| self.containers.get(&id)).map(|c| c.init.life.phase().pid()).unwrap_or_default();
+        Ok(api::ConnectResponse { shim_pid: std::process::id(), task_pid, version: env!("CARGO_PKG_VERSION").into(), ..Default::default() })
+    }
+
+    /// A pod ends with its sandbox, not with a task: ShutdownSandbox ends the process.
+    async fn shutdown(&self, _ctx: &TtrpcContext, _req: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
+        Ok(api::Empty::new())
+    }
+}
+
+fn names(id: String, exec: String) -> Result<(ContainerId, Option<ExecId>)> {
+    let exec = if exec.is_empty() { None } else { Some(ExecId::parse(exec)?) };
+    Ok((ContainerId::parse(id)?, exec))
+}
+
+fn status(phase: Phase) -> Status {
+    match phase {
+        Phase::Creating => Status::UNKNOWN,
+        Phase::Created { .. } | Phase::Starting { .. } => Status::CREATED,
+        Phase::Running { .. } => Status::RUNNING,
+        Phase::Paused { .. } => Status::PAUSED,
+        Phase::Stopped { .. } | Phase::Deleted { .. } => Status::STOPPED,
+    }
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Terminals: the OCI runtime hands over a pseudo-terminal's master, and we copy between it and
+//! the FIFOs.
+//!
+//! The master comes over a Unix socket as ancillary data, one message with one descriptor
+//! (`docs/terminals.md` of runc calls it the console socket; crun does the same).
+
+use crate::error::{Context, Error, Result};
+use crate::stdio::StdioSpec;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use rustix::termios::Winsize;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Bytes moved at a time: a terminal's own buffer has 4096.
+const BUFFER: usize = 4096;
+
+/// The socket that a runtime sends a master to.
+#[derive(Debug)]
+pub struct ConsoleSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ConsoleSocket {
+    /// Listens at `path`, which goes when the socket is dropped.
+    pub fn bind(path: PathBuf) -> Result<Self> {
+        let listener = UnixListener::bind(&path).context(|| format!("cannot listen at {}", path.display()))?;
+        Ok(Self { listener, path })
+    }
+
+    /// What to tell the runtime.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the master out of the socket's queue. To be called when the runtime has succeeded: it
+    /// has then sent the message, so this does not block; a runtime that lied is an error.
+    pub fn receive(&self) -> Result<OwnedFd> {
+        let what = || "the OCI runtime sent no terminal".to_string();
+        self.listener.set_nonblocking(true).context(what)?;
+        let (stream, _) = self.listener.accept().context(what)?;
+        stream.set_nonblocking(true).context(what)?;
+        let mut name = [0; 256];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        rustix::net::recvmsg(&stream, &mut [IoSliceMut::new(&mut name)], &mut ancillary, RecvFlags::CMSG_CLOEXEC).context(what)?;
+        ancillary
+            .drain()
+            .find_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+                _ => None,
+            })
+            .ok_or_else(|| Error::internal(what()))
+    }
+}
+
+impl Drop for ConsoleSocket {
+    fn drop(&mut self) {
+        // What is left goes with the pod's directory.
+        let _gone = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A terminal in use.
+#[derive(Debug, Clone)]
+pub struct Terminal {
+    master: Arc<AsyncFd<OwnedFd>>,
+    /// Set when the last process has closed its side.
+    closed: CancellationToken,
+}
+
+impl Terminal {
+    /// Starts copying, in tasks of `tasks`: input until its FIFO is gone, output until the last
+    /// process has closed the terminal. Then the output FIFO is closed, which ends the log.
+    pub fn attach(master: OwnedFd, stdio: &StdioSpec, tasks: &TaskTracker) -> Result<Self> {
+        rustix::io::ioctl_fionbio(&master, true).context(|| "cannot make a terminal non-blocking".into())?;
+        let master = Arc::new(AsyncFd::new(master).context(|| "cannot watch a terminal".into())?);
+        let terminal = Self { master, closed: CancellationToken::new() };
+        if let Some(path) = &stdio.stdin {
+            // Open for writing too, so that it has no end before the terminal has.
+            let input = pipe::OpenOptions::new().read_write(true).open_receiver(path).context(|| format!("cannot open {}", path.display()))?;
+            tasks.spawn(terminal.clone().copy_in(input));
+        }
+        let output = match &stdio.stdout {
+            Some(path) => {
+                // The reader that keeps the FIFO open while containerd is away.
+                let keeper = pipe::OpenOptions::new().open_receiver(path).context(|| format!("cannot open {}", path.display()))?;
+                let sender = pipe::OpenOptions::new().open_sender(path).context(|| format!("cannot open {}", path.display()))?;
+                Some((sender, keeper))
+            }
+            None => None,
+        };
+        tasks.spawn(terminal.clone().copy_out(output));
+        Ok(terminal)
+    }
+
+    /// Changes the size of the window.
+    pub fn resize(&self, width: u16, height: u16) -> Result<()> {
+        let size = Winsize { ws_col: width, ws_row: height, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(self.master.get_ref(), size).context(|| "cannot resize the terminal".into())
+    }
+
+    async fn copy_in(self, mut input: pipe::Receiver) {
+        let mut buffer = [0; BUFFER];
+        loop {
+            let length = tokio::select! {
+                read = input.read(&mut buffer) => match read {
+                    Ok(0) | Err(_) => return,
+                    Ok(length) => length,
+                },
+                // A terminal without processes takes no input.
+                () = self.closed.cancelled() => return,
+            };
+            let mut rest = &buffer[..length];
+            while !rest.is_empty() {
+                match self.master.async_io(tokio::io::Interest::WRITABLE, |master| Ok(rustix::io::write(master, rest)?)).await {
+                    Ok(written) => rest = &rest[written..],
+                    Err(_) => return,
+                }
+            }
+        }
+    }
+
+    async fn copy_out(self, mut output: Option<(pipe::Sender, pipe::Receiver)>) {
+        let _closed = self.closed.clone().drop_guard();
+        let mut buffer = [0; BUFFER];
+        loop {
+            let read = self.master.async_io(tokio::io::Interest::READABLE, |master| Ok(rustix::io::read(master, &mut buffer)?)).await;
+            match (read, &mut output) {
+                // EIO: the last process has closed its side.
+                (Ok(0) | Err(_), _) => return,
+                (Ok(_), None) => {}
+                (Ok(length), Some((sender, _keeper))) => {
+                    if sender.write_all(&buffer[..length]).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
