@@ -14,7 +14,11 @@ use magnetar_core::task::Containers;
 use nix::sched::{CloneFlags, setns};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 use tracing::debug;
+
+/// How long the kernel may take to let an empty cgroup go.
+const CGROUP_EMPTY: Duration = Duration::from_secs(10);
 
 /// The one pod of this process.
 #[derive(Debug)]
@@ -77,9 +81,8 @@ impl<R: Runtime> Sandboxer for RuncSandbox<R> {
     async fn create(&mut self, request: &PodRequest) -> Result<()> {
         let config = &request.config;
         let plan = Plan::new(request)?;
-        let containerd = &self.record.config.containerd;
-        let files = SandboxFiles::new(&containerd.root, &containerd.state, &self.record.sandbox);
-        self.record.mounts = files.owned_mounts(config);
+        let files = SandboxFiles::new(&self.record.config.containerd, &self.record.sandbox);
+        self.record.mounts = files.owned_mounts();
         self.parent_cgroup.clone_from(&config.cgroup_parent);
         // Writes the record, mounts included, before the first thing is made.
         self.join_cgroup(config.cgroup_parent.as_deref())?;
@@ -113,7 +116,7 @@ impl<R: Runtime> Sandboxer for RuncSandbox<R> {
             home.cgroup.join(std::process::id())?;
         }
         if let Some(path) = &self.record.cgroup {
-            Cgroup::at(path)?.remove().await?;
+            Cgroup::at(path)?.remove(CGROUP_EMPTY).await?;
         }
         Ok(())
     }

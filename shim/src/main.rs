@@ -1,2 +1,42 @@
-//! (being written)
-fn main() {}
+// SPDX-License-Identifier: Apache-2.0
+//! containerd-shim-magnetar-v2: starts the sandbox process of a pod, and cleans up after it.
+//!
+//! ```text
+//!   containerd ──gRPC Controller──> serve           resident ──┐
+//!   containerd ──exec─────────────> start, delete   short-lived ─┴─> launch ──fd 3──> magnetar-<kind>
+//!   people ───────────────────────> check
+//! ```
+//!
+//! - [`launch`] makes a pod's directory, record, socket and process: both fronts share it.
+//! - [`serve`] is the resident front, [`shim_protocol`] the one that containerd executes.
+//! - [`options`] reads what containerd says about a handler; [`check`] tells people about this host.
+//!
+//! Deliberately absent: state. All that this program knows of a pod is on disk or in the pod's own
+//! process, so it can be killed, upgraded and started again at any time.
+
+mod check;
+mod cli;
+mod launch;
+mod options;
+mod serve;
+mod shim_protocol;
+mod stage;
+
+use cli::{Invocation, People};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    magnetar_sys::memory::stay_small();
+    let outcome = match cli::parse(std::env::args_os().skip(1).collect()) {
+        Ok(Invocation::People(People::Serve(options))) => serve::run(options).map_err(anyhow::Error::from).map(|()| ExitCode::SUCCESS),
+        Ok(Invocation::People(People::Check { json, libexec })) => check::run(json, libexec),
+        Ok(Invocation::Containerd(call)) => shim_protocol::run(call).map_err(anyhow::Error::from).map(|()| ExitCode::SUCCESS),
+        Ok(Invocation::Said(text)) => cli::say(&text),
+        Err(error) => Err(error),
+    };
+    outcome.unwrap_or_else(|error| {
+        // containerd shows what is on standard error to whoever asked for the pod.
+        eprintln!("containerd-shim-magnetar-v2: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -19,11 +19,12 @@ use crate::mount;
 use crate::record::{ContainerRecord, PodDir, PodLock, PodRecord};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::time::Duration;
-use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 
 /// How long a killed sandbox process may take to end: it is given nothing to wait for.
 const KILLED: Duration = Duration::from_secs(5);
+/// How long killed processes may take to leave their cgroup: longer is the kernel's trouble.
+const CGROUP_EMPTY: Duration = Duration::from_secs(10);
 /// A runtime that was killed in the middle of making a container may have moved a child meanwhile.
 const SWEEPS: usize = 5;
 
@@ -52,7 +53,7 @@ pub async fn clean_pod(dir: &PodDir) -> Result<()> {
             mount::unmount(mount)?;
         }
         if let Some(path) = &pod.cgroup {
-            Cgroup::at(path)?.remove().await?;
+            Cgroup::at(path)?.remove(CGROUP_EMPTY).await?;
         }
         info!(sandbox = %pod.sandbox, containers = containers.len(), "removed");
     }
@@ -87,7 +88,7 @@ async fn take_over(dir: &PodDir, pod: Option<&PodRecord>) -> Result<PodLock> {
         if let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
             warn!(pid = pid.as_raw_nonzero().get(), dir = %dir.path().display(), "killing the sandbox process");
             let _ended_meanwhile = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-            let pidfd = AsyncFd::new(pidfd).context(|| "cannot watch a sandbox process".into())?;
+            let pidfd = magnetar_sys::readiness::watch(pidfd).context(|| "cannot watch a sandbox process".into())?;
             let _bounded = tokio::time::timeout(KILLED, pidfd.readable()).await;
         }
     }
@@ -105,12 +106,12 @@ async fn kill_all(pod: &PodRecord, containers: &[ContainerRecord]) -> Result<()>
             let cgroup = Cgroup::at(path)?;
             // A clean-up that runs in the pod's own cgroup must outlive it.
             let own = std::process::id();
-            let pids = cgroup.pids(true);
+            let pids = cgroup.pids(true)?;
             if pids.contains(&own) {
                 return Err(Error::precondition(format!("cannot remove a pod from inside its own cgroup {path}")));
             }
             if !pids.is_empty() {
-                cgroup.kill_all().await?;
+                cgroup.kill_all(CGROUP_EMPTY).await?;
                 killed = true;
             }
         }
@@ -124,8 +125,8 @@ async fn kill_all(pod: &PodRecord, containers: &[ContainerRecord]) -> Result<()>
 async fn remove_container(container: &ContainerRecord) -> Result<()> {
     if let Some(path) = &container.cgroup {
         let cgroup = Cgroup::at(path)?;
-        cgroup.kill_all().await?;
-        cgroup.remove().await?;
+        cgroup.kill_all(CGROUP_EMPTY).await?;
+        cgroup.remove(CGROUP_EMPTY).await?;
     }
     if let Some(rootfs) = &container.rootfs {
         mount::unmount(rootfs)?;

@@ -119,28 +119,6 @@ impl Table {
 mod tests {
     use super::*;
 
-    #[tokio::test(flavor = "current_thread")]
-    async fn exits_are_told_before_and_after_the_process_ended() {
-        let (reaper, run) = Reaper::start().unwrap();
-        let loop_handle = tokio::task::LocalSet::new();
-        loop_handle.spawn_local(run);
-        loop_handle
-            .run_until(async {
-                let early = std::process::Command::new("true").spawn().unwrap().id();
-                // Reaped with nobody waiting: it must be kept.
-                while reaper.table().unclaimed.is_empty() {
-                    tokio::task::yield_now().await;
-                }
-                assert_eq!(reaper.watch(early).await.unwrap().code, 0);
-                let late = std::process::Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap().id();
-                assert_eq!(reaper.watch(late).await.unwrap().code, 7);
-                let killed = std::process::Command::new("sh").args(["-c", "kill -9 $$"]).spawn().unwrap().id();
-                assert_eq!(reaper.watch(killed).await.unwrap().code, 137);
-                assert!(reaper.watch(1).await.is_err());
-            })
-            .await;
-    }
-
     #[test]
     fn what_nobody_asks_for_is_bounded() {
         let mut table = Table::default();

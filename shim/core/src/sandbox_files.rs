@@ -32,6 +32,12 @@ pub struct SandboxFiles {
 }
 
 impl SandboxFiles {
+    /// Where containerd's CRI plugin looks for the files of `sandbox`.
+    pub fn new(containerd: &crate::config::Containerd, sandbox: &crate::ids::SandboxId) -> Self {
+        let below = |dir: &Path| dir.join("io.containerd.grpc.v1.cri/sandboxes").join(sandbox.as_str());
+        Self { root_dir: below(&containerd.root), state_dir: below(&containerd.state) }
+    }
+
     /// The mounts that [`create`](Self::create) makes, for the pod's record: written before, not after.
     pub fn owned_mounts(&self) -> Vec<PathBuf> {
         vec![self.shm()]
@@ -109,7 +115,7 @@ impl SandboxFiles {
 /// The pod's hostname, or the host's where the pod has none of its own.
 fn hostname(config: &PodConfig) -> String {
     match config.hostname.as_str() {
-        "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        "" => nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         own => own.to_owned(),
     }
 }

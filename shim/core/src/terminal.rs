@@ -84,7 +84,7 @@ impl Terminal {
     /// process has closed the terminal. Then the output FIFO is closed, which ends the log.
     pub fn attach(master: OwnedFd, stdio: &StdioSpec, tasks: &TaskTracker) -> Result<Self> {
         rustix::io::ioctl_fionbio(&master, true).context(|| "cannot make a terminal non-blocking".into())?;
-        let master = Arc::new(AsyncFd::new(master).context(|| "cannot watch a terminal".into())?);
+        let master = Arc::new(magnetar_sys::readiness::watch(master).context(|| "cannot watch a terminal".into())?);
         let terminal = Self { master, closed: CancellationToken::new() };
         if let Some(path) = &stdio.stdin {
             // Open for writing too, so that it has no end before the terminal has.

@@ -6,6 +6,7 @@
 //! holder     a process that only holds namespaces
 //! namespace  which user namespace owns another namespace
 //! process    signals by number
+//! readiness  descriptors in the event loop
 //! memory     giving freed pages back
 //! ```
 //!
@@ -16,3 +17,4 @@ pub mod listener;
 pub mod memory;
 pub mod namespace;
 pub mod process;
+pub mod readiness;

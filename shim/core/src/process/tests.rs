@@ -42,7 +42,8 @@ proptest! {
         let mut started = false;
         for change in changes {
             started |= life.change(change).is_ok() && change == Change::Start;
-            prop_assert!(started || !matches!(life.phase(), Phase::Running { .. } | Phase::Paused { .. }));
+            let runs = matches!(life.phase(), Phase::Running { .. } | Phase::Paused { .. });
+            prop_assert!(started || !runs);
         }
     }
 }

@@ -139,8 +139,9 @@ impl Pod {
 
     /// Waits until [`shut_down`](Self::shut_down) was asked for. Cancel-safe.
     pub async fn asked_to_shut_down(&self) {
-        // The sender lives in self.
-        let _asked = self.shutdown.subscribe().wait_for(|asked| *asked).await;
+        let mut asked = self.shutdown.subscribe();
+        // It cannot fail: the sender lives in self.
+        let _asked = asked.wait_for(|asked| *asked).await;
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {

@@ -10,6 +10,7 @@ use crate::stdio::{ChildStreams, Keepers, StdioSpec};
 use crate::terminal::Terminal;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// One container of the pod.
@@ -27,6 +28,7 @@ pub struct Container {
     pub init: Arc<Process>,
     execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
     cgroup: OnceLock<Cgroup>,
+    oom_told: AtomicU64,
 }
 
 /// One process of a container.
@@ -53,7 +55,7 @@ impl Container {
     /// A container that is about to be made.
     pub fn new(id: ContainerId, bundle: PathBuf, rootfs: Option<PathBuf>, spec: Spec, stdio: StdioSpec) -> Self {
         let init = Arc::new(Process::new(stdio, Vec::new(), Phase::Creating));
-        Self { id, bundle, rootfs, spec, init, execs: Mutex::default(), cgroup: OnceLock::new() }
+        Self { id, bundle, rootfs, spec, init, execs: Mutex::default(), cgroup: OnceLock::new(), oom_told: AtomicU64::new(0) }
     }
 
     /// Remembers where the kernel has put it. The first answer counts.
@@ -67,6 +69,11 @@ impl Container {
     /// `FailedPrecondition` before it was made.
     pub fn cgroup(&self) -> Result<&Cgroup> {
         self.cgroup.get().ok_or_else(|| Error::precondition(format!("container {} has no cgroup yet", self.id)))
+    }
+
+    /// Whether `kills`, the kernel's count of OOM kills in the container, is news.
+    pub fn is_new_oom(&self, kills: u64) -> bool {
+        self.oom_told.fetch_max(kills, Ordering::Relaxed) < kills
     }
 
     /// Its init, or one of its execs.

@@ -29,6 +29,8 @@ use tracing::{debug, info, warn};
 /// How long the report of an init's end waits for the ends of its execs, which the kernel has
 /// killed with it.
 const EXECS_END: Duration = Duration::from_secs(2);
+/// How long killed processes may take to leave their cgroup: longer is the kernel's trouble.
+const CGROUP_EMPTY: Duration = Duration::from_secs(10);
 
 /// The containers of one pod. Cheap to clone.
 #[derive(Debug)]
@@ -227,7 +229,7 @@ impl<R: Runtime> Containers<R> {
         let container = self.get(id)?;
         let process = container.process(exec)?;
         if all && exec.is_none() {
-            for pid in container.cgroup()?.pids(true) {
+            for pid in container.cgroup()?.pids(true)? {
                 // A process that is gone has had its signal.
                 let _gone = magnetar_sys::process::signal(pid, signal);
             }
@@ -311,7 +313,7 @@ impl<R: Runtime> Containers<R> {
             if let Some(pid) = container.init.life.phase().living_pid() {
                 let _ended_meanwhile = magnetar_sys::process::signal(pid, libc::SIGKILL as u32);
                 if let Ok(cgroup) = container.cgroup() {
-                    cgroup.kill_all().await?;
+                    cgroup.kill_all(CGROUP_EMPTY).await?;
                 }
                 container.init.life.exit().await;
             }
@@ -326,7 +328,7 @@ impl<R: Runtime> Containers<R> {
             mount::unmount(rootfs)?;
         }
         if let Ok(cgroup) = container.cgroup() {
-            cgroup.remove().await?;
+            cgroup.remove(CGROUP_EMPTY).await?;
         }
         self.0.pod.remove_container(&container.id)?;
         container.init.detach();
@@ -361,11 +363,9 @@ impl<R: Runtime> Containers<R> {
     async fn init_ended(self, container: Arc<Container>, ended: tokio::sync::oneshot::Receiver<Exit>) {
         let exit = ended.await.unwrap_or_else(|_| Exit::killed());
         if let Ok(cgroup) = container.cgroup() {
-            if oom::oom_kills(cgroup) > 0 {
-                self.tell_oom(&container.id);
-            }
+            self.tell_oom(&container, oom::oom_kills(cgroup));
             if !container.spec.ends_with_init() {
-                if let Err(error) = cgroup.kill_all().await {
+                if let Err(error) = cgroup.kill_all(CGROUP_EMPTY).await {
                     warn!(container = %container.id, %error, "cannot kill what init left behind");
                 }
             }
@@ -412,7 +412,7 @@ impl<R: Runtime> Containers<R> {
             loop {
                 tokio::select! {
                     kill = watch.next() => match kill {
-                        Some(_) => containers.tell_oom(&container.id),
+                        Some(kills) => containers.tell_oom(&container, kills),
                         None => return,
                     },
                     _ = container.init.life.exit() => return,
@@ -421,9 +421,11 @@ impl<R: Runtime> Containers<R> {
         });
     }
 
-    fn tell_oom(&self, id: &ContainerId) {
-        info!(container = %id, "out of memory");
-        self.0.events.publish(Event::Oom(message::TaskOOM { container_id: id.to_string(), ..Default::default() }));
+    fn tell_oom(&self, container: &Container, kills: u64) {
+        if container.is_new_oom(kills) {
+            info!(container = %container.id, kills, "out of memory");
+            self.0.events.publish(Event::Oom(message::TaskOOM { container_id: container.id.to_string(), ..Default::default() }));
+        }
     }
 
     fn tell_exit(&self, container: &ContainerId, process: &str, pid: u32, exit: Exit) {

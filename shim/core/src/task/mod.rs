@@ -93,7 +93,7 @@ impl<R: Runtime> Task for TaskService<R> {
 
     async fn pids(&self, _ctx: &TtrpcContext, req: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
         let container = self.containers.get(&ContainerId::parse(req.id)?)?;
-        let processes = container.cgroup()?.pids(true).into_iter();
+        let processes = container.cgroup()?.pids(true)?.into_iter();
         let processes = processes.map(|pid| api::ProcessInfo { pid, ..Default::default() }).collect();
         Ok(api::PidsResponse { processes, ..Default::default() })
     }

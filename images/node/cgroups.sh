@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+# A node's cgroups on the machine: one in every hierarchy, `magnetar-node/NAME`, on v1, v2 or both. Every process of a
+# node is in them, so they are also how `stop` finds what there is to kill, even of a start that died half-way.
+
+cgroup_parent=magnetar-node
+
+# hierarchies - the mount points of all cgroup hierarchies of the machine.
+hierarchies() { awk '$3 == "cgroup" || $3 == "cgroup2" { print $2 }' /proc/self/mounts; }
+
+# cgroups NAME - the node's cgroups that exist.
+cgroups() {
+    local mount
+    for mount in $(hierarchies); do
+        [[ ! -d $mount/$cgroup_parent/$1 ]] || printf '%s\n' "$mount/$cgroup_parent/$1"
+    done
+}
+
+make_cgroups() {
+    local mount directory file
+    for mount in $(hierarchies); do
+        for directory in "$mount/$cgroup_parent" "$mount/$cgroup_parent/$1"; do
+            mkdir -p "$directory"
+            # A v1 cpuset is born empty, and takes no process before it is filled.
+            for file in cpuset.cpus cpuset.mems; do
+                [[ ! -e $directory/$file || -e $directory/cgroup.controllers || -s $directory/$file && $(<"$directory/$file") ]] ||
+                    cat "$directory/../$file" >"$directory/$file"
+            done
+            # With v2 a controller must be handed down from level to level.
+            [[ ! -e $directory/cgroup.controllers ]] || delegate "$directory/.."
+        done
+    done
+}
+
+# delegate CGROUP - gives CGROUP's children every controller that it has; those that refuse are left.
+delegate() {
+    local controller
+    for controller in $(<"$1/cgroup.controllers"); do
+        echo "+$controller" 2>/dev/null >"$1/cgroup.subtree_control" || true
+    done
+}
+
+# join_cgroups NAME - moves this shell, and so what it executes, into the node's cgroups: into the leaf, once there is one.
+join_cgroups() {
+    local directory
+    for directory in $(cgroups "$1"); do
+        [[ ! -d $directory/init ]] || directory+=/init
+        echo "$BASHPID" >"$directory/cgroup.procs"
+    done
+}
+
+# leave_root NAME - on a machine with v2 alone, moves this shell into a leaf of the node's cgroup, and hands the
+# controllers to the leaf's siblings to be.
+leave_root() {
+    local directory=/sys/fs/cgroup/$cgroup_parent/$1
+    [[ -e $directory/cgroup.controllers ]] || return 0
+    mkdir "$directory/init"
+    echo "$BASHPID" >"$directory/init/cgroup.procs"
+    delegate "$directory"
+}
+
+# cgroup_processes NAME - the pids of all processes in the node's cgroups, however deep.
+cgroup_processes() {
+    local directory
+    for directory in $(cgroups "$1"); do
+        find "$directory" -name cgroup.procs -exec cat {} + 2>/dev/null
+    done | sort -un
+}
+
+# remove_cgroups NAME - false while one of them is still in use.
+remove_cgroups() {
+    local directory
+    for directory in $(cgroups "$1"); do
+        find "$directory" -depth -type d -exec rmdir {} + 2>/dev/null || true
+        # The parent is shared with other nodes; the last one out removes it.
+        rmdir "${directory%/*}" 2>/dev/null || true
+    done
+    [[ -z $(cgroups "$1") ]]
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which cgroup hierarchies are mounted here, and where in them a process or a path is.
+//!
+//! Formats: /proc/PID/cgroup is described in cgroups(7), mountinfo in proc_pid_mountinfo(5), slices in systemd.slice(5).
+
+use super::{Cgroup, UNIFIED};
+use crate::error::{Error, Result};
+use crate::mount::{MountEntry, for_each_mount};
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
+
+/// The v1 controllers that say where a process belongs, most telling first: every runtime joins a freezer, since it pauses by it.
+pub(super) const DECISIVE: [&str; 5] = ["freezer", "memory", "pids", "cpu", "devices"];
+
+/// Mount options of v1 hierarchies that are not controllers (those with `=` apart).
+const NOT_CONTROLLERS: [&str; 9] =
+    ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods", "nofavordynmods", "seclabel"];
+
+/// The hierarchies of this mount namespace.
+#[derive(Debug, Default)]
+pub(super) struct Hierarchies {
+    /// The v1 ones by controller or name, and [`UNIFIED`] beside them.
+    v1: BTreeMap<String, Vec<MountPoint>>,
+    v2: Vec<MountPoint>,
+}
+
+/// A hierarchy, or the part of it below `root`, mounted at `target`.
+#[derive(Debug, Clone)]
+struct MountPoint {
+    root: PathBuf,
+    target: PathBuf,
+}
+
+impl Hierarchies {
+    /// The ones that are mounted. They are looked up once: they do not change, and a node's list of mounts is long.
+    pub(super) fn mounted() -> Result<&'static Hierarchies> {
+        static MOUNTED: OnceLock<Hierarchies> = OnceLock::new();
+        if let Some(known) = MOUNTED.get() {
+            return Ok(known);
+        }
+        let mut found = Hierarchies::default();
+        for_each_mount(|entry| found.add(&entry))?;
+        if found.v1.is_empty() && found.v2.is_empty() {
+            return Err(Error::precondition("no cgroup hierarchy is mounted"));
+        }
+        Ok(MOUNTED.get_or_init(|| found))
+    }
+
+    pub(super) fn add(&mut self, entry: &MountEntry) {
+        let mount_point = || MountPoint { root: entry.root.clone(), target: entry.target.clone() };
+        match entry.fs_type.as_str() {
+            "cgroup2" => self.v2.push(mount_point()),
+            "cgroup" => {
+                let is_key = |option: &&str| option.starts_with("name=") || !(option.contains('=') || NOT_CONTROLLERS.contains(option));
+                for key in entry.super_options.split(',').filter(is_key) {
+                    self.v1.entry(key.to_owned()).or_default().push(mount_point());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the controllers are v1's. A named hierarchy alone (systemd's) does not make it so.
+    fn is_v1(&self) -> bool {
+        self.v1.keys().any(|key| !key.starts_with("name="))
+    }
+
+    pub(super) fn at(&self, path: &str) -> Result<Cgroup> {
+        let path = relative_path(path)?;
+        let place = |mount_points: &[MountPoint]| mount_points.first().map(|first| join(&first.target, &path));
+        if !self.is_v1() {
+            let dir = place(&self.v2).ok_or_else(|| Error::precondition("no cgroup v2 hierarchy is mounted"))?;
+            return Ok(Cgroup::V2 { dir });
+        }
+        let mut dirs: BTreeMap<_, _> = self.v1.iter().filter_map(|(key, mounts)| Some((key.clone(), place(mounts)?))).collect();
+        dirs.extend(place(&self.v2).map(|dir| (UNIFIED.to_owned(), dir)));
+        Ok(Cgroup::V1 { dirs })
+    }
+
+    /// `membership` is what /proc/PID/cgroup holds: lines of `<id>:<controllers>:<path>`, where v2 has no controllers.
+    pub(super) fn of_process(&self, membership: &str) -> Result<Cgroup> {
+        let lines = || membership.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+        let outside = |path: &str| Error::not_found(format!("cgroup {path:?} is gone or outside what is mounted here"));
+        if !self.is_v1() {
+            let path = lines().find(|(controllers, _)| controllers.is_empty()).map_or("", |(_, path)| path);
+            let dir = locate(&self.v2, path).ok_or_else(|| outside(path))?;
+            return Ok(Cgroup::V2 { dir });
+        }
+        let path_of = |controller: &str| lines().find(|(list, _)| list.split(',').any(|one| one == controller)).map(|(_, path)| path);
+        let own = DECISIVE.iter().filter_map(|controller| path_of(controller)).find(|path| *path != "/").unwrap_or("/");
+        let mut dirs = BTreeMap::new();
+        for (controllers, _) in lines().filter(|(_, path)| *path == own) {
+            for controller in controllers.split(',') {
+                let (key, mount_points) = match controller {
+                    "" => (UNIFIED, Some(&self.v2)),
+                    controller => (controller, self.v1.get(controller)),
+                };
+                dirs.extend(mount_points.and_then(|mounts| locate(mounts, own)).map(|dir| (key.to_owned(), dir)));
+            }
+        }
+        match dirs.is_empty() {
+            true => Err(outside(own)),
+            false => Ok(Cgroup::V1 { dirs }),
+        }
+    }
+}
+
+/// The directory of a cgroup: the path says where it is in the hierarchy, the mount's root which part of that is mounted.
+fn locate(mount_points: &[MountPoint], path: &str) -> Option<PathBuf> {
+    // A process outside our cgroup namespace has a path of `/..` and so on; one whose cgroup was removed is ` (deleted)`.
+    let goes_up = |path: &Path| path.components().any(|part| part == Component::ParentDir);
+    let below_root = |mount: &MountPoint| Some(join(&mount.target, Path::new(path).strip_prefix(&mount.root).ok().filter(|rest| !goes_up(rest))?));
+    match path.starts_with('/') && !path.ends_with(" (deleted)") {
+        true => mount_points.iter().find_map(below_root),
+        false => None,
+    }
+}
+
+/// `Path::join`, without the trailing slash that it gives to the empty path.
+fn join(base: &Path, rest: &Path) -> PathBuf {
+    base.components().chain(rest.components()).collect()
+}
+
+/// The path below the root of the hierarchies that a cgroupfs path, a systemd triple or a slice means.
+fn relative_path(path: &str) -> Result<PathBuf> {
+    if let Some(below) = path.strip_prefix('/') {
+        let below = Path::new(below);
+        let plain = below.components().all(|part| matches!(part, Component::Normal(_)));
+        return match plain && !path.contains(['\0', '\n']) {
+            true => Ok(below.components().collect()),
+            false => Err(Error::invalid(format!("cgroup path {path:?} goes somewhere other than down"))),
+        };
+    }
+    match path.splitn(3, ':').collect::<Vec<_>>()[..] {
+        [slice, prefix, name] if is_unit_part(prefix) && is_unit_part(name) && !name.is_empty() => {
+            let unit = match (prefix, name) {
+                (_, slice) if slice.ends_with(".slice") => slice.to_owned(),
+                ("", name) => format!("{name}.scope"),
+                (prefix, name) => format!("{prefix}-{name}.scope"),
+            };
+            Ok(expand_slice(if slice.is_empty() { "system.slice" } else { slice })?.join(unit))
+        }
+        [slice] if slice.ends_with(".slice") => expand_slice(slice),
+        _ => Err(Error::invalid(format!("cgroup path {path:?} is neither absolute nor slice:prefix:name"))),
+    }
+}
+
+fn is_unit_part(part: &str) -> bool {
+    !part.contains(['/', '\0', '\n']) && !part.starts_with('.')
+}
+
+/// A slice's place: `a-b.slice` is inside `a.slice`, and `-.slice` is the root (systemd.slice(5)).
+fn expand_slice(slice: &str) -> Result<PathBuf> {
+    let invalid = || Error::invalid(format!("{slice:?} is not a systemd slice"));
+    let name = slice.strip_suffix(".slice").ok_or_else(invalid)?;
+    if name == "-" {
+        return Ok(PathBuf::new());
+    }
+    if !is_unit_part(name) || name.split('-').any(str::is_empty) {
+        return Err(invalid());
+    }
+    let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
+    Ok(ends.map(|end| format!("{}.slice", &name[..end])).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    fn hierarchies(mounts: &[(&str, &str, &str, &str)]) -> Hierarchies {
+        let mut found = Hierarchies::default();
+        for (root, target, fs_type, options) in mounts {
+            let (root, target) = (PathBuf::from(root), PathBuf::from(target));
+            found.add(&MountEntry { root, target, fs_type: (*fs_type).into(), super_options: (*options).into() });
+        }
+        found
+    }
+
+    fn hybrid() -> Hierarchies {
+        hierarchies(&[
+            ("/", "/sys/fs/cgroup/systemd", "cgroup", "rw,xattr,release_agent=/lib/agent,name=systemd"),
+            ("/", "/sys/fs/cgroup/cpu,cpuacct", "cgroup", "rw,cpu,cpuacct"),
+            ("/", "/sys/fs/cgroup/memory", "cgroup", "rw,memory"),
+            ("/", "/sys/fs/cgroup/freezer", "cgroup", "rw,freezer"),
+            ("/", "/sys/fs/cgroup/unified", "cgroup2", "rw,nsdelegate"),
+            ("/", "/tmp", "tmpfs", "rw"),
+        ])
+    }
+
+    fn v2() -> Hierarchies {
+        hierarchies(&[("/", "/sys/fs/cgroup", "cgroup2", "rw"), ("/", "/sys/fs/cgroup/systemd", "cgroup", "rw,name=systemd")])
+    }
+
+    fn v1_dirs(result: Result<Cgroup>) -> Vec<(String, String)> {
+        match result.unwrap() {
+            Cgroup::V1 { dirs } => dirs.into_iter().map(|(key, dir)| (key, dir.display().to_string())).collect(),
+            Cgroup::V2 { dir } => panic!("v2: {dir:?}"),
+        }
+    }
+
+    fn v2_dir(result: Result<Cgroup>) -> String {
+        match result.unwrap() {
+            Cgroup::V2 { dir } => dir.display().to_string(),
+            Cgroup::V1 { dirs } => panic!("v1: {dirs:?}"),
+        }
+    }
+
+    #[test]
+    fn a_hybrid_system_is_v1() {
+        let dirs = v1_dirs(hybrid().at("/k8s.io/x"));
+        let keys: Vec<_> = dirs.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(keys, ["cpu", "cpuacct", "freezer", "memory", "name=systemd", "unified"]);
+        assert_eq!(dirs[0].1, "/sys/fs/cgroup/cpu,cpuacct/k8s.io/x");
+        assert_eq!(dirs[0].1, dirs[1].1);
+    }
+
+    #[test]
+    fn a_named_hierarchy_beside_v2_is_v2() {
+        assert_eq!(v2_dir(v2().at("/k8s.io/x/")), "/sys/fs/cgroup/k8s.io/x");
+        assert_eq!(v2_dir(v2().at("/")), "/sys/fs/cgroup");
+        assert_eq!(v2_dir(v2().of_process("1:name=systemd:/init.scope\n0::/user.slice/a:b.scope\n")), "/sys/fs/cgroup/user.slice/a:b.scope");
+        assert_eq!(v2_dir(v2().of_process("0::/\n")), "/sys/fs/cgroup");
+    }
+
+    #[test]
+    fn a_process_owns_the_v1_hierarchies_where_it_is_at_one_place() {
+        let membership = "9:name=systemd:/system.slice/containerd.service\n6:freezer:/pod/c\n4:memory:/pod/c\n2:cpu,cpuacct:/pod/c\n0::/\n";
+        let keys: Vec<_> = v1_dirs(hybrid().of_process(membership)).into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["cpu", "cpuacct", "freezer", "memory"]);
+        // The machine that this was written on: only memory is not at the root.
+        let dirs = v1_dirs(hybrid().of_process("9:name=systemd:/\n6:freezer:/\n4:memory:/api/x\n1:cpu:/\n0::/\n"));
+        assert_eq!(dirs, [("memory".to_owned(), "/sys/fs/cgroup/memory/api/x".to_owned())]);
+    }
+
+    #[test]
+    fn part_of_a_hierarchy_is_mounted() {
+        let inside = hierarchies(&[("/docker/1", "/sys/fs/cgroup", "cgroup2", "rw")]);
+        assert_eq!(v2_dir(inside.of_process("0::/docker/1/sub")), "/sys/fs/cgroup/sub");
+        assert_eq!(v2_dir(inside.of_process("0::/docker/1")), "/sys/fs/cgroup");
+        assert_eq!(v2_dir(inside.at("/sub")), "/sys/fs/cgroup/sub");
+        assert_eq!(inside.of_process("0::/docker/12").unwrap_err().code(), Code::NotFound);
+        let later = hierarchies(&[("/a", "/elsewhere", "cgroup2", "rw"), ("/", "/sys/fs/cgroup", "cgroup2", "rw")]);
+        assert_eq!(v2_dir(later.of_process("0::/b")), "/sys/fs/cgroup/b");
+    }
+
+    #[test]
+    fn what_is_outside_or_gone_is_not_found() {
+        for line in ["0::/../other", "0::/a/../../b", "0::/gone (deleted)", "0::", "", "garbage"] {
+            assert_eq!(v2().of_process(line).unwrap_err().code(), Code::NotFound, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn systemd_paths_expand() {
+        let at = |path: &str| v2_dir(v2().at(path)).replacen("/sys/fs/cgroup", "", 1);
+        assert_eq!(at("kubepods-besteffort-pod1_2.slice:cri-containerd:abc"), "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1_2.slice/cri-containerd-abc.scope");
+        assert_eq!(at("a.slice::b"), "/a.slice/b.scope");
+        assert_eq!(at(":p:n"), "/system.slice/p-n.scope");
+        assert_eq!(at("-.slice:p:n"), "/p-n.scope");
+        assert_eq!(at("a.slice:p:a-b.slice"), "/a.slice/a-b.slice");
+        assert_eq!(at("a-b.slice"), "/a.slice/a-b.slice");
+        assert_eq!(at("a.slice:p:x:y"), "/a.slice/p-x:y.scope");
+    }
+
+    #[test]
+    fn other_paths_are_refused() {
+        for path in ["", "relative", "a/b.slice", "/a/../b", "/..", "a.slice:p", "a.slice:p:", "a:p:n", "a--b.slice:p:n", "-a.slice:p:n", "a.slice:p:/etc", "a.slice:..:x", "../x.slice:p:n", ".slice", "/a\0b"] {
+            assert_eq!(v2().at(path).unwrap_err().code(), Code::InvalidArgument, "{path:?}");
+        }
+        assert_eq!(Hierarchies::default().at("/a").unwrap_err().code(), Code::FailedPrecondition);
+    }
+}

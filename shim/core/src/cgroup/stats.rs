@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a cgroup uses, in the two messages that containerd and its CRI plugin understand.
+//!
+//! `io.containerd.cgroups.v1.Metrics` and `io.containerd.cgroups.v2.Metrics` are published in containerd/cgroups; their fields
+//! are filled as that library fills them, units and all. A file that is not there, because its
+//! controller is not, leaves its message out. The files are described in the kernel's documentation: admin-guide/cgroup-v1 and -v2.
+
+mod v1;
+mod v2;
+
+use super::Cgroup;
+use crate::error::{Error, Result};
+use containerd_shim_protos::protobuf::{Message, well_known_types::any::Any};
+use std::path::Path;
+
+/// The cgroup's use of everything, as of now.
+///
+/// # Errors
+///
+/// `NotFound` if the cgroup does not exist.
+pub fn metrics(cgroup: &Cgroup) -> Result<Any> {
+    if !cgroup.exists() {
+        return Err(Error::not_found(format!("cgroup {cgroup} does not exist")));
+    }
+    let (type_url, value) = match cgroup {
+        Cgroup::V1 { dirs } => ("io.containerd.cgroups.v1.Metrics", v1::metrics(dirs).write_to_bytes()),
+        Cgroup::V2 { dir } => ("io.containerd.cgroups.v2.Metrics", v2::metrics(dir).write_to_bytes()),
+    };
+    let value = value.map_err(|error| Error::internal(format!("metrics of cgroup {cgroup}: {error}")))?;
+    Ok(Any { type_url: type_url.to_owned(), value, ..Any::default() })
+}
+
+/// A whole file; `None` if it is not there or the kernel does not want to say (pressure, where that is switched off).
+fn read(dir: &Path, file: &str) -> Option<String> {
+    std::fs::read_to_string(dir.join(file)).ok()
+}
+
+/// A file with a single number in it.
+fn read_number(dir: &Path, file: &str) -> Option<u64> {
+    number(read(dir, file)?.trim())
+}
+
+/// `max` is the largest number there is, and a negative one is 0: some counters pass below it for a moment.
+fn number(text: &str) -> Option<u64> {
+    match text.parse() {
+        Ok(number) => Some(number),
+        Err(_) if text == "max" => Some(u64::MAX),
+        Err(_) => text.parse::<i64>().ok().map(|_| 0),
+    }
+}
+
+/// Lines of a key and a number. Lines of another form are skipped.
+pub(super) fn pairs(text: &str) -> impl Iterator<Item = (&str, u64)> {
+    text.lines().filter_map(|line| {
+        let (key, value) = line.split_once(' ')?;
+        Some((key, number(value.trim())?))
+    })
+}
+
+/// `8:16` as a device's major and minor number.
+fn device_numbers(text: &str) -> Option<(u64, u64)> {
+    let (major, minor) = text.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// The sizes of huge pages that the kernel has, as cgroup files spell them: `2MB`, `1GB`.
+fn huge_page_sizes() -> Vec<String> {
+    let entries = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let mut sizes: Vec<_> = entries.filter_map(|entry| huge_page_size(entry.file_name().to_str()?)).collect();
+    sizes.sort_unstable();
+    sizes
+}
+
+/// From the name of a directory in /sys/kernel/mm/hugepages: `hugepages-2048kB`.
+fn huge_page_size(name: &str) -> Option<String> {
+    let kilobytes: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+    Some(match kilobytes {
+        0..1024 => format!("{kilobytes}KB"),
+        1024..1_048_576 => format!("{}MB", kilobytes >> 10),
+        _ => format!("{}GB", kilobytes >> 20),
+    })
+}
+
+/// Lines of rdma.current and rdma.max: `mlx4_0 hca_handle=2 hca_object=max`. Yields device, handles and objects.
+fn rdma(text: &str) -> impl Iterator<Item = (&str, u32, u32)> {
+    text.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let device = fields.next()?;
+        let (mut handles, mut objects) = (0, 0);
+        for (key, value) in fields.filter_map(|field| field.split_once('=')) {
+            let value = u32::try_from(number(value)?).unwrap_or(u32::MAX);
+            match key {
+                "hca_handle" => handles = value,
+                "hca_object" => objects = value,
+                _ => {}
+            }
+        }
+        Some((device, handles, objects))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::tests::Scratch;
+    use containerd_shim_protos::cgroups::metrics::Metrics as V1;
+    use containerd_shim_protos::cgroups_v2::metrics::Metrics as V2;
+
+    #[test]
+    fn numbers() {
+        assert_eq!([number("7"), number("max"), number("-3"), number("x"), number("")], [Some(7), Some(u64::MAX), Some(0), None, None]);
+        assert_eq!(pairs("a 1\nbroken\nb max\nc x\n").collect::<Vec<_>>(), [("a", 1), ("b", u64::MAX)]);
+        assert_eq!(device_numbers("259:3"), Some((259, 3)));
+        assert_eq!(device_numbers("Total"), None);
+    }
+
+    #[test]
+    fn huge_pages_are_spelled_as_cgroup_files_spell_them() {
+        let spelled = ["hugepages-64kB", "hugepages-2048kB", "hugepages-1048576kB", "other"].map(huge_page_size);
+        assert_eq!(spelled, [Some("64KB".to_owned()), Some("2MB".to_owned()), Some("1GB".to_owned()), None]);
+    }
+
+    #[test]
+    fn rdma_lines() {
+        let text = "mlx4_0 hca_handle=2 hca_object=2000\nocrdma1 hca_handle=3 hca_object=max\n";
+        assert_eq!(rdma(text).collect::<Vec<_>>(), [("mlx4_0", 2, 2000), ("ocrdma1", 3, u32::MAX)]);
+    }
+
+    #[test]
+    fn a_cgroup_with_a_process_uses_something() {
+        let Some(scratch) = Scratch::make("stats") else { return };
+        let mut child = scratch.run("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; sleep 100");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let metrics = metrics(&scratch.0).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let (pids, cpu, memory) = match metrics.type_url.as_str() {
+            "io.containerd.cgroups.v1.Metrics" => {
+                let metrics = V1::parse_from_bytes(&metrics.value).unwrap();
+                (metrics.pids.current, metrics.cpu.usage.total, metrics.memory.usage.usage)
+            }
+            _ => {
+                let metrics = V2::parse_from_bytes(&metrics.value).unwrap();
+                (metrics.pids.current, metrics.cpu.usage_usec * 1000, metrics.memory.usage)
+            }
+        };
+        assert!(pids >= 1 && cpu > 1_000_000 && memory > 4096, "{pids} {cpu} {memory}");
+    }
+
+    #[test]
+    fn what_does_not_exist_has_no_metrics() {
+        let error = metrics(&Cgroup::at("/magnetar-test-nowhere").unwrap()).unwrap_err();
+        assert_eq!(error.code(), crate::error::Code::NotFound);
+    }
+}

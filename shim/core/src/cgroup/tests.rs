@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Against the cgroup filesystem of the machine, of whichever version. Needs root and says so where it is skipped.
+
+use super::*;
+use std::process::{Child, Command};
+
+/// A cgroup of our own that goes away with the test; `None` without the privilege to make one.
+pub(super) struct Scratch(pub(super) Cgroup);
+
+impl Scratch {
+    pub(super) fn make(name: &str) -> Option<Scratch> {
+        let cgroup = Cgroup::at(&format!("/magnetar-test-{}/{name}", std::process::id())).unwrap();
+        match cgroup.create() {
+            Ok(()) => Some(Scratch(cgroup)),
+            Err(error) => {
+                eprintln!("skipped: a cgroup of our own needs root ({error})");
+                None
+            }
+        }
+    }
+
+    /// A shell command inside the cgroup.
+    pub(super) fn run(&self, script: &str) -> Child {
+        let child = Command::new("sh").args(["-c", &format!("read go; {script}")]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        self.0.join(child.id()).unwrap();
+        std::io::Write::write_all(&mut child.stdin.as_ref().unwrap(), b"go\n").unwrap();
+        child
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Whatever a failed test has left running holds the output that its reader waits for.
+        for _ in 0..200 {
+            if matches!(self.0.kill_once(), Ok(true)) && matches!(self.0.remove_once(), Ok(true)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for dir in self.0.paths() {
+            // Shared by all tests: the last one succeeds.
+            let _ = fs::remove_dir(dir.parent().unwrap());
+        }
+    }
+}
+
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_life() {
+    let Some(scratch) = Scratch::make("life") else { return };
+    let cgroup = &scratch.0;
+    cgroup.create().unwrap();
+    assert!(cgroup.exists());
+    assert!(cgroup.pids(true).unwrap().is_empty());
+
+    // It leaves a child behind that ignores what can be ignored.
+    let mut child = scratch.run("trap '' TERM HUP; sleep 100 & sleep 100");
+    while cgroup.pids(true).unwrap().len() < 3 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(cgroup.pids(false).unwrap().contains(&child.id()));
+    assert_eq!(Cgroup::of_process(child.id()).unwrap().process_dir(), cgroup.process_dir());
+
+    block_on(async {
+        cgroup.freeze(SOON).await.unwrap();
+        assert!(cgroup.is_frozen().unwrap());
+        cgroup.thaw().unwrap();
+        cgroup.thaw().unwrap();
+        assert!(!cgroup.is_frozen().unwrap());
+
+        let busy = cgroup.remove(Duration::from_millis(20)).await.unwrap_err();
+        assert_eq!(busy.code(), Code::DeadlineExceeded, "{busy}");
+        let reaped = std::thread::spawn(move || child.wait().unwrap());
+        cgroup.kill_all(SOON).await.unwrap();
+        assert!(!reaped.join().unwrap().success());
+
+        for dir in cgroup.paths() {
+            fs::create_dir_all(dir.join("below/deeper")).unwrap();
+        }
+        cgroup.remove(SOON).await.unwrap();
+        assert!(!cgroup.exists());
+        cgroup.remove(SOON).await.unwrap();
+        cgroup.kill_all(SOON).await.unwrap();
+        assert!(cgroup.pids(true).unwrap().is_empty());
+    });
+}
+
+#[test]
+fn fork_bombs_are_killed() {
+    let Some(scratch) = Scratch::make("forks") else { return };
+    let mut child = scratch.run("while :; do sleep 0.01 & sleep 100 & sleep 0.001; done");
+    std::thread::sleep(Duration::from_millis(100));
+    let reaped = std::thread::spawn(move || child.wait().unwrap());
+    block_on(async {
+        scratch.0.kill_all(SOON).await.unwrap();
+        scratch.0.remove(SOON).await.unwrap();
+    });
+    reaped.join().unwrap();
+}
+
+#[test]
+fn the_host_is_left_alone() {
+    let root = Cgroup::at("/").unwrap();
+    assert!(root.exists());
+    for result in [root.kill_once(), root.remove_once(), root.thaw().map(|()| false)] {
+        assert_eq!(result.unwrap_err().code(), Code::FailedPrecondition);
+    }
+    assert_eq!(block_on(root.freeze(SOON)).unwrap_err().code(), Code::FailedPrecondition);
+}
+
+#[test]
+fn what_does_not_exist_can_still_be_asked() {
+    let nowhere = Cgroup::at("/magnetar-test-nowhere/at/all").unwrap();
+    assert!(!nowhere.exists());
+    assert!(nowhere.pids(true).unwrap().is_empty());
+    assert_eq!(nowhere.join(std::process::id()).unwrap_err().code(), Code::NotFound);
+    assert!(nowhere.kill_once().unwrap() && nowhere.remove_once().unwrap());
+    assert_eq!(block_on(nowhere.freeze(SOON)).unwrap_err().code(), Code::NotFound);
+}
+
+#[test]
+fn a_process_that_has_gone_is_not_found() {
+    assert_eq!(Cgroup::of_process(u32::MAX).unwrap_err().code(), Code::NotFound);
+    Cgroup::of_process(std::process::id()).unwrap();
+}
+
+#[test]
+fn it_survives_the_record() {
+    let cgroup = Cgroup::at("/k8s.io/x").unwrap();
+    assert_eq!(serde_json::from_str::<Cgroup>(&serde_json::to_string(&cgroup).unwrap()).unwrap(), cgroup);
+}

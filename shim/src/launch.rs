@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Launching a pod's sandbox process: directory, record, listening socket, program.
+//!
+//! The order is the contract with sandboxers. The socket listens before the program exists, so a
+//! connection made at any moment waits in the kernel's queue and nobody polls. The program gets it
+//! on fd 3, with `--pod-dir DIR` as its only arguments.
+
+use crate::stage::Stage;
+use command_fds::{CommandFdExt, FdMapping};
+use magnetar_core::error::{Code, Context, Error, Result};
+use magnetar_core::record::{PodDir, PodRecord};
+use magnetar_sys::listener::LISTENER_FD;
+use std::fmt::Display;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use tracing::warn;
+
+/// The folders where sandboxers are looked for.
+#[derive(Debug, Clone)]
+pub struct Places(Vec<PathBuf>);
+
+/// Where a sandbox process writes its log.
+#[derive(Debug)]
+pub enum Log {
+    /// To our own standard error: the journal.
+    Ours,
+    /// To a file of its own: our standard error is a pipe that somebody waits to see closed.
+    File(File),
+    /// Nowhere.
+    Nowhere,
+}
+
+impl Places {
+    /// The folder of this program, the libexec folder beside it, and one more.
+    pub fn new(libexec: Option<&Path>) -> Self {
+        // After an upgrade the link reads "… (deleted)", but the folder in it is still right.
+        let own = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
+        let beside = own.as_deref().and_then(Path::parent).map(|prefix| prefix.join("libexec/magnetar"));
+        Self(own.into_iter().chain(beside).chain(libexec.map(Path::to_path_buf)).collect())
+    }
+
+    /// The folders, in the order in which they are searched.
+    pub fn folders(&self) -> &[PathBuf] {
+        &self.0
+    }
+
+    /// The program of a sandboxer: `magnetar-<kind>` in one of the folders, or an absolute path.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where it is not installed: the same request works once it is.
+    pub fn find(&self, sandboxer: &str) -> Result<PathBuf> {
+        if sandboxer.starts_with('/') {
+            let path = PathBuf::from(sandboxer);
+            return executable(&path).map(|()| path);
+        }
+        let name = format!("magnetar-{sandboxer}");
+        let found = self.0.iter().map(|folder| folder.join(&name)).find(|path| path.exists());
+        match found {
+            Some(path) => executable(&path).map(|()| path),
+            None => {
+                let folders: Vec<String> = self.0.iter().map(|folder| folder.display().to_string()).collect();
+                Err(Error::precondition(format!("sandboxer {sandboxer:?} is not installed: there is no {name} in {}", folders.join(", "))))
+            }
+        }
+    }
+}
+
+fn executable(path: &Path) -> Result<()> {
+    let refuse = |why: &dyn Display| Err(Error::precondition(format!("sandboxer {}: {why}", path.display())));
+    let mut magic = [0; 4];
+    match path.metadata() {
+        Err(e) => return refuse(&e),
+        Ok(metadata) if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 => return refuse(&"it is not an executable file"),
+        Ok(_) => {}
+    }
+    match File::open(path).and_then(|mut file| file.read_exact(&mut magic)) {
+        Err(e) if e.kind() != ErrorKind::UnexpectedEof => return refuse(&e),
+        Ok(()) | Err(_) => {}
+    }
+    // What the kernel cannot execute, the C library gives to the shell, whatever is in it.
+    if magic != *b"\x7fELF" && !magic.starts_with(b"#!") {
+        return refuse(&"it is neither an ELF program nor a script");
+    }
+    Ok(())
+}
+
+/// Makes the pod, in the stage that tells whose it is, and starts its process. Where that fails,
+/// nothing is left of it.
+///
+/// # Errors
+/// `AlreadyExists` where the pod was made before (and is left alone), `FailedPrecondition` where the
+/// program cannot be executed, and what the kernel says.
+pub fn launch(dir: &PodDir, record: &PodRecord, program: &Path, log: Log, stage: Stage) -> Result<Child> {
+    dir.make()?;
+    let marked = if stage == Stage::Creating { Ok(()) } else { Stage::Creating.advance(dir, stage) };
+    let spawned = marked.and_then(|()| dir.write_pod(record)).and_then(|()| spawn(dir, program, log));
+    if spawned.is_err() {
+        // No process was started, so there is only the directory.
+        if let Err(error) = dir.remove() {
+            warn!(sandbox = %record.sandbox, %error, "cannot undo a failed launch");
+        }
+    }
+    spawned
+}
+
+fn spawn(dir: &PodDir, program: &Path, log: Log) -> Result<Child> {
+    let socket = dir.socket();
+    let listener = UnixListener::bind(&socket).context(|| format!("cannot listen on {}", socket.display()))?;
+    let mut command = Command::new(program);
+    // Not our working directory, which may be a bundle that goes before the pod does.
+    command.arg("--pod-dir").arg(dir.path()).current_dir("/").stdin(Stdio::null());
+    // The service manager hears from the shim only.
+    command.env_remove("NOTIFY_SOCKET");
+    match log {
+        Log::Ours => {}
+        Log::File(file) => {
+            let copy = file.try_clone().context(|| "cannot share the log of a sandbox process".into())?;
+            command.stdout(copy).stderr(file);
+        }
+        Log::Nowhere => {
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+        }
+    }
+    // The crate also handles the listener being fd 3 here already, where a plain dup2 would leave
+    // close-on-exec set. And with the listener or an earlier file on fd 3, the pipe on which the
+    // standard library learns that exec failed never is.
+    let mapping = FdMapping { parent_fd: listener.into(), child_fd: LISTENER_FD };
+    command.fd_mappings(vec![mapping]).map_err(|e| Error::internal(format!("cannot pass the pod's socket on: {e}")))?;
+    // Dropping the command closes our copy of the listener: if the process dies, so does the socket.
+    command.spawn().map_err(|e| {
+        let code = match e.kind() {
+            ErrorKind::OutOfMemory | ErrorKind::WouldBlock => Code::ResourceExhausted,
+            _ => Code::FailedPrecondition,
+        };
+        Error::new(code, format!("cannot run sandboxer {}: {e}", program.display()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use magnetar_core::config::HandlerConfig;
+    use magnetar_core::ids::{Namespace, SandboxId};
+
+    fn pod(state: &Path) -> (PodDir, PodRecord) {
+        let (namespace, sandbox) = (Namespace::parse("n").unwrap(), SandboxId::parse("s").unwrap());
+        (PodDir::new(state, &namespace, &sandbox).unwrap(), PodRecord::new(namespace, sandbox, HandlerConfig::default()))
+    }
+
+    fn script(dir: &Path, text: &str, mode: u32) -> PathBuf {
+        let path = dir.join("magnetar-test");
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_sandboxer_gets_its_pod_and_a_listener() {
+        let state = tempfile::tempdir().unwrap();
+        let program = script(state.path(), "#!/bin/sh\necho \"$@\"; readlink /proc/self/fd/3; readlink /proc/self/fd/0\n", 0o755);
+        let (dir, record) = pod(state.path());
+        let log = state.path().join("log");
+        let mut child = launch(&dir, &record, &program, Log::File(File::create(&log).unwrap()), Stage::Foreign).unwrap();
+        assert!(child.wait().unwrap().success());
+        assert_eq!(Stage::of(&dir), Stage::Foreign);
+        let mut text = String::new();
+        File::open(log).unwrap().read_to_string(&mut text).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], format!("--pod-dir {}", dir.path().display()));
+        assert!(lines[1].starts_with("socket:"), "{text}");
+        assert_eq!(lines[2], "/dev/null");
+        // With the process its end of the socket is gone, and so is ours.
+        assert!(std::os::unix::net::UnixStream::connect(dir.socket()).is_err());
+    }
+
+    #[test]
+    fn a_launch_that_fails_leaves_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let (dir, record) = pod(state.path());
+        let program = script(state.path(), "#!/no/such/interpreter", 0o755);
+        let error = launch(&dir, &record, &program, Log::Nowhere, Stage::Creating).unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition);
+        assert!(error.to_string().contains("magnetar-test"), "{error}");
+        assert!(!dir.path().exists());
+    }
+
+    #[test]
+    fn a_second_launch_leaves_the_first_alone() {
+        let state = tempfile::tempdir().unwrap();
+        let (dir, record) = pod(state.path());
+        let program = script(state.path(), "#!/bin/sh\nexit 0\n", 0o755);
+        launch(&dir, &record, &program, Log::Nowhere, Stage::Creating).unwrap().wait().unwrap();
+        let error = launch(&dir, &record, &program, Log::Nowhere, Stage::Creating).unwrap_err();
+        assert_eq!(error.code(), Code::AlreadyExists);
+        assert!(dir.socket().exists());
+    }
+
+    #[test]
+    fn a_sandboxer_is_found_or_what_was_looked_for_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = script(folder.path(), "#!/bin/sh", 0o755);
+        let places = Places::new(Some(folder.path()));
+        assert_eq!(places.find("test").unwrap(), program);
+        assert_eq!(places.find(program.to_str().unwrap()).unwrap(), program);
+        for (name, word) in [("nonesuch", "magnetar-nonesuch"), ("/no/such", "/no/such"), ("/tmp", "not an executable")] {
+            let error = places.find(name).unwrap_err();
+            assert_eq!(error.code(), Code::FailedPrecondition);
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        script(folder.path(), "#!/bin/sh", 0o644);
+        assert!(places.find("test").unwrap_err().to_string().contains("not an executable"));
+        for text in ["", "rm -rf /precious", "MZ\x00\x00"] {
+            script(folder.path(), text, 0o755);
+            assert!(places.find("test").unwrap_err().to_string().contains("neither"), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Connections to sandbox processes: one for each call, so that no call can hold up another.
+
+use containerd_shim_protos::sandbox_async::SandboxClient;
+use magnetar_core::error::{Code, Error};
+use magnetar_core::record::PodDir;
+use tokio::net::UnixStream;
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+
+/// Why a call brought no result.
+#[derive(Debug)]
+pub enum Failure {
+    /// The sandbox process has answered: no.
+    Answered(Error),
+    /// There was no answer: nobody listens, or the connection broke.
+    Broken(Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Answered(error) | Failure::Broken(error) => error,
+        }
+    }
+}
+
+/// Calls a sandbox process. No deadline but the caller's: dropping the future ends the call.
+///
+/// # Errors
+/// [`Failure`]
+pub async fn call<T, F>(dir: &PodDir, request: impl FnOnce(SandboxClient) -> F) -> Result<T, Failure>
+where
+    F: Future<Output = ttrpc::Result<T>>,
+{
+    // Not ttrpc's own connect: that one blocks the thread while a stuck process's queue is full.
+    let stream = UnixStream::connect(dir.socket()).await.map_err(|error| {
+        Failure::Broken(Error::new(Code::Unavailable, format!("cannot connect to {}: {error}", dir.socket().display())))
+    })?;
+    request(SandboxClient::new(Client::new(Socket::from(stream)))).await.map_err(|error| match error {
+        status @ ttrpc::Error::RpcStatus(_) => Failure::Answered(status.into()),
+        broken => Failure::Broken(Error::new(Code::Unavailable, format!("the sandbox process did not answer: {broken}"))),
+    })
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+//! containerd's sandbox Controller over gRPC: wire types and metadata stop here.
+
+// tonic's Status is large, and its generated trait names it in every signature.
+#![allow(clippy::result_large_err)]
+
+use super::pods::{Pod, Pods};
+use super::wire::{self, StartResponse};
+use crate::options;
+use containerd_client::services::v1::sandbox::*;
+use containerd_shim_protos::sandbox_api as api;
+use containerd_shim_protos::sandbox_async::SandboxClient;
+use magnetar_core::error::{Code, Error, Result};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, async_trait};
+use tracing::{debug, warn};
+use ttrpc::context::Context;
+
+/// The server's skeleton, made by build.rs.
+mod generated {
+    #![allow(missing_docs, clippy::all)]
+    include!(concat!(env!("OUT_DIR"), "/containerd.services.sandbox.v1.Controller.rs"));
+}
+
+pub use generated::controller_server::ControllerServer;
+use generated::controller_server::Controller;
+
+/// Where every client of containerd says which namespace it means.
+const NAMESPACE: &str = "containerd-namespace";
+
+/// The parts of a sandbox that may change while it runs.
+const UPDATABLE: [&str; 2] = ["extensions", "labels"];
+
+/// Serves the Controller.
+#[derive(Debug)]
+pub struct Front {
+    pods: Pods,
+}
+
+impl Front {
+    /// Serves these pods.
+    pub fn new(pods: Pods) -> Self {
+        Self { pods }
+    }
+
+    fn pod(&self, metadata: &MetadataMap, id: &str) -> Result<Pod> {
+        let namespace = metadata.get(NAMESPACE).ok_or_else(|| Error::invalid(format!("the request has no {NAMESPACE} in its metadata")))?;
+        let namespace = namespace.to_str().map_err(|_| Error::invalid(format!("{NAMESPACE} is not a name")))?;
+        self.pods.pod(namespace, id)
+    }
+}
+
+/// The answer to a call, and the one place where a failed call is logged.
+fn answer<T>(call: &'static str, id: &str, outcome: Result<T>) -> Result<Response<T>, Status> {
+    match outcome {
+        Ok(response) => {
+            debug!(sandbox = id, call, "done");
+            Ok(Response::new(response))
+        }
+        Err(error) => {
+            match error.code() {
+                // containerd asks for pods that are gone as a matter of routine.
+                Code::NotFound => debug!(sandbox = id, call, %error, "refused"),
+                code => warn!(sandbox = id, call, ?code, %error, "failed"),
+            }
+            Err(wire::status(&error))
+        }
+    }
+}
+
+#[async_trait]
+impl Controller for Front {
+    async fn create(&self, request: Request<ControllerCreateRequest>) -> Result<Response<ControllerCreateResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let id = request.sandbox_id.clone();
+        let outcome = async {
+            let pod = self.pod(&metadata, &id)?;
+            let handler = request.sandbox.as_ref().and_then(|sandbox| sandbox.runtime.as_ref()).and_then(|runtime| runtime.options.as_ref());
+            let config = handler.map_or_else(|| options::decode("", &[]), |any| options::decode(&any.type_url, &any.value))?;
+            self.pods.create(&pod, config, wire::create_request(request)).await?;
+            Ok(ControllerCreateResponse { sandbox_id: id.clone() })
+        };
+        answer("Create", &id, outcome.await)
+    }
+
+    async fn start(&self, request: Request<ControllerStartRequest>) -> Result<Response<StartResponse>, Status> {
+        let (metadata, _, ControllerStartRequest { sandbox_id: id, .. }) = request.into_parts();
+        let outcome = async {
+            let pod = self.pod(&metadata, &id)?;
+            let response = self.pods.start(&pod).await?;
+            Ok(wire::start_response(&pod.dir.socket(), &id, response))
+        };
+        answer("Start", &id, outcome.await)
+    }
+
+    async fn platform(&self, request: Request<ControllerPlatformRequest>) -> Result<Response<ControllerPlatformResponse>, Status> {
+        let (metadata, _, ControllerPlatformRequest { sandbox_id: id, .. }) = request.into_parts();
+        let outcome = async {
+            let asked = api::PlatformRequest { sandbox_id: id.clone(), ..Default::default() };
+            let pod = self.pod(&metadata, &id)?;
+            self.pods.ask(&pod, async |client: SandboxClient| client.platform(Context::default(), &asked).await).await.map(wire::platform_response)
+        };
+        answer("Platform", &id, outcome.await)
+    }
+
+    async fn stop(&self, request: Request<ControllerStopRequest>) -> Result<Response<ControllerStopResponse>, Status> {
+        let (metadata, _, ControllerStopRequest { sandbox_id: id, timeout_secs, .. }) = request.into_parts();
+        let outcome = async {
+            let asked = api::StopSandboxRequest { sandbox_id: id.clone(), timeout_secs, ..Default::default() };
+            let pod = self.pod(&metadata, &id)?;
+            self.pods.ask(&pod, async |client: SandboxClient| client.stop_sandbox(Context::default(), &asked).await).await?;
+            Ok(ControllerStopResponse {})
+        };
+        answer("Stop", &id, outcome.await)
+    }
+
+    async fn wait(&self, request: Request<ControllerWaitRequest>) -> Result<Response<ControllerWaitResponse>, Status> {
+        let (metadata, _, ControllerWaitRequest { sandbox_id: id, .. }) = request.into_parts();
+        let outcome = async {
+            let pod = self.pod(&metadata, &id)?;
+            Ok(self.pods.wait(&pod).await?.map_or_else(wire::killed, wire::wait_response))
+        };
+        answer("Wait", &id, outcome.await)
+    }
+
+    /// The CRI takes `NotFound` for a pod that is not ready any more, and shows what it knows of it.
+    async fn status(&self, request: Request<ControllerStatusRequest>) -> Result<Response<ControllerStatusResponse>, Status> {
+        let (metadata, _, ControllerStatusRequest { sandbox_id: id, verbose, .. }) = request.into_parts();
+        let outcome = async {
+            let asked = api::SandboxStatusRequest { sandbox_id: id.clone(), verbose, ..Default::default() };
+            let pod = self.pod(&metadata, &id)?;
+            let response = self.pods.ask(&pod, async |client: SandboxClient| client.sandbox_status(Context::default(), &asked).await).await?;
+            Ok(wire::status_response(&pod.dir.socket(), response))
+        };
+        answer("Status", &id, outcome.await)
+    }
+
+    async fn shutdown(&self, request: Request<ControllerShutdownRequest>) -> Result<Response<ControllerShutdownResponse>, Status> {
+        let (metadata, _, ControllerShutdownRequest { sandbox_id: id, .. }) = request.into_parts();
+        let outcome = async {
+            let pod = self.pod(&metadata, &id)?;
+            self.pods.shut_down(&pod).await?;
+            Ok(ControllerShutdownResponse {})
+        };
+        answer("Shutdown", &id, outcome.await)
+    }
+
+    async fn metrics(&self, request: Request<ControllerMetricsRequest>) -> Result<Response<ControllerMetricsResponse>, Status> {
+        let (metadata, _, ControllerMetricsRequest { sandbox_id: id, .. }) = request.into_parts();
+        let outcome = async {
+            let asked = api::SandboxMetricsRequest { sandbox_id: id.clone(), ..Default::default() };
+            let pod = self.pod(&metadata, &id)?;
+            self.pods.ask(&pod, async |client: SandboxClient| client.sandbox_metrics(Context::default(), &asked).await).await.map(wire::metrics_response)
+        };
+        answer("Metrics", &id, outcome.await)
+    }
+
+    /// containerd passes pod-level resizes here, after the kubelet has changed the pod's cgroup. In
+    /// that cgroup are all processes of the pod, so there is nothing left to change.
+    async fn update(&self, request: Request<ControllerUpdateRequest>) -> Result<Response<ControllerUpdateResponse>, Status> {
+        let (metadata, _, ControllerUpdateRequest { sandbox_id: id, fields, .. }) = request.into_parts();
+        let outcome = async {
+            let pod = self.pod(&metadata, &id)?;
+            updatable(&fields)?;
+            let asked = api::PingRequest { sandbox_id: id.clone(), ..Default::default() };
+            self.pods.ask(&pod, async |client: SandboxClient| client.ping_sandbox(Context::default(), &asked).await).await?;
+            Ok(ControllerUpdateResponse {})
+        };
+        answer("Update", &id, outcome.await)
+    }
+}
+
+/// Whether these field paths of a sandbox can change while it runs.
+fn updatable(fields: &[String]) -> Result<()> {
+    let whole = || Error::unimplemented(format!("name the fields to update: only {} of a running sandbox can change", UPDATABLE.join(" and ")));
+    if fields.is_empty() {
+        return Err(whole());
+    }
+    match fields.iter().find(|field| !UPDATABLE.contains(&field.split('.').next().unwrap_or_default())) {
+        Some(field) => Err(Error::unimplemented(format!("{field:?} of a running sandbox cannot change, only {}", UPDATABLE.join(" and ")))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::launch::Places;
+
+    #[test]
+    fn a_resize_is_accepted_and_another_spec_is_not() {
+        let fields = |list: &[&str]| list.iter().map(|field| field.to_string()).collect::<Vec<_>>();
+        assert!(updatable(&fields(&["extensions"])).is_ok());
+        assert!(updatable(&fields(&["extensions.updated-resources", "labels.a.b"])).is_ok());
+        for list in [&["spec"][..], &["extensions", "runtime.options"], &["extensionsx"], &[]] {
+            assert_eq!(updatable(&fields(list)).unwrap_err().code(), Code::Unimplemented, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_must_name_a_namespace_and_a_pod() {
+        let front = Front::new(Pods::new("/nonexistent".into(), Places::new(None)));
+        let mut metadata = MetadataMap::new();
+        assert!(front.pod(&metadata, "a").unwrap_err().to_string().contains(NAMESPACE));
+        metadata.insert(NAMESPACE, "../x".parse().unwrap());
+        assert_eq!(front.pod(&metadata, "a").unwrap_err().code(), Code::InvalidArgument);
+        metadata.insert(NAMESPACE, "k8s.io".parse().unwrap());
+        assert_eq!(front.pod(&metadata, "a/b").unwrap_err().code(), Code::InvalidArgument);
+        assert_eq!(front.pod(&metadata, "a").unwrap().dir.path(), std::path::Path::new("/nonexistent/k8s.io/a"));
+    }
+}

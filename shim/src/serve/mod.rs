@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The resident front: containerd's sandbox Controller over gRPC, for all pods of the node.
+//!
+//! ```text
+//!   containerd ──gRPC──> controller ──> pods ──ttrpc──> a pod's sandbox process
+//!                                        │ ├── launch   new processes
+//!                                        │ └── watch    one task per process: it ends, its pod is removed
+//!                                      adopt            the pods of an earlier serve
+//! ```
+//!
+//! `serve` may end at any moment. Pods live on, containerd calls again, and the next `serve` takes
+//! over: [`stage`](crate::stage) tells it which pods were cut off half made.
+
+mod adopt;
+mod client;
+mod controller;
+mod pods;
+mod process;
+mod socket;
+mod watch;
+pub mod wire;
+
+use crate::cli::Serve;
+use crate::launch::Places;
+use controller::{ControllerServer, Front};
+use magnetar_core::config::LogLevel;
+use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::logging;
+use pods::Pods;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tracing::{info, warn};
+
+/// The largest message that containerd sends (`defaults.DefaultMaxSendMsgSize`).
+const MAX_MESSAGE: usize = 16 << 20;
+/// How long a pod that is being made when we are told to end may take.
+const LAST_CHANGES: Duration = Duration::from_secs(5);
+/// How long the last answers may take to be written.
+const LAST_ANSWERS: Duration = Duration::from_millis(100);
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Where it cannot begin to serve.
+pub fn run(options: Serve) -> Result<()> {
+    logging::start(if options.debug { LogLevel::Debug } else { LogLevel::Info });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
+    runtime.block_on(serve(options))
+}
+
+async fn serve(options: Serve) -> Result<()> {
+    let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+    let mut ends = (listen_for(terminate)?, listen_for(interrupt)?);
+    socket::folder(&options.state_dir)?;
+    socket::folder(options.listen.parent().unwrap_or(Path::new("/")))?;
+    let (listener, owned) = socket::listen(&options.listen)?;
+    let pods = Pods::new(options.state_dir, Places::new(options.libexec.as_deref()));
+    adopt::adopt_all(&pods);
+    info!(socket = %options.listen.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    if let Err(error) = socket::notify_ready() {
+        warn!(%error, "started without the service manager's knowing");
+    }
+    let stop = CancellationToken::new();
+    let server = answer_calls(listener, pods.clone(), stop.clone());
+    tokio::pin!(server);
+    tokio::select! {
+        ended = &mut server => return ended,
+        _ = ends.0.recv() => {}
+        _ = ends.1.recv() => {}
+    }
+    info!("ending; pods live on");
+    stop.cancel();
+    drop(owned);
+    pods.changes().close();
+    let last = async {
+        // Wait is never done, so the server is not waited for: only what changes pods is.
+        tokio::select! {
+            ended = &mut server => ended?,
+            () = pods.changes().wait() => tokio::time::sleep(LAST_ANSWERS).await,
+        }
+        pods.changes().wait().await;
+        Ok(())
+    };
+    tokio::time::timeout(LAST_CHANGES, last).await.unwrap_or_else(|_| {
+        warn!("ending in the middle of a change: the next serve removes the pod");
+        Ok(())
+    })
+}
+
+async fn answer_calls(listener: UnixListener, pods: Pods, stop: CancellationToken) -> Result<()> {
+    let listener = tokio::net::UnixListener::from_std(listener).context(|| "cannot use the socket".into())?;
+    let service = ControllerServer::new(Front::new(pods)).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
+    // There is a Wait for each pod on one connection: a limit on concurrent calls would be one on pods.
+    let server = Server::builder().max_concurrent_streams(None).add_service(service);
+    let ended = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled()).await;
+    ended.map_err(|error| Error::internal(format!("the gRPC server has ended: {error}")))
+}
+
+fn listen_for(kind: SignalKind) -> Result<Signal> {
+    signal(kind).context(|| "cannot watch for signals".into())
+}

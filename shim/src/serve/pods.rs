@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What `serve` does with pods: create, start, ask, wait for, shut down.
+//!
+//! The truth is on disk and in the sandbox processes. What is kept here is who watches which
+//! process, which the next `serve` finds out again (see [`adopt`](super::adopt)).
+//!
+//! Create and Start run on tasks of their own: a caller that goes away half way must not leave half
+//! a pod, so its pod is removed. containerd forgets a pod whose Create or Start has failed.
+
+use super::client::{Failure, call};
+use super::process::Process;
+use super::watch::{Watched, watch};
+use crate::launch::{Log, Places, launch};
+use crate::stage::Stage;
+use containerd_shim_protos::sandbox_api as api;
+use containerd_shim_protos::sandbox_async::SandboxClient;
+use magnetar_core::cleanup::clean_pod;
+use magnetar_core::config::HandlerConfig;
+use magnetar_core::error::{Code, Error, Result};
+use magnetar_core::ids::{Namespace, SandboxId};
+use magnetar_core::record::{PodDir, PodRecord};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, Span, info, info_span, warn};
+use ttrpc::context::Context;
+
+/// How long a sandbox process may take to shut its pod down before it is killed.
+const SHUTDOWN: Duration = Duration::from_secs(30);
+/// How long it may take to end after it has said that all is done.
+const EXIT: Duration = Duration::from_secs(5);
+/// Between a connection that breaks and the news of the process's end.
+const NEWS: Duration = Duration::from_secs(2);
+
+/// A pod's names and its directory.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    /// containerd's namespace.
+    pub namespace: Namespace,
+    /// The pod.
+    pub id: SandboxId,
+    /// Its directory.
+    pub dir: PodDir,
+}
+
+impl Pod {
+    /// The span of everything that is said about the pod in the log.
+    pub fn span(&self) -> Span {
+        info_span!("pod", sandbox = %self.id)
+    }
+
+    fn missing(&self) -> Error {
+        Error::not_found(format!("sandbox {} does not exist in namespace {}", self.id, self.namespace))
+    }
+}
+
+/// All pods of this node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Pods(Arc<Inner>);
+
+/// Where the outcome of a change is awaited.
+type Answer<T> = oneshot::Sender<Result<T>>;
+
+#[derive(Debug)]
+struct Inner {
+    state_dir: PathBuf,
+    places: Places,
+    watched: Mutex<HashMap<PathBuf, Watched>>,
+    changes: TaskTracker,
+    watches: TaskTracker,
+}
+
+impl Pods {
+    /// The pods with records in `state_dir`.
+    pub fn new(state_dir: PathBuf, places: Places) -> Self {
+        Self(Arc::new(Inner {
+            state_dir,
+            places,
+            watched: Mutex::default(),
+            changes: TaskTracker::new(),
+            watches: TaskTracker::new(),
+        }))
+    }
+
+    /// Where the records are.
+    pub fn state_dir(&self) -> &Path {
+        &self.0.state_dir
+    }
+
+    /// The tasks that change pods: let them finish before the process ends.
+    pub fn changes(&self) -> &TaskTracker {
+        &self.0.changes
+    }
+
+    /// The tasks that only watch.
+    pub fn watches(&self) -> &TaskTracker {
+        &self.0.watches
+    }
+
+    /// A pod by its names, which may or may not exist.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for names that cannot be one.
+    pub fn pod(&self, namespace: &str, id: &str) -> Result<Pod> {
+        let (namespace, id) = (Namespace::parse(namespace)?, SandboxId::parse(id)?);
+        let dir = PodDir::new(&self.0.state_dir, &namespace, &id)?;
+        Ok(Pod { namespace, id, dir })
+    }
+
+    /// Makes a pod: its directory, its process, its sandbox.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a pod that was made before, which is left alone; otherwise what went
+    /// wrong, and then nothing is left of the pod.
+    pub async fn create(&self, pod: &Pod, config: HandlerConfig, request: api::CreateSandboxRequest) -> Result<()> {
+        let (pods, pod) = (self.clone(), pod.clone());
+        self.change(pod.span(), |mut answer| async move {
+            let made = pods.launch(&pod, config, request, &mut answer).await;
+            if let Err(Ok(())) = answer.send(made) {
+                info!("nobody waits for the pod any more: removing it");
+                pods.remove(&pod).await;
+            }
+        })
+        .await
+    }
+
+    async fn launch(&self, pod: &Pod, config: HandlerConfig, request: api::CreateSandboxRequest, answer: &mut Answer<()>) -> Result<()> {
+        let program = self.0.places.find(&config.sandboxer)?;
+        let record = PodRecord::new(pod.namespace.clone(), pod.id.clone(), config);
+        let child = launch(&pod.dir, &record, &program, Log::Ours, Stage::Creating)?;
+        let made = match Process::spawned(child) {
+            Ok(process) => {
+                let watched = self.watch(pod, Some(process));
+                make(pod, &watched, &program, &request, answer).await
+            }
+            Err(error) => Err(error),
+        };
+        if made.is_err() {
+            self.remove(pod).await;
+        }
+        made
+    }
+
+    /// Makes a created pod ready for containers.
+    ///
+    /// # Errors
+    /// `AlreadyExists` or `FailedPrecondition` where it is not waiting to be started, and is left
+    /// alone; otherwise what went wrong, and then nothing is left of the pod.
+    pub async fn start(&self, pod: &Pod) -> Result<api::StartSandboxResponse> {
+        let (pods, pod) = (self.clone(), pod.clone());
+        self.change(pod.span(), |mut answer| async move {
+            let started = pods.make_ready(&pod, &mut answer).await;
+            if let Err(Ok(_)) = answer.send(started) {
+                info!("nobody waits for the pod any more: removing it");
+                pods.remove(&pod).await;
+            }
+        })
+        .await
+    }
+
+    async fn make_ready(&self, pod: &Pod, answer: &mut Answer<api::StartSandboxResponse>) -> Result<api::StartSandboxResponse> {
+        let id = &pod.id;
+        if !pod.dir.path().exists() {
+            return Err(pod.missing());
+        }
+        match Stage::of(&pod.dir) {
+            Stage::Created => {}
+            Stage::Creating => return Err(Error::precondition(format!("sandbox {id} is still being created"))),
+            Stage::Starting => return Err(Error::new(Code::AlreadyExists, format!("sandbox {id} is being started"))),
+            Stage::Started => return Err(Error::new(Code::AlreadyExists, format!("sandbox {id} was started before"))),
+            Stage::Foreign => return Err(Error::precondition(format!("sandbox {id} belongs to containerd's own shim controller"))),
+        }
+        // Nothing is awaited between the look and this, so of two callers one comes first.
+        Stage::Created.advance(&pod.dir, Stage::Starting)?;
+        let request = api::StartSandboxRequest { sandbox_id: id.to_string(), ..Default::default() };
+        let asked = self.ask(pod, async |client: SandboxClient| client.start_sandbox(Context::default(), &request).await);
+        let started = tokio::select! {
+            outcome = asked => outcome,
+            () = answer.closed() => Err(left("Start")),
+        };
+        let started = started.and_then(|response| Stage::Starting.advance(&pod.dir, Stage::Started).map(|()| response));
+        if started.is_err() {
+            self.remove(pod).await;
+        }
+        started
+    }
+
+    /// Asks a pod's process something.
+    ///
+    /// # Errors
+    /// `NotFound` for a pod that does not exist, or not any more because its process has ended.
+    pub async fn ask<T, F>(&self, pod: &Pod, request: impl FnOnce(SandboxClient) -> F) -> Result<T>
+    where
+        F: Future<Output = ttrpc::Result<T>>,
+    {
+        if !pod.dir.path().exists() {
+            return Err(pod.missing());
+        }
+        match call(&pod.dir, request).await {
+            Ok(response) => Ok(response),
+            Err(Failure::Answered(error)) => Err(error),
+            Err(Failure::Broken(error)) => {
+                self.settle(pod, error).await?;
+                Err(Error::not_found(format!("sandbox {} is gone: its process has ended", pod.id)))
+            }
+        }
+    }
+
+    /// Waits for the end of a pod. `None`: its process has ended without saying how.
+    ///
+    /// # Errors
+    /// `NotFound` for a pod that does not exist.
+    pub async fn wait(&self, pod: &Pod) -> Result<Option<api::WaitSandboxResponse>> {
+        if !pod.dir.path().exists() {
+            return Err(pod.missing());
+        }
+        let request = api::WaitSandboxRequest { sandbox_id: pod.id.to_string(), ..Default::default() };
+        match call(&pod.dir, async |client: SandboxClient| client.wait_sandbox(Context::default(), &request).await).await {
+            Ok(response) => Ok(Some(response)),
+            Err(Failure::Answered(error)) => Err(error),
+            Err(Failure::Broken(error)) => self.settle(pod, error).await.map(|()| None),
+        }
+    }
+
+    /// Ends a pod and removes everything of it.
+    ///
+    /// # Errors
+    /// `NotFound` for a pod that does not exist; otherwise what could not be removed, and then the
+    /// call can be repeated.
+    pub async fn shut_down(&self, pod: &Pod) -> Result<()> {
+        let (pods, pod) = (self.clone(), pod.clone());
+        self.change(pod.span(), |answer| async move {
+            // A caller that has left will ask again.
+            let _unheard = answer.send(pods.shut_down_now(&pod).await);
+        })
+        .await
+    }
+
+    async fn shut_down_now(&self, pod: &Pod) -> Result<()> {
+        if !pod.dir.path().exists() {
+            return Err(pod.missing());
+        }
+        let watched = self.watched().get(pod.dir.path()).cloned();
+        if let Some(watched) = &watched {
+            watched.expect_end();
+        }
+        let request = api::ShutdownSandboxRequest { sandbox_id: pod.id.to_string(), ..Default::default() };
+        let asked = call(&pod.dir, async |client: SandboxClient| client.shutdown_sandbox(Context::default(), &request).await);
+        match tokio::time::timeout(SHUTDOWN, asked).await {
+            Ok(Ok(_) | Err(Failure::Broken(_))) => {}
+            // What it cannot do itself is done from the record.
+            Ok(Err(Failure::Answered(error))) => {
+                warn!(%error, "the sandbox process cannot shut its pod down: killing it");
+                watched.iter().for_each(Watched::kill);
+            }
+            Err(_) => {
+                warn!("the sandbox process did not shut its pod down in {} s: killing it", SHUTDOWN.as_secs());
+                watched.iter().for_each(Watched::kill);
+            }
+        }
+        self.end(pod, watched.as_ref()).await
+    }
+
+    /// Waits for a process that was asked to end, kills one that does not, and removes its pod.
+    async fn end(&self, pod: &Pod, watched: Option<&Watched>) -> Result<()> {
+        if let Some(watched) = watched {
+            if tokio::time::timeout(EXIT, watched.dead()).await.is_err() {
+                warn!("the sandbox process does not end: killing it");
+                watched.kill();
+            }
+            if watched.gone().await.is_ok() {
+                return Ok(());
+            }
+        }
+        // Nobody watched it, or a first attempt has failed.
+        clean_pod(&pod.dir).await
+    }
+
+    /// Removes a pod that could not be made.
+    async fn remove(&self, pod: &Pod) {
+        let watched = self.watched().get(pod.dir.path()).cloned();
+        if let Some(watched) = &watched {
+            watched.expect_end();
+            watched.kill();
+        }
+        if let Err(error) = self.end(pod, watched.as_ref()).await {
+            warn!(%error, "cannot remove all of a pod that could not be made");
+        }
+    }
+
+    /// After a connection that broke: returns once the pod of a process that has ended is removed.
+    async fn settle(&self, pod: &Pod, broken: Error) -> Result<()> {
+        let watched = self.watched().get(pod.dir.path()).cloned();
+        if let Some(watched) = watched {
+            tokio::time::timeout(NEWS, watched.dead()).await.map_err(|_| broken)?;
+            // What could not be removed was logged, and Shutdown tries again.
+            let _logged = watched.gone().await;
+            return Ok(());
+        }
+        match pod.dir.try_lock() {
+            // Removed meanwhile.
+            Err(error) if error.code() == Code::NotFound => Ok(()),
+            Ok(Some(lock)) if Stage::of(&pod.dir) != Stage::Foreign => {
+                drop(lock);
+                clean_pod(&pod.dir).await
+            }
+            Ok(_) => Err(broken),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Watches a pod's process from now on; without one, removes what is left of the pod.
+    pub fn watch(&self, pod: &Pod, process: Option<Process>) -> Watched {
+        let (watched, watcher) = watch(process);
+        self.watched().insert(pod.dir.path().into(), watched.clone());
+        let (pods, pod) = (self.clone(), pod.clone());
+        let span = pod.span();
+        let forget = {
+            let path = pod.dir.path().to_path_buf();
+            move || {
+                pods.watched().remove(&path);
+            }
+        };
+        self.0.watches.spawn(watcher.run(pod, forget).instrument(span));
+        watched
+    }
+
+    /// Runs `work` to its end, whether or not the caller waits for it.
+    async fn change<T, F>(&self, span: Span, work: impl FnOnce(Answer<T>) -> F) -> Result<T>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        self.0.changes.spawn(work(answer).instrument(span));
+        answered.await.unwrap_or_else(|_| Err(Error::new(Code::Unavailable, "serve is ending")))
+    }
+
+    fn watched(&self) -> MutexGuard<'_, HashMap<PathBuf, Watched>> {
+        self.0.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks a new process to create its sandbox, unless it ends or the caller leaves before it has.
+async fn make(pod: &Pod, watched: &Watched, program: &Path, request: &api::CreateSandboxRequest, answer: &mut Answer<()>) -> Result<()> {
+    let died = |how| {
+        let program = program.display();
+        Error::internal(format!("sandboxer {program} ended ({how}) before it had created sandbox {}; its log says why", pod.id))
+    };
+    let asked = call(&pod.dir, async |client: SandboxClient| client.create_sandbox(Context::default(), request).await);
+    let outcome = tokio::select! {
+        outcome = asked => outcome,
+        how = watched.dead() => return Err(died(how)),
+        () = answer.closed() => return Err(left("Create")),
+    };
+    match outcome {
+        Ok(_) => Stage::Creating.advance(&pod.dir, Stage::Created),
+        Err(Failure::Answered(error)) => Err(error),
+        // How the process ended says more than that the connection broke.
+        Err(Failure::Broken(error)) => match tokio::time::timeout(NEWS, watched.dead()).await {
+            Ok(how) => Err(died(how)),
+            Err(_) => Err(error),
+        },
+    }
+}
+
+fn left(call: &str) -> Error {
+    Error::new(Code::DeadlineExceeded, format!("the caller of {call} has gone away"))
+}

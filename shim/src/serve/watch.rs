@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One task watches one sandbox process, and removes what is left of its pod when it has ended.
+//!
+//! ```text
+//!   Alive ──the process ends──> Dead(how) ──clean_pod──> Gone(outcome)
+//! ```
+//!
+//! Whoever needs to know (Create, Wait, Status, Shutdown) reads the watch channel, so there is one
+//! place that cleans, whatever the reason for the end was.
+
+use super::pods::Pod;
+use super::process::{Handle, Process};
+use crate::stage::Stage;
+use magnetar_core::cleanup::clean_pod;
+use magnetar_core::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+/// How long a pod may stay created without being started. containerd may pull an image in between.
+const UNSTARTED: Duration = Duration::from_secs(600);
+
+/// What has become of a sandbox process.
+#[derive(Debug, Clone)]
+pub enum Life {
+    /// It runs.
+    Alive,
+    /// It has ended, and this is how; its pod is being removed.
+    Dead(String),
+    /// Its pod was removed, or could not be.
+    Gone(Result<(), Error>),
+}
+
+/// A pod whose process is watched. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    life: watch::Receiver<Life>,
+    process: Option<Handle>,
+    expected: Arc<AtomicBool>,
+}
+
+/// The watching side of a [`Watched`].
+#[derive(Debug)]
+pub struct Watcher {
+    life: watch::Sender<Life>,
+    process: Option<Process>,
+    expected: Arc<AtomicBool>,
+}
+
+/// A pod's process (none if it is known to be dead) and the means to watch it.
+pub fn watch(process: Option<Process>) -> (Watched, Watcher) {
+    let (sender, life) = watch::channel(Life::Alive);
+    let expected = Arc::new(AtomicBool::new(false));
+    let watched = Watched { life, process: process.as_ref().map(Process::handle), expected: Arc::clone(&expected) };
+    (watched, Watcher { life: sender, process, expected })
+}
+
+impl Watcher {
+    /// Watches until the process has ended and its pod is removed; `forget` is called before that is told.
+    pub async fn run(mut self, pod: Pod, forget: impl FnOnce()) {
+        let how = match &mut self.process {
+            None => "nobody knows how: it ended while no serve ran".into(),
+            Some(process) => tokio::select! {
+                how = process.ended() => how,
+                () = never_started(&pod) => {
+                    warn!("created {} s ago and never started: removing the pod", UNSTARTED.as_secs());
+                    process.handle().kill();
+                    process.ended().await
+                }
+            },
+        };
+        if self.expected.load(Ordering::Relaxed) {
+            info!(how, "the sandbox process has ended");
+        } else {
+            warn!(how, "the sandbox process has ended unexpectedly: removing its pod");
+        }
+        self.life.send_replace(Life::Dead(how));
+        let outcome = clean_pod(&pod.dir).await;
+        if let Err(error) = &outcome {
+            error!(%error, "cannot remove all of a pod");
+        }
+        forget();
+        self.life.send_replace(Life::Gone(outcome));
+    }
+}
+
+impl Watched {
+    /// From now on the process may end without anybody being surprised.
+    pub fn expect_end(&self) {
+        self.expected.store(true, Ordering::Relaxed);
+    }
+
+    /// Kills the process.
+    pub fn kill(&self) {
+        if let Some(process) = &self.process {
+            process.kill();
+        }
+    }
+
+    /// Waits for the end of the process; says how it ended. Cancel-safe.
+    pub async fn dead(&self) -> String {
+        let mut life = self.life.clone();
+        match life.wait_for(|life| !matches!(life, Life::Alive)).await.as_deref() {
+            Ok(Life::Dead(how)) => how.clone(),
+            Ok(Life::Alive | Life::Gone(_)) | Err(_) => "nobody knows how".into(),
+        }
+    }
+
+    /// Waits until the pod is removed, or could not be. Cancel-safe.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub async fn gone(&self) -> Result<(), Error> {
+        let mut life = self.life.clone();
+        match life.wait_for(|life| matches!(life, Life::Gone(_))).await.as_deref() {
+            Ok(Life::Gone(outcome)) => outcome.clone(),
+            Ok(Life::Alive | Life::Dead(_)) | Err(_) => Err(Error::internal("the watch over the pod has ended")),
+        }
+    }
+}
+
+/// Returns when the pod should have been started by now; never, if it was.
+async fn never_started(pod: &Pod) {
+    tokio::time::sleep(UNSTARTED).await;
+    if Stage::of(&pod.dir) != Stage::Created {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `-info`: what this runtime can do, for containerd to tell the kubelet (user namespaces, recursive
+//! read-only mounts) and to check before it asks for id-mapped mounts.
+//!
+//! The OCI runtime knows best, so its own `features` are passed on. A kind of sandbox that runs its
+//! containers elsewhere says nothing, and containerd then assumes nothing.
+
+use crate::options;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use magnetar_core::config::HandlerConfig;
+use magnetar_core::error::{Error, Result};
+use magnetar_core::runtime::cli;
+use std::process::{Command, Stdio};
+
+/// The name under which containerd decodes the features.
+const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+
+/// What goes to standard output, for the handler whose options are the input.
+///
+/// # Errors
+/// For options that cannot be.
+pub fn run(input: &[u8]) -> Result<Vec<u8>> {
+    let any = Any::parse_from_bytes(input).map_err(|e| Error::invalid(format!("standard input holds no runtime options: {e}")))?;
+    let config = options::decode(&any.type_url, &any.value)?;
+    let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..Default::default() };
+    let features = features(&config).map(|value| Any { type_url: FEATURES.into(), value, ..Default::default() });
+    let info = RuntimeInfo {
+        name: "io.containerd.magnetar.v2".into(),
+        version: MessageField::some(version),
+        options: (!any.type_url.is_empty()).then_some(any).into(),
+        features: features.into(),
+        ..Default::default()
+    };
+    info.write_to_bytes().map_err(|e| Error::internal(format!("cannot encode the answer: {e}")))
+}
+
+/// The features of the OCI runtime, as JSON. One that cannot say has none.
+fn features(config: &HandlerConfig) -> Option<Vec<u8>> {
+    if config.sandboxer != "runc" && !config.sandboxer.ends_with("/magnetar-runc") {
+        return None;
+    }
+    let program = cli::find(&config.runtime.name).ok()?;
+    let output = Command::new(program).arg("features").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    let is_object = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&output.stdout).is_ok();
+    (output.status.success() && is_object).then_some(output.stdout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_that_cannot_say_has_no_features() {
+        let named = |sandboxer: &str, runtime: &str| {
+            let mut config = HandlerConfig { sandboxer: sandboxer.into(), ..HandlerConfig::default() };
+            config.runtime.name = runtime.into();
+            features(&config)
+        };
+        assert_eq!(named("runc", "/bin/false"), None);
+        assert_eq!(named("runc", "/bin/echo"), None);
+        assert_eq!(named("wasm", "auto"), None);
+    }
+
+    #[test]
+    fn the_answer_decodes() {
+        let info = RuntimeInfo::parse_from_bytes(&run(&[]).unwrap()).unwrap();
+        assert_eq!(info.name, "io.containerd.magnetar.v2");
+        assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
+    }
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The short-lived front: containerd executes a shim to start a sandbox and to clean up after one.
+//!
+//! ```text
+//!   start   parameters on stdin ──> launch ──> address on stdout         (sandboxer = "shim", containerd 2.3)
+//!   delete  after a lost connection: removes a pod, or a container of one  (both fronts)
+//!   -info   what the OCI runtime can do; -v the version
+//! ```
+//!
+//! containerd reads `start`'s standard output and standard error as one, so nothing is logged there.
+
+mod bootstrap;
+mod delete;
+mod info;
+mod start;
+
+use magnetar_core::error::{Context, Result};
+use magnetar_core::record::DEFAULT_STATE_DIR;
+use std::io::{IsTerminal, Read, Write};
+use std::path::PathBuf;
+
+/// The largest input that containerd's own shims read.
+const MAX_INPUT: u64 = 10 << 20;
+
+/// What containerd wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Action {
+    /// The version, for people.
+    #[default]
+    Version,
+    /// What this runtime can do.
+    Info,
+    /// Start a sandbox process.
+    Start,
+    /// Remove what a lost one has left.
+    Delete,
+}
+
+/// One call of containerd, as its flags say it. Empty where a flag was not given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Call {
+    /// What it wants.
+    pub action: Action,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The sandbox, or for `delete` a container.
+    pub id: String,
+    /// The bundle; the working directory where it is not given.
+    pub bundle: String,
+    /// containerd's gRPC socket.
+    pub grpc_address: String,
+    /// Whether containerd logs debug messages.
+    pub debug: bool,
+    /// Where the records of pods are kept; not containerd's.
+    pub state_dir: String,
+    /// Where sandboxers are looked for too; not containerd's.
+    pub libexec: String,
+}
+
+impl Call {
+    fn state_dir(&self) -> PathBuf {
+        PathBuf::from(if self.state_dir.is_empty() { DEFAULT_STATE_DIR } else { &self.state_dir })
+    }
+}
+
+/// Does what containerd wants.
+///
+/// # Errors
+/// For containerd to show to whoever asked for the pod.
+pub fn run(call: Call) -> Result<()> {
+    match call.action {
+        Action::Version => write(format!("containerd-shim-magnetar-v2:\n  Version:  {}\n", env!("CARGO_PKG_VERSION")).as_bytes()),
+        Action::Info => write(&info::run(&input()?)?),
+        Action::Start => write(&start::run(&call, &input()?)?),
+        Action::Delete => write(&delete::run(&call)?),
+    }
+}
+
+/// What was piped in; nothing from a terminal.
+fn input() -> Result<Vec<u8>> {
+    let mut input = Vec::new();
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        stdin.lock().take(MAX_INPUT).read_to_end(&mut input).context(|| "cannot read standard input".into())?;
+    }
+    Ok(input)
+}
+
+fn write(output: &[u8]) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(output).and_then(|()| stdout.flush()).context(|| "cannot write to standard output".into())
+}

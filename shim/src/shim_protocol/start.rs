@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `start`: launches a sandbox process and says where it listens. containerd then calls it directly.
+
+use super::bootstrap;
+use super::Call;
+use crate::launch::{Log, Places, launch};
+use crate::stage::Stage;
+use magnetar_core::error::Result;
+use magnetar_core::ids::{Namespace, SandboxId};
+use magnetar_core::record::{PodDir, PodRecord};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Starts a sandbox process; returns what goes to standard output.
+///
+/// # Errors
+/// As [`launch`], and for what containerd has said wrong.
+pub fn run(call: &Call, input: &[u8]) -> Result<Vec<u8>> {
+    let (namespace, id) = (Namespace::parse(&call.namespace)?, SandboxId::parse(&call.id)?);
+    let dir = PodDir::new(&call.state_dir(), &namespace, &id)?;
+    let parameters = bootstrap::read(call, input, std::env::var("TTRPC_ADDRESS").unwrap_or_default())?;
+    let libexec = (!call.libexec.is_empty()).then(|| Path::new(&call.libexec));
+    let program = Places::new(libexec).find(&parameters.config.sandboxer)?;
+    let answer = bootstrap::answer(parameters.protocol, &dir.socket())?;
+    let record = PodRecord::new(namespace, id, parameters.config);
+    // containerd's bundle is our working directory, and its log our process's.
+    let log = shim_log(Path::new("log")).map_or(Log::Nowhere, Log::File);
+    launch(&dir, &record, &program, log, Stage::Foreign)?;
+    Ok(answer)
+}
+
+/// The FIFO from which containerd copies to its own log.
+///
+/// It is opened for reading too, so that it never lacks a reader while containerd restarts, and
+/// without blocking, so that what does not fit is lost and not waited for.
+fn shim_log(path: &Path) -> Option<File> {
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags.bits() as i32).open(path).ok()?;
+    file.metadata().is_ok_and(|metadata| metadata.file_type().is_fifo()).then_some(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_fifo_is_a_log() {
+        let temporary = tempfile::tempdir().unwrap();
+        let fifo = temporary.path().join("log");
+        assert!(shim_log(&fifo).is_none());
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(made.success());
+        assert!(shim_log(&fifo).is_some());
+        let link = temporary.path().join("link");
+        std::os::unix::fs::symlink(&fifo, &link).unwrap();
+        assert!(shim_log(&link).is_none());
+        let file = temporary.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(shim_log(&file).is_none());
+    }
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How far a pod got with its front, so that the next `serve` knows what the last one left unfinished.
+//!
+//! ```text
+//!   (no file)      Create is under way, or was cut off      after a restart: nobody will ask for it again
+//!   stage.created  Create was answered, Start not called    may still be started
+//!   stage.starting Start is under way, or was cut off       after a restart: nobody will ask for it again
+//!   stage.started  Start was answered                       lives on
+//!   stage.foreign  made by `start`: containerd owns it      none of our business
+//! ```
+//!
+//! One empty file in the pod's directory, renamed from stage to stage: a change is one system call,
+//! and there is no moment at which it could be read half written.
+
+use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::record::PodDir;
+use std::path::PathBuf;
+
+/// How far a pod got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Create has not been answered.
+    Creating,
+    /// Create was answered.
+    Created,
+    /// Start has not been answered.
+    Starting,
+    /// Start was answered.
+    Started,
+    /// The pod is not `serve`'s.
+    Foreign,
+}
+
+impl Stage {
+    /// The stage of a pod.
+    pub fn of(dir: &PodDir) -> Self {
+        [Self::Started, Self::Starting, Self::Created, Self::Foreign]
+            .into_iter()
+            .find(|stage| stage.file(dir).is_some_and(|file| file.exists()))
+            .unwrap_or(Self::Creating)
+    }
+
+    /// Takes a pod from this stage to the next.
+    ///
+    /// # Errors
+    /// Where the pod was not in this stage.
+    pub fn advance(self, dir: &PodDir, next: Self) -> Result<()> {
+        let what = || format!("cannot note that the pod is {next:?}");
+        match (self.file(dir), next.file(dir)) {
+            (Some(from), Some(to)) => std::fs::rename(from, to).context(what),
+            (None, Some(to)) => std::fs::File::create_new(to).map(drop).context(what),
+            (_, None) => Err(Error::internal("a pod cannot be un-created")),
+        }
+    }
+
+    fn file(self, dir: &PodDir) -> Option<PathBuf> {
+        let name = match self {
+            Self::Creating => return None,
+            Self::Created => "stage.created",
+            Self::Starting => "stage.starting",
+            Self::Started => "stage.started",
+            Self::Foreign => "stage.foreign",
+        };
+        Some(dir.path().join(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_goes_from_stage_to_stage() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = PodDir::existing(temporary.path().into());
+        let mut stage = Stage::Creating;
+        for next in [Stage::Created, Stage::Starting, Stage::Started] {
+            assert_eq!(Stage::of(&dir), stage);
+            stage.advance(&dir, next).unwrap();
+            assert!(stage.advance(&dir, next).is_err(), "twice to {next:?}");
+            stage = next;
+        }
+        assert_eq!(Stage::of(&dir), Stage::Started);
+        assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_foreign_pod_is_recognised() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = PodDir::existing(temporary.path().into());
+        Stage::Creating.advance(&dir, Stage::Foreign).unwrap();
+        assert_eq!(Stage::of(&dir), Stage::Foreign);
+    }
+}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Descriptors in the event loop.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use tokio::io::unix::AsyncFd;
+
+/// Watches an owned descriptor (a pidfd, an eventfd, a terminal) in the current event loop.
+///
+/// # Errors
+/// Where the kernel's epoll does not take it, as for regular files.
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by the value that is registered, so it stays open and is not
+    // replaced for as long as it is registered.
+    unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
+}

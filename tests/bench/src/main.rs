@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The benchmark: runtime handlers side by side on one node, in one run.
+//!
+//! ```text
+//!   speed    samples of every call, handlers taking turns, so that a slow minute is slow for all
+//!   memory   what all processes that are not a container's own cost, per pod; the resident
+//!            process of our handlers apart, also with many pods
+//!   burst    many pods at once, by the clock on the wall
+//! ```
+//!
+//! It runs inside a node. All handlers get the same pods: the node's network, one container of
+//! the same image that does nothing. The first handler is the one that the others are compared
+//! with. Nothing here asserts a figure; the reader judges.
+
+mod burst;
+mod memory;
+mod report;
+mod speed;
+mod statistics;
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use magnetar_cri::{Container, ContainerSpec, Node, Pod, PodSpec};
+
+/// Runs the same pods on several runtime handlers and prints how they compare.
+#[derive(Debug, Parser)]
+struct Options {
+    /// The handlers; the first is what the others are compared with.
+    #[arg(default_values_t = ["runc".to_owned(), "magnetar-runc".to_owned()])]
+    handlers: Vec<String>,
+    /// Samples of each call.
+    #[arg(long, default_value_t = 30)]
+    samples: u32,
+    /// Pods whose memory is measured together; zero leaves memory out.
+    #[arg(long, default_value_t = 20)]
+    pods: u32,
+    /// Pods with which the resident process of our handlers is measured once more.
+    #[arg(long, default_value_t = 100)]
+    many: u32,
+    /// Pods that are run at once; zero leaves that out.
+    #[arg(long, default_value_t = 50)]
+    burst: u32,
+    /// How often they are.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// The image of the containers.
+    #[arg(long, default_value = "localhost/magnetar/busybox:1")]
+    image: String,
+    /// containerd's socket.
+    #[arg(long, default_value = "/run/containerd/containerd.sock")]
+    socket: PathBuf,
+    /// Writes everything that was measured, every sample, to a file; `-` is standard output, and
+    /// the table then goes to standard error.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// What all measurements need.
+struct Bench {
+    node: Node,
+    image: String,
+}
+
+impl Bench {
+    /// A pod as all handlers get it.
+    async fn pod(&self, handler: &str) -> Result<Pod> {
+        Ok(self.node.run_pod(&PodSpec::new("bench", handler).own_pid().host_network()).await?)
+    }
+
+    /// A container as all handlers get it: it does nothing.
+    fn container(&self) -> ContainerSpec {
+        ContainerSpec::new("bench", &self.image).command(["sleep", "1000000"])
+    }
+
+    /// A pod with a running container.
+    async fn running(&self, handler: &str) -> Result<(Pod, Container)> {
+        let pod = self.pod(handler).await?;
+        let container = pod.run(&self.container()).await?;
+        Ok((pod, container))
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let options = Options::parse();
+    let node = Node::connect(&options.socket, Duration::from_secs(120)).await?;
+    let bench = Bench { node, image: options.image.clone() };
+    let outcome = measure(&bench, &options).await;
+    // Also after a failure: the node is not ours alone.
+    for id in bench.node.leftovers() {
+        bench.node.remove_pod(&id).await.with_context(|| format!("removing pod {id}"))?;
+    }
+    let report = outcome?;
+    let Some(file) = &options.json else {
+        say(&report.to_string());
+        return Ok(());
+    };
+    let data = serde_json::to_string_pretty(&report)? + "\n";
+    if file.as_os_str() == "-" {
+        tell(&report.to_string());
+        say(&data);
+    } else {
+        say(&report.to_string());
+        std::fs::write(file, data).with_context(|| file.display().to_string())?;
+    }
+    Ok(())
+}
+
+async fn measure(bench: &Bench, options: &Options) -> Result<report::Report> {
+    let image = bench.node.image(&options.image).await?;
+    ensure!(image.is_some(), "the node has no image {}", options.image);
+    let version = bench.node.version().await?;
+    let mut report = report::Report::new(&options.handlers, &version)?;
+    report.speed = speed::measure(bench, &options.handlers, options.samples).await?;
+    if options.pods > 0 {
+        report.memory = memory::measure(bench, &options.handlers, options.pods, options.many).await?;
+    }
+    if options.burst > 0 {
+        report.burst = burst::measure(bench, &options.handlers, options.burst, options.rounds).await?;
+    }
+    Ok(report)
+}
+
+/// Tells how far it is, on a line of its own, beside the results.
+fn progress(message: &str) {
+    tell(&format!("bench: {message}\n"));
+}
+
+fn tell(text: &str) {
+    eprint!("{text}");
+}
+
+fn say(text: &str) {
+    print!("{text}");
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What one test works with: the node's CRI, the handler under test, and its patience.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use magnetar_cri::{Container, ContainerSpec, Node, Pod, PodSpec};
+
+/// The image that all tests use: busybox, each applet a program of its own.
+pub const BUSYBOX: &str = "localhost/magnetar/busybox:1";
+
+const SOCKET: &str = "/run/containerd/containerd.sock";
+const HANDLER: &str = "magnetar-runc";
+
+/// One test's view of the node.
+#[derive(Clone, Debug)]
+pub struct Case {
+    node: Node,
+    handler: String,
+    patience: u32,
+}
+
+impl Case {
+    /// Connects to the node's containerd with the settings of the environment.
+    pub async fn new() -> Result<Self> {
+        let setting = |key: &str, default: &str| env::var(key).unwrap_or_else(|_| default.to_owned());
+        let patience = setting("MAGNETAR_PATIENCE", "1").parse().context("MAGNETAR_PATIENCE must be a whole number")?;
+        let deadline = Duration::from_secs(60) * patience;
+        let node = Node::connect(setting("MAGNETAR_CRI_SOCKET", SOCKET), deadline).await?;
+        Ok(Self { node, handler: setting("MAGNETAR_HANDLER", HANDLER), patience })
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The runtime handler under test.
+    pub fn handler(&self) -> &str {
+        &self.handler
+    }
+
+    /// The handler is one of ours: a sandbox process per pod, with a record on disk.
+    pub fn is_magnetar(&self) -> bool {
+        self.handler.starts_with("magnetar-")
+    }
+
+    /// `seconds` on a fast node, more on a slow one. For waiting, never for measuring.
+    pub fn within(&self, seconds: u32) -> Duration {
+        Duration::from_secs(1) * seconds * self.patience
+    }
+
+    /// What should happen at once happens within this.
+    pub fn soon(&self) -> Duration {
+        self.within(15)
+    }
+
+    /// A pod to be run by the handler under test: the node's network, which most tests do not
+    /// look at and which is quick.
+    pub fn pod_spec(&self, name: &str) -> PodSpec {
+        PodSpec::new(name, &self.handler).own_pid().host_network()
+    }
+
+    /// A pod to be run by the handler under test with a network of its own.
+    pub fn pod_spec_with_network(&self, name: &str) -> PodSpec {
+        PodSpec::new(name, &self.handler).own_pid()
+    }
+
+    /// Runs a pod with the node's network.
+    pub async fn pod(&self, name: &str) -> Result<Pod> {
+        Ok(self.node.run_pod(&self.pod_spec(name)).await?)
+    }
+
+    /// A container to be run with a script for busybox' shell.
+    pub fn script(&self, script: &str) -> ContainerSpec {
+        ContainerSpec::new("script", BUSYBOX).shell(script)
+    }
+
+    /// A container that does nothing until it is stopped.
+    pub fn sleeper(&self) -> ContainerSpec {
+        // Not the shell itself: as process 1 it would ignore SIGTERM.
+        ContainerSpec::new("sleeper", BUSYBOX).command(["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done"])
+    }
+
+    /// Runs a container to its end and returns what it printed on standard output.
+    pub async fn output(&self, pod: &Pod, spec: &ContainerSpec) -> Result<String> {
+        let container = pod.run(spec).await?;
+        let status = container.exited(self.soon()).await?;
+        let output = self.whole_log(&container).await?.stdout();
+        container.remove().await?;
+        anyhow::ensure!(status.exit_code == 0, "exit code {}, output {output:?}", status.exit_code);
+        Ok(output)
+    }
+
+    /// The log of a container that has ended. containerd may report the end a moment before the
+    /// last line is in the file, so this waits until nothing comes any more.
+    pub async fn whole_log(&self, container: &Container) -> Result<magnetar_cri::Log> {
+        let mut log = container.log()?;
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let later = container.log()?;
+            if later == log {
+                return Ok(log);
+            }
+            log = later;
+        }
+    }
+
+    /// The folder in which one of our pods keeps its record and its socket.
+    pub fn state_dir(&self, pod: &Pod) -> PathBuf {
+        Path::new("/run/magnetar/k8s.io").join(pod.id())
+    }
+
+    /// The process id of one of our pods' sandbox process, from the pod's record.
+    pub fn sandbox_pid(&self, pod: &Pod) -> Result<i32> {
+        recorded_pid(&self.state_dir(pod))?.context("the pod's record has no pid yet")
+    }
+}
+
+/// The pid in a pod's record; none while no process has taken the pod over.
+pub fn recorded_pid(state: &Path) -> Result<Option<i32>> {
+    let file = state.join("pod.json");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let record: serde_json::Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+    let pid = record.get("pid").and_then(serde_json::Value::as_i64).unwrap_or_default();
+    Ok(i32::try_from(pid).ok().filter(|&pid| pid > 0))
+}
+
+/// A folder of the node for one test, gone with this value.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes one.
+    pub fn new() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("magnetar-e2e-{}-{count}", std::process::id()));
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A file or folder in it, as text for a specification.
+    pub fn join(&self, name: &str) -> String {
+        self.0.join(name).to_string_lossy().into_owned()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed is found by the leak check.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

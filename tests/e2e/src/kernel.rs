@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the kernel says of one process: its cgroup's limits, its namespaces, its status.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{Case, eventually};
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// The node has one cgroup hierarchy, version 2.
+pub fn cgroup_v2() -> bool {
+    Path::new(ROOT).join("cgroup.controllers").exists()
+}
+
+/// The folder of a process's cgroup; with version 1 that of `controller`.
+pub fn cgroup(pid: i32, controller: &str) -> Result<PathBuf> {
+    let text = read(&format!("/proc/{pid}/cgroup"))?;
+    let wanted = if cgroup_v2() { "" } else { controller };
+    let path = text
+        .lines()
+        .filter_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            Some((parts.next()?, parts.next()?))
+        })
+        .find(|(names, _)| names.split(',').any(|name| name == wanted))
+        .map(|(_, path)| path.trim_start_matches('/').to_owned())
+        .with_context(|| format!("process {pid} is in no cgroup of {controller}: {text}"))?;
+    Ok(Path::new(ROOT).join(wanted).join(path))
+}
+
+/// A file of a process's cgroup: `v1` is the controller and its file, `v2` the file.
+pub fn cgroup_file(pid: i32, v1: (&str, &str), v2: &str) -> Result<String> {
+    let name = if cgroup_v2() { v2 } else { v1.1 };
+    let file = cgroup(pid, v1.0)?.join(name);
+    Ok(fs::read_to_string(&file).with_context(|| file.display().to_string())?.trim().to_owned())
+}
+
+/// Which namespace of a kind (`net`, `pid`, …) a process is in.
+pub fn namespace(pid: i32, kind: &str) -> Result<String> {
+    let link = format!("/proc/{pid}/ns/{kind}");
+    Ok(fs::read_link(&link).context(link)?.to_string_lossy().into_owned())
+}
+
+/// A line of a process's status, without its key.
+pub fn status(pid: i32, key: &str) -> Result<String> {
+    field(&read(&format!("/proc/{pid}/status"))?, key)
+}
+
+/// A line of a status text, without its key.
+pub fn field(status: &str, key: &str) -> Result<String> {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+        .map(|value| value.trim().to_owned())
+        .with_context(|| format!("no {key} in {status}"))
+}
+
+/// Removes a cgroup that a test had made in the kubelet's place, once nobody is in it.
+pub async fn remove_cgroups(case: &Case, name: &str) -> Result<()> {
+    eventually("the pod's cgroup can be removed", case.soon(), async || {
+        let hierarchies = fs::read_dir(ROOT)?.flatten().map(|entry| entry.path());
+        let left = hierarchies.chain([PathBuf::from(ROOT)]).filter(|hierarchy| {
+            let cgroup = hierarchy.join(name.trim_start_matches('/'));
+            cgroup.is_dir() && fs::remove_dir(&cgroup).is_err()
+        });
+        Ok((left.count() == 0).then_some(()))
+    })
+    .await
+}
+
+fn read(path: &str) -> Result<String> {
+    fs::read_to_string(path).with_context(|| path.to_owned())
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One test's turn on the node, and what is checked around it.
+
+use std::{
+    any::Any,
+    io::Write as _,
+    panic::{AssertUnwindSafe, resume_unwind},
+    path::PathBuf,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use futures_util::FutureExt as _;
+use magnetar_observe::Snapshot;
+use tokio::time::Instant;
+
+use crate::{Case, Service};
+
+/// How long containerd and the kernel may take to clear away what was removed.
+const SETTLE_SECONDS: u32 = 20;
+
+/// Runs a test on the node, alone, and checks that the node is afterwards as it was before.
+///
+/// # Panics
+/// When the test fails, leaves pods, or leaves anything else behind.
+pub fn on_node(test: impl AsyncFnOnce(&Case) -> Result<()>) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    match block_on(turn(test)) {
+        Ok(()) => {}
+        Err(Failure::Panic(panic)) => resume_unwind(panic),
+        Err(Failure::Error(error)) => fail(&format!("{error:?}")),
+    }
+}
+
+/// The same for a test which can be true for our handlers only, and why. With others, it says
+/// that it is skipped.
+///
+/// # Panics
+/// As [`on_node`].
+pub fn on_magnetar<T: AsyncFnOnce(&Case) -> Result<()>>(because: &str, test: T) {
+    on_node(async |case| {
+        if case.is_magnetar() {
+            return test(case).await;
+        }
+        // Past libtest's capture: whoever reads the output must see what was not tested.
+        let name = std::any::type_name::<T>().trim_end_matches("::{{closure}}");
+        let name = name.split_once("::").map_or(name, |(_, rest)| rest);
+        writeln!(std::io::stderr(), "skipped {name}: {because}").context("stderr")
+    });
+}
+
+enum Failure {
+    Panic(Box<dyn Any + Send>),
+    Error(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("tokio").map_err(Failure::Error)?.block_on(future)
+}
+
+async fn turn(test: impl AsyncFnOnce(&Case) -> Result<()>) -> Result<(), Failure> {
+    let case = Case::new().await?;
+    warm_up(&case).await?;
+    let before = look(&case)?;
+    let outcome = AssertUnwindSafe(test(&case)).catch_unwind().await;
+    let forgotten = clear_away(&case).await;
+    let leak = settled(&case, &before).await?;
+    match (outcome, forgotten.is_empty(), leak) {
+        (Ok(Ok(())), true, None) => Ok(()),
+        (Ok(Ok(())), false, _) => Err(anyhow::anyhow!("the test did not remove pods: {}", forgotten.join(", ")).into()),
+        (Ok(Ok(())), true, Some(leak)) => Err(anyhow::anyhow!("left behind (+) or taken away (-):\n{leak}").into()),
+        (Ok(Err(error)), _, None) => Err(error.into()),
+        (Ok(Err(error)), _, Some(leak)) => {
+            Err(error.context(format!("failed, and then left behind (+) or taken away (-):\n{leak}")).into())
+        }
+        (Err(panic), _, leak) => {
+            if let Some(leak) = leak {
+                writeln!(std::io::stderr(), "left behind (+) or taken away (-):\n{leak}").context("stderr")?;
+            }
+            Err(Failure::Panic(panic))
+        }
+    }
+}
+
+/// What containerd, CNI and runtimes make once and keep must be there before anything is compared.
+async fn warm_up(case: &Case) -> Result<()> {
+    static WARM: AtomicBool = AtomicBool::new(false);
+    if WARM.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    if case.node().image(crate::BUSYBOX).await?.is_none() {
+        bail!("the node has no image {}", crate::BUSYBOX);
+    }
+    let pod = case.node().run_pod(&case.pod_spec_with_network("warm-up")).await.context("warming up")?;
+    let container = pod.run(&case.sleeper()).await.context("warming up")?;
+    container.exec(["true"]).await.context("warming up")?;
+    pod.remove().await.context("warming up")?;
+    // Removal goes on a little after the answer; a first look too early would see the rest of it.
+    let mut last = look(case)?;
+    let mut calm = 0;
+    while calm < 5 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let now = look(case)?;
+        calm = if now == last { calm + 1 } else { 0 };
+        last = now;
+    }
+    Ok(())
+}
+
+fn look(case: &Case) -> Result<Snapshot> {
+    // The node's own book-keeping is not part of the comparison, and neither is ours.
+    let logs = format!("file {}", log_root().display());
+    let snapshot = Snapshot::take()?.without(|thing| thing.starts_with("file /run/node/") || thing == logs);
+    let mut extra = Vec::new();
+    if case.is_magnetar() {
+        // Descriptors of the resident process: it must not collect any over the pods of a node.
+        let count = Service::Magnetar.pid().and_then(|pid| Ok(magnetar_observe::open_files(pid)?));
+        extra.push(format!("open files of serve: {}", count.map_or_else(|_| "none".to_owned(), |n| n.to_string())));
+    }
+    Ok(snapshot.with(extra))
+}
+
+/// Removes pods which the test did not; returns their ids. That they cannot be removed either is
+/// found by the leak check.
+async fn clear_away(case: &Case) -> Vec<String> {
+    let forgotten = case.node().leftovers();
+    for id in &forgotten {
+        if let Err(error) = case.node().remove_pod(id).await {
+            let _ = writeln!(std::io::stderr(), "pod {id} cannot be removed: {error}");
+        }
+    }
+    let _ = std::fs::remove_dir_all(log_root());
+    forgotten
+}
+
+/// Where the folders of pods' logs are.
+fn log_root() -> PathBuf {
+    std::env::temp_dir().join("magnetar-pod-logs")
+}
+
+/// Waits until the node is as before; what still differs when the time is over.
+async fn settled(case: &Case, before: &Snapshot) -> Result<Option<String>> {
+    let end = Instant::now() + case.within(SETTLE_SECONDS);
+    loop {
+        let diff = look(case)?.since(before);
+        if diff.is_empty() {
+            return Ok(None);
+        }
+        if Instant::now() > end {
+            return Ok(Some(diff.to_string()));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[allow(clippy::panic, reason = "this is how a test fails")]
+fn fail(message: &str) -> ! {
+    panic!("{message}")
+}

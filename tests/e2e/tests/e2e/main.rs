@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+//! End-to-end tests: pods on the node's real containerd, through the CRI, on the runtime handler
+//! that `MAGNETAR_HANDLER` names. See the library beside this for how one test runs.
+
+mod bad_input;
+mod events;
+mod exec;
+mod faults;
+mod files;
+mod lifecycle;
+mod mounts;
+mod namespaces;
+mod network;
+mod parallel;
+mod resources;
+mod security;
+mod stdio;
+mod stop;
+mod tools;

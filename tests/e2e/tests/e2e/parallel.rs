@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Many at once, and again and again. That nothing is left is what `on_node` checks.
+
+use anyhow::{Result, ensure};
+use futures_util::future::join_all;
+use magnetar_cri::v1::ContainerState;
+use magnetar_e2e::{Case, on_magnetar, on_node};
+
+#[test]
+fn twenty_pods_at_once_each_say_their_own_word() {
+    on_node(async |case| {
+        let pods = join_all((0..20).map(|n| async move {
+            let pod = case.pod(&format!("parallel-{n}")).await?;
+            let word = case.output(&pod, &case.script(&format!("echo {n}"))).await?;
+            ensure!(word == format!("{n}\n"), "pod {n} said {word:?}");
+            Ok(pod.remove().await?)
+        }));
+        all(pods.await)
+    });
+}
+
+#[test]
+fn ten_pods_at_once_with_networks_of_their_own_have_different_addresses() {
+    on_node(async |case| {
+        let pods = join_all((0..10).map(|n| async move {
+            let pod = case.node().run_pod(&case.pod_spec_with_network(&format!("networks-{n}"))).await?;
+            let address = pod.ip().await?;
+            Ok::<_, anyhow::Error>((pod, address))
+        }));
+        let pods: Vec<_> = pods.await.into_iter().collect::<Result<_>>()?;
+        let mut addresses: Vec<_> = pods.iter().map(|(_, address)| address).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        assert_eq!(addresses.len(), 10);
+        all(join_all(pods.into_iter().map(|(pod, _)| async { Ok(pod.remove().await?) })).await)
+    });
+}
+
+#[test]
+fn fifty_pods_are_made_and_removed_at_once_three_times() {
+    on_node(async |case| {
+        for round in 0..3 {
+            let pods = join_all((0..50).map(|n| async move {
+                let pod = case.pod(&format!("churn-{round}-{n}")).await?;
+                let container = pod.run(&case.sleeper()).await?;
+                let state = container.status().await?.state;
+                ensure!(state == i32::from(ContainerState::ContainerRunning), "pod {n}: state {state}");
+                Ok::<_, anyhow::Error>(pod)
+            }));
+            let pods: Vec<_> = pods.await.into_iter().collect::<Result<_>>()?;
+            all(join_all(pods.into_iter().map(|pod| async { Ok(pod.remove().await?) })).await)?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn containers_of_one_pod_can_be_made_at_once() {
+    on_node(async |case| {
+        let pod = case.pod("parallel-containers").await?;
+        all(join_all((0..10).map(|n| check_word(case, &pod, n))).await)?;
+        Ok(pod.remove().await?)
+    });
+}
+
+async fn check_word(case: &Case, pod: &magnetar_cri::Pod, n: u32) -> Result<()> {
+    let word = case.output(pod, &case.script(&format!("echo {n}")).named(&format!("c{n}"))).await?;
+    ensure!(word == format!("{n}\n"), "container {n} said {word:?}");
+    Ok(())
+}
+
+#[test]
+fn a_pod_removed_while_its_containers_are_being_made_is_gone() {
+    on_magnetar("containerd's own shim leaves processes behind when this happens", async |case| {
+        for _ in 0..5 {
+            let pod = case.pod("removed-meanwhile").await?;
+            let id = pod.id().to_owned();
+            let makes = async {
+                for n in 0..3 {
+                    // Refused as soon as the pod is being stopped: that is the point.
+                    if pod.run(&case.sleeper().named(&format!("c{n}"))).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            let removes = async {
+                tokio::time::sleep(case.within(1) / 20).await;
+                case.node().remove_pod(&id).await
+            };
+            let (_, removed) = tokio::join!(makes, removes);
+            // A container that was made in the last moment keeps the pod: then once more.
+            if removed.is_err() {
+                case.node().remove_pod(&id).await?;
+            }
+            pod.remove().await?;
+        }
+        Ok(())
+    });
+}
+
+fn all(results: Vec<Result<()>>) -> Result<()> {
+    results.into_iter().collect()
+}

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How containers are made to end.
+
+use std::time::Instant;
+
+use anyhow::ensure;
+use magnetar_e2e::{eventually, on_node};
+use magnetar_observe::Processes;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+#[test]
+fn a_container_that_handles_sigterm_chooses_its_exit_code() {
+    on_node(async |case| {
+        let pod = case.pod("term").await?;
+        let container = pod.run(&case.script("trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.1; done")).await?;
+        container.logged(case.soon(), |log| log.stdout() == "ready\n").await?;
+        container.stop(60).await?;
+        assert_eq!(container.status().await?.exit_code, 7);
+        assert_eq!(case.whole_log(&container).await?.stdout(), "ready\nbye\n");
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_container_that_ignores_sigterm_is_killed_after_its_grace() {
+    on_node(async |case| {
+        let pod = case.pod("grace").await?;
+        let container = pod.run(&case.script("trap '' TERM; echo ready; while :; do sleep 0.1; done")).await?;
+        container.logged(case.soon(), |log| log.stdout() == "ready\n").await?;
+        let start = Instant::now();
+        container.stop(2).await?;
+        let took = start.elapsed().as_secs_f32();
+        ensure!(took >= 1.9, "killed after {took} s");
+        assert_eq!(container.status().await?.exit_code, 137);
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_container_killed_from_outside_is_reported_at_once() {
+    on_node(async |case| {
+        let pod = case.pod("killed").await?;
+        let container = pod.run(&case.sleeper()).await?;
+        kill(Pid::from_raw(container.pid().await?), Signal::SIGKILL)?;
+        assert_eq!(container.exited(case.soon()).await?.exit_code, 137);
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn all_processes_of_a_container_end_with_its_first() {
+    on_node(async |case| check_background_process_ends(case, case.pod_spec("background"), "87651").await);
+}
+
+#[test]
+fn all_processes_of_a_container_end_with_its_first_also_with_the_nodes_pids() {
+    on_node(async |case| check_background_process_ends(case, case.pod_spec("background-host").host_pid(), "87652").await);
+}
+
+#[test]
+fn all_processes_of_a_container_end_with_its_first_also_with_shared_pids() {
+    on_node(async |case| check_background_process_ends(case, case.pod_spec("background-shared").shared_pid(), "87653").await);
+}
+
+/// `mark` is a time to sleep that nobody else sleeps: it finds the process.
+async fn check_background_process_ends(case: &magnetar_e2e::Case, spec: magnetar_cri::PodSpec, mark: &str) -> anyhow::Result<()> {
+    let sleeps = || Ok::<_, anyhow::Error>(Processes::now()?.only(|p| p.command.iter().any(|word| word == mark)).len());
+    let pod = case.node().run_pod(&spec).await?;
+    let container = pod.run(&case.script(&format!("setsid sleep {mark} & sleep 1; exit 0"))).await?;
+    eventually("the background process runs", case.soon(), async || Ok((sleeps()? > 0).then_some(()))).await?;
+    container.exited(case.soon()).await?;
+    eventually("the background process is gone", case.soon(), async || Ok((sleeps()? == 0).then_some(()))).await?;
+    Ok(pod.remove().await?)
+}
+
+#[test]
+fn stopping_a_pod_kills_its_containers() {
+    on_node(async |case| {
+        let pod = case.pod("stop-pod").await?;
+        let container = pod.run(&case.script("trap '' TERM; while :; do sleep 0.1; done")).await?;
+        pod.stop().await?;
+        assert_eq!(container.exited(case.soon()).await?.exit_code, 137);
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_container_can_be_stopped_before_it_was_started() {
+    on_node(async |case| {
+        let pod = case.pod("stop-created").await?;
+        let container = pod.create(&case.sleeper()).await?;
+        // containerd has nothing to stop here; it must not hang, and the removal must work.
+        container.stop(1).await?;
+        container.remove().await?;
+        Ok(pod.remove().await?)
+    });
+}

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Everything on a node that a pod can leave behind, in a form that can be compared.
+//!
+//! Each thing is one line of text without what changes by itself (process ids, times, contents).
+//! Equal lines are counted, so a daemon that was started again is the same thing as before, and
+//! two of something are not one.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use procfs::{
+    net::UnixState,
+    process::{MountInfo, Process as Proc},
+};
+use walkdir::WalkDir;
+
+use crate::{Error, Process, Processes, Result};
+
+/// Where containerd, CNI and sandboxers keep files for a pod's lifetime. What is not there has
+/// nothing in it.
+const PLACES: [&str; 9] = [
+    "/run",
+    "/tmp",
+    "/dev/shm",
+    "/var/lib/cni",
+    "/var/lib/magnetar",
+    "/var/lib/containerd/io.containerd.grpc.v1.cri",
+    "/var/lib/containerd/io.containerd.runtime.v2.task",
+    "/var/lib/containerd/io.containerd.sandbox.controller.v1.shim",
+    "/var/lib/containerd/tmpmounts",
+];
+
+/// The state of a node at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot(BTreeMap<String, usize>);
+
+/// What distinguishes two snapshots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// Things that are there now and were not before.
+    pub new: Vec<String>,
+    /// Things that were there before and are not now.
+    pub gone: Vec<String>,
+}
+
+impl Snapshot {
+    /// Looks at everything: processes, mounts, cgroups, links, bound sockets, and files in the
+    /// places where a pod's files are. The calling process is left out.
+    pub fn take() -> Result<Self> {
+        let mut snapshot = Self::default();
+        let me = std::process::id().cast_signed();
+        for process in Processes::now()?.iter().filter(|p| p.pid != me) {
+            snapshot.add("process", describe(process));
+        }
+        let mounts = Proc::myself().and_then(|p| p.mountinfo()).map_err(Error::reading("the mounts"))?;
+        for mount in &mounts {
+            snapshot.add("mount", format!("{} {} {}", mount.mount_point.display(), mount.fs_type, mount.root));
+        }
+        for cgroup in mounts.iter().filter(is_cgroup).flat_map(|m| below(&m.mount_point)) {
+            // Files of a cgroup come and go with it.
+            if cgroup.is_dir() {
+                snapshot.add("cgroup", cgroup.display());
+            }
+        }
+        for link in below(Path::new("/sys/class/net")) {
+            snapshot.add("link", link.file_name().unwrap_or_default().display());
+        }
+        for socket in procfs::net::unix().map_err(Error::reading("the sockets"))? {
+            if let (UnixState::UNCONNECTED, Some(path)) = (socket.state, socket.path) {
+                snapshot.add("socket", path.display());
+            }
+        }
+        for file in PLACES.iter().flat_map(|place| below(Path::new(place))) {
+            snapshot.add("file", file.display());
+        }
+        Ok(snapshot)
+    }
+
+    /// What has changed since `before`.
+    pub fn since(&self, before: &Self) -> Diff {
+        Diff { new: more(&self.0, &before.0), gone: more(&before.0, &self.0) }
+    }
+
+    /// The same without the things of which `unwanted` is true.
+    pub fn without(mut self, unwanted: impl Fn(&str) -> bool) -> Self {
+        self.0.retain(|thing, _| !unwanted(thing));
+        self
+    }
+
+    /// The same with things that only the caller knows how to look at.
+    pub fn with(mut self, things: impl IntoIterator<Item = String>) -> Self {
+        for thing in things {
+            *self.0.entry(thing).or_default() += 1;
+        }
+        self
+    }
+
+    fn add(&mut self, kind: &str, what: impl fmt::Display) {
+        *self.0.entry(format!("{kind} {what}")).or_default() += 1;
+    }
+}
+
+impl Diff {
+    /// Nothing has changed.
+    pub fn is_empty(&self) -> bool {
+        self.new.is_empty() && self.gone.is_empty()
+    }
+}
+
+impl fmt::Display for Diff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for thing in &self.new {
+            writeln!(f, "  + {thing}")?;
+        }
+        for thing in &self.gone {
+            writeln!(f, "  - {thing}")?;
+        }
+        Ok(())
+    }
+}
+
+fn describe(process: &Process) -> String {
+    match (process.zombie, process.command.as_slice()) {
+        (true, _) => format!("{} (zombie)", process.name),
+        (false, []) => process.name.clone(),
+        (false, words) => words.join(" "),
+    }
+}
+
+fn is_cgroup(mount: &&MountInfo) -> bool {
+    matches!(mount.fs_type.as_str(), "cgroup" | "cgroup2")
+}
+
+/// Everything below a folder, without following links. What goes away meanwhile is not there.
+fn below(place: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    WalkDir::new(place).min_depth(1).into_iter().flatten().map(walkdir::DirEntry::into_path)
+}
+
+fn more(these: &BTreeMap<String, usize>, than: &BTreeMap<String, usize>) -> Vec<String> {
+    these
+        .iter()
+        .filter_map(|(thing, &count)| {
+            let other = than.get(thing).copied().unwrap_or_default();
+            match count.checked_sub(other) {
+                None | Some(0) => None,
+                Some(1) => Some(thing.clone()),
+                Some(n) => Some(format!("{thing} (×{n})")),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(things: &[&str]) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        for thing in things {
+            snapshot.add("process", thing);
+        }
+        snapshot
+    }
+
+    #[test]
+    fn equal_things_are_counted() {
+        let diff = snapshot(&["a", "a", "b"]).since(&snapshot(&["a", "c"]));
+        assert_eq!(diff.to_string(), "  + process a\n  + process b\n  - process c\n");
+        let diff = snapshot(&["a", "a", "a"]).since(&snapshot(&["a"]));
+        assert_eq!(diff.new, ["process a (×2)"]);
+    }
+
+    #[test]
+    fn order_does_not_matter() {
+        assert!(snapshot(&["a", "b"]).since(&snapshot(&["b", "a"])).is_empty());
+    }
+
+    #[test]
+    fn unwanted_things_do_not_count() {
+        let with = snapshot(&["a", "noise"]).without(|thing| thing.ends_with("noise"));
+        assert_eq!(with, snapshot(&["a"]));
+    }
+}
