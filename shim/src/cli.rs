@@ -4,6 +4,7 @@
 //! containerd calls every shim the same way: flags with one dash, in the syntax of Go's package
 //! `flag`, then `start` or `delete`. What begins with one of our own words is for people.
 
+use crate::options::CONFIG_DIR;
 use crate::shim_protocol::{Action, Call};
 use anyhow::{anyhow, bail};
 use clap::{Args, Parser, Subcommand};
@@ -62,6 +63,9 @@ pub struct Serve {
     /// Where the records of pods are kept
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
+    /// Where the options of runtime handlers are: <kind>.toml for the handler magnetar-<kind>
+    #[arg(long, value_name = "DIR", default_value = CONFIG_DIR)]
+    pub config_dir: PathBuf,
     /// Look for sandboxers in this folder too
     #[arg(long, value_name = "DIR")]
     pub libexec: Option<PathBuf>,
@@ -139,6 +143,7 @@ fn parse_go(arguments: Vec<OsString>) -> anyhow::Result<Invocation> {
             "bundle" => &mut call.bundle,
             "address" => &mut call.grpc_address,
             "state-dir" => &mut call.state_dir,
+            "config-dir" => &mut call.config_dir,
             "libexec" => &mut call.libexec,
             // containerd may pass them; a pod's socket has a place of its own, and events do not go by a binary.
             "publish-binary" | "socket" | "debug-socket" => &mut ignored,

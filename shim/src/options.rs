@@ -1,14 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A handler's options, as containerd passes them.
+//! A handler's options: what containerd passes, or else the file that is named like the handler.
+//!
+//! ```text
+//!   options table with ConfigPath     that file
+//!   any other options table           the table itself, as TOML
+//!   no options table                  /etc/magnetar/<kind>.toml, for the handler `magnetar-<kind>`
+//! ```
 //!
 //! containerd gives each shim the `options` table of its runtime handler as a protobuf `Any`. For
-//! every runtime but its own that is a `runtimeoptions.v1.Options`: the path of a file, or, where
-//! the table names none, the table itself as TOML.
+//! every runtime but its own that is a `runtimeoptions.v1.Options`, and up to 2.2 it then fails to
+//! start containers in a sandbox that told where its Task API is (containerd's `getRuncOptions`); in a
+//! pod with a user namespace it fails in later ones too. So the configuration that we ship has no
+//! options table, and the name decides.
 
 use magnetar_core::config::{Containerd, HandlerConfig, LogLevel};
-use magnetar_core::error::{Error, Result};
+use magnetar_core::error::{Code, Error, Result};
 use prost::Message;
 use std::path::{Path, PathBuf};
+
+/// Where the options of a handler are that gives none itself.
+const CONFIG_DIR: &str = "/etc/magnetar";
+
+/// The options of a pod: those of its handler, or those of the sandboxer's name.
+///
+/// containerd before 2.4 cannot start a container whose handler has options of our type and whose
+/// sandboxer answers with an address: its client takes all options for runc's. So there a handler
+/// has none, and each kind is a sandboxer of its own (`proxy_plugins.magnetar-<kind>`), all at the
+/// same address. The name comes with the request: `magnetar-runc` has `/etc/magnetar/runc.toml`.
+///
+/// # Errors
+/// As [`decode`], and `InvalidArgument` for a name that is not one.
+pub fn of_pod(handler: Option<(&str, &[u8])>, sandboxer: &str) -> Result<HandlerConfig> {
+    match handler {
+        Some((type_url, value)) if !(type_url.is_empty() && value.is_empty()) => decode(type_url, value),
+        Some(_) | None => of_sandboxer(sandboxer, Path::new(CONFIG_DIR)),
+    }
+}
+
+fn of_sandboxer(name: &str, dir: &Path) -> Result<HandlerConfig> {
+    let kind = match name.strip_prefix("magnetar").map(|rest| rest.strip_prefix('-').unwrap_or(rest)) {
+        Some("") => return Ok(HandlerConfig::default()),
+        Some(kind) if kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') => kind,
+        Some(_) | None => {
+            return Err(Error::invalid(format!("the sandboxer {name:?} of the runtime handler is none of ours: they are named magnetar-<kind>")));
+        }
+    };
+    let path = dir.join(format!("{kind}.toml"));
+    if path.exists() {
+        return HandlerConfig::read(&path);
+    }
+    Ok(HandlerConfig { sandboxer: kind.into(), ..HandlerConfig::default() })
+}
 
 /// `runtimeoptions.v1.Options` of containerd's API.
 #[derive(Clone, PartialEq, Message)]
@@ -24,13 +66,13 @@ struct RuntimeOptions {
     config_body: Vec<u8>,
 }
 
-/// The options in an `Any` with this `type_url` and `value`.
+/// The options in an `Any` with this `type_url` and `value`; `None` where there are none.
 ///
 /// # Errors
 /// `InvalidArgument` for a type that is not ours to read and for what is wrong in the options.
-pub fn decode(type_url: &str, value: &[u8]) -> Result<HandlerConfig> {
-    if type_url.is_empty() && value.is_empty() {
-        return Ok(HandlerConfig::default());
+pub fn decode(type_url: &str, value: &[u8]) -> Result<Option<HandlerConfig>> {
+    if value.is_empty() {
+        return Ok(None);
     }
     if type_url.rsplit('/').next() != Some("runtimeoptions.v1.Options") {
         return Err(Error::invalid(format!(
@@ -43,10 +85,61 @@ pub fn decode(type_url: &str, value: &[u8]) -> Result<HandlerConfig> {
         if !path.is_absolute() {
             return Err(Error::invalid(format!("ConfigPath = {path:?} of the runtime handler must be an absolute path")));
         }
-        return HandlerConfig::read(path);
+        return HandlerConfig::read(path).map(Some);
     }
     let text = std::str::from_utf8(&options.config_body).map_err(|e| Error::invalid(format!("the runtime handler's options are not UTF-8: {e}")))?;
-    HandlerConfig::parse(text)
+    HandlerConfig::parse(text).map(Some)
+}
+
+/// Where the options of handlers without an options table are.
+pub const CONFIG_DIR: &str = "/etc/magnetar";
+
+/// The options of a handler by its name; empty for the one that pods without a RuntimeClass get,
+/// which containerd does not name. A handler without a file has the defaults of its kind.
+///
+/// # Errors
+/// `InvalidArgument` for what is wrong in the file.
+pub fn named(folder: &Path, handler: &str) -> Result<HandlerConfig> {
+    let kind = handler.strip_prefix("magnetar-").unwrap_or(handler);
+    if kind.contains(['/', '\0']) || kind.starts_with('.') {
+        return Err(Error::invalid(format!("the runtime handler's name {handler:?} is not the name of a file")));
+    }
+    let candidates: &[&str] = if kind.is_empty() { &["default", "runc"] } else { &[kind] };
+    for name in candidates {
+        match HandlerConfig::read(&folder.join(format!("{name}.toml"))) {
+            Err(error) if error.code() == Code::NotFound => {}
+            outcome => return outcome,
+        }
+    }
+    let default = HandlerConfig::default();
+    let sandboxer = if handler.starts_with("magnetar-") { kind.into() } else { default.sandboxer };
+    Ok(HandlerConfig { sandboxer, ..default })
+}
+
+/// The handler's name in what the CRI keeps of a sandbox (its extension `metadata`), where it is.
+pub fn handler_in_metadata(json: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Versioned {
+        metadata: Metadata,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Metadata {
+        runtime_handler: String,
+    }
+    serde_json::from_slice::<Versioned>(json).ok().map(|versioned| versioned.metadata.runtime_handler)
+}
+
+/// The handler's name in the name of its runtime: `magnetar-x` in `io.containerd.magnetar-x.v2`, and
+/// in `containerd-shim-magnetar-x-v2`, which is what containerd executes for it. Empty for `magnetar`.
+pub fn handler_in_runtime(runtime: &str) -> String {
+    let file = runtime.rsplit('/').next().unwrap_or_default();
+    let name = match file.strip_prefix("containerd-shim-") {
+        Some(rest) => rest.rsplit_once('-').map_or(rest, |(name, _version)| name),
+        None => file.rsplit('.').nth(1).unwrap_or_default(),
+    };
+    if name.starts_with("magnetar-") { name.into() } else { String::new() }
 }
 
 /// What containerd itself says when it starts a shim; it knows better than a file where it listens.
@@ -84,15 +177,16 @@ mod tests {
     }
 
     #[test]
-    fn no_options_are_the_defaults() {
-        assert_eq!(decode("", &[]).unwrap(), HandlerConfig::default());
-        assert_eq!(decode(TYPE, &[]).unwrap(), HandlerConfig::default());
+    fn no_options_are_none() {
+        assert_eq!(decode("", &[]).unwrap(), None);
+        assert_eq!(decode(TYPE, &[]).unwrap(), None);
     }
 
     #[test]
     fn a_body_is_the_options() {
         for prefix in ["", "type.googleapis.com/", "types.containerd.io/"] {
-            let config = decode(&format!("{prefix}{TYPE}"), &any("", "sandboxer = \"wasm\"\n[runtime]\nname = \"crun\"")).unwrap();
+            let value = any("", "sandboxer = \"wasm\"\n[runtime]\nname = \"crun\"");
+            let config = decode(&format!("{prefix}{TYPE}"), &value).unwrap().unwrap();
             assert_eq!((config.sandboxer.as_str(), config.runtime.name.as_str()), ("wasm", "crun"));
         }
     }
@@ -103,10 +197,55 @@ mod tests {
         let file = dir.path().join("runc.toml");
         std::fs::write(&file, "log_level = \"debug\"").unwrap();
         let path = file.to_str().unwrap();
-        assert_eq!(decode(TYPE, &any(path, "ConfigPath = \"x\"")).unwrap().log_level, LogLevel::Debug);
+        assert_eq!(decode(TYPE, &any(path, "ConfigPath = \"x\"")).unwrap().unwrap().log_level, LogLevel::Debug);
         std::fs::write(&file, "log_levle = \"debug\"").unwrap();
         let error = decode(TYPE, &any(path, "")).unwrap_err();
         assert!(error.to_string().contains(path) && error.to_string().contains("log_levle"), "{error}");
+    }
+
+    #[test]
+    fn a_handler_s_name_finds_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |handler: &str| named(folder.path(), handler);
+        assert_eq!(read("").unwrap(), HandlerConfig::default());
+        assert_eq!(read("magnetar-qemu").unwrap().sandboxer, "qemu");
+        assert_eq!(read("other").unwrap(), HandlerConfig::default());
+        for (name, sandboxer) in [("runc", "one"), ("wasmtime", "wasm"), ("other", "two")] {
+            std::fs::write(folder.path().join(format!("{name}.toml")), format!("sandboxer = {sandboxer:?}")).unwrap();
+        }
+        for (handler, sandboxer) in [("", "one"), ("magnetar-runc", "one"), ("magnetar-wasmtime", "wasm"), ("other", "two")] {
+            assert_eq!(read(handler).unwrap().sandboxer, sandboxer, "{handler:?}");
+        }
+        std::fs::write(folder.path().join("default.toml"), "sandboxer = \"three\"").unwrap();
+        assert_eq!(read("").unwrap().sandboxer, "three");
+        std::fs::write(folder.path().join("runc.toml"), "sandboxr = 1").unwrap();
+        for handler in ["magnetar-runc", "magnetar-../runc", "../x", "magnetar-.hidden"] {
+            assert_eq!(read(handler).unwrap_err().code(), Code::InvalidArgument, "{handler}");
+        }
+    }
+
+    #[test]
+    fn a_handler_s_name_is_found() {
+        let json = br#"{"Version":"v1","Metadata":{"ID":"x","Config":{"a":1},"RuntimeHandler":"magnetar-runc","IP":""}}"#;
+        assert_eq!(handler_in_metadata(json).as_deref(), Some("magnetar-runc"));
+        assert_eq!(handler_in_metadata(b"[]"), None);
+        for (runtime, handler) in [
+            ("io.containerd.magnetar.v2", ""),
+            ("io.containerd.magnetar-qemu.v2", "magnetar-qemu"),
+            ("/usr/local/bin/containerd-shim-magnetar-v2", ""),
+            ("containerd-shim-magnetar-qemu-v2", "magnetar-qemu"),
+            ("io.containerd.runc.v2", ""),
+            ("", ""),
+        ] {
+            assert_eq!(handler_in_runtime(runtime), handler, "{runtime}");
+        }
+    }
+
+    #[test]
+    fn the_file_that_we_ship_holds_the_defaults() {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/magnetar");
+        assert_eq!(named(&shipped, "magnetar-runc").unwrap(), HandlerConfig::default());
+        assert_eq!(named(&shipped, "").unwrap(), HandlerConfig::default());
     }
 
     #[test]

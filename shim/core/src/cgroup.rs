@@ -5,6 +5,7 @@
 //! hierarchy   which hierarchies are mounted; from a process or a path to directories
 //! stats       Metrics as containerd wants them
 //! oom         kills for want of memory: a stream, and a counter
+//! tree        directories of cgroups, and the processes in them
 //! ```
 //!
 //! A *hybrid* system (v1 controllers, and a v2 hierarchy that has none) is v1 here. The whole hierarchy is never
@@ -14,16 +15,19 @@
 mod hierarchy;
 pub mod oom;
 pub mod stats;
+mod tree;
 
 use crate::error::{Code, Context, Error, Result};
 use hierarchy::Hierarchies;
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tree::{enable_controllers, has_gone, inherit_cpuset, is_root, pids_in, subtree, write};
 
 /// The key under which the v2 hierarchy of a hybrid system stands among the v1 ones.
 pub const UNIFIED: &str = "unified";
@@ -117,7 +121,12 @@ impl Cgroup {
     /// `NotFound` if the cgroup or the process does not exist, else what the kernel says.
     pub fn join(&self, pid: u32) -> Result<()> {
         for dir in self.paths() {
-            write(&dir.join("cgroup.procs"), &pid.to_string()).context(|| format!("move process {pid} to cgroup {}", dir.display()))?;
+            match write(&dir.join("cgroup.procs"), &pid.to_string()) {
+                Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {
+                    return Err(Error::not_found(format!("process {pid} does not exist")));
+                }
+                moved => moved.context(|| format!("move process {pid} to cgroup {}", dir.display()))?,
+            }
         }
         Ok(())
     }
@@ -173,17 +182,18 @@ impl Cgroup {
             return Ok(false);
         }
         // Frozen processes cannot fork away from the list. If they cannot be frozen, the next round gets the children.
-        let frozen = self.set_frozen(true).is_ok();
+        let _ = self.set_frozen(true);
         let listed = pids_in(dir, true);
         listed.iter().flatten().copied().for_each(kill);
-        if frozen {
-            self.set_frozen(false)?;
+        // Death waits for the thaw, also in what had been frozen before: a paused container, or a cgroup that it froze itself.
+        let (file, thawed) = self.freezer_file(false);
+        for level in self.freezer().iter().flat_map(|freezer| subtree(freezer)) {
+            let _ = write(&level.join(file), thawed);
         }
         listed.context(what).map(|_| false)
     }
 
-    /// Stops all processes in and below it, until [`thaw`](Self::thaw). If that does not come about in time, or the
-    /// future is polled no more, they may run on.
+    /// Stops all processes in and below it, until [`thaw`](Self::thaw). Not cancel-safe: after dropping the future, thaw.
     ///
     /// # Errors
     ///
@@ -275,13 +285,18 @@ impl Cgroup {
     }
 
     fn set_frozen(&self, frozen: bool) -> Result<()> {
-        let (file, value) = match (self, frozen) {
+        let (file, value) = self.freezer_file(frozen);
+        write(&self.freezer()?.join(file), value).context(|| format!("{value} to {file} of cgroup {self}"))
+    }
+
+    /// Which file freezes or thaws, and what is written there.
+    fn freezer_file(&self, frozen: bool) -> (&'static str, &'static str) {
+        match (self, frozen) {
             (Cgroup::V1 { .. }, true) => ("freezer.state", "FROZEN"),
             (Cgroup::V1 { .. }, false) => ("freezer.state", "THAWED"),
             (Cgroup::V2 { .. }, true) => ("cgroup.freeze", "1"),
             (Cgroup::V2 { .. }, false) => ("cgroup.freeze", "0"),
-        };
-        write(&self.freezer()?.join(file), value).context(|| format!("{value} to {file} of cgroup {self}"))
+        }
     }
 
     fn is_frozen(&self) -> Result<bool> {
@@ -328,90 +343,11 @@ impl Pause {
     }
 }
 
-/// Writes to a file of the kernel's, which is never made.
-fn write(file: &Path, value: &str) -> io::Result<()> {
-    use io::Write;
-    fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
-}
-
 fn kill(pid: u32) {
     // Whoever has gone meanwhile is as dead as wanted.
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process(pid, Signal::KILL);
     }
-}
-
-/// The root of a mounted hierarchy is a cgroup, and has none above it.
-fn is_root(dir: &Path) -> bool {
-    let is_cgroup = |dir: &Path| dir.join("cgroup.procs").exists();
-    is_cgroup(dir) && !dir.parent().is_some_and(is_cgroup)
-}
-
-/// A cgroup that has gone: its directory cannot be found, and its files that are still open say "no such device".
-fn has_gone(error: &io::Error) -> bool {
-    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
-}
-
-fn pids_in(dir: &Path, recursive: bool) -> io::Result<Vec<u32>> {
-    let dirs = if recursive { subtree(dir) } else { vec![dir.to_owned()] };
-    let mut pids = Vec::new();
-    for dir in dirs {
-        match fs::read_to_string(dir.join("cgroup.procs")) {
-            // Processes outside our pid namespace are listed as 0.
-            Ok(list) => pids.extend(list.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0)),
-            Err(error) if has_gone(&error) => {}
-            // A threaded cgroup: its processes are listed by the one above.
-            Err(error) if error.kind() == ErrorKind::Unsupported => {}
-            Err(error) => return Err(error),
-        }
-    }
-    pids.sort_unstable();
-    pids.dedup();
-    Ok(pids)
-}
-
-/// The directory and all below it, each before those in it.
-fn subtree(dir: &Path) -> Vec<PathBuf> {
-    let mut found = vec![dir.to_owned()];
-    let mut next = 0;
-    while let Some(dir) = found.get(next) {
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        let below: Vec<_> = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect();
-        found.extend(below);
-        next += 1;
-    }
-    found
-}
-
-/// Lets the cgroups on the way down to `dir` hand on their controllers. Where the kernel refuses one (a cgroup with processes of
-/// its own, a controller in use by v1), the others are still tried.
-fn enable_controllers(dir: &Path) {
-    let above: Vec<_> = dir.ancestors().skip(1).collect();
-    for level in above.into_iter().rev() {
-        let read = |file: &str| fs::read_to_string(level.join(file)).unwrap_or_default();
-        let enabled = read("cgroup.subtree_control");
-        for controller in read("cgroup.controllers").split_whitespace() {
-            if !enabled.split_whitespace().any(|already| already == controller) {
-                let _ = write(&level.join("cgroup.subtree_control"), &format!("+{controller}"));
-            }
-        }
-    }
-}
-
-/// With v1 a new cgroup has no CPUs and no memory nodes, and nothing can join it, until it is given those of the one above.
-fn inherit_cpuset(dir: &Path) -> Result<()> {
-    let levels: Vec<_> = dir.ancestors().take_while(|level| !is_root(level)).collect();
-    for level in levels.into_iter().rev() {
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            let what = || format!("{file} of cgroup {}", level.display());
-            let own = fs::read_to_string(level.join(file)).context(what)?;
-            if let Some(above) = level.parent().filter(|_| own.trim().is_empty()) {
-                let inherited = fs::read_to_string(above.join(file)).context(what)?;
-                write(&level.join(file), inherited.trim()).context(what)?;
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -197,7 +197,10 @@ mod tests {
         let config = PodConfig { ipc: NamespaceMode::Node, dns: Some(Dns::default()), hostname: "web".into(), ..PodConfig::default() };
         files.create(&config, &host_etc).unwrap();
         let content = |name: &str| fs::read_to_string(files.root_dir.join(name)).unwrap();
-        assert_eq!((content("hostname"), content("hosts"), content("resolv.conf")), ("web\n".into(), "127.0.0.1 localhost\n".into(), "".into()));
+        assert_eq!(
+            (content("hostname"), content("hosts"), content("resolv.conf")),
+            ("web\n".into(), "127.0.0.1 localhost\n".into(), "".into())
+        );
         for file in files.owned_files() {
             assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o7777, 0o644);
         }

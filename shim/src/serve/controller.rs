@@ -10,7 +10,9 @@ use crate::options;
 use containerd_client::services::v1::sandbox::*;
 use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::sandbox_async::SandboxClient;
+use magnetar_core::config::HandlerConfig;
 use magnetar_core::error::{Code, Error, Result};
+use std::path::{Path, PathBuf};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, async_trait};
 use tracing::{debug, warn};
@@ -35,12 +37,13 @@ const UPDATABLE: [&str; 2] = ["extensions", "labels"];
 #[derive(Debug)]
 pub struct Front {
     pods: Pods,
+    config_dir: PathBuf,
 }
 
 impl Front {
-    /// Serves these pods.
-    pub fn new(pods: Pods) -> Self {
-        Self { pods }
+    /// Serves these pods; `config_dir` is where handlers have their options.
+    pub fn new(pods: Pods, config_dir: PathBuf) -> Self {
+        Self { pods, config_dir }
     }
 
     fn pod(&self, metadata: &MetadataMap, id: &str) -> Result<Pod> {
@@ -76,7 +79,7 @@ impl Controller for Front {
         let outcome = async {
             let pod = self.pod(&metadata, &id)?;
             let handler = request.sandbox.as_ref().and_then(|sandbox| sandbox.runtime.as_ref()).and_then(|runtime| runtime.options.as_ref());
-            let config = handler.map_or_else(|| options::decode("", &[]), |any| options::decode(&any.type_url, &any.value))?;
+            let config = options::of_pod(handler.map(|any| (any.type_url.as_str(), any.value.as_slice())), &request.sandboxer)?;
             self.pods.create(&pod, config, wire::create_request(request)).await?;
             Ok(ControllerCreateResponse { sandbox_id: id.clone() })
         };
@@ -170,6 +173,20 @@ impl Controller for Front {
     }
 }
 
+/// The options of the handler that a sandbox is for.
+fn config(config_dir: &Path, request: &ControllerCreateRequest) -> Result<HandlerConfig> {
+    let sandbox = request.sandbox.as_ref();
+    let runtime = sandbox.and_then(|sandbox| sandbox.runtime.as_ref());
+    if let Some(any) = runtime.and_then(|runtime| runtime.options.as_ref()) {
+        if let Some(config) = options::decode(&any.type_url, &any.value)? {
+            return Ok(config);
+        }
+    }
+    let said = sandbox.and_then(|sandbox| sandbox.extensions.get("metadata")).and_then(|any| options::handler_in_metadata(&any.value));
+    let handler = said.or_else(|| runtime.map(|runtime| options::handler_in_runtime(&runtime.name)));
+    options::named(config_dir, &handler.unwrap_or_default())
+}
+
 /// Whether these field paths of a sandbox can change while it runs.
 fn updatable(fields: &[String]) -> Result<()> {
     let whole = || Error::unimplemented(format!("name the fields to update: only {} of a running sandbox can change", UPDATABLE.join(" and ")));
@@ -186,6 +203,30 @@ fn updatable(fields: &[String]) -> Result<()> {
 mod tests {
     use super::*;
     use crate::launch::Places;
+    use containerd_client::types::Sandbox;
+    use containerd_client::types::sandbox::Runtime;
+    use std::collections::HashMap;
+
+    fn any(value: &[u8]) -> prost_types::Any {
+        prost_types::Any { type_url: "runtimeoptions.v1.Options".into(), value: value.into() }
+    }
+
+    #[test]
+    fn options_come_before_the_handler_s_name_and_that_before_the_runtime_s() {
+        let folder = tempfile::tempdir().unwrap();
+        let asked = |options: Option<&[u8]>, metadata: Option<&str>| {
+            let runtime = Runtime { name: "io.containerd.magnetar-third.v2".into(), options: options.map(any) };
+            let extensions = metadata.map(|json| ("metadata".to_string(), any(json.as_bytes()))).into_iter().collect::<HashMap<_, _>>();
+            let sandbox = Sandbox { runtime: Some(runtime), extensions, ..Default::default() };
+            config(folder.path(), &ControllerCreateRequest { sandbox: Some(sandbox), ..Default::default() }).unwrap().sandboxer
+        };
+        let body = b"\x1a\x13sandboxer = \"first\"";
+        let metadata = r#"{"Version":"v1","Metadata":{"RuntimeHandler":"magnetar-second"}}"#;
+        assert_eq!(asked(Some(body), Some(metadata)), "first");
+        assert_eq!(asked(Some(b""), Some(metadata)), "second");
+        assert_eq!(asked(None, None), "third");
+        assert_eq!(config(folder.path(), &ControllerCreateRequest::default()).unwrap(), HandlerConfig::default());
+    }
 
     #[test]
     fn a_resize_is_accepted_and_another_spec_is_not() {
@@ -199,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_request_must_name_a_namespace_and_a_pod() {
-        let front = Front::new(Pods::new("/nonexistent".into(), Places::new(None)));
+        let front = Front::new(Pods::new("/nonexistent".into(), Places::new(None)), "/nonexistent".into());
         let mut metadata = MetadataMap::new();
         assert!(front.pod(&metadata, "a").unwrap_err().to_string().contains(NAMESPACE));
         metadata.insert(NAMESPACE, "../x".parse().unwrap());

@@ -66,7 +66,7 @@ async fn serve(options: Serve) -> Result<()> {
         warn!(%error, "started without the service manager's knowing");
     }
     let stop = CancellationToken::new();
-    let server = answer_calls(listener, pods.clone(), stop.clone());
+    let server = answer_calls(listener, Front::new(pods.clone(), options.config_dir), stop.clone());
     tokio::pin!(server);
     tokio::select! {
         ended = &mut server => return ended,
@@ -92,9 +92,9 @@ async fn serve(options: Serve) -> Result<()> {
     })
 }
 
-async fn answer_calls(listener: UnixListener, pods: Pods, stop: CancellationToken) -> Result<()> {
+async fn answer_calls(listener: UnixListener, front: Front, stop: CancellationToken) -> Result<()> {
     let listener = tokio::net::UnixListener::from_std(listener).context(|| "cannot use the socket".into())?;
-    let service = ControllerServer::new(Front::new(pods)).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
+    let service = ControllerServer::new(front).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
     // There is a Wait for each pod on one connection: a limit on concurrent calls would be one on pods.
     let server = Server::builder().max_concurrent_streams(None).add_service(service);
     let ended = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled()).await;

@@ -49,15 +49,17 @@ pub fn read(call: &Call, input: &[u8], ttrpc_address: String) -> Result<Paramete
         };
         let extensions = parameters.extensions.into_iter().filter_map(|extension| extension.value.into_option());
         // Extensions that we do not know are other people's news.
-        let config = match extensions.into_iter().find(|any| any.type_url.rsplit('/').next() == Some(OPTIONS)) {
+        let options = match extensions.into_iter().find(|any| any.type_url.rsplit('/').next() == Some(OPTIONS)) {
             Some(any) => options::decode(&any.type_url, &any.value)?,
-            None => HandlerConfig::default(),
+            None => None,
         };
+        let config = options.map_or_else(|| call.named_options(), Ok)?;
         return Ok(Parameters { config: said.apply(config), protocol: Protocol::Bootstrap });
     }
     let any = Any::parse_from_bytes(input).map_err(|e| Error::invalid(format!("standard input holds no runtime options: {e}")))?;
     let said = FromContainerd { ttrpc_address, log_level: if call.debug { -4 } else { 0 } };
-    Ok(Parameters { config: said.apply(options::decode(&any.type_url, &any.value)?), protocol: Protocol::Flags })
+    let config = options::decode(&any.type_url, &any.value)?.map_or_else(|| call.named_options(), Ok)?;
+    Ok(Parameters { config: said.apply(config), protocol: Protocol::Flags })
 }
 
 /// The answer: where the sandbox process listens.
@@ -101,7 +103,7 @@ mod tests {
     use std::path::PathBuf;
 
     fn call() -> Call {
-        Call { namespace: "k8s.io".into(), id: "pod".into(), ..Default::default() }
+        Call { namespace: "k8s.io".into(), id: "pod".into(), config_dir: "/nonexistent".into(), ..Default::default() }
     }
 
     /// `runtimeoptions.v1.Options { config_body }`.

@@ -5,6 +5,7 @@
 //! The OCI runtime knows best, so its own `features` are passed on. A kind of sandbox that runs its
 //! containers elsewhere says nothing, and containerd then assumes nothing.
 
+use super::Call;
 use crate::options;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
@@ -21,9 +22,9 @@ const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/featur
 ///
 /// # Errors
 /// For options that cannot be.
-pub fn run(input: &[u8]) -> Result<Vec<u8>> {
+pub fn run(call: &Call, input: &[u8]) -> Result<Vec<u8>> {
     let any = Any::parse_from_bytes(input).map_err(|e| Error::invalid(format!("standard input holds no runtime options: {e}")))?;
-    let config = options::decode(&any.type_url, &any.value)?;
+    let config = options::decode(&any.type_url, &any.value)?.map_or_else(|| call.named_options(), Ok)?;
     let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..Default::default() };
     let features = features(&config).map(|value| Any { type_url: FEATURES.into(), value, ..Default::default() });
     let info = RuntimeInfo {
@@ -65,7 +66,7 @@ mod tests {
 
     #[test]
     fn the_answer_decodes() {
-        let info = RuntimeInfo::parse_from_bytes(&run(&[]).unwrap()).unwrap();
+        let info = RuntimeInfo::parse_from_bytes(&run(&Call { config_dir: "/nonexistent".into(), ..Call::default() }, &[]).unwrap()).unwrap();
         assert_eq!(info.name, "io.containerd.magnetar.v2");
         assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
     }

@@ -14,10 +14,12 @@ mod delete;
 mod info;
 mod start;
 
+use crate::options::{self, CONFIG_DIR};
+use magnetar_core::config::HandlerConfig;
 use magnetar_core::error::{Context, Result};
 use magnetar_core::record::DEFAULT_STATE_DIR;
 use std::io::{IsTerminal, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The largest input that containerd's own shims read.
 const MAX_INPUT: u64 = 10 << 20;
@@ -53,6 +55,8 @@ pub struct Call {
     pub debug: bool,
     /// Where the records of pods are kept; not containerd's.
     pub state_dir: String,
+    /// Where the options of handlers are; not containerd's.
+    pub config_dir: String,
     /// Where sandboxers are looked for too; not containerd's.
     pub libexec: String,
 }
@@ -60,6 +64,14 @@ pub struct Call {
 impl Call {
     fn state_dir(&self) -> PathBuf {
         PathBuf::from(if self.state_dir.is_empty() { DEFAULT_STATE_DIR } else { &self.state_dir })
+    }
+
+    /// The options of a handler that has no options table: containerd says no more of it than the
+    /// name under which it executes us.
+    fn named_options(&self) -> Result<HandlerConfig> {
+        let folder = if self.config_dir.is_empty() { CONFIG_DIR } else { &self.config_dir };
+        let program = std::env::args().next().unwrap_or_default();
+        options::named(Path::new(folder), &options::handler_in_runtime(&program))
     }
 }
 
@@ -70,7 +82,7 @@ impl Call {
 pub fn run(call: Call) -> Result<()> {
     match call.action {
         Action::Version => write(format!("containerd-shim-magnetar-v2:\n  Version:  {}\n", env!("CARGO_PKG_VERSION")).as_bytes()),
-        Action::Info => write(&info::run(&input()?)?),
+        Action::Info => write(&info::run(&call, &input()?)?),
         Action::Start => write(&start::run(&call, &input()?)?),
         Action::Delete => write(&delete::run(&call)?),
     }

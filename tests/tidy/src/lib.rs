@@ -1,1 +1,46 @@
-//! (being written)
+// SPDX-License-Identifier: Apache-2.0
+//! Layout and style as tests: `cargo test -p tidy` prints what it finds as `file:line: what`.
+//!
+//! ```text
+//!   git ls-files ──► Tree ──► text rules      paths, shell scripts, SPDX lines
+//!                     │  └──► source rules    length, names, docs, unsafe, allowances
+//!                     └─────► manifest rules  workspace-only dependencies and lints
+//!   cargo metadata ─────────► import rules    who may import whom
+//! ```
+//!
+//! What clippy can check is left to clippy; that it is asked to, is checked here. A rule is a pure
+//! function from what was read to findings, and has a unit test that it finds something. Where a
+//! rule makes a piece of code worse, change the rule here, for all to see.
+
+mod rules;
+mod source;
+mod tree;
+
+use std::{fmt, path::PathBuf};
+
+pub use rules::{imports, manifest, source as source_rules, text};
+pub use source::Source;
+pub use tree::{Text, Tree};
+
+/// A place that breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    /// Below the root of the checkout.
+    pub file: PathBuf,
+    /// Counted from one.
+    pub line: usize,
+    /// What is wrong, and what to do.
+    pub what: String,
+}
+
+impl Finding {
+    fn new(file: &std::path::Path, line: usize, what: impl Into<String>) -> Self {
+        Self { file: file.to_owned(), line, what: what.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.file.display(), self.line, self.what)
+    }
+}

@@ -110,7 +110,8 @@ impl Hierarchies {
 fn locate(mount_points: &[MountPoint], path: &str) -> Option<PathBuf> {
     // A process outside our cgroup namespace has a path of `/..` and so on; one whose cgroup was removed is ` (deleted)`.
     let goes_up = |path: &Path| path.components().any(|part| part == Component::ParentDir);
-    let below_root = |mount: &MountPoint| Some(join(&mount.target, Path::new(path).strip_prefix(&mount.root).ok().filter(|rest| !goes_up(rest))?));
+    let below_root =
+        |mount: &MountPoint| Some(join(&mount.target, Path::new(path).strip_prefix(&mount.root).ok().filter(|rest| !goes_up(rest))?));
     match path.starts_with('/') && !path.ends_with(" (deleted)") {
         true => mount_points.iter().find_map(below_root),
         false => None,
@@ -220,7 +221,10 @@ mod tests {
     fn a_named_hierarchy_beside_v2_is_v2() {
         assert_eq!(v2_dir(v2().at("/k8s.io/x/")), "/sys/fs/cgroup/k8s.io/x");
         assert_eq!(v2_dir(v2().at("/")), "/sys/fs/cgroup");
-        assert_eq!(v2_dir(v2().of_process("1:name=systemd:/init.scope\n0::/user.slice/a:b.scope\n")), "/sys/fs/cgroup/user.slice/a:b.scope");
+        assert_eq!(
+            v2_dir(v2().of_process("1:name=systemd:/init.scope\n0::/user.slice/a:b.scope\n")),
+            "/sys/fs/cgroup/user.slice/a:b.scope"
+        );
         assert_eq!(v2_dir(v2().of_process("0::/\n")), "/sys/fs/cgroup");
     }
 
@@ -255,7 +259,10 @@ mod tests {
     #[test]
     fn systemd_paths_expand() {
         let at = |path: &str| v2_dir(v2().at(path)).replacen("/sys/fs/cgroup", "", 1);
-        assert_eq!(at("kubepods-besteffort-pod1_2.slice:cri-containerd:abc"), "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1_2.slice/cri-containerd-abc.scope");
+        assert_eq!(
+            at("kubepods-besteffort-pod1_2.slice:cri-containerd:abc"),
+            "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1_2.slice/cri-containerd-abc.scope"
+        );
         assert_eq!(at("a.slice::b"), "/a.slice/b.scope");
         assert_eq!(at(":p:n"), "/system.slice/p-n.scope");
         assert_eq!(at("-.slice:p:n"), "/p-n.scope");
@@ -266,7 +273,23 @@ mod tests {
 
     #[test]
     fn other_paths_are_refused() {
-        for path in ["", "relative", "a/b.slice", "/a/../b", "/..", "a.slice:p", "a.slice:p:", "a:p:n", "a--b.slice:p:n", "-a.slice:p:n", "a.slice:p:/etc", "a.slice:..:x", "../x.slice:p:n", ".slice", "/a\0b"] {
+        for path in [
+            "",
+            "relative",
+            "a/b.slice",
+            "/a/../b",
+            "/..",
+            "a.slice:p",
+            "a.slice:p:",
+            "a:p:n",
+            "a--b.slice:p:n",
+            "-a.slice:p:n",
+            "a.slice:p:/etc",
+            "a.slice:..:x",
+            "../x.slice:p:n",
+            ".slice",
+            "/a\0b",
+        ] {
             assert_eq!(v2().at(path).unwrap_err().code(), Code::InvalidArgument, "{path:?}");
         }
         assert_eq!(Hierarchies::default().at("/a").unwrap_err().code(), Code::FailedPrecondition);

@@ -7,8 +7,9 @@
 //!
 //! Sources: the kernel's admin-guide/cgroup-v2 ("memory.events", "[un]populated notification") and admin-guide/cgroup-v1/memory ("OOM Control").
 
+use super::Cgroup;
 use super::stats::pairs;
-use super::{Cgroup, write};
+use super::tree::write;
 use crate::error::{Context, Error, Result};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::inotify;
@@ -32,7 +33,7 @@ const EMPTY_LOOK: Duration = Duration::from_secs(2);
 /// How many processes of the cgroup have been killed for want of memory, ever: 0 where nobody counts, and
 /// after the cgroup has gone. Look before removing it.
 pub fn oom_kills(cgroup: &Cgroup) -> u64 {
-    read_kills(cgroup).ok().flatten().unwrap_or(0)
+    read_kills(cgroup).unwrap_or(0)
 }
 
 /// Waits for processes of one cgroup to be killed for want of memory.
@@ -41,7 +42,10 @@ pub struct OomWatch {
     signal: AsyncFd<OwnedFd>,
     /// v1 wants this one to stay open.
     _control: Option<File>,
+    /// The counter as last reported.
     seen: u64,
+    /// How often the counter is still to be looked at, after a v1 signal.
+    looks_left: u32,
 }
 
 impl OomWatch {
@@ -61,7 +65,7 @@ impl OomWatch {
             Cgroup::V2 { .. } => (watch_v2(dir).context(what)?, None),
         };
         let signal = magnetar_sys::readiness::watch(signal).context(what)?;
-        Ok(OomWatch { cgroup: cgroup.clone(), signal, _control: control, seen: oom_kills(cgroup) })
+        Ok(OomWatch { cgroup: cgroup.clone(), signal, _control: control, seen: oom_kills(cgroup), looks_left: 0 })
     }
 
     /// Waits for the next kill. Answers how many there have been in all, by now, or `None` when the cgroup has gone.
@@ -69,47 +73,25 @@ impl OomWatch {
     /// Cancel-safe: what a dropped call has seen, the next one reports.
     pub async fn next(&mut self) -> Option<u64> {
         loop {
-            let kills = match self.cgroup {
-                Cgroup::V1 { .. } => self.after_signal_v1().await?,
-                Cgroup::V2 { .. } => self.after_signal_v2().await?,
-            };
+            let kills = read_kills(&self.cgroup).ok()?;
             if kills > self.seen {
-                self.seen = kills;
+                (self.seen, self.looks_left) = (kills, 0);
                 return Some(kills);
             }
-        }
-    }
-
-    /// The counter after a signal; `None` if there is none any more.
-    async fn after_signal_v1(&mut self) -> Option<u64> {
-        // Looked at first, because a dropped call may have taken the signal.
-        let mut kills = self.kills()?;
-        if kills > self.seen {
-            return Some(kills);
-        }
-        self.signalled().await?;
-        for _ in 0..KILL_LOOKS {
-            kills = self.kills()?;
-            if kills > self.seen {
-                break;
+            if self.looks_left > 0 {
+                sleep(KILL_DELAY).await;
+                self.looks_left -= 1;
+                continue;
             }
-            sleep(KILL_DELAY).await;
+            match &self.cgroup {
+                Cgroup::V1 { .. } => {
+                    self.signalled().await?;
+                    self.looks_left = KILL_LOOKS;
+                }
+                Cgroup::V2 { dir } if is_empty(dir) => timeout(EMPTY_LOOK, self.signalled()).await.unwrap_or(Some(()))?,
+                Cgroup::V2 { .. } => self.signalled().await?,
+            }
         }
-        Some(kills)
-    }
-
-    async fn after_signal_v2(&mut self) -> Option<u64> {
-        let kills = self.kills()?;
-        if kills > self.seen {
-            return Some(kills);
-        }
-        let populated = memory_dir(&self.cgroup).ok().and_then(|dir| fs::read_to_string(dir.join("cgroup.events")).ok())?;
-        match populated.lines().any(|line| line == "populated 0") {
-            // Nothing is killed in an empty cgroup; all that can come is life, or the end.
-            true => timeout(EMPTY_LOOK, self.signalled()).await.unwrap_or(Some(()))?,
-            false => self.signalled().await?,
-        }
-        self.kills()
     }
 
     /// Waits until the kernel has signalled something, and takes all of its signals.
@@ -128,22 +110,22 @@ impl OomWatch {
             }
         }
     }
-
-    /// The counter, or `None` if the cgroup has gone. A v1 kernel that does not count (before 4.13) has each signal counted here.
-    fn kills(&self) -> Option<u64> {
-        read_kills(&self.cgroup).ok().map(|kills| kills.unwrap_or(self.seen + 1))
-    }
 }
 
-/// The counter; `None` if the kernel keeps none.
-fn read_kills(cgroup: &Cgroup) -> Result<Option<u64>> {
+/// The counter, and 0 if the kernel keeps none (v1 before Linux 4.19).
+fn read_kills(cgroup: &Cgroup) -> Result<u64> {
     let file = match cgroup {
         Cgroup::V1 { .. } => "memory.oom_control",
         Cgroup::V2 { .. } => "memory.events",
     };
     let path = memory_dir(cgroup)?.join(file);
     let text = fs::read_to_string(&path).context(|| path.display().to_string())?;
-    Ok(pairs(&text).find(|(key, _)| *key == "oom_kill").map(|(_, value)| value))
+    Ok(pairs(&text).find(|(key, _)| *key == "oom_kill").map_or(0, |(_, value)| value))
+}
+
+/// Whether no process is in or below a v2 cgroup. Nothing is killed there: all that can come is life, or the end.
+fn is_empty(dir: &Path) -> bool {
+    fs::read_to_string(dir.join("cgroup.events")).is_ok_and(|events| events.lines().any(|line| line == "populated 0"))
 }
 
 fn memory_dir(cgroup: &Cgroup) -> Result<&Path> {
@@ -215,6 +197,29 @@ mod tests {
             });
             removed.unwrap();
             assert_eq!(seen, Ok(None));
+        });
+    }
+
+    /// Ordinary files stand in for those of v2: inotify sees them alike.
+    #[test]
+    fn v2_files_are_watched() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |file: &str, content: &str| fs::write(dir.path().join(file), content).unwrap();
+        write("memory.events", "low 0\noom 0\noom_kill 1\n");
+        write("cgroup.events", "populated 1\nfrozen 0\n");
+        let cgroup = Cgroup::V2 { dir: dir.path().to_owned() };
+        block_on(async {
+            let mut watch = OomWatch::new(&cgroup).unwrap();
+            assert_eq!(oom_kills(&cgroup), 1);
+            assert!(timeout(Duration::from_millis(20), watch.next()).await.is_err());
+            write("memory.events", "low 0\noom 1\noom_kill 1\n");
+            assert!(timeout(Duration::from_millis(20), watch.next()).await.is_err());
+            write("memory.events", "low 0\noom 1\noom_kill 3\n");
+            assert_eq!(timeout(SOON, watch.next()).await, Ok(Some(3)));
+            write("cgroup.events", "populated 0\nfrozen 0\n");
+            assert!(timeout(Duration::from_millis(20), watch.next()).await.is_err());
+            fs::remove_dir_all(dir.path()).unwrap();
+            assert_eq!(timeout(SOON, watch.next()).await, Ok(None));
         });
     }
 

@@ -9,7 +9,20 @@ pub(super) struct Scratch(pub(super) Cgroup);
 
 impl Scratch {
     pub(super) fn make(name: &str) -> Option<Scratch> {
-        let cgroup = Cgroup::at(&format!("/magnetar-test-{}/{name}", std::process::id())).unwrap();
+        Self::of(Cgroup::at(&format!("/magnetar-test-{}-{name}/inner", std::process::id())).unwrap())
+    }
+
+    /// One of the machine's version, and on a hybrid system one that is v2 as well, if without controllers.
+    fn of_each_version(name: &str) -> Vec<Scratch> {
+        let machines = Self::make(name);
+        let unified = machines.as_ref().and_then(|scratch| match &scratch.0 {
+            Cgroup::V1 { dirs } => Some(dirs.get(UNIFIED)?.parent()?.with_extension("v2").join("inner")),
+            Cgroup::V2 { .. } => None,
+        });
+        machines.into_iter().chain(unified.and_then(|dir| Self::of(Cgroup::V2 { dir }))).collect()
+    }
+
+    fn of(cgroup: Cgroup) -> Option<Scratch> {
         match cgroup.create() {
             Ok(()) => Some(Scratch(cgroup)),
             Err(error) => {
@@ -38,7 +51,6 @@ impl Drop for Scratch {
             std::thread::sleep(Duration::from_millis(10));
         }
         for dir in self.0.paths() {
-            // Shared by all tests: the last one succeeds.
             let _ = fs::remove_dir(dir.parent().unwrap());
         }
     }
@@ -52,7 +64,12 @@ const SOON: Duration = Duration::from_secs(5);
 
 #[test]
 fn a_life() {
-    let Some(scratch) = Scratch::make("life") else { return };
+    for scratch in Scratch::of_each_version("life") {
+        live(&scratch);
+    }
+}
+
+fn live(scratch: &Scratch) {
     let cgroup = &scratch.0;
     cgroup.create().unwrap();
     assert!(cgroup.exists());
@@ -64,7 +81,10 @@ fn a_life() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(cgroup.pids(false).unwrap().contains(&child.id()));
-    assert_eq!(Cgroup::of_process(child.id()).unwrap().process_dir(), cgroup.process_dir());
+    let machines = Cgroup::of_process(child.id()).unwrap();
+    if std::mem::discriminant(&machines) == std::mem::discriminant(cgroup) {
+        assert_eq!(machines.paths(), cgroup.paths());
+    }
 
     block_on(async {
         cgroup.freeze(SOON).await.unwrap();
@@ -92,15 +112,27 @@ fn a_life() {
 
 #[test]
 fn fork_bombs_are_killed() {
-    let Some(scratch) = Scratch::make("forks") else { return };
-    let mut child = scratch.run("while :; do sleep 0.01 & sleep 100 & sleep 0.001; done");
-    std::thread::sleep(Duration::from_millis(100));
-    let reaped = std::thread::spawn(move || child.wait().unwrap());
-    block_on(async {
-        scratch.0.kill_all(SOON).await.unwrap();
-        scratch.0.remove(SOON).await.unwrap();
-    });
-    reaped.join().unwrap();
+    for scratch in Scratch::of_each_version("forks") {
+        let mut child = scratch.run("while :; do sleep 0.01 & sleep 100 & sleep 0.001; done");
+        std::thread::sleep(Duration::from_millis(100));
+        let reaped = std::thread::spawn(move || child.wait().unwrap());
+        block_on(async {
+            scratch.0.kill_all(SOON).await.unwrap();
+            scratch.0.remove(SOON).await.unwrap();
+        });
+        reaped.join().unwrap();
+    }
+}
+
+#[test]
+fn what_is_paused_can_be_killed() {
+    for scratch in Scratch::of_each_version("paused") {
+        let mut child = scratch.run("sleep 100");
+        block_on(scratch.0.freeze(SOON)).unwrap();
+        let reaped = std::thread::spawn(move || child.wait().unwrap());
+        block_on(scratch.0.kill_all(SOON)).unwrap();
+        reaped.join().unwrap();
+    }
 }
 
 #[test]
@@ -119,6 +151,9 @@ fn what_does_not_exist_can_still_be_asked() {
     assert!(!nowhere.exists());
     assert!(nowhere.pids(true).unwrap().is_empty());
     assert_eq!(nowhere.join(std::process::id()).unwrap_err().code(), Code::NotFound);
+    let mut gone = Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    assert_eq!(Cgroup::at("/").unwrap().join(gone.id()).unwrap_err().code(), Code::NotFound);
     assert!(nowhere.kill_once().unwrap() && nowhere.remove_once().unwrap());
     assert_eq!(block_on(nowhere.freeze(SOON)).unwrap_err().code(), Code::NotFound);
 }

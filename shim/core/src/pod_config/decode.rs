@@ -164,10 +164,9 @@ fn user_namespace(raw: wire::UserNamespace) -> Result<Option<UserNs>> {
         NamespaceMode::Node if raw.uids.is_empty() && raw.gids.is_empty() => Ok(None),
         NamespaceMode::Node => Err(wrong("userns_options", "the host's user namespace takes no id mappings")),
         NamespaceMode::Container => Err(wrong("userns_options", "a user namespace is the pod's or the host's")),
-        NamespaceMode::Pod => Ok(Some(UserNs {
-            uids: id_maps("userns_options.uids", raw.uids)?,
-            gids: id_maps("userns_options.gids", raw.gids)?,
-        })),
+        NamespaceMode::Pod => {
+            Ok(Some(UserNs { uids: id_maps("userns_options.uids", raw.uids)?, gids: id_maps("userns_options.gids", raw.gids)? }))
+        }
     }
 }
 
@@ -234,11 +233,7 @@ fn resources(raw: wire::LinuxContainerResources) -> Result<Resources> {
                 false => Err(wrong("hugepage_limits", format_args!("{:?} is no page size", limit.page_size))),
             })
             .collect::<Result<_>>()?,
-        unified: raw
-            .unified
-            .into_iter()
-            .map(|(key, value)| Ok((key, line("unified", value, LINE_MAX)?)))
-            .collect::<Result<_>>()?,
+        unified: raw.unified.into_iter().map(|(key, value)| Ok((key, line("unified", value, LINE_MAX)?))).collect::<Result<_>>()?,
     })
 }
 

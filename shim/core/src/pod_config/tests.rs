@@ -61,12 +61,8 @@ fn the_bytes_of_a_pod() {
     let metadata = [field(1, "pod"), field(2, "u"), field(3, "dev"), number(4, 2)].concat();
     let namespaces = [number(1, 2), number(2, 1), number(3, 0)].concat();
     let resources = [number(1, 100_000), number(2, 50_000), number(4, 524_288)].concat();
-    let linux = [
-        field(1, "/c"),
-        field(2, field(1, namespaces)),
-        field(3, [field(1, "net.x"), field(2, "a b")].concat()),
-        field(5, resources),
-    ];
+    let linux =
+        [field(1, "/c"), field(2, field(1, namespaces)), field(3, [field(1, "net.x"), field(2, "a b")].concat()), field(5, resources)];
     let bytes = [
         field(1, metadata),
         field(2, "host"),
@@ -172,7 +168,8 @@ fn it_survives_the_record() {
     let mut pod = with_userns(0, &[(0, 1000, 1)]).unwrap();
     pod.seccomp = Some(SecurityProfile::Localhost("/profile".into()));
     pod.selinux = Some(Selinux { kind: "spc_t".into(), ..Selinux::default() });
-    pod.port_mappings = vec![PortMapping { protocol: Protocol::Udp, container_port: 1, host_port: 2, host_ip: Some([127, 0, 0, 1].into()) }];
+    pod.port_mappings =
+        vec![PortMapping { protocol: Protocol::Udp, container_port: 1, host_port: 2, host_ip: Some([127, 0, 0, 1].into()) }];
     assert_eq!(serde_json::from_str::<PodConfig>(&serde_json::to_string(&pod).unwrap()).unwrap(), pod);
     assert_eq!(serde_json::from_str::<PodConfig>("{}").unwrap(), PodConfig::default());
 }

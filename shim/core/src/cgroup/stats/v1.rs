@@ -35,11 +35,7 @@ fn pids(dir: &Path) -> Option<PidsStat> {
 fn cpu(cpu: Option<&Path>, cpuacct: Option<&Path>) -> Option<CPUStat> {
     let usage = cpuacct.and_then(cpu_usage);
     let throttling = cpu.and_then(|dir| read(dir, "cpu.stat")).map(|text| throttle(&text));
-    (usage.is_some() || throttling.is_some()).then(|| CPUStat {
-        usage: usage.into(),
-        throttling: throttling.into(),
-        ..CPUStat::default()
-    })
+    (usage.is_some() || throttling.is_some()).then(|| CPUStat { usage: usage.into(), throttling: throttling.into(), ..CPUStat::default() })
 }
 
 fn cpu_usage(dir: &Path) -> Option<CPUUsage> {
@@ -256,7 +252,8 @@ mod tests {
 
     #[test]
     fn block_devices() {
-        let entries = block_entries("8:0 Read 4096\n8:0 Write 1\n253:1 77\nTotal 4174\n\nx:y Read 1\n", |major, minor| format!("{major}-{minor}"));
+        let entries =
+            block_entries("8:0 Read 4096\n8:0 Write 1\n253:1 77\nTotal 4174\n\nx:y Read 1\n", |major, minor| format!("{major}-{minor}"));
         let seen: Vec<_> = entries.iter().map(|entry| (entry.device.as_str(), entry.op.as_str(), entry.value)).collect();
         assert_eq!(seen, [("8-0", "Read", 4096), ("8-0", "Write", 1), ("253-1", "", 77)]);
         assert_eq!((entries[2].major, entries[2].minor), (253, 1));

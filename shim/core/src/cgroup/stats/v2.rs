@@ -214,7 +214,10 @@ mod tests {
     #[test]
     fn cpu_time_throttling_and_pressure() {
         let dir = cgroup(&[
-            ("cpu.stat", "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnice_usec 1\nnr_periods 4\nnr_throttled 2\nthrottled_usec 7\nnr_bursts 1\nburst_usec 3\n"),
+            (
+                "cpu.stat",
+                "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnice_usec 1\nnr_periods 4\nnr_throttled 2\nthrottled_usec 7\nnr_bursts 1\nburst_usec 3\n",
+            ),
             ("cpu.pressure", "some avg10=0.50 avg60=1.25 avg300=0.03 total=157622151\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=9\n"),
         ]);
         let stat = metrics(dir.path()).cpu.unwrap();
@@ -247,7 +250,8 @@ mod tests {
     #[test]
     fn devices() {
         let entries = io_entries("8:16 rbytes=1459200 wbytes=3 rios=192 wios=353 dbytes=0 dios=0\n8:0 \nbroken\n253:1 rbytes=x\n");
-        let seen: Vec<_> = entries.iter().map(|entry| (entry.major, entry.minor, entry.rbytes, entry.wbytes, entry.rios, entry.wios)).collect();
+        let seen: Vec<_> =
+            entries.iter().map(|entry| (entry.major, entry.minor, entry.rbytes, entry.wbytes, entry.rios, entry.wios)).collect();
         assert_eq!(seen, [(8, 16, 1_459_200, 3, 192, 353), (8, 0, 0, 0, 0, 0), (253, 1, 0, 0, 0, 0)]);
     }
 

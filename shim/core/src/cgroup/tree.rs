@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The cgroup filesystem as a tree of directories whose files do things.
+
+use crate::error::{Context, Result};
+use std::fs;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+/// Writes to a file of the kernel's, which is never made.
+pub(super) fn write(file: &Path, value: &str) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
+}
+
+/// The root of a mounted hierarchy is a cgroup, and has none above it.
+pub(super) fn is_root(dir: &Path) -> bool {
+    let is_cgroup = |dir: &Path| dir.join("cgroup.procs").exists();
+    is_cgroup(dir) && !dir.parent().is_some_and(is_cgroup)
+}
+
+/// A cgroup that has gone: its directory cannot be found, and its files that are still open say "no such device".
+pub(super) fn has_gone(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
+}
+
+pub(super) fn pids_in(dir: &Path, recursive: bool) -> io::Result<Vec<u32>> {
+    let dirs = if recursive { subtree(dir) } else { vec![dir.to_owned()] };
+    let mut pids = Vec::new();
+    for dir in dirs {
+        match fs::read_to_string(dir.join("cgroup.procs")) {
+            // Processes outside our pid namespace are listed as 0.
+            Ok(list) => pids.extend(list.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0)),
+            Err(error) if has_gone(&error) => {}
+            // A threaded cgroup: its processes are listed by the one above.
+            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            Err(error) => return Err(error),
+        }
+    }
+    pids.sort_unstable();
+    pids.dedup();
+    Ok(pids)
+}
+
+/// The directory and all below it, each before those in it.
+pub(super) fn subtree(dir: &Path) -> Vec<PathBuf> {
+    let mut found = vec![dir.to_owned()];
+    let mut next = 0;
+    while let Some(dir) = found.get(next) {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let below: Vec<_> = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect();
+        found.extend(below);
+        next += 1;
+    }
+    found
+}
+
+/// Lets the cgroups on the way down to `dir` hand on their controllers. Where the kernel refuses one (a cgroup with processes of
+/// its own, a controller in use by v1), the others are still tried.
+pub(super) fn enable_controllers(dir: &Path) {
+    let above: Vec<_> = dir.ancestors().skip(1).collect();
+    for level in above.into_iter().rev() {
+        let read = |file: &str| fs::read_to_string(level.join(file)).unwrap_or_default();
+        let enabled = read("cgroup.subtree_control");
+        for controller in read("cgroup.controllers").split_whitespace() {
+            if !enabled.split_whitespace().any(|already| already == controller) {
+                let _ = write(&level.join("cgroup.subtree_control"), &format!("+{controller}"));
+            }
+        }
+    }
+}
+
+/// With v1 a new cgroup has no CPUs and no memory nodes, and nothing can join it, until it is given those of the one above.
+pub(super) fn inherit_cpuset(dir: &Path) -> Result<()> {
+    let levels: Vec<_> = dir.ancestors().take_while(|level| !is_root(level)).collect();
+    for level in levels.into_iter().rev() {
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let what = || format!("{file} of cgroup {}", level.display());
+            let own = fs::read_to_string(level.join(file)).context(what)?;
+            if let Some(above) = level.parent().filter(|_| own.trim().is_empty()) {
+                let inherited = fs::read_to_string(above.join(file)).context(what)?;
+                write(&level.join(file), inherited.trim()).context(what)?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The rules, by what they look at.
+
+pub mod imports;
+pub mod manifest;
+pub mod source;
+pub mod text;
