@@ -36,7 +36,7 @@ fn serve() -> Result<()> {
     logging::start(inherited.record.config.log_level);
     inherited.serve(|dir, record, parts| {
         let runtime = CommandLine::new(&record.config.runtime, dir, parts.reaper.clone())?;
-        let containers = Containers::new(runtime, dir.clone(), parts.reaper.clone(), parts.events.clone(), parts.tasks.clone());
+        let containers = Containers::new(runtime, dir.clone(), parts);
         Ok((sandbox::RuncSandbox::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
     })
 }

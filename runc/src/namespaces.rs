@@ -44,7 +44,9 @@ impl Plan {
                 Some(owner.context(|| "cannot find the user namespace of the pod's network namespace".into())?)
             }
             (Some(_), None) => {
-                return Err(Error::unimplemented("a pod cannot have a user namespace and the host's network: give it a network of its own"));
+                return Err(Error::unimplemented(
+                    "a pod cannot have a user namespace and the host's network: give it a network of its own",
+                ));
             }
         };
         let mut unshare = CloneFlags::empty();
@@ -98,7 +100,8 @@ impl Plan {
 /// # Errors
 /// What the kernel says.
 pub fn open(path: &Path) -> Result<OwnedFd> {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context(|| format!("cannot open the namespace {}", path.display()))
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .context(|| format!("cannot open the namespace {}", path.display()))
 }
 
 /// The pod's sysctls, and the two that containerd sets for every pod with a network of its own, so
@@ -110,7 +113,9 @@ fn sysctls(config: &PodConfig, own_network: bool) -> Result<BTreeMap<String, Str
         let in_network = normal.starts_with("net/");
         let in_ipc = normal.starts_with("fs/mqueue/") || ["kernel/msg", "kernel/sem", "kernel/shm"].iter().any(|p| normal.starts_with(p));
         if (in_network && !own_network) || (in_ipc && config.ipc == NamespaceMode::Node) || !(in_network || in_ipc) {
-            return Err(Error::invalid(format!("the sysctl {name} is not one of this pod's own namespaces: setting it would change the host")));
+            return Err(Error::invalid(format!(
+                "the sysctl {name} is not one of this pod's own namespaces: setting it would change the host"
+            )));
         }
     }
     if own_network {
@@ -128,7 +133,18 @@ fn sysctl_path(name: &str) -> String {
     match (name.find('.'), name.find('/')) {
         (Some(dot), Some(slash)) if slash < dot => name.to_owned(),
         (None, _) => name.to_owned(),
-        (Some(_), _) => name.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect(),
+        (Some(_), _) => name
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::namespaces::{self, Plan};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use magnetar_core::cgroup::{Cgroup, stats};
+use magnetar_core::cgroup::{Cgroup, moves, stats};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::reaper::Reaper;
 use magnetar_core::record::{PodDir, PodRecord};
@@ -46,8 +46,8 @@ impl<R: Runtime> RuncSandbox<R> {
         Self { dir, record, containers, reaper, home: None, files: None, parent_cgroup: None }
     }
 
-    /// The pod's own cgroup, beside those of its containers: this process and what it runs.
-    fn join_cgroup(&mut self, parent: Option<&str>) -> Result<()> {
+    /// Makes the pod's own cgroup, beside those of its containers, for this process and what it runs.
+    fn make_cgroup(&mut self, parent: Option<&str>) -> Result<()> {
         let id = &self.record.sandbox;
         let path = match parent {
             Some(slice) if slice.ends_with(".slice") => {
@@ -61,9 +61,7 @@ impl<R: Runtime> RuncSandbox<R> {
         self.record.cgroup = Some(path.clone());
         self.dir.write_pod(&self.record)?;
         self.home = Some(home);
-        let cgroup = Cgroup::at(&path)?;
-        cgroup.create()?;
-        cgroup.join(std::process::id())
+        Cgroup::at(&path)?.create()
     }
 
     async fn stop_holder(&mut self) -> Result<()> {
@@ -85,7 +83,7 @@ impl<R: Runtime> Sandboxer for RuncSandbox<R> {
         self.record.mounts = files.owned_mounts();
         self.parent_cgroup.clone_from(&config.cgroup_parent);
         // Writes the record, mounts included, before the first thing is made.
-        self.join_cgroup(config.cgroup_parent.as_deref())?;
+        self.make_cgroup(config.cgroup_parent.as_deref())?;
         self.files = Some(files.clone());
         files.create(config, Path::new("/etc"))?;
         if plan.needs_holder() {
@@ -96,16 +94,19 @@ impl<R: Runtime> Sandboxer for RuncSandbox<R> {
         } else {
             plan.enter()?;
         }
-        magnetar_sys::memory::trim();
         Ok(())
     }
 
     async fn start(&mut self) -> Result<u32> {
+        // The pod is ready for containers before this process has moved; the first of them waits for it.
+        if let Some(path) = &self.record.cgroup {
+            self.containers.hold_until(moves::join_soon(Cgroup::at(path)?)?);
+        }
         Ok(self.record.holder.unwrap_or_else(std::process::id))
     }
 
     async fn stop(&mut self) -> Result<()> {
-        self.containers.remove_all().await?;
+        self.containers.kill_all().await?;
         self.stop_holder().await?;
         if let Some(files) = self.files.take() {
             files.remove()?;
@@ -113,7 +114,7 @@ impl<R: Runtime> Sandboxer for RuncSandbox<R> {
         if let Some(home) = self.home.take() {
             setns(&home.network, CloneFlags::CLONE_NEWNET).context(|| "cannot leave the pod's network namespace".into())?;
             // The kubelet removes the pod's cgroup as soon as the pod has stopped.
-            home.cgroup.join(std::process::id())?;
+            moves::join(&home.cgroup)?;
         }
         if let Some(path) = &self.record.cgroup {
             Cgroup::at(path)?.remove(CGROUP_EMPTY).await?;

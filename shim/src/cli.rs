@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Where containerd's proxy plugin looks for us: `shim/etc/containerd/conf.d/magnetar.toml`.
-const DEFAULT_LISTEN: &str = "/run/magnetar/serve.sock";
+pub const DEFAULT_LISTEN: &str = "/run/magnetar/serve.sock";
 
 /// What was asked of the program.
 #[derive(Debug)]
@@ -79,9 +79,7 @@ pub struct Serve {
 /// # Errors
 /// What is wrong with it, for the user to read.
 pub fn parse(arguments: Vec<OsString>) -> anyhow::Result<Invocation> {
-    let ours = |first: &OsString| {
-        ["serve", "check", "help", "-h", "-help", "--help", "-V", "--version"].iter().any(|word| first == word)
-    };
+    let ours = |first: &OsString| ["serve", "check", "help", "-h", "-help", "--help", "-V", "--version"].iter().any(|word| first == word);
     match arguments.first() {
         Some(first) if !ours(first) => parse_go(arguments),
         Some(first) if first == "-help" || first == "help" => people(vec!["--help".into()]),
@@ -186,7 +184,8 @@ mod tests {
 
     #[test]
     fn containerd_2_1_starts_a_shim() {
-        let call = call("-namespace k8s.io -address /run/containerd/containerd.sock -publish-binary /usr/bin/containerd -id abc -debug start");
+        let call =
+            call("-namespace k8s.io -address /run/containerd/containerd.sock -publish-binary /usr/bin/containerd -id abc -debug start");
         assert_eq!(call.action, Action::Start);
         assert_eq!((call.namespace.as_str(), call.id.as_str(), call.debug), ("k8s.io", "abc", true));
         assert_eq!(call.grpc_address, "/run/containerd/containerd.sock");
@@ -213,7 +212,15 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        for (line, word) in [("-nonsense x start", "nonsense"), ("-id", "-id"), ("-id a explode", "explode"), ("-id a", "no command"), ("explode", "explode"), ("-debug=maybe start", "maybe"), ("serve --lisen x", "--lisen")] {
+        for (line, word) in [
+            ("-nonsense x start", "nonsense"),
+            ("-id", "-id"),
+            ("-id a explode", "explode"),
+            ("-id a", "no command"),
+            ("explode", "explode"),
+            ("-debug=maybe start", "maybe"),
+            ("serve --lisen x", "--lisen"),
+        ] {
             let error = parsed(line).unwrap_err().to_string();
             assert!(error.contains(word), "{line}: {error}");
         }

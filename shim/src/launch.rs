@@ -74,7 +74,9 @@ fn executable(path: &Path) -> Result<()> {
     let mut magic = [0; 4];
     match path.metadata() {
         Err(e) => return refuse(&e),
-        Ok(metadata) if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 => return refuse(&"it is not an executable file"),
+        Ok(metadata) if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 => {
+            return refuse(&"it is not an executable file");
+        }
         Ok(_) => {}
     }
     match File::open(path).and_then(|mut file| file.read_exact(&mut magic)) {

@@ -15,6 +15,7 @@
 //! process, so it can be killed, upgraded and started again at any time.
 
 mod check;
+mod clean;
 mod cli;
 mod launch;
 mod options;

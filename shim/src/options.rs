@@ -1,56 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A handler's options: what containerd passes, or else the file that is named like the handler.
+//! A handler's options: what containerd passes, or else the file that is named like its sandboxer.
 //!
 //! ```text
-//!   options table with ConfigPath     that file
-//!   any other options table           the table itself, as TOML
-//!   no options table                  /etc/magnetar/<kind>.toml, for the handler `magnetar-<kind>`
+//!   options table with ConfigPath            that file
+//!   any other options table                  the table itself, as TOML
+//!   no options, sandboxer magnetar-<kind>    /etc/magnetar/<kind>.toml, or else the defaults of the kind
 //! ```
 //!
 //! containerd gives each shim the `options` table of its runtime handler as a protobuf `Any`. For
 //! every runtime but its own that is a `runtimeoptions.v1.Options`, and up to 2.2 it then fails to
-//! start containers in a sandbox that told where its Task API is (containerd's `getRuncOptions`); in a
-//! pod with a user namespace it fails in later ones too. So the configuration that we ship has no
-//! options table, and the name decides.
+//! start containers in a sandbox that told where its Task API is: its client takes all options for
+//! runc's (`getRuncOptions`). In a pod with a user namespace later ones fail too. So in the
+//! configuration that we ship a handler has no options, and each kind is a sandboxer of its own
+//! (`proxy_plugins.magnetar-<kind>`), all at the same address. The name comes with the request.
 
 use magnetar_core::config::{Containerd, HandlerConfig, LogLevel};
 use magnetar_core::error::{Code, Error, Result};
 use prost::Message;
 use std::path::{Path, PathBuf};
-
-/// Where the options of a handler are that gives none itself.
-const CONFIG_DIR: &str = "/etc/magnetar";
-
-/// The options of a pod: those of its handler, or those of the sandboxer's name.
-///
-/// containerd before 2.4 cannot start a container whose handler has options of our type and whose
-/// sandboxer answers with an address: its client takes all options for runc's. So there a handler
-/// has none, and each kind is a sandboxer of its own (`proxy_plugins.magnetar-<kind>`), all at the
-/// same address. The name comes with the request: `magnetar-runc` has `/etc/magnetar/runc.toml`.
-///
-/// # Errors
-/// As [`decode`], and `InvalidArgument` for a name that is not one.
-pub fn of_pod(handler: Option<(&str, &[u8])>, sandboxer: &str) -> Result<HandlerConfig> {
-    match handler {
-        Some((type_url, value)) if !(type_url.is_empty() && value.is_empty()) => decode(type_url, value),
-        Some(_) | None => of_sandboxer(sandboxer, Path::new(CONFIG_DIR)),
-    }
-}
-
-fn of_sandboxer(name: &str, dir: &Path) -> Result<HandlerConfig> {
-    let kind = match name.strip_prefix("magnetar").map(|rest| rest.strip_prefix('-').unwrap_or(rest)) {
-        Some("") => return Ok(HandlerConfig::default()),
-        Some(kind) if kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') => kind,
-        Some(_) | None => {
-            return Err(Error::invalid(format!("the sandboxer {name:?} of the runtime handler is none of ours: they are named magnetar-<kind>")));
-        }
-    };
-    let path = dir.join(format!("{kind}.toml"));
-    if path.exists() {
-        return HandlerConfig::read(&path);
-    }
-    Ok(HandlerConfig { sandboxer: kind.into(), ..HandlerConfig::default() })
-}
 
 /// `runtimeoptions.v1.Options` of containerd's API.
 #[derive(Clone, PartialEq, Message)]
@@ -87,59 +54,51 @@ pub fn decode(type_url: &str, value: &[u8]) -> Result<Option<HandlerConfig>> {
         }
         return HandlerConfig::read(path).map(Some);
     }
-    let text = std::str::from_utf8(&options.config_body).map_err(|e| Error::invalid(format!("the runtime handler's options are not UTF-8: {e}")))?;
+    let text = std::str::from_utf8(&options.config_body)
+        .map_err(|e| Error::invalid(format!("the runtime handler's options are not UTF-8: {e}")))?;
     HandlerConfig::parse(text).map(Some)
 }
 
 /// Where the options of handlers without an options table are.
 pub const CONFIG_DIR: &str = "/etc/magnetar";
 
-/// The options of a handler by its name; empty for the one that pods without a RuntimeClass get,
-/// which containerd does not name. A handler without a file has the defaults of its kind.
+/// The kind in the name of a sandboxer: `qemu` in `magnetar-qemu`, none in `magnetar`.
 ///
 /// # Errors
-/// `InvalidArgument` for what is wrong in the file.
-pub fn named(folder: &Path, handler: &str) -> Result<HandlerConfig> {
-    let kind = handler.strip_prefix("magnetar-").unwrap_or(handler);
-    if kind.contains(['/', '\0']) || kind.starts_with('.') {
-        return Err(Error::invalid(format!("the runtime handler's name {handler:?} is not the name of a file")));
-    }
-    let candidates: &[&str] = if kind.is_empty() { &["default", "runc"] } else { &[kind] };
-    for name in candidates {
-        match HandlerConfig::read(&folder.join(format!("{name}.toml"))) {
-            Err(error) if error.code() == Code::NotFound => {}
-            outcome => return outcome,
+/// `InvalidArgument` for a name that is none of ours.
+pub fn kind_of_sandboxer(name: &str) -> Result<Option<String>> {
+    let known = |kind: &&str| !kind.is_empty() && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    match (name, name.strip_prefix("magnetar-").filter(known)) {
+        ("" | "magnetar", _) => Ok(None),
+        (_, Some(kind)) => Ok(Some(kind.into())),
+        (_, None) => {
+            Err(Error::invalid(format!("the sandboxer {name:?} of the runtime handler is none of ours: they are named magnetar-<kind>")))
         }
     }
-    let default = HandlerConfig::default();
-    let sandboxer = if handler.starts_with("magnetar-") { kind.into() } else { default.sandboxer };
-    Ok(HandlerConfig { sandboxer, ..default })
 }
 
-/// The handler's name in what the CRI keeps of a sandbox (its extension `metadata`), where it is.
-pub fn handler_in_metadata(json: &[u8]) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Versioned {
-        metadata: Metadata,
-    }
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Metadata {
-        runtime_handler: String,
-    }
-    serde_json::from_slice::<Versioned>(json).ok().map(|versioned| versioned.metadata.runtime_handler)
-}
-
-/// The handler's name in the name of its runtime: `magnetar-x` in `io.containerd.magnetar-x.v2`, and
-/// in `containerd-shim-magnetar-x-v2`, which is what containerd executes for it. Empty for `magnetar`.
-pub fn handler_in_runtime(runtime: &str) -> String {
+/// The kind in the name of a runtime: `qemu` in `io.containerd.magnetar-qemu.v2`, and in
+/// `containerd-shim-magnetar-qemu-v2`, which is what containerd executes for it.
+pub fn kind_of_runtime(runtime: &str) -> Option<String> {
     let file = runtime.rsplit('/').next().unwrap_or_default();
     let name = match file.strip_prefix("containerd-shim-") {
         Some(rest) => rest.rsplit_once('-').map_or(rest, |(name, _version)| name),
         None => file.rsplit('.').nth(1).unwrap_or_default(),
     };
-    if name.starts_with("magnetar-") { name.into() } else { String::new() }
+    kind_of_sandboxer(name).ok().flatten()
+}
+
+/// The options of a kind; without one, those of `runc`. A kind without a file has its defaults.
+///
+/// # Errors
+/// `InvalidArgument` for what is wrong in the file.
+pub fn of_kind(folder: &Path, kind: Option<&str>) -> Result<HandlerConfig> {
+    let default = HandlerConfig::default();
+    let kind = kind.unwrap_or(&default.sandboxer);
+    match HandlerConfig::read(&folder.join(format!("{kind}.toml"))) {
+        Err(error) if error.code() == Code::NotFound => Ok(HandlerConfig { sandboxer: kind.into(), ..default }),
+        outcome => outcome,
+    }
 }
 
 /// What containerd itself says when it starts a shim; it knows better than a file where it listens.
@@ -204,55 +163,53 @@ mod tests {
     }
 
     #[test]
-    fn a_handler_s_name_finds_its_file() {
+    fn a_kind_finds_its_file() {
         let folder = tempfile::tempdir().unwrap();
-        let read = |handler: &str| named(folder.path(), handler);
-        assert_eq!(read("").unwrap(), HandlerConfig::default());
-        assert_eq!(read("magnetar-qemu").unwrap().sandboxer, "qemu");
-        assert_eq!(read("other").unwrap(), HandlerConfig::default());
-        for (name, sandboxer) in [("runc", "one"), ("wasmtime", "wasm"), ("other", "two")] {
-            std::fs::write(folder.path().join(format!("{name}.toml")), format!("sandboxer = {sandboxer:?}")).unwrap();
+        let read = |kind| of_kind(folder.path(), kind);
+        assert_eq!(read(None).unwrap(), HandlerConfig::default());
+        assert_eq!(read(Some("qemu")).unwrap().sandboxer, "qemu");
+        for (kind, sandboxer) in [("runc", "one"), ("wasmtime", "wasm")] {
+            std::fs::write(folder.path().join(format!("{kind}.toml")), format!("sandboxer = {sandboxer:?}")).unwrap();
         }
-        for (handler, sandboxer) in [("", "one"), ("magnetar-runc", "one"), ("magnetar-wasmtime", "wasm"), ("other", "two")] {
-            assert_eq!(read(handler).unwrap().sandboxer, sandboxer, "{handler:?}");
+        for (kind, sandboxer) in [(None, "one"), (Some("runc"), "one"), (Some("wasmtime"), "wasm")] {
+            assert_eq!(read(kind).unwrap().sandboxer, sandboxer, "{kind:?}");
         }
-        std::fs::write(folder.path().join("default.toml"), "sandboxer = \"three\"").unwrap();
-        assert_eq!(read("").unwrap().sandboxer, "three");
         std::fs::write(folder.path().join("runc.toml"), "sandboxr = 1").unwrap();
-        for handler in ["magnetar-runc", "magnetar-../runc", "../x", "magnetar-.hidden"] {
-            assert_eq!(read(handler).unwrap_err().code(), Code::InvalidArgument, "{handler}");
-        }
+        assert_eq!(read(None).unwrap_err().code(), Code::InvalidArgument);
     }
 
     #[test]
-    fn a_handler_s_name_is_found() {
-        let json = br#"{"Version":"v1","Metadata":{"ID":"x","Config":{"a":1},"RuntimeHandler":"magnetar-runc","IP":""}}"#;
-        assert_eq!(handler_in_metadata(json).as_deref(), Some("magnetar-runc"));
-        assert_eq!(handler_in_metadata(b"[]"), None);
-        for (runtime, handler) in [
-            ("io.containerd.magnetar.v2", ""),
-            ("io.containerd.magnetar-qemu.v2", "magnetar-qemu"),
-            ("/usr/local/bin/containerd-shim-magnetar-v2", ""),
-            ("containerd-shim-magnetar-qemu-v2", "magnetar-qemu"),
-            ("io.containerd.runc.v2", ""),
-            ("", ""),
+    fn names_say_the_kind() {
+        for (name, kind) in [("", None), ("magnetar", None), ("magnetar-runc", Some("runc")), ("magnetar-a_b-c", Some("a_b-c"))] {
+            assert_eq!(kind_of_sandboxer(name).unwrap().as_deref(), kind, "{name}");
+        }
+        for name in ["runc", "magnetarrunc", "magnetar-", "magnetar-../x", "magnetar-.x", "shim"] {
+            assert_eq!(kind_of_sandboxer(name).unwrap_err().code(), Code::InvalidArgument, "{name}");
+        }
+        for (runtime, kind) in [
+            ("io.containerd.magnetar.v2", None),
+            ("io.containerd.magnetar-qemu.v2", Some("qemu")),
+            ("/usr/local/bin/containerd-shim-magnetar-v2", None),
+            ("containerd-shim-magnetar-qemu-v2", Some("qemu")),
+            ("io.containerd.runc.v2", None),
+            ("", None),
         ] {
-            assert_eq!(handler_in_runtime(runtime), handler, "{runtime}");
+            assert_eq!(kind_of_runtime(runtime).as_deref(), kind, "{runtime}");
         }
     }
 
     #[test]
     fn the_file_that_we_ship_holds_the_defaults() {
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/magnetar");
-        assert_eq!(named(&shipped, "magnetar-runc").unwrap(), HandlerConfig::default());
-        assert_eq!(named(&shipped, "").unwrap(), HandlerConfig::default());
+        assert!(shipped.join("runc.toml").exists());
+        assert_eq!(of_kind(&shipped, None).unwrap(), HandlerConfig::default());
     }
 
     #[test]
     fn what_is_wrong_is_said() {
         for (type_url, value, word) in [
-            ("containerd.runc.v1.Options", any("", ""), "runtime_type"),
-            ("xruntimeoptions.v1.Options", any("", ""), "runtime_type"),
+            ("containerd.runc.v1.Options", any("", "x = 1"), "runtime_type"),
+            ("xruntimeoptions.v1.Options", any("", "x = 1"), "runtime_type"),
             (TYPE, vec![0xff, 0xff], "decode"),
             (TYPE, any("etc/runc.toml", ""), "absolute"),
             (TYPE, any("", "sandboxr = 1"), "sandboxr"),

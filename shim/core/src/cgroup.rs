@@ -4,6 +4,7 @@
 //! ```text
 //! hierarchy   which hierarchies are mounted; from a process or a path to directories
 //! stats       Metrics as containerd wants them
+//! moves       moving this process, where nobody waits for it
 //! oom         kills for want of memory: a stream, and a counter
 //! tree        directories of cgroups, and the processes in them
 //! ```
@@ -13,6 +14,7 @@
 //! the host. Deliberately absent: limits, which the runtimes set, and talking to systemd, which they do too.
 
 mod hierarchy;
+pub mod moves;
 pub mod oom;
 pub mod stats;
 mod tree;

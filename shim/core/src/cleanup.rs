@@ -84,13 +84,13 @@ async fn take_over(dir: &PodDir, pod: Option<&PodRecord>) -> Result<PodLock> {
         return Ok(lock);
     }
     // The lock is held, so its holder lives; the holder writes its own pid.
-    if let Some(pid) = pod.and_then(|pod| Pid::from_raw(pod.pid as i32)) {
-        if let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
-            warn!(pid = pid.as_raw_nonzero().get(), dir = %dir.path().display(), "killing the sandbox process");
-            let _ended_meanwhile = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-            let pidfd = magnetar_sys::readiness::watch(pidfd).context(|| "cannot watch a sandbox process".into())?;
-            let _bounded = tokio::time::timeout(KILLED, pidfd.readable()).await;
-        }
+    if let Some(pid) = pod.and_then(|pod| Pid::from_raw(pod.pid as i32))
+        && let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)
+    {
+        warn!(pid = pid.as_raw_nonzero().get(), dir = %dir.path().display(), "killing the sandbox process");
+        let _ended_meanwhile = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+        let pidfd = magnetar_sys::readiness::watch(pidfd).context(|| "cannot watch a sandbox process".into())?;
+        let _bounded = tokio::time::timeout(KILLED, pidfd.readable()).await;
     }
     match dir.try_lock()? {
         Some(lock) => Ok(lock),

@@ -8,7 +8,7 @@
 use crate::ids::Namespace;
 use containerd_shim_protos::events::task as message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{MessageDyn, MessageField};
+use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::EventsClient;
@@ -78,17 +78,19 @@ impl Event {
         }
     }
 
-    fn message(&self) -> &dyn MessageDyn {
+    /// Encoded by the message's own type: through `dyn` the library would load the descriptors of all
+    /// files, 400 KiB of them, to know a name for an error that cannot happen.
+    fn encode(&self) -> containerd_shim_protos::protobuf::Result<Vec<u8>> {
         match self {
-            Event::Create(m) => m,
-            Event::Start(m) => m,
-            Event::Exit(m) => m,
-            Event::Delete(m) => m,
-            Event::ExecAdded(m) => m,
-            Event::ExecStarted(m) => m,
-            Event::Oom(m) => m,
-            Event::Paused(m) => m,
-            Event::Resumed(m) => m,
+            Event::Create(m) => m.write_to_bytes(),
+            Event::Start(m) => m.write_to_bytes(),
+            Event::Exit(m) => m.write_to_bytes(),
+            Event::Delete(m) => m.write_to_bytes(),
+            Event::ExecAdded(m) => m.write_to_bytes(),
+            Event::ExecStarted(m) => m.write_to_bytes(),
+            Event::Oom(m) => m.write_to_bytes(),
+            Event::Paused(m) => m.write_to_bytes(),
+            Event::Resumed(m) => m.write_to_bytes(),
         }
     }
 }
@@ -161,8 +163,7 @@ async fn connect(target: &str) -> EventsClient {
 }
 
 fn envelope(namespace: &Namespace, at: SystemTime, event: &Event) -> Option<ForwardRequest> {
-    let message = event.message();
-    let value = match message.write_to_bytes_dyn() {
+    let value = match event.encode() {
         Ok(value) => value,
         Err(error) => {
             warn!(topic = event.topic(), %error, "cannot encode an event");

@@ -25,9 +25,7 @@ fn check(kind: &str, text: &str) -> Result<()> {
         return Err(Error::invalid(format!("{kind} has {} bytes, more than {MAX_LEN}", text.len())));
     }
     if !separated(text.as_bytes()) {
-        return Err(Error::invalid(format!(
-            "{kind} {text:?} may only hold letters and digits, with single '.', '_' or '-' between them"
-        )));
+        return Err(Error::invalid(format!("{kind} {text:?} may only hold letters and digits, with single '.', '_' or '-' between them")));
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ pub mod cleanup;
 pub mod config;
 pub mod error;
 pub mod events;
+pub mod idle;
 pub mod ids;
 pub mod logging;
 pub mod mount;

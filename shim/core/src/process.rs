@@ -112,9 +112,11 @@ impl Phase {
     pub fn pid(self) -> u32 {
         match self {
             Phase::Creating | Phase::Deleted { .. } => 0,
-            Phase::Created { pid } | Phase::Starting { pid } | Phase::Running { pid } | Phase::Paused { pid } | Phase::Stopped { pid, .. } => {
-                pid
-            }
+            Phase::Created { pid }
+            | Phase::Starting { pid }
+            | Phase::Running { pid }
+            | Phase::Paused { pid }
+            | Phase::Stopped { pid, .. } => pid,
         }
     }
 

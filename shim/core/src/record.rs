@@ -108,12 +108,7 @@ impl PodDir {
     /// Every pod that has a directory below `state_dir`.
     pub fn all(state_dir: &Path) -> Vec<(Namespace, SandboxId, PodDir)> {
         let names = |dir: &Path| -> Vec<String> {
-            std::fs::read_dir(dir)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .filter_map(|entry| entry.file_name().into_string().ok())
-                .collect()
+            std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
         };
         let mut pods = Vec::new();
         for namespace in names(state_dir).into_iter().filter_map(|n| Namespace::parse(n).ok()) {
@@ -219,7 +214,9 @@ impl PodDir {
     /// Forgets a container of which nothing is left.
     pub fn remove_container(&self, container: &ContainerId) -> Result<()> {
         match std::fs::remove_file(self.containers().join(format!("{container}.json"))) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| format!("cannot remove the record of container {container}")),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).context(|| format!("cannot remove the record of container {container}"))
+            }
             _ => Ok(()),
         }
     }
@@ -267,9 +264,8 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
 fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let bytes = serde_json::to_vec_pretty(value).map_err(|e| Error::internal(format!("cannot encode {}: {e}", path.display())))?;
     let temporary = path.with_extension("new");
-    let result = std::fs::File::create(&temporary)
-        .and_then(|mut file| file.write_all(&bytes))
-        .and_then(|()| std::fs::rename(&temporary, path));
+    let result =
+        std::fs::File::create(&temporary).and_then(|mut file| file.write_all(&bytes)).and_then(|()| std::fs::rename(&temporary, path));
     result.context(|| format!("cannot write {}", path.display()))
 }
 

@@ -7,6 +7,7 @@
 
 use crate::error::{Context, Error, Result};
 use crate::events::Events;
+use crate::idle::Idle;
 use crate::reaper::Reaper;
 use crate::record::{PodDir, PodLock, PodRecord};
 use crate::runtime::Runtime;
@@ -44,6 +45,8 @@ pub struct Parts {
     pub reaper: Reaper,
     /// Where events go.
     pub events: Events,
+    /// Gives memory back.
+    pub idle: Idle,
     /// The owner of all background tasks.
     pub tasks: TaskTracker,
 }
@@ -54,7 +57,8 @@ impl Inherited {
     /// # Errors
     /// Where the program was not started by the shim, or another process serves the pod.
     pub fn take(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Self> {
-        let usage = || Error::invalid("this program is started by containerd-shim-magnetar-v2: --pod-dir DIR, with the pod's socket on fd 3");
+        let usage =
+            || Error::invalid("this program is started by containerd-shim-magnetar-v2: --pod-dir DIR, with the pod's socket on fd 3");
         let dir = match (arguments.next(), arguments.next(), arguments.next()) {
             (Some(flag), Some(dir), None) if flag == "--pod-dir" => PodDir::existing(PathBuf::from(dir)),
             _ => return Err(usage()),
@@ -96,7 +100,8 @@ impl Inherited {
         let (reaper, reap) = Reaper::start()?;
         let (events, forward) = Events::new(record.config.containerd.ttrpc_address.clone(), record.namespace.clone());
         let id = record.sandbox.clone();
-        let parts = Parts { reaper, events, tasks };
+        let (idle, give_back) = Idle::new();
+        let parts = Parts { reaper, events, idle: idle.clone(), tasks };
         let (sandboxer, containers) = build(&dir, record, &parts)?;
         let (pod, own) = Pod::new(sandboxer);
         let listener = tokio::net::UnixListener::from_std(listener).context(|| "cannot use the inherited socket".into())?;
@@ -107,9 +112,11 @@ impl Inherited {
         let mut forwarder = tokio::task::JoinSet::new();
         forwarder.spawn(forward);
         server.start().await?;
+        idle.soon();
         tokio::select! {
             () = own => {}
             () = reap => {}
+            () = give_back => {}
             () = pod.asked_to_shut_down() => {}
         }
         // Answers what is being asked, then lets go of everything that could still tell events.

@@ -142,7 +142,8 @@ fn open_output(path: &Path) -> Result<(OwnedFd, Option<OwnedFd>)> {
 }
 
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
-    rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::RUSR | Mode::WUSR).context(|| format!("cannot open the stream {}", path.display()))
+    rustix::fs::open(path, flags | OFlags::CLOEXEC | OFlags::NOCTTY, Mode::RUSR | Mode::WUSR)
+        .context(|| format!("cannot open the stream {}", path.display()))
 }
 
 /// Programs expect blocking streams; O_NONBLOCK was only for opening.

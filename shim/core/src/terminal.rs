@@ -88,7 +88,8 @@ impl Terminal {
         let terminal = Self { master, closed: CancellationToken::new() };
         if let Some(path) = &stdio.stdin {
             // Open for writing too, so that it has no end before the terminal has.
-            let input = pipe::OpenOptions::new().read_write(true).open_receiver(path).context(|| format!("cannot open {}", path.display()))?;
+            let input =
+                pipe::OpenOptions::new().read_write(true).open_receiver(path).context(|| format!("cannot open {}", path.display()))?;
             tasks.spawn(terminal.clone().copy_in(input));
         }
         let output = match &stdio.stdout {

@@ -24,8 +24,8 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/containerd.services.sandbox.v1.Controller.rs"));
 }
 
-pub use generated::controller_server::ControllerServer;
 use generated::controller_server::Controller;
+pub use generated::controller_server::ControllerServer;
 
 /// Where every client of containerd says which namespace it means.
 const NAMESPACE: &str = "containerd-namespace";
@@ -78,8 +78,7 @@ impl Controller for Front {
         let id = request.sandbox_id.clone();
         let outcome = async {
             let pod = self.pod(&metadata, &id)?;
-            let handler = request.sandbox.as_ref().and_then(|sandbox| sandbox.runtime.as_ref()).and_then(|runtime| runtime.options.as_ref());
-            let config = options::of_pod(handler.map(|any| (any.type_url.as_str(), any.value.as_slice())), &request.sandboxer)?;
+            let config = config(&self.config_dir, &request)?;
             self.pods.create(&pod, config, wire::create_request(request)).await?;
             Ok(ControllerCreateResponse { sandbox_id: id.clone() })
         };
@@ -101,7 +100,10 @@ impl Controller for Front {
         let outcome = async {
             let asked = api::PlatformRequest { sandbox_id: id.clone(), ..Default::default() };
             let pod = self.pod(&metadata, &id)?;
-            self.pods.ask(&pod, async |client: SandboxClient| client.platform(Context::default(), &asked).await).await.map(wire::platform_response)
+            self.pods
+                .ask(&pod, async |client: SandboxClient| client.platform(Context::default(), &asked).await)
+                .await
+                .map(wire::platform_response)
         };
         answer("Platform", &id, outcome.await)
     }
@@ -132,7 +134,8 @@ impl Controller for Front {
         let outcome = async {
             let asked = api::SandboxStatusRequest { sandbox_id: id.clone(), verbose, ..Default::default() };
             let pod = self.pod(&metadata, &id)?;
-            let response = self.pods.ask(&pod, async |client: SandboxClient| client.sandbox_status(Context::default(), &asked).await).await?;
+            let response =
+                self.pods.ask(&pod, async |client: SandboxClient| client.sandbox_status(Context::default(), &asked).await).await?;
             Ok(wire::status_response(&pod.dir.socket(), response))
         };
         answer("Status", &id, outcome.await)
@@ -153,7 +156,10 @@ impl Controller for Front {
         let outcome = async {
             let asked = api::SandboxMetricsRequest { sandbox_id: id.clone(), ..Default::default() };
             let pod = self.pod(&metadata, &id)?;
-            self.pods.ask(&pod, async |client: SandboxClient| client.sandbox_metrics(Context::default(), &asked).await).await.map(wire::metrics_response)
+            self.pods
+                .ask(&pod, async |client: SandboxClient| client.sandbox_metrics(Context::default(), &asked).await)
+                .await
+                .map(wire::metrics_response)
         };
         answer("Metrics", &id, outcome.await)
     }
@@ -175,21 +181,20 @@ impl Controller for Front {
 
 /// The options of the handler that a sandbox is for.
 fn config(config_dir: &Path, request: &ControllerCreateRequest) -> Result<HandlerConfig> {
-    let sandbox = request.sandbox.as_ref();
-    let runtime = sandbox.and_then(|sandbox| sandbox.runtime.as_ref());
-    if let Some(any) = runtime.and_then(|runtime| runtime.options.as_ref()) {
-        if let Some(config) = options::decode(&any.type_url, &any.value)? {
-            return Ok(config);
-        }
+    let runtime = request.sandbox.as_ref().and_then(|sandbox| sandbox.runtime.as_ref());
+    let options = runtime.and_then(|runtime| runtime.options.as_ref());
+    if let Some(config) = options.map_or(Ok(None), |any| options::decode(&any.type_url, &any.value))? {
+        return Ok(config);
     }
-    let said = sandbox.and_then(|sandbox| sandbox.extensions.get("metadata")).and_then(|any| options::handler_in_metadata(&any.value));
-    let handler = said.or_else(|| runtime.map(|runtime| options::handler_in_runtime(&runtime.name)));
-    options::named(config_dir, &handler.unwrap_or_default())
+    let named = options::kind_of_sandboxer(&request.sandboxer)?;
+    let kind = named.or_else(|| runtime.and_then(|runtime| options::kind_of_runtime(&runtime.name)));
+    options::of_kind(config_dir, kind.as_deref())
 }
 
 /// Whether these field paths of a sandbox can change while it runs.
 fn updatable(fields: &[String]) -> Result<()> {
-    let whole = || Error::unimplemented(format!("name the fields to update: only {} of a running sandbox can change", UPDATABLE.join(" and ")));
+    let whole =
+        || Error::unimplemented(format!("name the fields to update: only {} of a running sandbox can change", UPDATABLE.join(" and ")));
     if fields.is_empty() {
         return Err(whole());
     }
@@ -205,26 +210,22 @@ mod tests {
     use crate::launch::Places;
     use containerd_client::types::Sandbox;
     use containerd_client::types::sandbox::Runtime;
-    use std::collections::HashMap;
-
-    fn any(value: &[u8]) -> prost_types::Any {
-        prost_types::Any { type_url: "runtimeoptions.v1.Options".into(), value: value.into() }
-    }
 
     #[test]
-    fn options_come_before_the_handler_s_name_and_that_before_the_runtime_s() {
+    fn options_come_before_the_sandboxer_s_name_and_that_before_the_runtime_s() {
         let folder = tempfile::tempdir().unwrap();
-        let asked = |options: Option<&[u8]>, metadata: Option<&str>| {
+        let asked = |options: Option<&[u8]>, sandboxer: &str| {
+            let any = |value: &[u8]| prost_types::Any { type_url: "runtimeoptions.v1.Options".into(), value: value.into() };
             let runtime = Runtime { name: "io.containerd.magnetar-third.v2".into(), options: options.map(any) };
-            let extensions = metadata.map(|json| ("metadata".to_string(), any(json.as_bytes()))).into_iter().collect::<HashMap<_, _>>();
-            let sandbox = Sandbox { runtime: Some(runtime), extensions, ..Default::default() };
-            config(folder.path(), &ControllerCreateRequest { sandbox: Some(sandbox), ..Default::default() }).unwrap().sandboxer
+            let sandbox = Some(Sandbox { runtime: Some(runtime), ..Default::default() });
+            let request = ControllerCreateRequest { sandbox, sandboxer: sandboxer.into(), ..Default::default() };
+            config(folder.path(), &request).map(|config| config.sandboxer)
         };
         let body = b"\x1a\x13sandboxer = \"first\"";
-        let metadata = r#"{"Version":"v1","Metadata":{"RuntimeHandler":"magnetar-second"}}"#;
-        assert_eq!(asked(Some(body), Some(metadata)), "first");
-        assert_eq!(asked(Some(b""), Some(metadata)), "second");
-        assert_eq!(asked(None, None), "third");
+        assert_eq!(asked(Some(body), "magnetar-second").unwrap(), "first");
+        assert_eq!(asked(Some(b""), "magnetar-second").unwrap(), "second");
+        assert_eq!(asked(None, "magnetar").unwrap(), "third");
+        assert_eq!(asked(None, "other").unwrap_err().code(), Code::InvalidArgument);
         assert_eq!(config(folder.path(), &ControllerCreateRequest::default()).unwrap(), HandlerConfig::default());
     }
 

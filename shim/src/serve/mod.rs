@@ -104,3 +104,6 @@ async fn answer_calls(listener: UnixListener, front: Front, stop: CancellationTo
 fn listen_for(kind: SignalKind) -> Result<Signal> {
     signal(kind).context(|| "cannot watch for signals".into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,12 +9,12 @@
 
 use super::client::{Failure, call};
 use super::process::Process;
-use super::watch::{Watched, watch};
+use super::watch::{PATIENCE, Watched, watch};
+use crate::clean::clean_pod;
 use crate::launch::{Log, Places, launch};
 use crate::stage::Stage;
 use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::sandbox_async::SandboxClient;
-use magnetar_core::cleanup::clean_pod;
 use magnetar_core::config::HandlerConfig;
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::ids::{Namespace, SandboxId};
@@ -49,7 +49,7 @@ pub struct Pod {
 impl Pod {
     /// The span of everything that is said about the pod in the log.
     pub fn span(&self) -> Span {
-        info_span!("pod", sandbox = %self.id)
+        info_span!(parent: None, "pod", sandbox = %self.id)
     }
 
     fn missing(&self) -> Error {
@@ -76,13 +76,7 @@ struct Inner {
 impl Pods {
     /// The pods with records in `state_dir`.
     pub fn new(state_dir: PathBuf, places: Places) -> Self {
-        Self(Arc::new(Inner {
-            state_dir,
-            places,
-            watched: Mutex::default(),
-            changes: TaskTracker::new(),
-            watches: TaskTracker::new(),
-        }))
+        Self(Arc::new(Inner { state_dir, places, watched: Mutex::default(), changes: TaskTracker::new(), watches: TaskTracker::new() }))
     }
 
     /// Where the records are.
@@ -276,7 +270,7 @@ impl Pods {
             }
         }
         // Nobody watched it, or a first attempt has failed.
-        clean_pod(&pod.dir).await
+        clean_pod(&pod.dir, PATIENCE).await
     }
 
     /// Removes a pod that could not be made.
@@ -305,7 +299,7 @@ impl Pods {
             Err(error) if error.code() == Code::NotFound => Ok(()),
             Ok(Some(lock)) if Stage::of(&pod.dir) != Stage::Foreign => {
                 drop(lock);
-                clean_pod(&pod.dir).await
+                clean_pod(&pod.dir, PATIENCE).await
             }
             Ok(_) => Err(broken),
             Err(error) => Err(error),

@@ -37,7 +37,10 @@ pub fn listen(path: &Path) -> Result<(UnixListener, Owned)> {
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            return Err(Error::precondition(format!("another serve listens on {}: stop it first, or choose another --listen", path.display())));
+            return Err(Error::precondition(format!(
+                "another serve listens on {}: stop it first, or choose another --listen",
+                path.display()
+            )));
         }
         Err(e) => return Err(e).context(|| format!("cannot lock {}", lock_path.display())),
     }

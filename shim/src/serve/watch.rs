@@ -10,17 +10,20 @@
 
 use super::pods::Pod;
 use super::process::{Handle, Process};
+use crate::clean::clean_pod;
 use crate::stage::Stage;
-use magnetar_core::cleanup::clean_pod;
 use magnetar_core::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, warn};
 
 /// How long a pod may stay created without being started. containerd may pull an image in between.
 const UNSTARTED: Duration = Duration::from_secs(600);
+
+/// How long others may take who clean the same pod.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What has become of a sandbox process.
 #[derive(Debug, Clone)]
@@ -72,16 +75,18 @@ impl Watcher {
             },
         };
         if self.expected.load(Ordering::Relaxed) {
-            info!(how, "the sandbox process has ended");
+            debug!(how, "the sandbox process has ended");
         } else {
             warn!(how, "the sandbox process has ended unexpectedly: removing its pod");
         }
         self.life.send_replace(Life::Dead(how));
-        let outcome = clean_pod(&pod.dir).await;
+        let outcome = clean_pod(&pod.dir, PATIENCE).await;
         if let Err(error) = &outcome {
             error!(%error, "cannot remove all of a pod");
         }
         forget();
+        // What many pods needed at once is not kept for days.
+        magnetar_sys::memory::trim();
         self.life.send_replace(Life::Gone(outcome));
     }
 }

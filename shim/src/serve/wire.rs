@@ -204,7 +204,8 @@ mod tests {
 
     #[test]
     fn an_older_containerd_reads_our_start_response() {
-        let ours = start_response(Path::new("/run/magnetar/n/s/task.sock"), "s", ttrpc_api::StartSandboxResponse { pid: 7, ..Default::default() });
+        let ours =
+            start_response(Path::new("/run/magnetar/n/s/task.sock"), "s", ttrpc_api::StartSandboxResponse { pid: 7, ..Default::default() });
         let theirs = grpc::ControllerStartResponse::decode(ours.encode_to_vec().as_slice()).unwrap();
         assert_eq!((theirs.sandbox_id.as_str(), theirs.pid, theirs.version), ("s", 7, 3));
         assert_eq!(theirs.address, "ttrpc+unix:///run/magnetar/n/s/task.sock");

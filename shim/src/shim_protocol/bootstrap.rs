@@ -73,7 +73,9 @@ pub fn answer(protocol: Protocol, socket: &Path) -> Result<Vec<u8>> {
             let result = BootstrapResult { version: TASK_API_VERSION, address, protocol: "ttrpc".into(), ..Default::default() };
             result.write_to_bytes().map_err(|e| Error::internal(format!("cannot encode the answer: {e}")))
         }
-        Protocol::Flags => Ok(serde_json::json!({ "version": TASK_API_VERSION, "address": address, "protocol": "ttrpc" }).to_string().into_bytes()),
+        Protocol::Flags => {
+            Ok(serde_json::json!({ "version": TASK_API_VERSION, "address": address, "protocol": "ttrpc" }).to_string().into_bytes())
+        }
     }
 }
 
@@ -84,7 +86,8 @@ fn bootstrap(call: &Call, input: &[u8]) -> Result<Option<BootstrapParams>> {
         return Ok(Some(parameters));
     }
     // An `Any` decodes as parameters as well: its type as the id, its value as the namespace.
-    let names_only = BootstrapParams { instance_id: parameters.instance_id.clone(), namespace: parameters.namespace.clone(), ..Default::default() };
+    let names_only =
+        BootstrapParams { instance_id: parameters.instance_id.clone(), namespace: parameters.namespace.clone(), ..Default::default() };
     if parameters == names_only {
         return Ok(None);
     }
@@ -159,7 +162,10 @@ mod tests {
     fn each_protocol_gets_its_answer() {
         let socket = Path::new("/run/magnetar/k8s.io/pod/task.sock");
         let result = BootstrapResult::parse_from_bytes(&answer(Protocol::Bootstrap, socket).unwrap()).unwrap();
-        assert_eq!((result.version, result.address.as_str(), result.protocol.as_str()), (3, "unix:///run/magnetar/k8s.io/pod/task.sock", "ttrpc"));
+        assert_eq!(
+            (result.version, result.address.as_str(), result.protocol.as_str()),
+            (3, "unix:///run/magnetar/k8s.io/pod/task.sock", "ttrpc")
+        );
         let json: serde_json::Value = serde_json::from_slice(&answer(Protocol::Flags, socket).unwrap()).unwrap();
         assert_eq!(json, serde_json::json!({ "version": 3, "address": result.address, "protocol": "ttrpc" }));
     }

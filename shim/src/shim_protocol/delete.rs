@@ -5,10 +5,11 @@
 //! every container of a pod, whichever front the pod was made by. What is gone already is fine.
 
 use super::Call;
+use crate::clean::clean_pod;
 use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, WaitRequest};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::shim_async::TaskClient;
-use magnetar_core::cleanup::{clean_container, clean_pod};
+use magnetar_core::cleanup::clean_container;
 use magnetar_core::config::LogLevel;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::ids::{ContainerId, Namespace, SandboxId};
@@ -34,7 +35,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// What could not be removed; the call can be repeated.
 pub fn run(call: &Call) -> Result<Vec<u8>> {
     // What goes to standard error of a call that succeeds, containerd logs as a warning.
-    logging::start(if call.debug { LogLevel::Debug } else { LogLevel::Warn });
+    logging::start(LogLevel::Warn);
     let namespace = Namespace::parse(&call.namespace)?;
     let bundle = bundle(call)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
@@ -48,7 +49,7 @@ async fn remove(call: &Call, namespace: &Namespace, bundle: &Path) -> Result<Del
     let state_dir = call.state_dir();
     let pod = PodDir::new(&state_dir, namespace, &SandboxId::parse(&call.id)?)?;
     if pod.path().exists() {
-        clean_pod(&pod).await?;
+        clean_pod(&pod, PATIENCE).await?;
         return Ok(killed());
     }
     let container = ContainerId::parse(&call.id)?;
@@ -71,7 +72,9 @@ async fn remove_container(pod: &PodDir, container: &ContainerId) -> Result<Delet
         // another clean-up, which does our work.
         match tokio::time::timeout_at(deadline, ask_to_remove(pod, container)).await {
             Ok(Ok(response)) => return Ok(response),
-            Ok(Err(error)) if error.code() == Code::Unavailable && tokio::time::Instant::now() < deadline => tokio::time::sleep(AGAIN).await,
+            Ok(Err(error)) if error.code() == Code::Unavailable && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(AGAIN).await
+            }
             Ok(Err(error)) if error.code() == Code::Unavailable => return Err(held),
             Ok(Err(error)) => return Err(error),
             Err(_) => return Err(held),

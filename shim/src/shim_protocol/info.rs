@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn the_answer_decodes() {
-        let info = RuntimeInfo::parse_from_bytes(&run(&Call { config_dir: "/nonexistent".into(), ..Call::default() }, &[]).unwrap()).unwrap();
+        let info =
+            RuntimeInfo::parse_from_bytes(&run(&Call { config_dir: "/nonexistent".into(), ..Call::default() }, &[]).unwrap()).unwrap();
         assert_eq!(info.name, "io.containerd.magnetar.v2");
         assert_eq!(info.version.version, env!("CARGO_PKG_VERSION"));
     }

@@ -71,7 +71,7 @@ impl Call {
     fn named_options(&self) -> Result<HandlerConfig> {
         let folder = if self.config_dir.is_empty() { CONFIG_DIR } else { &self.config_dir };
         let program = std::env::args().next().unwrap_or_default();
-        options::named(Path::new(folder), &options::handler_in_runtime(&program))
+        options::of_kind(Path::new(folder), options::kind_of_runtime(&program).as_deref())
     }
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `start`: launches a sandbox process and says where it listens. containerd then calls it directly.
 
-use super::bootstrap;
 use super::Call;
+use super::bootstrap;
 use crate::launch::{Log, Places, launch};
 use crate::stage::Stage;
 use magnetar_core::error::Result;

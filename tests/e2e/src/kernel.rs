@@ -7,20 +7,14 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+pub use magnetar_observe::cgroup;
 
 use crate::{Case, eventually};
 
-const ROOT: &str = "/sys/fs/cgroup";
-
-/// The node has one cgroup hierarchy, version 2.
-pub fn cgroup_v2() -> bool {
-    Path::new(ROOT).join("cgroup.controllers").exists()
-}
-
 /// The folder of a process's cgroup; with version 1 that of `controller`.
-pub fn cgroup(pid: i32, controller: &str) -> Result<PathBuf> {
+pub fn cgroup_of(pid: i32, controller: &str) -> Result<PathBuf> {
     let text = read(&format!("/proc/{pid}/cgroup"))?;
-    let wanted = if cgroup_v2() { "" } else { controller };
+    let wanted = if cgroup::unified() { "" } else { controller };
     let path = text
         .lines()
         .filter_map(|line| {
@@ -30,13 +24,13 @@ pub fn cgroup(pid: i32, controller: &str) -> Result<PathBuf> {
         .find(|(names, _)| names.split(',').any(|name| name == wanted))
         .map(|(_, path)| path.trim_start_matches('/').to_owned())
         .with_context(|| format!("process {pid} is in no cgroup of {controller}: {text}"))?;
-    Ok(Path::new(ROOT).join(wanted).join(path))
+    Ok(Path::new(cgroup::ROOT).join(wanted).join(path))
 }
 
 /// A file of a process's cgroup: `v1` is the controller and its file, `v2` the file.
 pub fn cgroup_file(pid: i32, v1: (&str, &str), v2: &str) -> Result<String> {
-    let name = if cgroup_v2() { v2 } else { v1.1 };
-    let file = cgroup(pid, v1.0)?.join(name);
+    let name = if cgroup::unified() { v2 } else { v1.1 };
+    let file = cgroup_of(pid, v1.0)?.join(name);
     Ok(fs::read_to_string(&file).with_context(|| file.display().to_string())?.trim().to_owned())
 }
 
@@ -62,15 +56,7 @@ pub fn field(status: &str, key: &str) -> Result<String> {
 
 /// Removes a cgroup that a test had made in the kubelet's place, once nobody is in it.
 pub async fn remove_cgroups(case: &Case, name: &str) -> Result<()> {
-    eventually("the pod's cgroup can be removed", case.soon(), async || {
-        let hierarchies = fs::read_dir(ROOT)?.flatten().map(|entry| entry.path());
-        let left = hierarchies.chain([PathBuf::from(ROOT)]).filter(|hierarchy| {
-            let cgroup = hierarchy.join(name.trim_start_matches('/'));
-            cgroup.is_dir() && fs::remove_dir(&cgroup).is_err()
-        });
-        Ok((left.count() == 0).then_some(()))
-    })
-    .await
+    eventually("the pod's cgroup can be removed", case.soon(), async || Ok(cgroup::remove(name).then_some(()))).await
 }
 
 fn read(path: &str) -> Result<String> {

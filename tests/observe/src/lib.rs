@@ -12,6 +12,7 @@
 //! here knows containerd or any sandboxer: what they do is seen from outside, by the same means
 //! for every runtime.
 
+pub mod cgroup;
 mod process;
 mod snapshot;
 

@@ -37,13 +37,17 @@ pub struct Memory {
     pub uss: u64,
     /// Proportional set size: shared pages count in equal parts.
     pub pss: u64,
+    /// Without pages of files: what one more process of the same program would add, as it would
+    /// share the program itself. (Private dirty pages are not that: the pages of a program that
+    /// was installed a moment ago are dirty, too.)
+    pub own: u64,
 }
 
 impl Add for Memory {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self { uss: self.uss + other.uss, pss: self.pss + other.pss }
+        Self { uss: self.uss + other.uss, pss: self.pss + other.pss, own: self.own + other.own }
     }
 }
 
@@ -121,7 +125,7 @@ impl Process {
                 .flat_map(|map| keys.iter().filter_map(|&key| map.extension.map.get(key)))
                 .sum()
         };
-        Memory { uss: sum(&["Private_Clean", "Private_Dirty"]), pss: sum(&["Pss"]) }
+        Memory { uss: sum(&["Private_Clean", "Private_Dirty"]), pss: sum(&["Pss"]), own: sum(&["Pss_Anon", "Pss_Shmem"]) }
     }
 }
 

@@ -89,7 +89,10 @@ impl CommandLine {
         self.run(what, &arguments, streams).await?;
         let terminal = console.map(|socket| socket.receive()).transpose()?;
         let text = std::fs::read_to_string(&pid_file.0).context(|| format!("{} {what} left no process id", self.program.display()))?;
-        let pid = text.trim().parse().map_err(|_| Error::internal(format!("{} {what} wrote {text:?} as the process id", self.program.display())))?;
+        let pid = text
+            .trim()
+            .parse()
+            .map_err(|_| Error::internal(format!("{} {what} wrote {text:?} as the process id", self.program.display())))?;
         Ok(Made { pid, terminal })
     }
 

@@ -128,7 +128,8 @@ impl Process {
         let (child, keepers) = self.stdio.open()?;
         if let Some((uid, gid)) = owner {
             let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-            for (path, fd) in [(&self.stdio.stdin, &child.stdin), (&self.stdio.stdout, &child.stdout), (&self.stdio.stderr, &child.stderr)] {
+            for (path, fd) in [(&self.stdio.stdin, &child.stdin), (&self.stdio.stdout, &child.stdout), (&self.stdio.stderr, &child.stderr)]
+            {
                 if path.is_some() {
                     rustix::fs::fchown(fd, Some(uid), Some(gid)).context(|| "cannot give a stream to the container's user".into())?;
                 }

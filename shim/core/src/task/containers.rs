@@ -6,15 +6,17 @@
 
 use super::container::{Container, Process};
 use super::spec::{self, Spec};
-use crate::cgroup::{Cgroup, oom};
+use crate::cgroup::{Cgroup, moves, oom};
 use crate::error::{Code, Error, Result};
 use crate::events::{Event, Events};
+use crate::idle::Idle;
 use crate::ids::{ContainerId, ExecId};
 use crate::mount::{self, Mount};
 use crate::process::{Change, Phase};
 use crate::reaper::{Exit, Reaper};
 use crate::record::{ContainerRecord, PodDir};
 use crate::runtime::{Checkpoint, Creation, Execution, Made, Runtime, Streams};
+use crate::server::Parts;
 use crate::stdio::StdioSpec;
 use crate::terminal::Terminal;
 use containerd_shim_protos::events::task as message;
@@ -23,6 +25,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
@@ -48,7 +51,10 @@ struct Shared<R> {
     pod: PodDir,
     reaper: Reaper,
     events: Events,
+    idle: Idle,
     tasks: TaskTracker,
+    /// Whether the pod is where new processes may be made.
+    settled: watch::Sender<bool>,
     containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
 }
 
@@ -69,8 +75,38 @@ pub struct CreateRequest {
 
 impl<R: Runtime> Containers<R> {
     /// No containers yet.
-    pub fn new(runtime: R, pod: PodDir, reaper: Reaper, events: Events, tasks: TaskTracker) -> Self {
-        Self(Arc::new(Shared { runtime, pod, reaper, events, tasks, containers: Mutex::default() }))
+    pub fn new(runtime: R, pod: PodDir, parts: &Parts) -> Self {
+        let Parts { reaper, events, idle, tasks } = parts.clone();
+        let settled = watch::Sender::new(true);
+        Self(Arc::new(Shared { runtime, pod, reaper, events, idle, tasks, settled, containers: Mutex::default() }))
+    }
+
+    /// Makes no process until this process has moved: what it makes must be where clean-up looks.
+    pub fn hold_until(&self, moved: oneshot::Receiver<Result<()>>) {
+        self.0.settled.send_replace(false);
+        let shared = self.0.clone();
+        self.0.tasks.spawn(async move {
+            match moved.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(%error, "the sandbox process is not in the pod's cgroup, and not accounted to the pod"),
+                Err(_) => warn!("nobody moved the sandbox process to the pod's cgroup"),
+            }
+            shared.settled.send_replace(true);
+        });
+    }
+
+    /// Waits for the move, and has the kernel prepare for the runtime's.
+    async fn ready_to_make(&self) {
+        if *self.0.settled.borrow() {
+            moves::warm_up();
+        }
+        self.settled().await;
+    }
+
+    async fn settled(&self) {
+        let mut settled = self.0.settled.subscribe();
+        // It cannot fail: the sender lives in self.
+        let _settled = settled.wait_for(|settled| *settled).await;
     }
 
     /// A container by name.
@@ -122,6 +158,7 @@ impl<R: Runtime> Containers<R> {
             self.0.runtime.program().to_owned(),
         );
         self.0.pod.write_container(&record)?;
+        self.ready_to_make().await;
         if let Some(rootfs) = &container.rootfs {
             for mount in mounts {
                 mount.mount_at(rootfs)?;
@@ -169,6 +206,7 @@ impl<R: Runtime> Containers<R> {
         match started {
             Ok(pid) => {
                 process.life.change(Change::Started { pid })?;
+                self.0.idle.soon();
                 debug!(container = %id, exec = exec.map(ExecId::as_str), pid, "started");
                 self.0.events.publish(match exec {
                     None => Event::Start(message::TaskStart { container_id: id.to_string(), pid, ..Default::default() }),
@@ -190,6 +228,7 @@ impl<R: Runtime> Containers<R> {
     }
 
     async fn run_exec(&self, container: &Arc<Container>, exec: &ExecId, process: &Arc<Process>) -> Result<u32> {
+        self.ready_to_make().await;
         let streams = self.streams(container, process)?;
         let made = self.0.runtime.exec(Execution { container: &container.id, exec, process: &process.process, streams }).await?;
         let ended = self.0.reaper.watch(made.pid);
@@ -307,8 +346,9 @@ impl<R: Runtime> Containers<R> {
         Ok((pid, exit))
     }
 
-    /// Kills and removes every container.
-    pub async fn remove_all(&self) -> Result<()> {
+    /// Kills every container, and returns when all have ended.
+    pub async fn kill_all(&self) -> Result<()> {
+        self.settled().await;
         for container in self.all() {
             if let Some(pid) = container.init.life.phase().living_pid() {
                 let _ended_meanwhile = magnetar_sys::process::signal(pid, libc::SIGKILL as u32);
@@ -333,7 +373,7 @@ impl<R: Runtime> Containers<R> {
         self.0.pod.remove_container(&container.id)?;
         container.init.detach();
         self.registry().remove(&container.id);
-        magnetar_sys::memory::trim();
+        self.0.idle.soon();
         Ok(())
     }
 
@@ -360,14 +400,14 @@ impl<R: Runtime> Containers<R> {
         Ok(())
     }
 
-    async fn init_ended(self, container: Arc<Container>, ended: tokio::sync::oneshot::Receiver<Exit>) {
+    async fn init_ended(self, container: Arc<Container>, ended: oneshot::Receiver<Exit>) {
         let exit = ended.await.unwrap_or_else(|_| Exit::killed());
         if let Ok(cgroup) = container.cgroup() {
             self.tell_oom(&container, oom::oom_kills(cgroup));
-            if !container.spec.ends_with_init() {
-                if let Err(error) = cgroup.kill_all(CGROUP_EMPTY).await {
-                    warn!(container = %container.id, %error, "cannot kill what init left behind");
-                }
+            if !container.spec.ends_with_init()
+                && let Err(error) = cgroup.kill_all(CGROUP_EMPTY).await
+            {
+                warn!(container = %container.id, %error, "cannot kill what init left behind");
             }
         }
         let pid = container.init.life.phase().pid();
@@ -384,14 +424,7 @@ impl<R: Runtime> Containers<R> {
         self.tell_exit(&container.id, container.id.as_str(), pid, exit);
     }
 
-    async fn exec_ended(
-        self,
-        container: Arc<Container>,
-        exec: ExecId,
-        process: Arc<Process>,
-        pid: u32,
-        ended: tokio::sync::oneshot::Receiver<Exit>,
-    ) {
+    async fn exec_ended(self, container: Arc<Container>, exec: ExecId, process: Arc<Process>, pid: u32, ended: oneshot::Receiver<Exit>) {
         let exit = ended.await.unwrap_or_else(|_| Exit::killed());
         let _accepted = process.life.change(Change::Exit(exit));
         process.detach();

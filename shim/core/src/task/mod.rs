@@ -178,7 +178,8 @@ impl<R: Runtime> Task for TaskService<R> {
 
     async fn connect(&self, _ctx: &TtrpcContext, req: api::ConnectRequest) -> ttrpc::Result<api::ConnectResponse> {
         // containerd asks a shim for its pid with the sandbox's id too, which has no task.
-        let task_pid = ContainerId::parse(req.id).and_then(|id| self.containers.get(&id)).map(|c| c.init.life.phase().pid()).unwrap_or_default();
+        let task_pid =
+            ContainerId::parse(req.id).and_then(|id| self.containers.get(&id)).map(|c| c.init.life.phase().pid()).unwrap_or_default();
         Ok(api::ConnectResponse { shim_pid: std::process::id(), task_pid, version: env!("CARGO_PKG_VERSION").into(), ..Default::default() })
     }
 

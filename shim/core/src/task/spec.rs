@@ -113,7 +113,8 @@ fn check_bundle(bundle: &Path) -> Result<()> {
     if !bundle.is_absolute() {
         return Err(Error::invalid(format!("the bundle {} is not an absolute path", bundle.display())));
     }
-    let stat = rustix::fs::statat(CWD, bundle, AtFlags::SYMLINK_NOFOLLOW).context(|| format!("cannot look at the bundle {}", bundle.display()))?;
+    let stat =
+        rustix::fs::statat(CWD, bundle, AtFlags::SYMLINK_NOFOLLOW).context(|| format!("cannot look at the bundle {}", bundle.display()))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => Ok(()),
         FileType::Symlink => Err(Error::invalid(format!("the bundle {} is a symbolic link", bundle.display()))),

@@ -27,7 +27,7 @@ fn limits_are_in_the_containers_cgroup() {
         assert_eq!(cpu_quota(pid)?, "50000");
         assert_eq!(kernel::cgroup_file(pid, ("cpuset", "cpuset.cpus"), "cpuset.cpus")?, "0");
         // With version 2 the shares become a weight, and runtimes differ in the formula.
-        if !kernel::cgroup_v2() {
+        if !kernel::cgroup::unified() {
             assert_eq!(kernel::cgroup_file(pid, ("cpu", "cpu.shares"), "")?, "512");
         }
         Ok(pod.remove().await?)
@@ -147,7 +147,7 @@ fn containers_are_below_the_cgroup_that_the_kubelet_made_for_the_pod() {
         let parent = "/magnetar-e2e-pod";
         let pod = case.node().run_pod(&case.pod_spec("cgroup-parent").cgroup_parent(parent)).await?;
         let container = pod.run(&case.sleeper()).await?;
-        let path = kernel::cgroup(container.pid().await?, "memory")?;
+        let path = kernel::cgroup_of(container.pid().await?, "memory")?;
         ensure!(path.to_string_lossy().contains(parent), "{}", path.display());
         pod.remove().await?;
         // A kubelet's cgroup is the kubelet's to remove; here that is the test.
@@ -158,7 +158,7 @@ fn containers_are_below_the_cgroup_that_the_kubelet_made_for_the_pod() {
 #[test]
 fn arbitrary_files_of_cgroup_version_2_can_be_set() {
     on_node(async |case| {
-        if !kernel::cgroup_v2() {
+        if !kernel::cgroup::unified() {
             return Ok(());
         }
         let pod = case.pod("unified").await?;

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The kernel: what it says of itself in /proc, /sys and /dev.
+
+use super::{Finding, words};
+use magnetar_core::runtime::cli;
+use rustix::process::PidfdFlags;
+use std::fs::{File, OpenOptions, read_to_string};
+use std::path::Path;
+
+/// `CAP_SYS_RESOURCE` of linux/capability.h.
+const SYS_RESOURCE: u32 = 24;
+
+/// What the kernel offers.
+pub fn findings() -> Vec<Finding> {
+    let release = read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    vec![
+        root(),
+        pidfd(&release),
+        cgroups(Path::new("/sys/fs/cgroup")),
+        overlayfs(),
+        user_namespaces(),
+        idmapped_mounts(&release),
+        seccomp(),
+        apparmor(),
+        selinux(),
+        kvm(),
+        device("vhost-vsock", "/dev/vhost-vsock", "guests are reached through vhost-device-vsock, one more process for each microVM"),
+        device("fuse", "/dev/fuse", "no FUSE filesystems for containers that ask for them"),
+        device("tun", "/dev/net/tun", "no network for microVMs"),
+        sys_resource(&read_to_string("/proc/self/status").unwrap_or_default()),
+    ]
+}
+
+fn root() -> Finding {
+    if rustix::process::geteuid().is_root() {
+        Finding::yes("root", format!("user 0, kernel {}", read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim()))
+    } else {
+        Finding::no("root", "another user", "no pods at all; and this list is not complete")
+    }
+}
+
+fn pidfd(release: &str) -> Finding {
+    match rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()) {
+        Ok(_) => Finding::yes("pidfd", "works"),
+        Err(e) => Finding::no("pidfd", format!("{e}, kernel {}", release.trim()), "no pods at all: Linux 5.3 or later is needed"),
+    }
+}
+
+fn cgroups(root: &Path) -> Finding {
+    let name = "cgroups";
+    if root.join("cgroup.controllers").exists() {
+        let controllers = read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        return match missing(|wanted| controllers.split_whitespace().any(|controller| controller == wanted)) {
+            None => Finding::yes(name, "v2"),
+            Some(list) => Finding::partly(name, format!("v2 without {list}"), "these limits of containers are not kept"),
+        };
+    }
+    let found = if root.join("unified/cgroup.procs").exists() { "hybrid (v1 controllers, v2 empty)" } else { "v1" };
+    match missing(|wanted| root.join(wanted).exists()) {
+        None => Finding::yes(name, found),
+        Some(list) if list.split(", ").count() == CONTROLLERS.len() => Finding::no(name, "none mounted", "no pods at all"),
+        Some(list) => Finding::partly(name, format!("{found} without {list}"), "these limits of containers are not kept"),
+    }
+}
+
+const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "cpuset"];
+
+fn missing(has: impl Fn(&str) -> bool) -> Option<String> {
+    let missing: Vec<&str> = CONTROLLERS.into_iter().filter(|wanted| !has(wanted)).collect();
+    (!missing.is_empty()).then(|| missing.join(", "))
+}
+
+fn overlayfs() -> Finding {
+    let filesystems = read_to_string("/proc/filesystems").unwrap_or_default();
+    if filesystems.lines().any(|line| line.split_whitespace().next_back() == Some("overlay")) {
+        Finding::yes("overlayfs", "in the kernel")
+    } else {
+        Finding::no("overlayfs", "not loaded", "containerd must use another snapshotter; try `modprobe overlay`")
+    }
+}
+
+fn user_namespaces() -> Finding {
+    let limit: u64 = read_to_string("/proc/sys/user/max_user_namespaces").ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    match (Path::new("/proc/self/ns/user").exists(), limit) {
+        (true, 1..) => Finding::yes("user namespaces", format!("up to {limit}")),
+        (true, 0) => Finding::no("user namespaces", "limit is 0", "no pods with hostUsers: false; raise user.max_user_namespaces"),
+        (false, _) => Finding::no("user namespaces", "not in the kernel", "no pods with hostUsers: false"),
+    }
+}
+
+fn idmapped_mounts(release: &str) -> Finding {
+    let name = "idmapped mounts";
+    let runtime = cli::find("auto").ok().and_then(|program| {
+        let output = std::process::Command::new(program).arg("features").output().ok()?;
+        let features: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        features.pointer("/linux/mountExtensions/idmap/enabled")?.as_bool()
+    });
+    match (version(release), runtime) {
+        (Some(kernel), Some(true)) if kernel >= (5, 19) => Finding::yes(name, "kernel and OCI runtime"),
+        (Some(kernel), Some(true)) if kernel >= (5, 12) => Finding::partly(
+            name,
+            "not on overlayfs",
+            "images are copied for pods with a user namespace; Linux 5.19 or later does not need that",
+        ),
+        (Some(kernel), _) if kernel >= (5, 12) => {
+            Finding::no(name, "not in the OCI runtime", "no volumes in pods with hostUsers: false; crun and runc 1.2 have them")
+        }
+        _ => Finding::no(name, "not in the kernel", "no volumes in pods with hostUsers: false; Linux 5.12 or later is needed"),
+    }
+}
+
+fn seccomp() -> Finding {
+    match read_to_string("/proc/sys/kernel/seccomp/actions_avail") {
+        Ok(actions) if actions.contains("user_notif") => Finding::yes("seccomp", "with user notification"),
+        Ok(_) => Finding::partly("seccomp", "without user notification", "profiles that ask a listener do not work"),
+        Err(_) => Finding::no("seccomp", "not in the kernel", "containers may make any system call, whatever their profile says"),
+    }
+}
+
+fn apparmor() -> Finding {
+    match read_to_string("/sys/module/apparmor/parameters/enabled") {
+        Ok(enabled) if enabled.trim() == "Y" => Finding::yes("AppArmor", "enabled"),
+        Ok(_) => Finding::no("AppArmor", "disabled", "profiles of pods are not applied"),
+        Err(_) => Finding::no("AppArmor", "not in the kernel", "profiles of pods are not applied"),
+    }
+}
+
+fn selinux() -> Finding {
+    match read_to_string("/sys/fs/selinux/enforce") {
+        Ok(enforce) if enforce.trim() == "1" => Finding::yes("SELinux", "enforcing"),
+        Ok(_) => Finding::partly("SELinux", "permissive", "labels are set and not enforced"),
+        Err(_) => Finding::no("SELinux", "not enabled", "labels of pods are not applied"),
+    }
+}
+
+fn kvm() -> Finding {
+    let opens = OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop);
+    let cpuinfo = read_to_string("/proc/cpuinfo").unwrap_or_default();
+    kvm_of(opens, &cpuinfo, std::env::consts::ARCH)
+}
+
+/// The device alone proves nothing: a software hypervisor can offer one that no stock guest boots on.
+fn kvm_of(opens: std::io::Result<()>, cpuinfo: &str, arch: &str) -> Finding {
+    let cost = "microVMs by QEMU only, in software emulation: about ten times slower";
+    let extension = if arch == "x86_64" { cpu_extension(cpuinfo) } else { Some("virtualisation") };
+    match (opens, extension) {
+        (Ok(()), Some(extension)) => Finding::yes("KVM", format!("/dev/kvm, CPU with {extension}")),
+        (Ok(()), None) => Finding::no("KVM", "/dev/kvm, but neither vmx nor svm in the CPU's flags", cost),
+        (Err(e), Some(extension)) if e.kind() != std::io::ErrorKind::NotFound => {
+            Finding::no("KVM", format!("CPU with {extension}, /dev/kvm: {}", words(&e)), cost)
+        }
+        (Err(_), Some(extension)) => Finding::no("KVM", format!("CPU with {extension}, but no /dev/kvm: is the module loaded?"), cost),
+        (Err(_), None) => Finding::no("KVM", "no /dev/kvm, and neither vmx nor svm", cost),
+    }
+}
+
+fn cpu_extension(cpuinfo: &str) -> Option<&'static str> {
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?.split_once(':')?.1;
+    flags.split_whitespace().find_map(|flag| match flag {
+        "vmx" => Some("vmx"),
+        "svm" => Some("svm"),
+        _ => None,
+    })
+}
+
+fn device(name: &str, path: &str, cost: &str) -> Finding {
+    match File::open(path) {
+        Ok(_) => Finding::yes(name, path),
+        // One that wants to be opened otherwise is there all the same.
+        Err(_) if Path::new(path).exists() => Finding::yes(name, path),
+        Err(_) => Finding::no(name, format!("no {path}"), cost),
+    }
+}
+
+fn sys_resource(status: &str) -> Finding {
+    let name = "CAP_SYS_RESOURCE";
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    match effective {
+        Some(set) if set & (1 << SYS_RESOURCE) != 0 => Finding::yes(name, "held"),
+        Some(_) | None => {
+            Finding::partly(name, "not held", "oom_score_adj cannot be lowered: containerd needs restrict_oom_score_adj = true")
+        }
+    }
+}
+
+/// Major and minor of a kernel release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.trim().split(['.', '-', '+']).map_while(|part| part.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::State;
+    use super::*;
+    use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn a_device_without_the_cpu_s_flag_is_no_kvm() {
+        let with = "processor : 0\nflags\t\t: fpu svm sse\n";
+        let without = "processor : 0\nflags\t\t: fpu svmx sse\n";
+        let gone = || Err(Error::from(ErrorKind::NotFound));
+        assert_eq!(kvm_of(Ok(()), with, "x86_64").state, State::Yes);
+        assert_eq!(kvm_of(Ok(()), without, "x86_64").state, State::No);
+        assert_eq!(kvm_of(Ok(()), without, "aarch64").state, State::Yes);
+        assert!(kvm_of(gone(), with, "x86_64").found.contains("module"));
+        assert!(kvm_of(Err(Error::from(ErrorKind::PermissionDenied)), with, "x86_64").found.contains("permission"));
+        assert_eq!(kvm_of(gone(), without, "x86_64").state, State::No);
+    }
+
+    #[test]
+    fn every_cgroup_layout_is_recognised() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(cgroups(root.path()).state, State::No);
+        for controller in CONTROLLERS {
+            std::fs::create_dir(root.path().join(controller)).unwrap();
+        }
+        assert_eq!(cgroups(root.path()).found, "v1");
+        std::fs::create_dir(root.path().join("unified")).unwrap();
+        std::fs::write(root.path().join("unified/cgroup.procs"), "").unwrap();
+        assert!(cgroups(root.path()).found.starts_with("hybrid"));
+        std::fs::remove_dir(root.path().join("pids")).unwrap();
+        assert_eq!(cgroups(root.path()).state, State::Partly);
+        std::fs::write(root.path().join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
+        assert_eq!(cgroups(root.path()), Finding::yes("cgroups", "v2"));
+        std::fs::write(root.path().join("cgroup.controllers"), "cpuset cpu pids\n").unwrap();
+        assert!(cgroups(root.path()).found.contains("without memory"));
+    }
+
+    #[test]
+    fn numbers_are_read() {
+        assert_eq!(version("6.18.5+deb14-cloud-amd64\n"), Some((6, 18)));
+        assert_eq!(version("5.19-rc1"), Some((5, 19)));
+        assert_eq!(version(""), None);
+        assert_eq!(sys_resource("CapEff:\t000001ffffffffff\n").state, State::Yes);
+        assert_eq!(sys_resource("CapEff:\t000001fffeffffff\n").state, State::Partly);
+    }
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Programs: sandboxers, OCI runtimes, hypervisors, engines.
+
+use super::Finding;
+use crate::launch::Places;
+use magnetar_core::runtime::cli;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Where distributions put shared libraries.
+const LIBRARIES: [&str; 5] = ["/usr/local/lib", "/usr/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
+
+/// Our own sandboxers.
+pub fn sandboxers(places: &Places) -> Vec<Finding> {
+    let kinds = [
+        ("runc", "no pods in plain namespaces (magnetar-runc)"),
+        ("wasm", "no pods with WebAssembly modules (magnetar-wasm)"),
+        ("vmm", "no pods in microVMs (magnetar-vmm)"),
+        ("quark", "no pods in app kernels (magnetar-quark)"),
+    ];
+    let look = |(kind, cost): (&str, &str)| match places.find(kind) {
+        Ok(path) => Finding::yes(kind, path.display().to_string()),
+        Err(error) if places.folders().iter().any(|folder| folder.join(format!("magnetar-{kind}")).exists()) => {
+            Finding::no(kind, error.to_string(), cost)
+        }
+        Err(_) => Finding::no(kind, "not installed", cost),
+    };
+    kinds.into_iter().map(look).collect()
+}
+
+/// What makes containers in the pod's namespaces.
+pub fn oci_runtimes() -> Vec<Finding> {
+    let auto = cli::find("auto").ok();
+    let look = |(name, cost): (&str, &str)| match cli::in_path(name) {
+        Some(path) if auto.as_ref() == Some(&path) => Finding::yes(name, format!("{} (what `auto` takes)", version(&path))),
+        Some(path) if name == "crun" => {
+            Finding::partly(name, version(&path), "it refuses a hybrid cgroup hierarchy, so `auto` takes runc, which takes twice the time")
+        }
+        Some(path) => Finding::yes(name, version(&path)),
+        None => Finding::no(name, "not in PATH", cost),
+    };
+    let runtimes = [
+        ("crun", "containers are made by runc, which takes twice the time"),
+        ("runc", "containers are made by crun, which cannot work on a hybrid cgroup hierarchy"),
+    ];
+    runtimes.into_iter().map(look).collect()
+}
+
+/// What boots microVMs.
+pub fn vmms() -> Vec<Finding> {
+    let qemu = format!("qemu-system-{}", std::env::consts::ARCH);
+    let vmms = [
+        ("cloud-hypervisor", "cloud-hypervisor", "no handler magnetar-clh"),
+        ("qemu", qemu.as_str(), "no handler magnetar-qemu, the only one that works without KVM"),
+        ("stratovirt", "stratovirt", "no handler magnetar-stratovirt"),
+        ("firecracker", "firecracker", "no handler magnetar-firecracker"),
+    ];
+    let look = |(name, program, cost): (&str, &str, &str)| match cli::in_path(program) {
+        Some(path) => Finding::yes(name, version(&path)),
+        None => Finding::no(name, "not in PATH", cost),
+    };
+    vmms.into_iter().map(look).collect()
+}
+
+/// What runs Wasm modules.
+pub fn engines(places: &Places) -> Vec<Finding> {
+    let built_in = match places.find("wasm") {
+        Ok(path) => Finding::yes("wasmtime", format!("part of {}", path.display())),
+        Err(_) => Finding::no("wasmtime", "part of magnetar-wasm, which is not installed", "no handler magnetar-wasmtime"),
+    };
+    let library = LIBRARIES.iter().find_map(|folder| {
+        let names = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name());
+        names.into_iter().find(|name| name.to_string_lossy().starts_with("libwasmedge.so")).map(|name| Path::new(folder).join(name))
+    });
+    vec![
+        built_in,
+        match library {
+            Some(path) => Finding::yes("wasmedge", path.display().to_string()),
+            None => Finding::no("wasmedge", "no libwasmedge", "no handler magnetar-wasmedge"),
+        },
+    ]
+}
+
+/// The first line that a program says about its version, after its path.
+pub fn version(path: &Path) -> String {
+    let said = Command::new(path).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
+    let first = said.ok().and_then(|output| String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned));
+    match first.as_deref().and_then(number) {
+        Some(number) => format!("{number} ({})", path.display()),
+        None => path.display().to_string(),
+    }
+}
+
+/// The first word of a line that looks like a version.
+pub fn number(line: &str) -> Option<&str> {
+    let candidate = |word: &&str| word.contains('.') && word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit());
+    line.split([' ', ',', '(', ')']).find(candidate).map(|word| word.trim_start_matches('v'))
+}
+
+/// The first of these files that exists.
+pub fn first(paths: &[&str]) -> Option<PathBuf> {
+    paths.iter().map(PathBuf::from).find(|path| path.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_in_what_programs_say() {
+        for (line, wanted) in [
+            ("runc version 1.3.6", Some("1.3.6")),
+            ("crun version 1.28", Some("1.28")),
+            ("QEMU emulator version 11.1.0 (Debian 1:11.1.0+ds-2)", Some("11.1.0")),
+            ("cloud-hypervisor v52.0", Some("52.0")),
+            ("containerd github.com/containerd/containerd/v2 v2.1.9 1c4457e00facac03ce1d75f7b6777a7a851e5c41", Some("2.1.9")),
+            ("containerd github.com/containerd/containerd/v2 2.1.9~ds1 ", Some("2.1.9~ds1")),
+            ("no number here.", None),
+            ("", None),
+        ] {
+            assert_eq!(number(line), wanted, "{line}");
+        }
+    }
+}

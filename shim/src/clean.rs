@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Cleaning up where others do the same: containerd calls `delete` for a pod and for each of its
+//! containers at once, while `serve` has noticed the end of the process itself.
+//!
+//! One of them has the pod's lock at a time. Whoever comes second waits: either nothing is left to
+//! do, or what was left is done next.
+
+use magnetar_core::cleanup;
+use magnetar_core::error::{Code, Result};
+use magnetar_core::record::PodDir;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Between two attempts.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Removes all that is left of a pod, for at most about `patience` after others who do.
+///
+/// # Errors
+/// As [`cleanup::clean_pod`].
+pub async fn clean_pod(dir: &PodDir, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match cleanup::clean_pod(dir).await {
+            Err(error) if error.code() == Code::Unavailable && Instant::now() < deadline => tokio::time::sleep(AGAIN).await,
+            // Somebody else has removed the directory under our feet: then nothing is left.
+            Err(error) if error.code() == Code::NotFound && !dir.path().exists() => return Ok(()),
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use magnetar_core::config::HandlerConfig;
+    use magnetar_core::ids::{Namespace, SandboxId};
+    use magnetar_core::record::PodRecord;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn whoever_comes_second_waits() {
+        let state = tempfile::tempdir().unwrap();
+        let (namespace, sandbox) = (Namespace::parse("n").unwrap(), SandboxId::parse("s").unwrap());
+        let dir = PodDir::new(state.path(), &namespace, &sandbox).unwrap();
+        dir.make().unwrap();
+        dir.write_pod(&PodRecord::new(namespace, sandbox, HandlerConfig::default())).unwrap();
+        let lock = dir.try_lock().unwrap().unwrap();
+        assert_eq!(clean_pod(&dir, Duration::ZERO).await.unwrap_err().code(), Code::Unavailable);
+        let (outcome, ()) = tokio::join!(clean_pod(&dir, Duration::from_secs(5)), async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            drop(lock);
+        });
+        outcome.unwrap();
+        assert!(!dir.path().exists());
+        clean_pod(&dir, Duration::ZERO).await.unwrap();
+    }
+}

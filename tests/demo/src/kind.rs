@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The kinds of sandbox, and what the demo runs in each.
+
+/// One kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// As it is called.
+    pub name: &'static str,
+    /// What isolates the pod, in a few words.
+    pub what: &'static str,
+    /// The runtime handler of the shipped configuration.
+    pub handler: &'static str,
+    /// The image of the container.
+    pub image: &'static str,
+    /// Its command: prints one line about where it is, and stays.
+    pub command: &'static [&'static str],
+    /// A command for exec, and what it must print.
+    pub exec: (&'static [&'static str], &'static str),
+}
+
+const BUSYBOX: &str = "localhost/magnetar/busybox:1";
+const HELLO: &[&str] =
+    &["sh", "-c", "trap 'exit 0' TERM; echo \"hello from $(uname -s) $(uname -r), process $$\"; while :; do sleep 0.1; done"];
+
+/// Those that the demo knows, in the order of the table. It shows those that are configured.
+pub const KINDS: &[Kind] = &[Kind {
+    name: "runc",
+    what: "namespaces of the node's own kernel",
+    handler: "magnetar-runc",
+    image: BUSYBOX,
+    command: HELLO,
+    exec: (&["cat", "/etc/hostname"], "demo"),
+}];

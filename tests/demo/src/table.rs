@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The demo's table.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+
+use crate::{
+    kind::Kind,
+    life::{Shown, milliseconds},
+};
+
+const HEAD: [&str; 6] = ["KIND", "HANDLER", "READY", "FIRST OUTPUT", "MEMORY", "SAID"];
+
+/// A line for every kind; for one that failed, the reason.
+pub fn draw(shown: &[(&Kind, Result<Shown>)]) -> String {
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    rows.extend(shown.iter().map(|(kind, result)| row(kind, result)));
+    let mut widths = [0; HEAD.len()];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::from("\n");
+    for row in &rows {
+        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+    text.push_str(
+        "\nMEMORY is what one more such pod costs beyond its container: the processes that came with it, without their programs.\n",
+    );
+    text
+}
+
+fn row(kind: &Kind, result: &Result<Shown>) -> [String; HEAD.len()] {
+    let (name, handler) = (kind.name.to_owned(), kind.handler.to_owned());
+    match result {
+        Ok(shown) => [
+            name,
+            handler,
+            milliseconds(shown.ready),
+            milliseconds(shown.first_output),
+            format!("{} KiB", shown.management.own / 1024),
+            shown.said.clone(),
+        ],
+        Err(error) => [name, handler, "-".into(), "-".into(), "-".into(), format!("failed: {error:#}")],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use magnetar_observe::Memory;
+
+    use super::*;
+    use crate::kind::KINDS;
+
+    #[test]
+    fn columns_are_aligned_and_failures_have_their_reason() {
+        let good = Shown {
+            ready: Duration::from_millis(7),
+            first_output: Duration::from_millis(1234),
+            management: Memory { own: 80 << 10, ..Memory::default() },
+            said: "hello".to_owned(),
+        };
+        let text = draw(&[(&KINDS[0], Ok(good)), (&KINDS[0], Err(anyhow::anyhow!("no kernel")))]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[1], "KIND  HANDLER        READY  FIRST OUTPUT  MEMORY  SAID");
+        assert_eq!(lines[2], "runc  magnetar-runc  7 ms   1234 ms       80 KiB  hello");
+        assert_eq!(lines[3], "runc  magnetar-runc  -      -             -       failed: no kernel");
+    }
+}

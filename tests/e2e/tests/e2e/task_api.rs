@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A pod's own socket, without containerd in between: what containerd would never ask, somebody
+//! else may, and every refusal has the code that containerd acts on.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use containerd_shim_protos::{
+    api::{
+        CloseIORequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, Mount, PidsRequest, ResizePtyRequest,
+        StartRequest, StateRequest, Status, WaitRequest,
+    },
+    protobuf::well_known_types::any::Any,
+    shim_async::{Client, TaskClient},
+};
+use magnetar_cri::{Pod, v1::PodSandboxState};
+use magnetar_e2e::{Case, Scratch, eventually, kernel::remove_cgroups, on_magnetar};
+use nix::{sys::stat::Mode, unistd::mkfifo};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+};
+use ttrpc::{Code, context};
+
+const OURS: &str = "only our pods have a socket that is known to us";
+/// Where the containers of these tests have their cgroups.
+const CGROUP: &str = "/magnetar-e2e-task";
+
+/// A pod, a connection to its socket, and a bundle that containerd does not know.
+struct Bench {
+    pod: Pod,
+    task: TaskClient,
+    scratch: Scratch,
+}
+
+impl Bench {
+    async fn new(case: &Case) -> Result<Self> {
+        let pod = case.pod("task-api").await?;
+        let address = format!("unix://{}", socket(case, &pod).display());
+        let task = TaskClient::new(Client::connect(&address).await?);
+        let bench = Self { pod, task, scratch: Scratch::new()? };
+        bench.write_bundle("bundle", "sleep 1000")?;
+        Ok(bench)
+    }
+
+    /// An OCI bundle of its own: busybox of the node, a few namespaces.
+    fn write_bundle(&self, name: &str, script: &str) -> Result<PathBuf> {
+        let bundle = self.scratch.path().join(name);
+        for folder in ["bin", "proc", "dev", "sys"] {
+            fs::create_dir_all(bundle.join("rootfs").join(folder))?;
+        }
+        let shell = bundle.join("rootfs/bin/sh");
+        fs::copy("/usr/bin/busybox", &shell).context("the node has no static busybox")?;
+        fs::set_permissions(&shell, fs::Permissions::from_mode(0o755))?;
+        let spec = json!({
+            "ociVersion": "1.1.0",
+            "process": { "args": ["sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 } },
+            "root": { "path": "rootfs" },
+            "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+            "linux": {
+                "cgroupsPath": format!("{CGROUP}/{name}"),
+                "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "ipc" }],
+            },
+        });
+        fs::write(bundle.join("config.json"), spec.to_string())?;
+        Ok(bundle)
+    }
+
+    fn request(&self, id: &str, bundle: &str) -> CreateTaskRequest {
+        CreateTaskRequest { id: id.to_owned(), bundle: self.scratch.join(bundle), ..Default::default() }
+    }
+
+    async fn create(&self, id: &str, bundle: &str) -> ttrpc::Result<u32> {
+        Ok(self.task.create(patience(), &self.request(id, bundle)).await?.pid)
+    }
+
+    async fn start(&self, id: &str) -> ttrpc::Result<u32> {
+        let request = StartRequest { id: id.to_owned(), ..Default::default() };
+        Ok(self.task.start(patience(), &request).await?.pid)
+    }
+
+    async fn state(&self, id: &str) -> ttrpc::Result<Status> {
+        let request = StateRequest { id: id.to_owned(), ..Default::default() };
+        Ok(self.task.state(patience(), &request).await?.status.enum_value_or_default())
+    }
+
+    async fn kill(&self, id: &str) -> ttrpc::Result<()> {
+        let request = KillRequest { id: id.to_owned(), signal: 9, ..Default::default() };
+        self.task.kill(patience(), &request).await.map(drop)
+    }
+
+    async fn wait(&self, id: &str) -> ttrpc::Result<u32> {
+        let request = WaitRequest { id: id.to_owned(), ..Default::default() };
+        Ok(self.task.wait(patience(), &request).await?.exit_status)
+    }
+
+    async fn delete(&self, id: &str) -> ttrpc::Result<()> {
+        let request = DeleteRequest { id: id.to_owned(), ..Default::default() };
+        self.task.delete(patience(), &request).await.map(drop)
+    }
+
+    async fn exec(&self, id: &str, exec: &str) -> ttrpc::Result<()> {
+        let process = json!({ "args": ["true"], "cwd": "/", "user": { "uid": 0, "gid": 0 } });
+        let spec = Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
+            value: process.to_string().into(),
+            ..Default::default()
+        };
+        let request = ExecProcessRequest { id: id.to_owned(), exec_id: exec.to_owned(), spec: Some(spec).into(), ..Default::default() };
+        self.task.exec(patience(), &request).await.map(drop)
+    }
+
+    /// Ends a container of these tests in the way containerd would.
+    async fn end(&self, id: &str) -> Result<()> {
+        self.kill(id).await?;
+        self.wait(id).await?;
+        Ok(self.delete(id).await?)
+    }
+
+    /// The pod is as good as before all this, and goes.
+    async fn close(self, case: &Case) -> Result<()> {
+        assert_eq!(self.pod.status().await?.state, i32::from(PodSandboxState::SandboxReady));
+        assert_eq!(case.output(&self.pod, &case.script("echo fine")).await?, "fine\n");
+        self.pod.remove().await?;
+        remove_cgroups(case, CGROUP).await
+    }
+}
+
+fn socket(case: &Case, pod: &Pod) -> PathBuf {
+    case.state_dir(pod).join("task.sock")
+}
+
+fn patience() -> context::Context {
+    context::with_duration(Duration::from_secs(30))
+}
+
+/// The answer must be a refusal with this code and all of these words.
+fn refuses<T: std::fmt::Debug>(answer: ttrpc::Result<T>, code: Code, words: &[&str]) -> Result<()> {
+    match answer {
+        Err(ttrpc::Error::RpcStatus(status)) => {
+            ensure!(status.code.enum_value() == Ok(code), "the code is {:?}, not {code:?}: {}", status.code, status.message);
+            let missing = words.iter().find(|&&word| !status.message.contains(word));
+            ensure!(missing.is_none(), "the refusal does not say {missing:?}: {}", status.message);
+            Ok(())
+        }
+        other => bail!("not a refusal: {other:?}"),
+    }
+}
+
+#[test]
+fn a_container_lives_from_create_to_delete() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        bench.create("life", "bundle").await?;
+        assert_eq!(bench.state("life").await?, Status::CREATED);
+        let pid = bench.start("life").await?;
+        assert_eq!(bench.state("life").await?, Status::RUNNING);
+        let pids = bench.task.pids(patience(), &PidsRequest { id: "life".to_owned(), ..Default::default() }).await?;
+        assert_eq!(pids.processes.iter().map(|p| p.pid).collect::<Vec<_>>(), [pid]);
+        bench.kill("life").await?;
+        assert_eq!(bench.wait("life").await?, 137);
+        assert_eq!(bench.state("life").await?, Status::STOPPED);
+        bench.delete("life").await?;
+        refuses(bench.state("life").await, Code::NOT_FOUND, &["life"])?;
+        bench.close(case).await
+    });
+}
+
+#[test]
+fn a_second_container_of_the_same_id_is_refused_and_the_first_lives_on() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        bench.write_bundle("other", "sleep 1000")?;
+        bench.create("twin", "bundle").await?;
+        bench.start("twin").await?;
+        refuses(bench.create("twin", "other").await, Code::ALREADY_EXISTS, &["twin"])?;
+        assert_eq!(bench.state("twin").await?, Status::RUNNING);
+        bench.end("twin").await?;
+        bench.close(case).await
+    });
+}
+
+#[test]
+fn ids_that_could_be_paths_are_refused() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        for id in ["", ".", "..", "../escape", "a/b", "/etc", "a/../../b", "-option", "a b", "a\0b", "a\nb", &"x".repeat(200)] {
+            refuses(bench.create(id, "bundle").await, Code::INVALID_ARGUMENT, &[]).with_context(|| format!("create {id:?}"))?;
+        }
+        bench.create("good", "bundle").await?;
+        bench.start("good").await?;
+        for exec in ["..", "../escape", "a/b"] {
+            refuses(bench.exec("good", exec).await, Code::INVALID_ARGUMENT, &[]).with_context(|| format!("exec {exec:?}"))?;
+        }
+        bench.end("good").await?;
+        bench.close(case).await
+    });
+}
+
+#[test]
+fn whatever_is_asked_of_an_unknown_container_is_not_found() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        let id = || "nobody".to_owned();
+        refuses(bench.state("nobody").await, Code::NOT_FOUND, &["nobody"])?;
+        refuses(bench.start("nobody").await, Code::NOT_FOUND, &["nobody"])?;
+        refuses(bench.kill("nobody").await, Code::NOT_FOUND, &["nobody"])?;
+        refuses(bench.wait("nobody").await, Code::NOT_FOUND, &["nobody"])?;
+        refuses(bench.delete("nobody").await, Code::NOT_FOUND, &["nobody"])?;
+        refuses(bench.exec("nobody", "e").await, Code::NOT_FOUND, &["nobody"])?;
+        let resize = ResizePtyRequest { id: id(), width: 80, height: 24, ..Default::default() };
+        refuses(bench.task.resize_pty(patience(), &resize).await, Code::NOT_FOUND, &["nobody"])?;
+        let close = CloseIORequest { id: id(), stdin: true, ..Default::default() };
+        refuses(bench.task.close_io(patience(), &close).await, Code::NOT_FOUND, &["nobody"])?;
+        bench.close(case).await
+    });
+}
+
+#[test]
+fn a_command_in_a_stopped_container_is_a_failed_precondition() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        bench.create("stopped", "bundle").await?;
+        bench.start("stopped").await?;
+        bench.kill("stopped").await?;
+        bench.wait("stopped").await?;
+        refuses(bench.exec("stopped", "late").await, Code::FAILED_PRECONDITION, &["stopped"])?;
+        refuses(bench.start("stopped").await, Code::FAILED_PRECONDITION, &["stopped"])?;
+        // To kill what is dead is what `kill` on a shell answers, too: there is no such process.
+        refuses(bench.kill("stopped").await, Code::NOT_FOUND, &["stopped"])?;
+        bench.delete("stopped").await?;
+        bench.close(case).await
+    });
+}
+
+#[test]
+fn a_running_container_cannot_be_deleted() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        bench.create("busy", "bundle").await?;
+        bench.start("busy").await?;
+        refuses(bench.delete("busy").await, Code::FAILED_PRECONDITION, &["busy"])?;
+        assert_eq!(bench.state("busy").await?, Status::RUNNING);
+        bench.end("busy").await?;
+        bench.close(case).await
+    });
+}
+
+#[test]
+fn a_second_command_of_the_same_id_is_refused() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        bench.create("execs", "bundle").await?;
+        bench.start("execs").await?;
+        bench.exec("execs", "one").await?;
+        refuses(bench.exec("execs", "one").await, Code::ALREADY_EXISTS, &["one"])?;
+        bench.end("execs").await?;
+        bench.close(case).await
+    });
+}
+
+#[test]
+fn a_bundle_that_is_not_there_or_leads_elsewhere_is_refused() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        refuses(bench.create("nowhere", "missing").await, Code::NOT_FOUND, &["missing"])?;
+        symlink(bench.scratch.path().join("bundle"), bench.scratch.path().join("link"))?;
+        refuses(bench.create("linked", "link").await, Code::INVALID_ARGUMENT, &["link"])?;
+        fs::write(bench.scratch.path().join("file"), "")?;
+        refuses(bench.create("file", "file").await, Code::INVALID_ARGUMENT, &["file"])?;
+        let relative = CreateTaskRequest { id: "relative".to_owned(), bundle: "bundle".to_owned(), ..Default::default() };
+        refuses(bench.task.create(patience(), &relative).await, Code::INVALID_ARGUMENT, &["bundle"])?;
+        // Whatever was refused can be asked for again in a better way.
+        bench.create("linked", "bundle").await?;
+        bench.start("linked").await?;
+        bench.end("linked").await?;
+        bench.close(case).await
+    });
+}
+
+#[test]
+fn a_specification_that_cannot_be_read_is_refused() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        let bundle = bench.write_bundle("broken", "true")?;
+        for text in ["", "{", "[]", "\"text\"", "{\"process\": 7}"] {
+            fs::write(bundle.join("config.json"), text)?;
+            refuses(bench.create("broken", "broken").await, Code::INVALID_ARGUMENT, &["config.json"])
+                .with_context(|| format!("{text:?}"))?;
+        }
+        fs::remove_file(bundle.join("config.json"))?;
+        refuses(bench.create("broken", "broken").await, Code::NOT_FOUND, &["config.json"])?;
+        bench.close(case).await
+    });
+}
+
+#[test]
+fn a_root_filesystem_that_cannot_be_mounted_is_an_error_and_leaves_nothing() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        let mounts = [
+            ("bind", "/nonexistent/root", vec!["rbind".to_owned()]),
+            ("no-such-type", "none", vec![]),
+            ("overlay", "overlay", vec!["lowerdir=/nonexistent".to_owned()]),
+        ];
+        for (kind, source, options) in mounts {
+            let mut request = bench.request("rootless", "bundle");
+            request.rootfs = vec![Mount { type_: kind.to_owned(), source: source.to_owned(), options, ..Default::default() }];
+            match bench.task.create(patience(), &request).await {
+                Err(ttrpc::Error::RpcStatus(status)) => {
+                    ensure!(status.message.contains("rootfs") || status.message.contains(source), "{kind}: {}", status.message)
+                }
+                other => bail!("{kind}: not a refusal: {other:?}"),
+            }
+        }
+        fs::remove_dir_all(bench.scratch.path().join("bundle/rootfs"))?;
+        ensure!(bench.create("rootless", "bundle").await.is_err(), "a container without a root filesystem was made");
+        bench.close(case).await
+    });
+}
+
+#[test]
+fn a_program_that_writes_to_a_pipe_whose_reader_is_gone_is_not_hurt() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        let bundle = bench.write_bundle("writer", "while :; do echo tick; sleep 0.01; done")?;
+        let pipe = bundle.join("stdout");
+        mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let mut request = bench.request("writer", "writer");
+        request.stdout = pipe.to_string_lossy().into_owned();
+        let reader = tokio::net::unix::pipe::OpenOptions::new().open_receiver(&pipe)?;
+        bench.task.create(patience(), &request).await?;
+        bench.start("writer").await?;
+        reader.readable().await?;
+        drop(reader);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(bench.state("writer").await?, Status::RUNNING);
+        // A new reader, as a restarted containerd is one, gets what comes now.
+        let reader = tokio::net::unix::pipe::OpenOptions::new().open_receiver(&pipe)?;
+        tokio::time::timeout(case.soon(), reader.readable()).await.context("nothing came")??;
+        drop(reader);
+        bench.end("writer").await?;
+        bench.close(case).await
+    });
+}
+
+#[test]
+fn pipes_that_are_not_there_are_an_error_and_leave_nothing() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        let mut request = bench.request("pipeless", "bundle");
+        request.stdout = bench.scratch.join("no-such-pipe");
+        refuses(bench.task.create(patience(), &request).await, Code::NOT_FOUND, &["no-such-pipe"])?;
+        bench.close(case).await
+    });
+}
+
+/// Whatever arrives on the socket, the process behind it goes on. Each message is a connection.
+#[test]
+fn malformed_messages_on_the_socket_hurt_nobody() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        // A header is the length, the stream, the type (1: request) and flags.
+        let framed = |length: u32, kind: u8, body: &[u8]| {
+            let mut message = length.to_be_bytes().to_vec();
+            message.extend(1_u32.to_be_bytes());
+            message.extend([kind, 0]);
+            message.extend(body);
+            message
+        };
+        let messages = [
+            b"GET / HTTP/1.1\r\nHost: pod\r\n\r\n".to_vec(),
+            vec![0; 4096],
+            vec![0xff; 4096],
+            framed(4, 1, &[0xff; 4]),
+            framed(u32::MAX, 1, b"short"),
+            framed(1 << 30, 1, b"short"),
+            framed(100, 1, b"cut off"),
+            framed(4, 9, &[0; 4]),
+            framed(0, 1, b""),
+        ];
+        for (number, message) in messages.iter().enumerate() {
+            let mut stream = UnixStream::connect(socket(case, &bench.pod)).await?;
+            // It may hang up before it has read all of this.
+            let _ = stream.write_all(message).await;
+            let _ = stream.shutdown().await;
+            let mut answer = Vec::new();
+            let ended = tokio::time::timeout(case.soon(), stream.read_to_end(&mut answer)).await;
+            ensure!(ended.is_ok(), "message {number}: neither an answer nor an end");
+            refuses(bench.state("nobody").await, Code::NOT_FOUND, &[]).with_context(|| format!("after message {number}"))?;
+        }
+        bench.close(case).await
+    });
+}
+
+#[test]
+fn connections_that_say_nothing_hurt_nobody() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        let mut idle = Vec::new();
+        for _ in 0..100 {
+            idle.push(UnixStream::connect(socket(case, &bench.pod)).await?);
+        }
+        refuses(bench.state("nobody").await, Code::NOT_FOUND, &[])?;
+        drop(idle);
+        let pid = case.sandbox_pid(&bench.pod)?;
+        eventually("their descriptors are closed", case.soon(), async || Ok((magnetar_observe::open_files(pid)? < 50).then_some(())))
+            .await?;
+        bench.close(case).await
+    });
+}
