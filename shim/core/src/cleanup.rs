@@ -4,7 +4,7 @@
 //! ```text
 //! 1. the sandbox process is killed if it lives, and its lock taken: from here on we are alone
 //! 2. every process in the pod's and the containers' cgroups is killed, until they stay empty
-//! 3. what was mounted is unmounted
+//! 3. what was mounted is unmounted, and the files that containers mount are removed
 //! 4. the cgroups are removed
 //! 5. the record goes last, so that a clean-up that was cut short is found again
 //! ```
@@ -17,6 +17,7 @@ use crate::error::{Code, Context, Error, Result};
 use crate::ids::ContainerId;
 use crate::mount;
 use crate::record::{ContainerRecord, PodDir, PodLock, PodRecord};
+use crate::sandbox_files::SandboxFiles;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::time::Duration;
 use tracing::{info, warn};
@@ -55,6 +56,7 @@ pub async fn clean_pod(dir: &PodDir) -> Result<()> {
         if let Some(path) = &pod.cgroup {
             Cgroup::at(path)?.remove(CGROUP_EMPTY).await?;
         }
+        SandboxFiles::new(&pod.config.containerd, &pod.sandbox).remove()?;
         info!(sandbox = %pod.sandbox, containers = containers.len(), "removed");
     }
     dir.remove()

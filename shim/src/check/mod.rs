@@ -4,7 +4,7 @@
 //! It only looks: nothing is loaded, created or changed, and what cannot be told without that is
 //! told from what the kernel says of itself.
 
-mod helpers;
+mod companions;
 mod kernel;
 mod programs;
 mod table;
@@ -85,7 +85,7 @@ pub fn run(json: bool, libexec: Option<PathBuf>) -> anyhow::Result<ExitCode> {
         Section { title: "VMMs", findings: programs::vmms() },
         Section { title: "Wasm engines", findings: programs::engines(&places) },
         Section { title: "kernel", findings: kernel::findings() },
-        Section { title: "helpers", findings: helpers::findings() },
+        Section { title: "helpers", findings: companions::findings() },
     ]);
     let text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { table::render(&report) };
     crate::cli::say(&text)?;

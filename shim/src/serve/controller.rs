@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! containerd's sandbox Controller over gRPC: wire types and metadata stop here.
 
-// tonic's Status is large, and its generated trait names it in every signature.
-#![allow(clippy::result_large_err)]
+#![allow(clippy::result_large_err, reason = "tonic's Status is large, and its generated trait names it in every signature")]
 
 use super::pods::{Pod, Pods};
 use super::wire::{self, StartResponse};
@@ -20,7 +19,7 @@ use ttrpc::context::Context;
 
 /// The server's skeleton, made by build.rs.
 mod generated {
-    #![allow(missing_docs, clippy::all)]
+    #![allow(missing_docs, clippy::all, reason = "generated code")]
     include!(concat!(env!("OUT_DIR"), "/containerd.services.sandbox.v1.Controller.rs"));
 }
 

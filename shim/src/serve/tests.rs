@@ -102,7 +102,11 @@ impl Serving {
     }
 
     async fn status(&self, id: &str) -> Result<ControllerStatusResponse, Status> {
-        self.client.clone().status(ask(ControllerStatusRequest { sandbox_id: id.into(), ..Default::default() })).await.map(|r| r.into_inner())
+        self.client
+            .clone()
+            .status(ask(ControllerStatusRequest { sandbox_id: id.into(), ..Default::default() }))
+            .await
+            .map(|r| r.into_inner())
     }
 
     async fn wait(&self, id: &str) -> Result<ControllerWaitResponse, Status> {
@@ -118,7 +122,9 @@ impl Serving {
     }
 
     fn pods(&self) -> Vec<String> {
-        std::fs::read_dir(self.state.join("n")).map(|all| all.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()).unwrap_or_default()
+        std::fs::read_dir(self.state.join("n"))
+            .map(|all| all.map(|e| e.unwrap().file_name().into_string().unwrap()).collect())
+            .unwrap_or_default()
     }
 }
 
@@ -188,7 +194,7 @@ async fn a_create_that_fails_leaves_nothing_and_says_why() {
         assert!(serve.pods().is_empty(), "{kind}");
     }
     assert!(begin.elapsed() < Duration::from_secs(5), "none of this waits for a time-out");
-    let long = "f".repeat(76);
+    let long = "f".repeat(77);
     for id in ["", "a/b", "..", "a\0", &long] {
         assert_eq!(serve.create(id, "good").await.unwrap_err().code(), Code::InvalidArgument, "{id:?}");
     }
@@ -274,9 +280,18 @@ fn the_next_serve_adopts_the_living_and_removes_the_rest() {
         let mut calls = JoinSet::new();
         let (mut creator, mut starter) = (serve.client.clone(), serve.client.clone());
         calls.spawn(async move {
-            creator.create(ask(ControllerCreateRequest { sandbox_id: "creating".into(), sandboxer: "magnetar-hangs".into(), ..Default::default() })).await.map(drop)
+            creator
+                .create(ask(ControllerCreateRequest {
+                    sandbox_id: "creating".into(),
+                    sandboxer: "magnetar-hangs".into(),
+                    ..Default::default()
+                }))
+                .await
+                .map(drop)
         });
-        calls.spawn(async move { starter.start(ask(ControllerStartRequest { sandbox_id: "slow".into(), ..Default::default() })).await.map(drop) });
+        calls.spawn(async move {
+            starter.start(ask(ControllerStartRequest { sandbox_id: "slow".into(), ..Default::default() })).await.map(drop)
+        });
         within("both are under way", || {
             Stage::of(&node.dir("slow")) == Stage::Starting && node.dir("creating").pod().is_ok_and(|record| record.pid != 0)
         })
@@ -289,7 +304,9 @@ fn the_next_serve_adopts_the_living_and_removes_the_rest() {
     node.dir("half").make().unwrap();
     let foreign = node.dir("foreign");
     foreign.make().unwrap();
-    foreign.write_pod(&PodRecord::new(Namespace::parse("n").unwrap(), SandboxId::parse("foreign").unwrap(), HandlerConfig::default())).unwrap();
+    foreign
+        .write_pod(&PodRecord::new(Namespace::parse("n").unwrap(), SandboxId::parse("foreign").unwrap(), HandlerConfig::default()))
+        .unwrap();
     Stage::Creating.advance(&foreign, Stage::Foreign).unwrap();
     node.before(async |serve| {
         assert_eq!(serve.status("started").await.unwrap().pid, started);

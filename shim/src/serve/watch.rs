@@ -32,8 +32,8 @@ pub enum Life {
     Alive,
     /// It has ended, and this is how; its pod is being removed.
     Dead(String),
-    /// Its pod was removed, or could not be.
-    Gone(Result<(), Error>),
+    /// After that end its pod was removed, or could not be.
+    Gone(String, Result<(), Error>),
 }
 
 /// A pod whose process is watched. Cheap to clone.
@@ -79,7 +79,7 @@ impl Watcher {
         } else {
             warn!(how, "the sandbox process has ended unexpectedly: removing its pod");
         }
-        self.life.send_replace(Life::Dead(how));
+        self.life.send_replace(Life::Dead(how.clone()));
         let outcome = clean_pod(&pod.dir, PATIENCE).await;
         if let Err(error) = &outcome {
             error!(%error, "cannot remove all of a pod");
@@ -87,7 +87,7 @@ impl Watcher {
         forget();
         // What many pods needed at once is not kept for days.
         magnetar_sys::memory::trim();
-        self.life.send_replace(Life::Gone(outcome));
+        self.life.send_replace(Life::Gone(how, outcome));
     }
 }
 
@@ -108,8 +108,8 @@ impl Watched {
     pub async fn dead(&self) -> String {
         let mut life = self.life.clone();
         match life.wait_for(|life| !matches!(life, Life::Alive)).await.as_deref() {
-            Ok(Life::Dead(how)) => how.clone(),
-            Ok(Life::Alive | Life::Gone(_)) | Err(_) => "nobody knows how".into(),
+            Ok(Life::Dead(how) | Life::Gone(how, _)) => how.clone(),
+            Ok(Life::Alive) | Err(_) => "nobody watches it any more".into(),
         }
     }
 
@@ -119,8 +119,8 @@ impl Watched {
     /// What could not be removed.
     pub async fn gone(&self) -> Result<(), Error> {
         let mut life = self.life.clone();
-        match life.wait_for(|life| matches!(life, Life::Gone(_))).await.as_deref() {
-            Ok(Life::Gone(outcome)) => outcome.clone(),
+        match life.wait_for(|life| matches!(life, Life::Gone(..))).await.as_deref() {
+            Ok(Life::Gone(_, outcome)) => outcome.clone(),
             Ok(Life::Alive | Life::Dead(_)) | Err(_) => Err(Error::internal("the watch over the pod has ended")),
         }
     }

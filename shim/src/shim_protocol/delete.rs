@@ -24,10 +24,13 @@ use ttrpc::asynchronous::transport::Socket;
 
 /// What is told of a process whose end nobody saw: 128 plus SIGKILL.
 const KILLED: u32 = 137;
-/// containerd gives a clean-up five seconds (`io.containerd.timeout.shim.cleanup`).
-const PATIENCE: Duration = Duration::from_secs(4);
+/// How long to wait for others who clean the same pod. Together with [`ENDING`] that is less than the
+/// five seconds that containerd gives a clean-up (`io.containerd.timeout.shim.cleanup`).
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a sandbox process may take to end by itself.
+const ENDING: Duration = Duration::from_millis(2500);
 /// Between two attempts while somebody else cleans the same pod.
-const AGAIN: Duration = Duration::from_millis(50);
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Removes a pod or a container; returns what goes to standard output.
 ///
@@ -49,6 +52,7 @@ async fn remove(call: &Call, namespace: &Namespace, bundle: &Path) -> Result<Del
     let state_dir = call.state_dir();
     let pod = PodDir::new(&state_dir, namespace, &SandboxId::parse(&call.id)?)?;
     if pod.path().exists() {
+        let_it_end(&pod).await?;
         clean_pod(&pod, PATIENCE).await?;
         return Ok(killed());
     }
@@ -58,6 +62,20 @@ async fn remove(call: &Call, namespace: &Namespace, bundle: &Path) -> Result<Del
         // It never was in a pod, or is the pod itself, and gone.
         None => Ok(killed()),
     }
+}
+
+/// Gives a process that is ending the time to tell its last events: containerd calls us as soon as
+/// the connection breaks. One that does not end is killed by the clean-up.
+async fn let_it_end(pod: &PodDir) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + ENDING;
+    while tokio::time::Instant::now() < deadline {
+        match pod.try_lock() {
+            Ok(None) => tokio::time::sleep(AGAIN).await,
+            Err(error) if error.code() != Code::NotFound => return Err(error),
+            Ok(Some(_)) | Err(_) => return Ok(()),
+        }
+    }
+    Ok(())
 }
 
 async fn remove_container(pod: &PodDir, container: &ContainerId) -> Result<DeleteResponse> {

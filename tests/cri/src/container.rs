@@ -65,9 +65,7 @@ impl Container {
 
     /// RemoveContainer: also a running one, by force.
     pub async fn remove(self) -> Result<()> {
-        let request = v1::RemoveContainerRequest { container_id: self.id.clone() };
-        self.node.runtime("RemoveContainer", request, async |mut c, r| c.remove_container(r).await).await?;
-        Ok(())
+        self.node.remove_container(&self.id).await
     }
 
     /// ExecSync without a time limit but the node's deadline.

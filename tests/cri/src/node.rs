@@ -117,6 +117,21 @@ impl Node {
         self.runtime("GetContainerEvents", v1::GetEventsRequest {}, async |mut c, r| c.get_container_events(r).await).await
     }
 
+    /// The state of a pod by its id, whoever made it.
+    pub async fn pod_state(&self, id: &str) -> Result<v1::PodSandboxState> {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+        let answer = self.runtime("PodSandboxStatus", request, async |mut c, r| c.pod_sandbox_status(r).await).await?;
+        let state = answer.status.and_then(|status| v1::PodSandboxState::try_from(status.state).ok());
+        state.ok_or(Error::Incomplete { call: "PodSandboxStatus", what: "state" })
+    }
+
+    /// Removes a container by its id, whoever made it. An unknown id is no error.
+    pub async fn remove_container(&self, id: &str) -> Result<()> {
+        let request = v1::RemoveContainerRequest { container_id: id.to_owned() };
+        self.runtime("RemoveContainer", request, async |mut c, r| c.remove_container(r).await).await?;
+        Ok(())
+    }
+
     /// Stops and removes a pod by its id, whoever made it. An unknown id is no error.
     pub async fn remove_pod(&self, id: &str) -> Result<()> {
         self.stop_pod(id).await?;

@@ -67,6 +67,11 @@ impl Pod {
         self.status_response(false).await?.status.ok_or(missing)
     }
 
+    /// Ready or not.
+    pub async fn state(&self) -> Result<v1::PodSandboxState> {
+        self.node.pod_state(&self.id).await
+    }
+
     /// PodSandboxStatus with what only people read: runtime details as JSON.
     pub async fn info(&self) -> Result<serde_json::Value> {
         let answer = self.status_response(true).await?;

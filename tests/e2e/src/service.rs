@@ -2,9 +2,10 @@
 //! The node's resident services, to be killed by tests. The node's init starts a service again
 //! 0.2 s after it ends; where a test wants it down for longer, its supervisor is stopped.
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::net::UnixStream};
 
 use anyhow::{Context, Result, ensure};
+use magnetar_cri::Code;
 use magnetar_observe::Processes;
 use nix::{
     sys::signal::{Signal, kill},
@@ -70,10 +71,17 @@ impl Service {
                 let conditions = status.status.map(|s| s.conditions).unwrap_or_default();
                 Ok(conditions.iter().all(|c| c.status).then_some(()))
             }
-            // Nothing of a pod asks it while it only runs, so there is nothing to wait for but
-            // its socket, which it makes before anything else; give it a moment.
             Self::Magnetar => {
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                if UnixStream::connect("/run/magnetar/serve.sock").is_err() {
+                    return Ok(None);
+                }
+                // containerd tries a connection that failed again only after a while. A pod's
+                // status goes through it; without pods there is nobody to notice.
+                for id in case.node().leftovers() {
+                    if case.node().pod_state(&id).await.is_err_and(|error| error.code() == Some(Code::Unavailable)) {
+                        return Ok(None);
+                    }
+                }
                 Ok(Some(()))
             }
         }

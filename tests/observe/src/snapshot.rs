@@ -112,11 +112,13 @@ impl Diff {
 
 impl fmt::Display for Diff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for thing in &self.new {
-            writeln!(f, "  + {thing}")?;
-        }
-        for thing in &self.gone {
-            writeln!(f, "  - {thing}")?;
+        for (sign, things) in [('+', &self.new), ('-', &self.gone)] {
+            for thing in things {
+                // What is below something that is named anyway tells nothing new.
+                if !things.iter().any(|above| thing.strip_prefix(above.as_str()).is_some_and(|rest| rest.starts_with('/'))) {
+                    writeln!(f, "  {sign} {thing}")?;
+                }
+            }
         }
         Ok(())
     }
@@ -171,6 +173,12 @@ mod tests {
         assert_eq!(diff.to_string(), "  + process a\n  + process b\n  - process c\n");
         let diff = snapshot(&["a", "a", "a"]).since(&snapshot(&["a"]));
         assert_eq!(diff.new, ["process a (×2)"]);
+    }
+
+    #[test]
+    fn what_is_below_something_new_is_not_shown() {
+        let diff = snapshot(&["/a", "/a/b", "/a/b/c", "/ab"]).since(&snapshot(&[]));
+        assert_eq!(diff.to_string(), "  + process /a\n  + process /ab\n");
     }
 
     #[test]

@@ -14,13 +14,14 @@ use crate::record::PodDir;
 use crate::stdio::ChildStreams;
 use crate::terminal::ConsoleSocket;
 use std::ffi::OsString;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How much of the runtime's log is read for its last error, in bytes.
-const LOG_TAIL: usize = 16 * 1024;
+/// How much of the runtime's log is read for its last error, in bytes. Each call has a log of its own.
+const LOG: u64 = 64 * 1024;
 
 /// An OCI runtime as a program.
 #[derive(Debug)]
@@ -213,9 +214,10 @@ fn search_path() -> Vec<String> {
 
 /// The runtime's own words on why it failed, as an error with a fitting code.
 fn failure(program: &Path, what: &str, code: u32, log: &Path) -> Error {
-    let log = std::fs::read(log).unwrap_or_default();
-    let tail = &log[log.len().saturating_sub(LOG_TAIL)..];
-    let said = last_error(&String::from_utf8_lossy(tail));
+    let mut text = Vec::new();
+    // A log that cannot be read says as little as an empty one.
+    let _unread = std::fs::File::open(log).and_then(|file| file.take(LOG).read_to_end(&mut text));
+    let said = last_error(&text);
     let message = match &said {
         Some(said) => format!("{} {what} failed: {said}", program.display()),
         None => format!("{} {what} failed with exit code {code} and logged nothing", program.display()),
@@ -223,18 +225,20 @@ fn failure(program: &Path, what: &str, code: u32, log: &Path) -> Error {
     Error::new(code_of(said.as_deref().unwrap_or_default()), message)
 }
 
-/// The last message of level error (or above) in a JSON log.
-fn last_error(log: &str) -> Option<String> {
+/// The last message of level error (or above) in a log of JSON objects: one a line with runc, over
+/// several lines with crun.
+fn last_error(log: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
-    struct Line {
+    struct Entry {
         level: String,
         msg: String,
     }
-    log.lines()
-        .filter_map(|line| serde_json::from_str::<Line>(line).ok())
-        .filter(|line| matches!(line.level.as_str(), "error" | "fatal" | "panic"))
-        .map(|line| line.msg)
-        .next_back()
+    let entries = serde_json::Deserializer::from_slice(log).into_iter::<Entry>();
+    entries
+        .map_while(|entry| entry.ok())
+        .filter(|entry| matches!(entry.level.as_str(), "error" | "fatal" | "panic"))
+        .map(|entry| entry.msg)
+        .last()
 }
 
 /// The command line knows only one exit code for all failures; these two are told apart because
@@ -255,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_last_error_of_the_log_is_the_message() {
-        let log = concat!(
+        let runc = concat!(
             r#"{"level":"error","msg":"first","time":"x"}"#,
             "\n",
             r#"{"level":"warning","msg":"noise","time":"x"}"#,
@@ -263,8 +267,11 @@ mod tests {
             r#"{"level":"error","msg":"container does not exist","time":"x"}"#,
             "\nnot json\n"
         );
-        assert_eq!(last_error(log).as_deref(), Some("container does not exist"));
-        assert_eq!(last_error("{\"level\":"), None);
+        assert_eq!(last_error(runc.as_bytes()).as_deref(), Some("container does not exist"));
+        let crun = b"{\n  \"msg\": \"no such file\",\n  \"level\": \"error\",\n  \"time\": \"x\"\n}\n\n";
+        assert_eq!(last_error(crun).as_deref(), Some("no such file"));
+        assert_eq!(last_error(b"{\"level\":"), None);
+        assert_eq!(last_error(b""), None);
     }
 
     #[test]

@@ -71,6 +71,16 @@ impl Container {
         self.cgroup.get().ok_or_else(|| Error::precondition(format!("container {} has no cgroup yet", self.id)))
     }
 
+    /// The cgroup that may be left: where the kernel has put it, or, where it did not come to that, where
+    /// the specification says.
+    pub fn cgroup_to_remove(&self) -> Result<Option<Cgroup>> {
+        match (self.cgroup.get(), self.spec.cgroups_path()) {
+            (Some(cgroup), _) => Ok(Some(cgroup.clone())),
+            (None, Some(path)) => Cgroup::at(path).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
     /// Whether `kills`, the kernel's count of OOM kills in the container, is news.
     pub fn is_new_oom(&self, kills: u64) -> bool {
         self.oom_told.fetch_max(kills, Ordering::Relaxed) < kills

@@ -367,7 +367,7 @@ impl<R: Runtime> Containers<R> {
         if let Some(rootfs) = &container.rootfs {
             mount::unmount(rootfs)?;
         }
-        if let Ok(cgroup) = container.cgroup() {
+        if let Some(cgroup) = container.cgroup_to_remove()? {
             cgroup.remove(CGROUP_EMPTY).await?;
         }
         self.0.pod.remove_container(&container.id)?;

@@ -33,6 +33,8 @@ pub fn install(folder: &Path) {
 #[test]
 fn sandboxer() {
     let (Ok(kind), Ok(pod)) = (std::env::var("FAKE_KIND"), std::env::var("FAKE_POD")) else { return };
+    // A test that fails must not leave it behind.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
     let dir = PodDir::existing(pod.into());
     if kind == "silent" {
         // Alive, but no process has said so yet.
@@ -91,7 +93,8 @@ impl Sandbox for Fake {
     }
 
     async fn wait_sandbox(&self, _: &TtrpcContext, _: api::WaitSandboxRequest) -> ttrpc::Result<api::WaitSandboxResponse> {
-        let _stopped = self.phase.subscribe().wait_for(|phase| *phase != Phase::Running).await;
+        let mut phase = self.phase.subscribe();
+        phase.wait_for(|phase| *phase != Phase::Running).await.unwrap();
         let exited_at = MessageField::some(Timestamp { seconds: 7, ..Default::default() });
         Ok(api::WaitSandboxResponse { exit_status: 5, exited_at, ..Default::default() })
     }

@@ -47,7 +47,7 @@ impl Bystander {
         assert_eq!(self.container.status().await?.state, i32::from(ContainerState::ContainerRunning));
         assert_eq!(self.container.pid().await?, self.pid);
         assert_eq!(self.container.exec(["echo", "alive"]).await?.stdout, "alive\n");
-        assert_eq!(self.pod.status().await?.state, i32::from(PodSandboxState::SandboxReady));
+        assert_eq!(self.pod.state().await?, PodSandboxState::SandboxReady);
         Ok(self.pod.remove().await?)
     }
 }
@@ -62,10 +62,8 @@ async fn is_seen_as_dead(case: &Case, pod: &Pod, container: Option<&Container>) 
     if let Some(container) = container {
         container.exited(case.soon()).await.context("the container")?;
     }
-    eventually("the pod is not ready", case.soon(), async || {
-        Ok((pod.status().await?.state == i32::from(PodSandboxState::SandboxNotready)).then_some(()))
-    })
-    .await
+    eventually("the pod is not ready", case.soon(), async || Ok((pod.state().await? == PodSandboxState::SandboxNotready).then_some(())))
+        .await
 }
 
 #[test]
@@ -258,8 +256,7 @@ fn a_killed_container_process_is_not_mistaken_for_a_killed_sandbox() {
         let container = pod.run(&case.sleeper()).await?;
         kill(Pid::from_raw(container.pid().await?), Signal::SIGKILL)?;
         container.exited(case.soon()).await?;
-        steady("the pod is ready", case.within(1), async || Ok(pod.status().await?.state == i32::from(PodSandboxState::SandboxReady)))
-            .await?;
+        steady("the pod is ready", case.within(1), async || Ok(pod.state().await? == PodSandboxState::SandboxReady)).await?;
         assert_eq!(case.output(&pod, &case.script("echo fine")).await?, "fine\n");
         Ok(pod.remove().await?)
     });
@@ -364,7 +361,7 @@ fn containerd_killed_and_started_again_finds_its_pods_running() {
 
         Service::Containerd.restart(case).await?;
 
-        assert_eq!(pod.status().await?.state, i32::from(PodSandboxState::SandboxReady));
+        assert_eq!(pod.state().await?, PodSandboxState::SandboxReady);
         assert_eq!(container.status().await?.state, i32::from(ContainerState::ContainerRunning));
         assert_eq!(container.pid().await?, pid);
         let before = container.log()?.entries.len();

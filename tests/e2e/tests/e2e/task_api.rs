@@ -125,7 +125,7 @@ impl Bench {
 
     /// The pod is as good as before all this, and goes.
     async fn close(self, case: &Case) -> Result<()> {
-        assert_eq!(self.pod.status().await?.state, i32::from(PodSandboxState::SandboxReady));
+        assert_eq!(self.pod.state().await?, PodSandboxState::SandboxReady);
         assert_eq!(case.output(&self.pod, &case.script("echo fine")).await?, "fine\n");
         self.pod.remove().await?;
         remove_cgroups(case, CGROUP).await
