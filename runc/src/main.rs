@@ -17,6 +17,7 @@ use magnetar_core::logging;
 use magnetar_core::runtime::cli::CommandLine;
 use magnetar_core::server::Inherited;
 use magnetar_core::task::Containers;
+use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -24,8 +25,8 @@ fn main() -> ExitCode {
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Logging may not have started.
-            eprintln!("magnetar-runc: {error}");
+            // Logging may not have started; standard error may be closed.
+            let _unheard = writeln!(std::io::stderr(), "magnetar-runc: {error}");
             ExitCode::FAILURE
         }
     }

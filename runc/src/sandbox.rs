@@ -79,13 +79,14 @@ impl<R: Runtime> Sandboxer for RuncSandbox<R> {
     async fn create(&mut self, request: &PodRequest) -> Result<()> {
         let config = &request.config;
         let plan = Plan::new(request)?;
-        let files = SandboxFiles::new(&self.record.config.containerd, &self.record.sandbox);
+        let files = SandboxFiles::new(&self.record.config.containerd, &self.record.sandbox, &self.dir);
         self.record.mounts = files.owned_mounts();
         self.parent_cgroup.clone_from(&config.cgroup_parent);
         // Writes the record, mounts included, before the first thing is made.
         self.make_cgroup(config.cgroup_parent.as_deref())?;
         self.files = Some(files.clone());
         files.create(config, Path::new("/etc"))?;
+        self.containers.keep_published(files);
         if plan.needs_holder() {
             let holder = plan.hold()?;
             debug!(holder, "namespaces are held by a process of their own");

@@ -24,6 +24,7 @@ mod shim_protocol;
 mod stage;
 
 use cli::{Invocation, People};
+use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -36,8 +37,9 @@ fn main() -> ExitCode {
         Err(error) => Err(error),
     };
     outcome.unwrap_or_else(|error| {
-        // containerd shows what is on standard error to whoever asked for the pod.
-        eprintln!("containerd-shim-magnetar-v2: {error:#}");
+        // containerd shows what is on standard error to whoever asked for the pod. Where nobody reads it,
+        // there is nobody to tell.
+        let _unread = writeln!(std::io::stderr(), "containerd-shim-magnetar-v2: {error:#}");
         ExitCode::FAILURE
     })
 }

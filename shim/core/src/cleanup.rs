@@ -56,7 +56,7 @@ pub async fn clean_pod(dir: &PodDir) -> Result<()> {
         if let Some(path) = &pod.cgroup {
             Cgroup::at(path)?.remove(CGROUP_EMPTY).await?;
         }
-        SandboxFiles::new(&pod.config.containerd, &pod.sandbox).remove()?;
+        SandboxFiles::new(&pod.config.containerd, &pod.sandbox, dir).remove()?;
         info!(sandbox = %pod.sandbox, containers = containers.len(), "removed");
     }
     dir.remove()

@@ -6,25 +6,36 @@
 //! <root_dir>/hosts         a copy of the host's
 //! <root_dir>/resolv.conf   from the pod's DNS configuration, or a copy of the host's
 //! <state_dir>/shm          /dev/shm of the pod: a tmpfs, unless the pod uses the host's ipc namespace
+//! <home>/…                 the originals of all of them
 //! ```
 //!
 //! Names, contents and modes are those of containerd's own controller (internal/cri/server/podsandbox). With a sandboxer other
-//! than that one, containerd neither makes nor removes the two directories, so both are ours.
+//! than that one, containerd does not make the two directories, but it does remove them: when it starts, as orphans, under
+//! running pods too (internal/cri/server/restart.go). So the originals are in a directory of ours, and containerd's get
+//! copies, and a bind mount of /dev/shm, which are put back when they are missed.
 
+use crate::config::Containerd;
 use crate::error::{Context, Error, Result};
+use crate::ids::SandboxId;
 use crate::mount::{self, Mount};
 use crate::pod_config::{Dns, NamespaceMode, PodConfig};
+use crate::record::PodDir;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The size of the pod's /dev/shm: 64 MiB, as everywhere.
 const SHM_SIZE: &str = "size=65536k";
 
+/// The files by name.
+const FILES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
+
 /// Where one pod's files are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxFiles {
+    /// The originals: ours alone.
+    pub home: PathBuf,
     /// `<containerd's root>/io.containerd.grpc.v1.cri/sandboxes/<id>`: survives a reboot.
     pub root_dir: PathBuf,
     /// `<containerd's state>/io.containerd.grpc.v1.cri/sandboxes/<id>`: does not.
@@ -32,20 +43,20 @@ pub struct SandboxFiles {
 }
 
 impl SandboxFiles {
-    /// Where containerd's CRI plugin looks for the files of `sandbox`.
-    pub fn new(containerd: &crate::config::Containerd, sandbox: &crate::ids::SandboxId) -> Self {
+    /// Those of `sandbox`, whose own directory is `pod`: there, and where containerd's CRI plugin looks for them.
+    pub fn new(containerd: &Containerd, sandbox: &SandboxId, pod: &PodDir) -> Self {
         let below = |dir: &Path| dir.join("io.containerd.grpc.v1.cri/sandboxes").join(sandbox.as_str());
-        Self { root_dir: below(&containerd.root), state_dir: below(&containerd.state) }
+        Self { home: pod.path().join("files"), root_dir: below(&containerd.root), state_dir: below(&containerd.state) }
     }
 
-    /// The mounts that [`create`](Self::create) makes, for the pod's record: written before, not after.
+    /// The mounts that [`create`](Self::create) makes, in the order of their removal, for the pod's record: written before, not after.
     pub fn owned_mounts(&self) -> Vec<PathBuf> {
-        vec![self.shm()]
+        vec![self.shm(), self.original_shm()]
     }
 
     /// The files that [`create`](Self::create) makes, in the directory that survives a reboot.
     pub fn owned_files(&self) -> Vec<PathBuf> {
-        ["hostname", "hosts", "resolv.conf"].map(|name| self.root_dir.join(name)).into()
+        FILES.map(|name| self.root_dir.join(name)).into()
     }
 
     /// What the containers get as /dev/shm: the pod's own, or the host's where the pod uses the host's ipc namespace.
@@ -65,21 +76,46 @@ impl SandboxFiles {
     ///
     /// If something cannot be read, written or mounted; `FailedPrecondition` if the pod wants the host's /dev/shm and there is none.
     pub fn create(&self, config: &PodConfig, host_etc: &Path) -> Result<()> {
-        make_dir(&self.root_dir, 0o755)?;
-        make_dir(&self.state_dir, 0o755)?;
+        make_dir(&self.home, 0o711)?;
         self.write("hostname", &format!("{}\n", hostname(config)))?;
         self.write("hosts", &read(&host_etc.join("hosts"))?)?;
         self.write("resolv.conf", &resolv_conf(config, host_etc)?)?;
-        let shm = self.shm_for(config);
         if config.ipc == NamespaceMode::Node {
-            return match shm.is_dir() {
-                true => Ok(()),
-                false => Err(Error::precondition(format!("the pod uses the host's ipc namespace, but the host has no {}", shm.display()))),
-            };
+            let shm = self.shm_for(config);
+            if !shm.is_dir() {
+                return Err(Error::precondition(format!("the pod uses the host's ipc namespace, but the host has no {}", shm.display())));
+            }
+        } else {
+            make_dir(&self.original_shm(), 0o700)?;
+            let options = ["nosuid", "nodev", "noexec", "mode=1777", SHM_SIZE].map(str::to_owned);
+            Mount::parse("tmpfs", "shm", &options)?.mount_at(&self.original_shm())?;
+        }
+        self.publish()
+    }
+
+    /// Puts into containerd's directories what is not there (any more). To be called before a container is made.
+    ///
+    /// # Errors
+    ///
+    /// If something cannot be copied or mounted.
+    pub fn publish(&self) -> Result<()> {
+        if !self.home.is_dir() {
+            // There is no pod, or one whose containers come without containerd's CRI.
+            return Ok(());
+        }
+        make_dir(&self.root_dir, 0o755)?;
+        make_dir(&self.state_dir, 0o755)?;
+        for (name, copy) in FILES.iter().zip(self.owned_files()) {
+            if !copy.exists() {
+                fs::copy(self.home.join(name), &copy).context(|| format!("write {}", copy.display()))?;
+            }
+        }
+        let (original, shm) = (self.original_shm(), self.shm());
+        if !original.is_dir() || same_mount(&original, &shm) {
+            return Ok(());
         }
         make_dir(&shm, 0o700)?;
-        let options = ["nosuid", "nodev", "noexec", "mode=1777", SHM_SIZE].map(str::to_owned);
-        Mount::parse("tmpfs", "shm", &options)?.mount_at(&shm)
+        Mount::parse("bind", &original.display().to_string(), &["bind".to_owned()])?.mount_at(&shm)
     }
 
     /// Removes what [`create`](Self::create) made, whether all of it is there, some or nothing. The two directories go too,
@@ -89,10 +125,11 @@ impl SandboxFiles {
     ///
     /// The first one, after everything has been tried.
     pub fn remove(&self) -> Result<()> {
-        let shm = self.shm();
-        let mut steps = vec![mount::unmount(&shm), remove_dir(&shm)];
+        let (original, shm) = (self.original_shm(), self.shm());
+        let mut steps = vec![mount::unmount(&shm), remove_dir(&shm), mount::unmount(&original), remove_dir(&original)];
         steps.extend(self.owned_files().iter().map(|file| remove_file(file)));
-        steps.extend([&self.state_dir, &self.root_dir].map(|dir| remove_dir(dir)));
+        steps.extend(FILES.iter().map(|name| remove_file(&self.home.join(name))));
+        steps.extend([&self.state_dir, &self.root_dir, &self.home].map(|dir| remove_dir(dir)));
         steps.into_iter().collect()
     }
 
@@ -100,8 +137,12 @@ impl SandboxFiles {
         self.state_dir.join("shm")
     }
 
+    fn original_shm(&self) -> PathBuf {
+        self.home.join("shm")
+    }
+
     fn write(&self, name: &str, content: &str) -> Result<()> {
-        let path = self.root_dir.join(name);
+        let path = self.home.join(name);
         let what = || format!("write {}", path.display());
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).custom_flags(nix::libc::O_NOFOLLOW);
@@ -109,6 +150,14 @@ impl SandboxFiles {
         // The mode is set afterwards, because it is no business of our umask.
         file.set_permissions(Permissions::from_mode(0o644)).context(what)?;
         file.write_all(content.as_bytes()).context(what)
+    }
+}
+
+/// Whether `copy` shows the filesystem that `original` is.
+fn same_mount(original: &Path, copy: &Path) -> bool {
+    match (fs::metadata(original), fs::metadata(copy)) {
+        (Ok(original), Ok(copy)) => original.dev() == copy.dev(),
+        (Ok(_) | Err(_), Err(_)) | (Err(_), Ok(_)) => false,
     }
 }
 
@@ -179,7 +228,8 @@ mod tests {
         fs::create_dir(&host_etc).unwrap();
         fs::write(host_etc.join("hosts"), "127.0.0.1 localhost\n").unwrap();
         fs::write(host_etc.join("resolv.conf"), "nameserver 9.9.9.9\n").unwrap();
-        (SandboxFiles { root_dir: scratch.join("root/pod"), state_dir: scratch.join("state/pod") }, host_etc)
+        let below = |name: &str| scratch.join(name).join("pod");
+        (SandboxFiles { home: below("home"), root_dir: below("root"), state_dir: below("state") }, host_etc)
     }
 
     #[test]
@@ -227,11 +277,20 @@ mod tests {
         in_private_mounts(|scratch| {
             let (files, host_etc) = fixture(scratch);
             files.create(&PodConfig::default(), &host_etc).unwrap();
-            assert_eq!(mount::mounts_below(scratch).unwrap()[..1], files.owned_mounts());
+            assert_eq!(mount::mounts_below(scratch).unwrap()[..2], files.owned_mounts());
             assert_eq!(fs::metadata(files.shm()).unwrap().permissions().mode() & 0o7777, 0o1777);
             let shm = rustix::fs::statvfs(files.shm()).unwrap();
             assert_eq!(shm.f_blocks * shm.f_frsize, 64 << 20);
             fs::write(files.shm().join("in-use"), "").unwrap();
+            // containerd starts again and takes the pod for an orphan.
+            mount::unmount(&files.shm()).unwrap();
+            fs::remove_dir_all(&files.state_dir).unwrap();
+            fs::remove_dir_all(&files.root_dir).unwrap();
+            files.publish().unwrap();
+            files.publish().unwrap();
+            assert!(files.shm().join("in-use").exists(), "the same /dev/shm");
+            assert_eq!(mount::mounts_below(scratch).unwrap()[..2], files.owned_mounts());
+            assert!(files.owned_files().iter().all(|file| file.exists()));
             files.remove().unwrap();
             assert!(!files.state_dir.exists());
             files.remove().unwrap();

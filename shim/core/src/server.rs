@@ -5,14 +5,17 @@
 //! fd 3, --pod-dir ──> Inherited ──take the lock, write the pid──> serve both APIs ──ShutdownSandbox──> end
 //! ```
 
+mod connections;
+
 use crate::error::{Context, Error, Result};
 use crate::events::Events;
 use crate::idle::Idle;
 use crate::reaper::Reaper;
 use crate::record::{PodDir, PodLock, PodRecord};
 use crate::runtime::Runtime;
-use crate::sandbox::{Pod, SandboxService, Sandboxer};
+use crate::sandbox::{Pod, PodRequest, SandboxService, Sandboxer};
 use crate::task::{Containers, TaskService};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use magnetar_sys::listener;
@@ -20,12 +23,14 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info_span, warn};
 
 /// How long the last events may take to reach containerd when the process ends.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
+
+/// How long whoever asked for the end may stay connected.
+const HANG_UP: Duration = Duration::from_millis(500);
 
 /// What a sandbox process is born with.
 #[derive(Debug)]
@@ -102,24 +107,37 @@ impl Inherited {
         let id = record.sandbox.clone();
         let (idle, give_back) = Idle::new();
         let parts = Parts { reaper, events, idle: idle.clone(), tasks };
-        let (sandboxer, containers) = build(&dir, record, &parts)?;
+        // Who asks for a pod that cannot be is to read why, not that a process has ended.
+        let (sandboxer, containers) = match build(&dir, record, &parts) {
+            Ok((sandboxer, containers)) => (Perhaps(Ok(sandboxer)), Some(containers)),
+            Err(error) => (Perhaps(Err(error)), None),
+        };
         let (pod, own) = Pod::new(sandboxer);
         let listener = tokio::net::UnixListener::from_std(listener).context(|| "cannot use the inherited socket".into())?;
+        let connections = TaskTracker::new();
         let mut server = ttrpc::asynchronous::Server::new()
-            .add_listener(ttrpc::asynchronous::transport::Listener::new(UnixListenerStream::new(listener)))
-            .register_service(create_task(Arc::new(TaskService::new(containers))))
+            .add_listener(connections::counted(listener, &connections))
             .register_service(create_sandbox(Arc::new(SandboxService::new(id, pod.clone()))));
+        if let Some(containers) = containers {
+            server = server.register_service(create_task(Arc::new(TaskService::new(containers))));
+        }
         let mut forwarder = tokio::task::JoinSet::new();
         forwarder.spawn(forward);
         server.start().await?;
         idle.soon();
+        let ending = async {
+            pod.asked_to_shut_down().await;
+            connections.close();
+            // A caller that stays connected has its answer by then all the same.
+            let _hung_up = tokio::time::timeout(HANG_UP, connections.wait()).await;
+        };
         tokio::select! {
             () = own => {}
             () = reap => {}
             () = give_back => {}
-            () = pod.asked_to_shut_down() => {}
+            () = ending => {}
         }
-        // Answers what is being asked, then lets go of everything that could still tell events.
+        // Then lets go of everything that could still tell events.
         if let Err(error) = server.shutdown().await {
             warn!(%error, "the server did not end well");
         }
@@ -128,5 +146,40 @@ impl Inherited {
             warn!("containerd did not take the last events");
         }
         Ok(())
+    }
+}
+
+/// A sandboxer, or why there is none.
+#[derive(Debug)]
+struct Perhaps<S>(Result<S>);
+
+impl<S: Sandboxer> Sandboxer for Perhaps<S> {
+    async fn create(&mut self, request: &PodRequest) -> Result<()> {
+        match &mut self.0 {
+            Ok(sandboxer) => sandboxer.create(request).await,
+            Err(error) => Err(error.clone()),
+        }
+    }
+
+    async fn start(&mut self) -> Result<u32> {
+        match &mut self.0 {
+            Ok(sandboxer) => sandboxer.start().await,
+            Err(error) => Err(error.clone()),
+        }
+    }
+
+    async fn stop(&mut self) -> Result<()> {
+        match &mut self.0 {
+            Ok(sandboxer) => sandboxer.stop().await,
+            // Nothing was made.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn metrics(&self) -> Result<Any> {
+        match &self.0 {
+            Ok(sandboxer) => sandboxer.metrics(),
+            Err(error) => Err(error.clone()),
+        }
     }
 }

@@ -14,6 +14,7 @@
 mod adopt;
 mod client;
 mod controller;
+mod log;
 mod pods;
 mod process;
 mod socket;
@@ -23,9 +24,7 @@ pub mod wire;
 use crate::cli::Serve;
 use crate::launch::Places;
 use controller::{ControllerServer, Front};
-use magnetar_core::config::LogLevel;
 use magnetar_core::error::{Context, Error, Result};
-use magnetar_core::logging;
 use pods::Pods;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -34,6 +33,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tracing::level_filters::LevelFilter;
 use tracing::{info, warn};
 
 /// The largest message that containerd sends (`defaults.DefaultMaxSendMsgSize`).
@@ -48,7 +48,7 @@ const LAST_ANSWERS: Duration = Duration::from_millis(100);
 /// # Errors
 /// Where it cannot begin to serve.
 pub fn run(options: Serve) -> Result<()> {
-    logging::start(if options.debug { LogLevel::Debug } else { LogLevel::Info });
+    log::start(if options.debug { LevelFilter::DEBUG } else { LevelFilter::INFO });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
     runtime.block_on(serve(options))
 }

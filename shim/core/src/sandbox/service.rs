@@ -7,6 +7,7 @@ use crate::ids::SandboxId;
 use crate::pod_config::PodConfig;
 use async_trait::async_trait;
 use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::sandbox_async::Sandbox;
 use std::collections::HashMap;
@@ -18,6 +19,11 @@ use ttrpc::asynchronous::TtrpcContext;
 /// containerd's names of the pod states, those of the CRI.
 const READY: &str = "SANDBOX_READY";
 const NOT_READY: &str = "SANDBOX_NOTREADY";
+
+/// containerd wants an OCI specification of every sandbox, and logs an error for one that has none.
+/// A pod has no process of its own to specify, so this one says nothing.
+const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+const NO_SPEC: &[u8] = br#"{"ociVersion":"1.2.0"}"#;
 
 /// Serves the Sandbox API for one pod.
 #[derive(Debug)]
@@ -62,7 +68,13 @@ impl Sandbox for SandboxService {
             PodPhase::Ready { since, .. } => since,
             PodPhase::Empty | PodPhase::Created | PodPhase::Stopped { .. } => SystemTime::now(),
         };
-        Ok(api::StartSandboxResponse { pid, created_at: MessageField::some(since.into()), ..Default::default() })
+        let spec = Any { type_url: SPEC.into(), value: NO_SPEC.into(), ..Default::default() };
+        Ok(api::StartSandboxResponse {
+            pid,
+            created_at: MessageField::some(since.into()),
+            spec: MessageField::some(spec),
+            ..Default::default()
+        })
     }
 
     async fn platform(&self, _ctx: &TtrpcContext, req: api::PlatformRequest) -> ttrpc::Result<api::PlatformResponse> {

@@ -4,11 +4,14 @@
 //! This is the Task API without its wire: the same for a runc pod on the host and for the agent in
 //! a guest. Every container is recorded before anything of it is made.
 
+mod ends;
+
 use super::container::{Container, Process};
+use super::report;
 use super::spec::{self, Spec};
-use crate::cgroup::{Cgroup, moves, oom};
+use crate::cgroup::{Cgroup, moves};
 use crate::error::{Code, Error, Result};
-use crate::events::{Event, Events};
+use crate::events::Events;
 use crate::idle::Idle;
 use crate::ids::{ContainerId, ExecId};
 use crate::mount::{self, Mount};
@@ -16,22 +19,18 @@ use crate::process::{Change, Phase};
 use crate::reaper::{Exit, Reaper};
 use crate::record::{ContainerRecord, PodDir};
 use crate::runtime::{Checkpoint, Creation, Execution, Made, Runtime, Streams};
+use crate::sandbox_files::SandboxFiles;
 use crate::server::Parts;
 use crate::stdio::StdioSpec;
 use crate::terminal::Terminal;
-use containerd_shim_protos::events::task as message;
-use containerd_shim_protos::protobuf::MessageField;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-/// How long the report of an init's end waits for the ends of its execs, which the kernel has
-/// killed with it.
-const EXECS_END: Duration = Duration::from_secs(2);
 /// How long killed processes may take to leave their cgroup: longer is the kernel's trouble.
 const CGROUP_EMPTY: Duration = Duration::from_secs(10);
 
@@ -55,6 +54,7 @@ struct Shared<R> {
     tasks: TaskTracker,
     /// Whether the pod is where new processes may be made.
     settled: watch::Sender<bool>,
+    files: OnceLock<SandboxFiles>,
     containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
 }
 
@@ -78,7 +78,12 @@ impl<R: Runtime> Containers<R> {
     pub fn new(runtime: R, pod: PodDir, parts: &Parts) -> Self {
         let Parts { reaper, events, idle, tasks } = parts.clone();
         let settled = watch::Sender::new(true);
-        Self(Arc::new(Shared { runtime, pod, reaper, events, idle, tasks, settled, containers: Mutex::default() }))
+        Self(Arc::new(Shared { runtime, pod, reaper, events, idle, tasks, settled, files: OnceLock::new(), containers: Mutex::default() }))
+    }
+
+    /// Sees to it that every container finds these files.
+    pub fn keep_published(&self, files: SandboxFiles) {
+        let _the_first_counts = self.0.files.set(files);
     }
 
     /// Makes no process until this process has moved: what it makes must be where clean-up looks.
@@ -137,7 +142,7 @@ impl<R: Runtime> Containers<R> {
         match made {
             Ok(pid) => {
                 info!(container = %id, pid, "created");
-                self.tell_created(&container, pid, checkpoint);
+                report::created(&self.0.events, &container, pid, checkpoint.as_deref());
                 Ok(pid)
             }
             Err(error) => {
@@ -158,6 +163,7 @@ impl<R: Runtime> Containers<R> {
             self.0.runtime.program().to_owned(),
         );
         self.0.pod.write_container(&record)?;
+        self.0.files.get().map_or(Ok(()), SandboxFiles::publish)?;
         self.ready_to_make().await;
         if let Some(rootfs) = &container.rootfs {
             for mount in mounts {
@@ -208,15 +214,7 @@ impl<R: Runtime> Containers<R> {
                 process.life.change(Change::Started { pid })?;
                 self.0.idle.soon();
                 debug!(container = %id, exec = exec.map(ExecId::as_str), pid, "started");
-                self.0.events.publish(match exec {
-                    None => Event::Start(message::TaskStart { container_id: id.to_string(), pid, ..Default::default() }),
-                    Some(exec) => Event::ExecStarted(message::TaskExecStarted {
-                        container_id: id.to_string(),
-                        exec_id: exec.to_string(),
-                        pid,
-                        ..Default::default()
-                    }),
-                });
+                report::started(&self.0.events, id, exec, pid);
                 Ok(pid)
             }
             Err(error) => {
@@ -251,11 +249,7 @@ impl<R: Runtime> Containers<R> {
             }
         }
         container.add_exec(exec.clone(), Process::new(stdio, process, Phase::Created { pid: 0 }))?;
-        self.0.events.publish(Event::ExecAdded(message::TaskExecAdded {
-            container_id: id.to_string(),
-            exec_id: exec.to_string(),
-            ..Default::default()
-        }));
+        report::exec_added(&self.0.events, id, &exec);
         Ok(())
     }
 
@@ -275,8 +269,15 @@ impl<R: Runtime> Containers<R> {
             return Ok(());
         }
         match process.life.phase().living_pid() {
-            Some(pid) => magnetar_sys::process::signal(pid, signal)
-                .map_err(|e| Error::new(Code::InvalidArgument, format!("cannot send signal {signal} to {}: {e}", subject(id, exec)))),
+            Some(pid) => {
+                magnetar_sys::process::signal(pid, signal)
+                    .map_err(|e| Error::new(Code::InvalidArgument, format!("cannot send signal {signal} to {}: {e}", subject(id, exec))))?;
+                // With cgroup v1 a frozen process does not even die.
+                if signal == libc::SIGKILL as u32 && matches!(container.init.life.phase(), Phase::Paused { .. }) {
+                    container.cgroup()?.thaw()?;
+                }
+                Ok(())
+            }
             None if process.life.phase().exit().is_some() => Err(Error::not_found(format!("{} has ended", subject(id, exec)))),
             None => Err(Error::precondition(format!("{} has not been started", subject(id, exec)))),
         }
@@ -289,11 +290,7 @@ impl<R: Runtime> Containers<R> {
         container.init.life.phase().after(change).map_err(|e| Error::new(e.code(), format!("container {id}: {e}")))?;
         self.0.runtime.freeze(id, frozen).await?;
         container.init.life.change(change)?;
-        self.0.events.publish(if frozen {
-            Event::Paused(message::TaskPaused { container_id: id.to_string(), ..Default::default() })
-        } else {
-            Event::Resumed(message::TaskResumed { container_id: id.to_string(), ..Default::default() })
-        });
+        report::frozen(&self.0.events, id, frozen);
         Ok(())
     }
 
@@ -335,14 +332,7 @@ impl<R: Runtime> Containers<R> {
             return Ok((pid, exit));
         }
         self.unmake(&container).await?;
-        self.0.events.publish(Event::Delete(message::TaskDelete {
-            container_id: id.to_string(),
-            id: id.to_string(),
-            pid,
-            exit_status: exit.code,
-            exited_at: MessageField::some(exit.at.into()),
-            ..Default::default()
-        }));
+        report::deleted(&self.0.events, id, pid, exit);
         Ok((pid, exit))
     }
 
@@ -398,97 +388,6 @@ impl<R: Runtime> Containers<R> {
             process.set_terminal(Terminal::attach(master, &process.stdio, &self.0.tasks)?);
         }
         Ok(())
-    }
-
-    async fn init_ended(self, container: Arc<Container>, ended: oneshot::Receiver<Exit>) {
-        let exit = ended.await.unwrap_or_else(|_| Exit::killed());
-        if let Ok(cgroup) = container.cgroup() {
-            self.tell_oom(&container, oom::oom_kills(cgroup));
-            if !container.spec.ends_with_init()
-                && let Err(error) = cgroup.kill_all(CGROUP_EMPTY).await
-            {
-                warn!(container = %container.id, %error, "cannot kill what init left behind");
-            }
-        }
-        let pid = container.init.life.phase().pid();
-        // Whatever the phase, an exit is accepted.
-        let _accepted = container.init.life.change(Change::Exit(exit));
-        container.init.detach();
-        info!(container = %container.id, code = exit.code, "exited");
-        // Subscribers take the init's exit for the last word about a container.
-        for exec in container.all_execs() {
-            if exec.life.phase().living_pid().is_some() {
-                let _bounded = tokio::time::timeout(EXECS_END, exec.life.exit()).await;
-            }
-        }
-        self.tell_exit(&container.id, container.id.as_str(), pid, exit);
-    }
-
-    async fn exec_ended(self, container: Arc<Container>, exec: ExecId, process: Arc<Process>, pid: u32, ended: oneshot::Receiver<Exit>) {
-        let exit = ended.await.unwrap_or_else(|_| Exit::killed());
-        let _accepted = process.life.change(Change::Exit(exit));
-        process.detach();
-        self.tell_exit(&container.id, exec.as_str(), pid, exit);
-    }
-
-    /// Reports OOM kills of processes other than init while the container runs.
-    fn watch_memory(&self, container: &Arc<Container>, cgroup: &Cgroup) {
-        let mut watch = match oom::OomWatch::new(cgroup) {
-            Ok(watch) => watch,
-            Err(error) => {
-                warn!(container = %container.id, %error, "no OOM reports while this container runs");
-                return;
-            }
-        };
-        let (containers, container) = (self.clone(), container.clone());
-        self.0.tasks.spawn(async move {
-            loop {
-                tokio::select! {
-                    kill = watch.next() => match kill {
-                        Some(kills) => containers.tell_oom(&container, kills),
-                        None => return,
-                    },
-                    _ = container.init.life.exit() => return,
-                }
-            }
-        });
-    }
-
-    fn tell_oom(&self, container: &Container, kills: u64) {
-        if container.is_new_oom(kills) {
-            info!(container = %container.id, kills, "out of memory");
-            self.0.events.publish(Event::Oom(message::TaskOOM { container_id: container.id.to_string(), ..Default::default() }));
-        }
-    }
-
-    fn tell_exit(&self, container: &ContainerId, process: &str, pid: u32, exit: Exit) {
-        self.0.events.publish(Event::Exit(message::TaskExit {
-            container_id: container.to_string(),
-            id: process.into(),
-            pid,
-            exit_status: exit.code,
-            exited_at: MessageField::some(exit.at.into()),
-            ..Default::default()
-        }));
-    }
-
-    fn tell_created(&self, container: &Container, pid: u32, checkpoint: Option<PathBuf>) {
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
-        let stdio = &container.init.stdio;
-        self.0.events.publish(Event::Create(message::TaskCreate {
-            container_id: container.id.to_string(),
-            bundle: container.bundle.display().to_string(),
-            io: MessageField::some(message::TaskIO {
-                stdin: path(&stdio.stdin),
-                stdout: path(&stdio.stdout),
-                stderr: path(&stdio.stderr),
-                terminal: stdio.terminal,
-                ..Default::default()
-            }),
-            checkpoint: path(&checkpoint),
-            pid,
-            ..Default::default()
-        }));
     }
 
     fn registry(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Arc<Container>>> {

@@ -5,6 +5,7 @@
 
 mod container;
 mod containers;
+mod report;
 mod spec;
 
 pub use container::{Container, Process};

@@ -82,7 +82,7 @@ impl Spec {
             .context(|| format!("cannot open {}", path.display()))?;
         let mut bytes = Vec::new();
         std::fs::File::from(file).take(MAX_SIZE).read_to_end(&mut bytes).context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_slice(&bytes).map_err(|e| Error::invalid(format!("{} is no OCI specification: {e}", path.display())))
+        parse(&bytes).map_err(|e| Error::invalid(format!("{} is no OCI specification: {e}", path.display())))
     }
 
     /// Where the container's cgroup is to be.
@@ -107,6 +107,14 @@ impl Spec {
         };
         Some((host(&self.linux.uid_mappings, self.process.user.uid)?, host(&self.linux.gid_mappings, self.process.user.gid)?))
     }
+}
+
+/// A specification is an object; serde would take a list of its fields too.
+fn parse(bytes: &[u8]) -> serde_json::Result<Spec> {
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(serde::de::Error::custom("it is not a JSON object"));
+    }
+    serde_json::from_slice(bytes)
 }
 
 fn check_bundle(bundle: &Path) -> Result<()> {
@@ -141,7 +149,15 @@ mod tests {
     use super::*;
 
     fn spec(json: &str) -> Spec {
-        serde_json::from_str(json).unwrap()
+        parse(json.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn only_an_object_is_a_specification() {
+        for json in ["[]", "null", "\"\"", "", "{", "[{}]"] {
+            assert!(parse(json.as_bytes()).is_err(), "{json}");
+        }
+        assert!(parse(b" {}").is_ok());
     }
 
     #[test]
