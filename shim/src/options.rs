@@ -59,6 +59,12 @@ pub fn decode(type_url: &str, value: &[u8]) -> Result<Option<HandlerConfig>> {
     HandlerConfig::parse(text).map(Some)
 }
 
+/// Whether an `Any` holds options of a *task*, which containerd makes itself, in the type of its own runc shim, to say where
+/// the Task API is and who owns the streams. They are not the handler's.
+pub fn are_of_task(type_url: &str) -> bool {
+    type_url.rsplit('/').next() == Some("containerd.runc.v1.Options")
+}
+
 /// Where the options of handlers without an options table are.
 pub const CONFIG_DIR: &str = "/etc/magnetar";
 

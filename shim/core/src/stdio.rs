@@ -24,11 +24,29 @@ pub struct StdioSpec {
     /// The FIFO to read from; `None` is end of input at once.
     pub stdin: Option<PathBuf>,
     /// Where output goes; `None` discards it.
-    pub stdout: Option<PathBuf>,
+    pub stdout: Option<Output>,
     /// Where errors go; `None` discards them. Unused with a terminal.
-    pub stderr: Option<PathBuf>,
+    pub stderr: Option<Output>,
     /// Whether the process gets a terminal.
     pub terminal: bool,
+}
+
+/// Where a process writes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// A FIFO (or any other file), which whoever asked has made.
+    Fifo(PathBuf),
+    /// A file that is made if it is missing, and appended to: `file://`.
+    File(PathBuf),
+}
+
+impl Output {
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        match self {
+            Output::Fifo(path) | Output::File(path) => path,
+        }
+    }
 }
 
 /// The descriptors for the new process.
@@ -56,7 +74,7 @@ impl StdioSpec {
     /// `Unimplemented` for other schemes (`binary://`), `InvalidArgument` for relative paths.
     pub fn parse(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Result<Self> {
         Ok(Self {
-            stdin: parse("stdin", stdin)?,
+            stdin: parse("stdin", stdin)?.map(|input| input.path().to_owned()),
             stdout: parse("stdout", stdout)?,
             stderr: if terminal { None } else { parse("stderr", stderr)? },
             terminal,
@@ -78,16 +96,16 @@ impl StdioSpec {
             }
             None => (null()?, None),
         };
-        let mut output = |path: &Option<PathBuf>| match path {
-            Some(path) => {
-                let (writer, keeper) = open_output(path)?;
+        let mut open = |output: &Option<Output>| match output {
+            Some(output) => {
+                let (writer, keeper) = open_output(output)?;
                 outputs.extend(keeper);
                 Ok(writer)
             }
             None => null(),
         };
-        let stdout = output(&self.stdout)?;
-        let stderr = output(&self.stderr)?;
+        let stdout = open(&self.stdout)?;
+        let stderr = open(&self.stderr)?;
         Ok((ChildStreams { stdin, stdout, stderr }, Keepers { stdin: Mutex::new(stdin_keeper), _outputs: outputs }))
     }
 }
@@ -106,13 +124,14 @@ impl Keepers {
     }
 }
 
-fn parse(stream: &str, text: &str) -> Result<Option<PathBuf>> {
+fn parse(stream: &str, text: &str) -> Result<Option<Output>> {
     if text.is_empty() {
         return Ok(None);
     }
-    let path = match text.split_once("://") {
-        None => text,
-        Some(("file" | "fifo", path)) => path.split('?').next().unwrap_or(path),
+    let (kind, path): (fn(PathBuf) -> Output, &str) = match text.split_once("://") {
+        None => (Output::Fifo, text),
+        Some(("fifo", path)) => (Output::Fifo, path),
+        Some(("file", path)) => (Output::File, path.split('?').next().unwrap_or(path)),
         Some((scheme, _)) => {
             return Err(Error::unimplemented(format!("{stream}: the scheme {scheme}:// is not supported; use a FIFO or file://")));
         }
@@ -120,19 +139,18 @@ fn parse(stream: &str, text: &str) -> Result<Option<PathBuf>> {
     if !path.starts_with('/') || path.contains('\0') {
         return Err(Error::invalid(format!("{stream}: {path:?} is not an absolute path")));
     }
-    Ok(Some(path.into()))
+    Ok(Some(kind(path.into())))
 }
 
 /// The writing end for the process, and for a FIFO the reader that keeps it open.
-fn open_output(path: &Path) -> Result<(OwnedFd, Option<OwnedFd>)> {
-    let is_fifo = match rustix::fs::stat(path) {
-        Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::Fifo,
-        Err(rustix::io::Errno::NOENT) => false,
-        Err(e) => return Err(e).context(|| format!("cannot look at {}", path.display())),
+fn open_output(output: &Output) -> Result<(OwnedFd, Option<OwnedFd>)> {
+    let path = match output {
+        Output::File(path) => return Ok((open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND)?, None)),
+        Output::Fifo(path) => path,
     };
-    if !is_fifo {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND;
-        return Ok((open(path, flags)?, None));
+    let stat = rustix::fs::stat(path).context(|| format!("cannot open the stream {}", path.display()))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
+        return Ok((open(path, OFlags::WRONLY | OFlags::APPEND)?, None));
     }
     let keeper = open(path, OFlags::RDONLY | OFlags::NONBLOCK)?;
     // With the keeper as its reader this neither blocks nor fails.
@@ -171,7 +189,7 @@ mod tests {
     #[test]
     fn output_survives_a_reader_that_goes_and_comes() {
         let (_dir, path) = fifo();
-        let spec = StdioSpec { stdout: Some(path.clone()), ..StdioSpec::default() };
+        let spec = StdioSpec { stdout: Some(Output::Fifo(path.clone())), ..StdioSpec::default() };
         let (child, keepers) = spec.open().unwrap();
         let mut writer = std::fs::File::from(child.stdout);
         drop(std::fs::File::open(&path).unwrap());
@@ -201,10 +219,23 @@ mod tests {
     }
 
     #[test]
+    fn a_fifo_that_is_not_there_is_an_error_and_is_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("none");
+        let spec = StdioSpec { stdout: Some(Output::Fifo(path.clone())), ..StdioSpec::default() };
+        assert_eq!(spec.open().unwrap_err().code(), crate::error::Code::NotFound);
+        assert!(!path.exists());
+        let spec = StdioSpec { stdout: Some(Output::File(path.clone())), ..StdioSpec::default() };
+        spec.open().unwrap();
+        assert!(path.exists());
+    }
+
+    #[test]
     fn unknown_schemes_are_unimplemented() {
         let error = StdioSpec::parse("", "binary:///bin/logger?id=1", "", false).unwrap_err();
         assert_eq!(error.code(), crate::error::Code::Unimplemented);
         assert_eq!(StdioSpec::parse("", "relative", "", false).unwrap_err().code(), crate::error::Code::InvalidArgument);
-        assert_eq!(StdioSpec::parse("", "file:///a/b?x=1", "", false).unwrap().stdout, Some("/a/b".into()));
+        assert_eq!(StdioSpec::parse("", "file:///a/b?x=1", "", false).unwrap().stdout, Some(Output::File("/a/b".into())));
+        assert_eq!(StdioSpec::parse("", "/a/b", "", false).unwrap().stdout, Some(Output::Fifo("/a/b".into())));
     }
 }

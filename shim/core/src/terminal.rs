@@ -93,7 +93,8 @@ impl Terminal {
             tasks.spawn(terminal.clone().copy_in(input));
         }
         let output = match &stdio.stdout {
-            Some(path) => {
+            Some(output) => {
+                let path = output.path();
                 // The reader that keeps the FIFO open while containerd is away.
                 let keeper = pipe::OpenOptions::new().open_receiver(path).context(|| format!("cannot open {}", path.display()))?;
                 let sender = pipe::OpenOptions::new().open_sender(path).context(|| format!("cannot open {}", path.display()))?;

@@ -24,7 +24,8 @@ const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/featur
 /// For options that cannot be.
 pub fn run(call: &Call, input: &[u8]) -> Result<Vec<u8>> {
     let any = Any::parse_from_bytes(input).map_err(|e| Error::invalid(format!("standard input holds no runtime options: {e}")))?;
-    let config = options::decode(&any.type_url, &any.value)?.map_or_else(|| call.named_options(), Ok)?;
+    let options = if options::are_of_task(&any.type_url) { None } else { options::decode(&any.type_url, &any.value)? };
+    let config = options.map_or_else(|| call.named_options(), Ok)?;
     let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..Default::default() };
     let features = features(&config).map(|value| Any { type_url: FEATURES.into(), value, ..Default::default() });
     let info = RuntimeInfo {
@@ -62,6 +63,13 @@ mod tests {
         assert_eq!(named("runc", "/bin/false"), None);
         assert_eq!(named("runc", "/bin/echo"), None);
         assert_eq!(named("wasm", "auto"), None);
+    }
+
+    #[test]
+    fn the_options_of_a_task_are_no_options_of_the_handler() {
+        let any = Any { type_url: "containerd.runc.v1.Options".into(), value: vec![0x82, 1, 1, b'x'], ..Default::default() };
+        let call = Call { config_dir: "/nonexistent".into(), ..Call::default() };
+        assert!(run(&call, &any.write_to_bytes().unwrap()).is_ok());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! listener   the socket that a sandbox process is born with
+//! fork       a copy of a process with one thread
 //! holder     a process that only holds namespaces
 //! namespace  which user namespace owns another namespace
 //! process    signals by number
@@ -12,6 +13,7 @@
 //!
 //! What rustix or nix offer safely is called from where it is needed, not from here.
 
+pub mod fork;
 pub mod holder;
 pub mod listener;
 pub mod memory;

@@ -138,9 +138,13 @@ impl Process {
         let (child, keepers) = self.stdio.open()?;
         if let Some((uid, gid)) = owner {
             let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-            for (path, fd) in [(&self.stdio.stdin, &child.stdin), (&self.stdio.stdout, &child.stdout), (&self.stdio.stderr, &child.stderr)]
-            {
-                if path.is_some() {
+            let ours = [
+                (self.stdio.stdin.is_some(), &child.stdin),
+                (self.stdio.stdout.is_some(), &child.stdout),
+                (self.stdio.stderr.is_some(), &child.stderr),
+            ];
+            for (ours, fd) in ours {
+                if ours {
                     rustix::fs::fchown(fd, Some(uid), Some(gid)).context(|| "cannot give a stream to the container's user".into())?;
                 }
             }

@@ -17,14 +17,14 @@ use crate::ids::{ContainerId, ExecId};
 use crate::mount::Mount;
 use crate::process::Phase;
 use crate::runtime::{Checkpoint, Runtime};
-use crate::stdio::StdioSpec;
+use crate::stdio::{Output, StdioSpec};
 use async_trait::async_trait;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::types::task::Status;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tracing::debug;
 use ttrpc::asynchronous::TtrpcContext;
 
@@ -68,15 +68,15 @@ impl<R: Runtime> Task for TaskService<R> {
         let container = self.containers.get(&id)?;
         let process = container.process(exec.as_ref())?;
         let phase = process.life.phase();
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
+        let text = |path: Option<&Path>| path.map(|p| p.display().to_string()).unwrap_or_default();
         Ok(api::StateResponse {
             id: id.to_string(),
             bundle: container.bundle.display().to_string(),
             pid: phase.pid(),
             status: status(phase).into(),
-            stdin: path(&process.stdio.stdin),
-            stdout: path(&process.stdio.stdout),
-            stderr: path(&process.stdio.stderr),
+            stdin: text(process.stdio.stdin.as_deref()),
+            stdout: text(process.stdio.stdout.as_ref().map(Output::path)),
+            stderr: text(process.stdio.stderr.as_ref().map(Output::path)),
             terminal: process.stdio.terminal,
             exit_status: phase.exit().map(|exit| exit.code).unwrap_or_default(),
             exited_at: phase.exit().map(|exit| exit.at.into()).into(),

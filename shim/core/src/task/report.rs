@@ -5,25 +5,26 @@ use super::container::Container;
 use crate::events::{Event, Events};
 use crate::ids::{ContainerId, ExecId};
 use crate::reaper::Exit;
+use crate::stdio::Output;
 use containerd_shim_protos::events::task as message;
 use containerd_shim_protos::protobuf::MessageField;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A container was made.
 pub fn created(events: &Events, container: &Container, pid: u32, checkpoint: Option<&Path>) {
-    let path = |path: &Option<PathBuf>| path.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
+    let text = |path: Option<&Path>| path.map(|p| p.display().to_string()).unwrap_or_default();
     let stdio = &container.init.stdio;
     events.publish(Event::Create(message::TaskCreate {
         container_id: container.id.to_string(),
         bundle: container.bundle.display().to_string(),
         io: MessageField::some(message::TaskIO {
-            stdin: path(&stdio.stdin),
-            stdout: path(&stdio.stdout),
-            stderr: path(&stdio.stderr),
+            stdin: text(stdio.stdin.as_deref()),
+            stdout: text(stdio.stdout.as_ref().map(Output::path)),
+            stderr: text(stdio.stderr.as_ref().map(Output::path)),
             terminal: stdio.terminal,
             ..Default::default()
         }),
-        checkpoint: checkpoint.map(|p| p.display().to_string()).unwrap_or_default(),
+        checkpoint: text(checkpoint),
         pid,
         ..Default::default()
     }));

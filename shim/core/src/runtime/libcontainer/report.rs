@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How the maker, and every process that it forks, tells the sandbox process what went wrong.
+//!
+//! libcontainer passes an error between its processes as the text of its outermost layer ("failed to
+//! prepare rootfs"); the cause is only in its log. So its log comes along: as [`Answer::Note`]s, which
+//! are read when something has failed.
+
+use super::wire::{self, Answer};
+use crate::error::Error;
+use std::fmt::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+
+static SOCKET: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Begins: from here on errors that are logged, and panics, are told through `socket`.
+pub fn start(socket: OwnedFd) {
+    // The first of both counts, and there is only one.
+    let _first = SOCKET.set(socket);
+    let _first = tracing::subscriber::set_global_default(Notes);
+    std::panic::set_hook(Box::new(|panic| failed(Error::internal(format!("libcontainer panicked: {panic}")))));
+}
+
+/// Tells the sandbox process.
+pub fn answer(answer: &Answer) {
+    if let Some(socket) = SOCKET.get() {
+        wire::answer(socket, answer);
+    }
+}
+
+/// Tells why it cannot be done.
+pub fn failed(error: Error) {
+    answer(&Answer::Failed(Error::new(error.code(), wire::cut(error.to_string()))));
+}
+
+/// Tells what may become a cause.
+pub fn note(text: String) {
+    answer(&Answer::Note(wire::cut(text)));
+}
+
+/// Sends errors, drops everything else.
+struct Notes;
+
+impl Subscriber for Notes {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::ERROR && metadata.is_event()
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line::default();
+        event.record(&mut line);
+        note(line.0);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+/// The message first, then what it was about.
+#[derive(Default)]
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Writing to a string cannot fail.
+        let _written = match field.name() {
+            "message" => {
+                self.0.insert_str(0, &format!("{value:?}"));
+                Ok(())
+            }
+            name => write!(self.0, " {name}={value:?}"),
+        };
+    }
+}

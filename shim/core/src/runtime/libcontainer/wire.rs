@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the sandbox process and the maker say to each other.
+//!
+//! ```text
+//! fd 0 of the maker   a memory file with one Request: it may be as large as a process's environment
+//! fd 1                a packet socket: the container's streams come in, each packet out is an Answer
+//! ```
+//!
+//! The maker's children inherit the socket until they run the user's program, so its end is the
+//! news that the program runs, and an [`Answer::Failed`] before it the reason why it does not.
+
+use crate::error::{Code, Error};
+use crate::stdio::ChildStreams;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType,
+};
+use serde::{Deserialize, Serialize};
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+/// An answer is cut so that it fits in this, in bytes.
+pub const MAX_ANSWER: usize = 8192;
+/// The longest text in an answer: JSON may need six bytes for one.
+const MAX_TEXT: usize = MAX_ANSWER / 8;
+
+/// What a maker is to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// The directory with the containers' states.
+    pub root: PathBuf,
+    /// The container.
+    pub container: String,
+    /// Whether its cgroup is made through systemd.
+    pub systemd_cgroup: bool,
+    /// The deed.
+    pub task: Task,
+}
+
+/// One deed.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Task {
+    /// Makes the container; its init then waits.
+    Create {
+        /// The OCI bundle.
+        bundle: PathBuf,
+        /// Where its terminal's master goes, if it is to have one.
+        console: Option<PathBuf>,
+    },
+    /// Runs what is to run after the start.
+    Started,
+    /// Starts a further process.
+    Exec {
+        /// `process` of the OCI specification, as JSON.
+        process: String,
+        /// Where its terminal's master goes, if it is to have one.
+        console: Option<PathBuf>,
+    },
+    /// Freezes or thaws.
+    Freeze(bool),
+    /// Changes limits: `linux.resources` of the OCI specification, as JSON.
+    Update(String),
+    /// Kills and forgets.
+    Delete,
+}
+
+/// What comes back, one a packet.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// Something that went wrong on the way; whether it matters is said later.
+    Note(String),
+    /// The process exists.
+    Made(Making),
+    /// It is done.
+    Done,
+    /// It is not.
+    #[serde(with = "FailureDef")]
+    Failed(Error),
+}
+
+/// What is to be known of a process that was made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Making {
+    /// Its id on the host.
+    pub pid: u32,
+    /// The host's id of the user that it runs as.
+    pub owner: u32,
+    /// Whether [`Task::Started`] has anything to do.
+    pub hooks_after_start: bool,
+}
+
+/// Error with its code on the wire.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Error")]
+struct FailureDef {
+    #[serde(with = "CodeDef", getter = "Error::code")]
+    code: Code,
+    #[serde(getter = "ToString::to_string")]
+    message: String,
+}
+
+impl From<FailureDef> for Error {
+    fn from(failure: FailureDef) -> Self {
+        Error::new(failure.code, failure.message)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Code")]
+enum CodeDef {
+    InvalidArgument,
+    NotFound,
+    AlreadyExists,
+    FailedPrecondition,
+    Unimplemented,
+    Unavailable,
+    DeadlineExceeded,
+    ResourceExhausted,
+    PermissionDenied,
+    Internal,
+}
+
+/// The two ends. Ours does not block.
+///
+/// # Errors
+/// Where descriptors ran out.
+pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    Ok((ours, theirs))
+}
+
+/// Sends a process's streams ahead of the maker that will take them.
+///
+/// # Errors
+/// What the kernel says.
+pub fn send_streams(socket: impl AsFd, streams: &ChildStreams) -> Result<(), Errno> {
+    let fds: [BorrowedFd<'_>; 3] = [streams.stdin.as_fd(), streams.stdout.as_fd(), streams.stderr.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(Errno::NOBUFS);
+    }
+    rustix::net::sendmsg(socket, &[IoSlice::new(b"s")], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// Takes the streams that were sent ahead, if there are any.
+///
+/// # Errors
+/// What the kernel says.
+pub fn receive_streams(socket: impl AsFd) -> Result<Option<ChildStreams>, Errno> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags) {
+        Err(Errno::AGAIN) => return Ok(None),
+        Err(error) => return Err(error),
+        Ok(_) => {}
+    }
+    let mut fds = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let mut fds = fds.next().into_iter().flatten();
+    match (fds.next(), fds.next(), fds.next()) {
+        (Some(stdin), Some(stdout), Some(stderr)) => Ok(Some(ChildStreams { stdin, stdout, stderr })),
+        _ => Err(Errno::BADMSG),
+    }
+}
+
+/// Sends an answer. That nobody listens any more is not the sender's trouble.
+pub fn answer(socket: impl AsFd, answer: &Answer) {
+    if let Ok(bytes) = serde_json::to_vec(answer) {
+        let _unheard = rustix::net::send(socket, &bytes, SendFlags::NOSIGNAL);
+    }
+}
+
+/// `text`, cut so that an answer can hold it.
+pub fn cut(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        let end = (0..=MAX_TEXT).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(answer: &Answer) -> Answer {
+        serde_json::from_slice(&serde_json::to_vec(answer).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn an_error_keeps_its_code() {
+        let Answer::Failed(error) = round(&Answer::Failed(Error::not_found("no such program"))) else { panic!("another answer") };
+        assert_eq!((error.code(), error.to_string().as_str()), (Code::NotFound, "no such program"));
+    }
+
+    #[test]
+    fn the_longest_answer_fits() {
+        let text = cut("\u{1}é".repeat(MAX_ANSWER));
+        assert!(serde_json::to_vec(&Answer::Failed(Error::internal(text))).unwrap().len() < MAX_ANSWER);
+    }
+
+    #[test]
+    fn streams_go_through_and_none_are_none() {
+        let (ours, theirs) = pair().unwrap();
+        assert!(receive_streams(&theirs).unwrap().is_none());
+        send_streams(&ours, &ChildStreams::null().unwrap()).unwrap();
+        assert!(receive_streams(&theirs).unwrap().is_some());
+        answer(&theirs, &Answer::Done);
+        drop(theirs);
+        let mut bytes = [0; 64];
+        let (length, _) = rustix::net::recv(&ours, &mut bytes[..], RecvFlags::empty()).unwrap();
+        assert!(matches!(serde_json::from_slice(&bytes[..length]).unwrap(), Answer::Done));
+        assert_eq!(rustix::net::recv(&ours, &mut bytes[..], RecvFlags::empty()).unwrap().0, 0);
+    }
+}
