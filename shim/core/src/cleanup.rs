@@ -130,8 +130,9 @@ async fn remove_container(container: &ContainerRecord) -> Result<()> {
         cgroup.kill_all(CGROUP_EMPTY).await?;
         cgroup.remove(CGROUP_EMPTY).await?;
     }
-    if let Some(rootfs) = &container.rootfs {
-        mount::unmount(rootfs)?;
+    // Its root filesystem, and what was mounted beside it only to make that.
+    for mounted in mount::mounts_below(&container.bundle)? {
+        mount::unmount(&mounted)?;
     }
     Ok(())
 }

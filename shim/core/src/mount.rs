@@ -9,15 +9,17 @@
 //! ```
 //!
 //! A target's last component is never followed if it is a symbolic link: it is opened first, and
-//! the mount goes to what was opened. Deliberately absent: loop devices (`loop`) and id-mapped mounts (`uidmap=`, `gidmap=`),
-//! which are refused by name rather than mounted as something else.
+//! the mount goes to what was opened. Deliberately absent: loop devices (`loop`), which are refused by name rather than mounted
+//! as something else.
 
+mod idmap;
 mod info;
 mod overlay;
 
 pub use info::{MountEntry, for_each_mount};
 
 use crate::error::{Code, Context, Error, Result};
+use idmap::IdMaps;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
@@ -39,6 +41,7 @@ pub struct Mount {
     flags: MountFlags,
     propagation: Option<MountPropagationFlags>,
     data: Vec<String>,
+    ids: Option<IdMaps>,
 }
 
 /// What mount(2) is asked for.
@@ -59,11 +62,12 @@ impl Mount {
     /// # Errors
     ///
     /// `InvalidArgument` for NUL bytes, an empty type or a bind mount without source; `Unimplemented`
-    /// for `loop`, `remount`, `uidmap=` and `gidmap=`.
+    /// for `loop` and `remount`.
     pub fn parse(kind: &str, source: &str, options: &[String]) -> Result<Mount> {
         let mut flags = MountFlags::empty();
         let mut propagation = None;
         let mut data = Vec::new();
+        let ids = IdMaps::parse(options)?;
         for option in options {
             match effect_of(option) {
                 Effect::Set(flag) => flags |= flag,
@@ -88,7 +92,7 @@ impl Mount {
             return Err(Error::invalid(format!("mount of {source:?}: no filesystem type")));
         }
         let kind = if bind { Kind::Bind } else { Kind::Filesystem(kind.to_owned()) };
-        Ok(Mount { kind, source: source.to_owned(), flags: flags - MountFlags::BIND, propagation, data })
+        Ok(Mount { kind, source: source.to_owned(), flags: flags - MountFlags::BIND, propagation, data, ids })
     }
 
     /// Whether the mount shows something that exists elsewhere on the host.
@@ -114,6 +118,9 @@ impl Mount {
     ///
     /// `FailedPrecondition` if the target is a symbolic link, else what the kernel says.
     pub fn mount_at(&self, target: &Path) -> Result<()> {
+        if let Some(ids) = &self.ids {
+            return ids.mount_at(self, target);
+        }
         self.attach(&open_target(target)?).context(|| format!("mount {self} at {}", target.display()))?;
         let finished = self.finish(target);
         if finished.is_err() {
@@ -301,7 +308,7 @@ fn effect_of(option: &str) -> Effect {
         "unbindable" => Propagate(Propagation::UNBINDABLE),
         "runbindable" => Propagate(Propagation::UNBINDABLE.union(Propagation::REC)),
         "loop" | "remount" => Refuse,
-        mapped if mapped.starts_with("uidmap=") || mapped.starts_with("gidmap=") => Refuse,
+        mapped if mapped.starts_with("uidmap=") || mapped.starts_with("gidmap=") => Nothing,
         _ => Effect::Data,
     }
 }

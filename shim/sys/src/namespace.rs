@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Relations between namespaces that only an ioctl tells.
+//! User namespaces: whose another namespace is, one made only for its id maps, and mounts that follow them.
 
+use rustix::process::{Pid, Signal, WaitOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
@@ -19,4 +20,58 @@ pub fn owning_user_namespace(namespace: impl AsFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a user namespace with these maps, in which nobody is: what an id-mapped mount refers to.
+///
+/// The maps have the form of `/proc/PID/uid_map` (user_namespaces(7)): lines of the first id inside, the
+/// first outside, and how many.
+///
+/// # Errors
+/// What the kernel says of the maps; then nothing is left.
+pub fn user_namespace(uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
+    let mut args: [u64; 8] = [0; 8];
+    // `flags` and `exit_signal` of `clone_args` (linux/sched.h).
+    args[0] = libc::CLONE_NEWUSER as u64;
+    args[4] = libc::SIGCHLD as u64;
+    // SAFETY: `args` is a `clone_args` of the first published size (64 bytes) with no pointers in it;
+    // without CLONE_VM this is a fork, and the child makes nothing but system calls.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pid == 0 {
+        // SAFETY: system calls only, none of which returns to this process's code: it waits to be killed.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            loop {
+                libc::pause();
+            }
+        }
+    }
+    let made = std::fs::write(format!("/proc/{pid}/uid_map"), uid_map)
+        .and_then(|()| std::fs::write(format!("/proc/{pid}/gid_map"), gid_map))
+        .and_then(|()| std::fs::File::open(format!("/proc/{pid}/ns/user")));
+    if let Some(pid) = Pid::from_raw(pid as i32) {
+        // It is our child and has not been waited for: the id is its own.
+        let _ended = rustix::process::kill_process(pid, Signal::KILL);
+        let _reaped = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+    }
+    made.map(OwnedFd::from)
+}
+
+/// Lets a detached mount show its files with the ids that they have in `user_namespace`
+/// (mount_setattr(2), Linux 5.12).
+///
+/// # Errors
+/// `EINVAL` where the filesystem cannot do it.
+pub fn map_ids(mount: impl AsFd, user_namespace: impl AsFd) -> io::Result<()> {
+    // SAFETY: a `mount_attr` is four numbers, for which zeros are valid.
+    let mut attributes = unsafe { std::mem::zeroed::<libc::mount_attr>() };
+    attributes.attr_set = libc::MOUNT_ATTR_IDMAP;
+    attributes.userns_fd = user_namespace.as_fd().as_raw_fd() as u64;
+    let (mount, flags) = (mount.as_fd().as_raw_fd(), libc::AT_EMPTY_PATH);
+    // SAFETY: the path is empty and ends with a zero, and the structure lives through the call, with its own size.
+    let outcome = unsafe { libc::syscall(libc::SYS_mount_setattr, mount, c"".as_ptr(), flags, &attributes, size_of_val(&attributes)) };
+    if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
