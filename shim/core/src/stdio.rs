@@ -12,11 +12,16 @@
 //! With a terminal the OCI runtime hands over the pseudo-terminal's master, and [`crate::terminal`]
 //! copies.
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Code, Context, Error, Result};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long the reader of a FIFO may take to open it.
+const READER: Duration = Duration::from_secs(5);
 
 /// Where the streams of a process lead, as containerd says it in Create and Exec.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -81,11 +86,11 @@ impl StdioSpec {
         })
     }
 
-    /// Opens the streams for a process without a terminal. Never blocks.
+    /// Opens the streams for a process without a terminal. Waits until somebody reads its outputs. Cancel-safe.
     ///
     /// # Errors
-    /// Where a path cannot be opened, or is neither FIFO nor regular file nor character device.
-    pub fn open(&self) -> Result<(ChildStreams, Keepers)> {
+    /// Where a path cannot be opened; `DeadlineExceeded` where nobody comes to read.
+    pub async fn open(&self) -> Result<(ChildStreams, Keepers)> {
         let mut outputs = Vec::new();
         let (stdin, stdin_keeper) = match &self.stdin {
             Some(path) => {
@@ -96,16 +101,8 @@ impl StdioSpec {
             }
             None => (null()?, None),
         };
-        let mut open = |output: &Option<Output>| match output {
-            Some(output) => {
-                let (writer, keeper) = open_output(output)?;
-                outputs.extend(keeper);
-                Ok(writer)
-            }
-            None => null(),
-        };
-        let stdout = open(&self.stdout)?;
-        let stderr = open(&self.stderr)?;
+        let stdout = open_output(&self.stdout, &mut outputs).await?;
+        let stderr = open_output(&self.stderr, &mut outputs).await?;
         Ok((ChildStreams { stdin, stdout, stderr }, Keepers { stdin: Mutex::new(stdin_keeper), _outputs: outputs }))
     }
 }
@@ -142,21 +139,48 @@ fn parse(stream: &str, text: &str) -> Result<Option<Output>> {
     Ok(Some(kind(path.into())))
 }
 
-/// The writing end for the process, and for a FIFO the reader that keeps it open.
-fn open_output(output: &Output) -> Result<(OwnedFd, Option<OwnedFd>)> {
+/// The writing end for the process; for a FIFO, the reader that keeps it open goes to `keepers`.
+async fn open_output(output: &Option<Output>, keepers: &mut Vec<OwnedFd>) -> Result<OwnedFd> {
     let path = match output {
-        Output::File(path) => return Ok((open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND)?, None)),
-        Output::Fifo(path) => path,
+        None => return null(),
+        Some(Output::File(path)) => return open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND),
+        Some(Output::Fifo(path)) => path,
     };
     let stat = rustix::fs::stat(path).context(|| format!("cannot open the stream {}", path.display()))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
-        return Ok((open(path, OFlags::WRONLY | OFlags::APPEND)?, None));
+        return open(path, OFlags::WRONLY | OFlags::APPEND);
     }
-    let keeper = open(path, OFlags::RDONLY | OFlags::NONBLOCK)?;
-    // With the keeper as its reader this neither blocks nor fails.
-    let writer = open(path, OFlags::WRONLY | OFlags::NONBLOCK)?;
+    let writer = meet_reader(path).await?;
     block(&writer, path)?;
-    Ok((writer, Some(keeper)))
+    keepers.push(open(path, OFlags::RDONLY | OFlags::NONBLOCK)?);
+    Ok(writer)
+}
+
+/// Opens a FIFO for writing when its reader has.
+///
+/// containerd opens its end in the background and may still be about to. If we opened a reader of our own
+/// first, a process that ends at once would come and go between, and containerd would wait for a
+/// writer for ever.
+///
+/// # Errors
+/// `DeadlineExceeded` where nobody comes.
+pub async fn meet_reader(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let deadline = Instant::now() + READER;
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match rustix::fs::open(path, flags, Mode::empty()) {
+            Err(rustix::io::Errno::NXIO) if Instant::now() < deadline => tokio::time::sleep(pause).await,
+            Err(rustix::io::Errno::NXIO) => {
+                return Err(Error::new(
+                    Code::DeadlineExceeded,
+                    format!("nobody reads the stream {}: waited for {READER:?}", path.display()),
+                ));
+            }
+            opened => return opened.context(|| format!("cannot open the stream {}", path.display())),
+        }
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
 }
 
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
@@ -186,13 +210,41 @@ mod tests {
         (dir, path)
     }
 
-    #[test]
-    fn output_survives_a_reader_that_goes_and_comes() {
+    fn reader(path: &Path) -> OwnedFd {
+        open(path, OFlags::RDONLY | OFlags::NONBLOCK).unwrap()
+    }
+
+    #[tokio::test]
+    async fn output_waits_for_its_reader() {
         let (_dir, path) = fifo();
         let spec = StdioSpec { stdout: Some(Output::Fifo(path.clone())), ..StdioSpec::default() };
-        let (child, keepers) = spec.open().unwrap();
+        let (opened, reader) = tokio::join!(spec.open(), async {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            reader(&path)
+        });
+        let (child, keepers) = opened.unwrap();
+        rustix::io::write(&child.stdout, b"x").unwrap();
+        drop((child, keepers));
+        let mut byte = [0; 2];
+        assert_eq!(rustix::io::read(&reader, &mut byte).unwrap(), 1);
+        assert_eq!(rustix::io::read(&reader, &mut byte).unwrap(), 0, "the end of the stream");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn output_that_nobody_reads_is_an_error() {
+        let (_dir, path) = fifo();
+        let spec = StdioSpec { stdout: Some(Output::Fifo(path)), ..StdioSpec::default() };
+        assert_eq!(spec.open().await.unwrap_err().code(), Code::DeadlineExceeded);
+    }
+
+    #[tokio::test]
+    async fn output_survives_a_reader_that_goes_and_comes() {
+        let (_dir, path) = fifo();
+        let spec = StdioSpec { stdout: Some(Output::Fifo(path.clone())), ..StdioSpec::default() };
+        let first = reader(&path);
+        let (child, keepers) = spec.open().await.unwrap();
         let mut writer = std::fs::File::from(child.stdout);
-        drop(std::fs::File::open(&path).unwrap());
+        drop(first);
         writer.write_all(b"still here").unwrap();
         let mut reader = std::fs::File::open(&path).unwrap();
         drop((writer, keepers, child.stderr));
@@ -201,11 +253,11 @@ mod tests {
         assert_eq!(text, "still here");
     }
 
-    #[test]
-    fn input_ends_with_close_io_and_not_before() {
+    #[tokio::test]
+    async fn input_ends_with_close_io_and_not_before() {
         let (_dir, path) = fifo();
         let spec = StdioSpec { stdin: Some(path.clone()), ..StdioSpec::default() };
-        let (child, keepers) = spec.open().unwrap();
+        let (child, keepers) = spec.open().await.unwrap();
         let mut first = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
         first.write_all(b"a").unwrap();
         drop(first);
@@ -218,15 +270,15 @@ mod tests {
         assert_eq!(text, "ab");
     }
 
-    #[test]
-    fn a_fifo_that_is_not_there_is_an_error_and_is_not_made() {
+    #[tokio::test]
+    async fn a_fifo_that_is_not_there_is_an_error_and_is_not_made() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("none");
         let spec = StdioSpec { stdout: Some(Output::Fifo(path.clone())), ..StdioSpec::default() };
-        assert_eq!(spec.open().unwrap_err().code(), crate::error::Code::NotFound);
+        assert_eq!(spec.open().await.unwrap_err().code(), crate::error::Code::NotFound);
         assert!(!path.exists());
         let spec = StdioSpec { stdout: Some(Output::File(path.clone())), ..StdioSpec::default() };
-        spec.open().unwrap();
+        spec.open().await.unwrap();
         assert!(path.exists());
     }
 

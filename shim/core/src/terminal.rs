@@ -6,7 +6,7 @@
 //! (`docs/terminals.md` of runc calls it the console socket; crun does the same).
 
 use crate::error::{Context, Error, Result};
-use crate::stdio::StdioSpec;
+use crate::stdio::{StdioSpec, meet_reader};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::termios::Winsize;
 use std::io::IoSliceMut;
@@ -80,9 +80,9 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Starts copying, in tasks of `tasks`: input until its FIFO is gone, output until the last
+    /// Waits for the reader of the output, then starts copying, in tasks of `tasks`: input until its FIFO is gone, output until the last
     /// process has closed the terminal. Then the output FIFO is closed, which ends the log.
-    pub fn attach(master: OwnedFd, stdio: &StdioSpec, tasks: &TaskTracker) -> Result<Self> {
+    pub async fn attach(master: OwnedFd, stdio: &StdioSpec, tasks: &TaskTracker) -> Result<Self> {
         rustix::io::ioctl_fionbio(&master, true).context(|| "cannot make a terminal non-blocking".into())?;
         let master = Arc::new(magnetar_sys::readiness::watch(master).context(|| "cannot watch a terminal".into())?);
         let terminal = Self { master, closed: CancellationToken::new() };
@@ -95,9 +95,10 @@ impl Terminal {
         let output = match &stdio.stdout {
             Some(output) => {
                 let path = output.path();
+                let what = || format!("cannot open {}", path.display());
+                let sender = pipe::Sender::from_owned_fd(meet_reader(path).await?).context(what)?;
                 // The reader that keeps the FIFO open while containerd is away.
-                let keeper = pipe::OpenOptions::new().open_receiver(path).context(|| format!("cannot open {}", path.display()))?;
-                let sender = pipe::OpenOptions::new().open_sender(path).context(|| format!("cannot open {}", path.display()))?;
+                let keeper = pipe::OpenOptions::new().open_receiver(path).context(what)?;
                 Some((sender, keeper))
             }
             None => None,

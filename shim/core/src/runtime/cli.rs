@@ -9,7 +9,7 @@ use super::{Checkpoint, Creation, Execution, Made, Runtime, Streams};
 use crate::config::RuntimeConfig;
 use crate::error::{Code, Context, Error, Result};
 use crate::ids::ContainerId;
-use crate::reaper::Reaper;
+use crate::reaper::{Exit, Reaper};
 use crate::record::PodDir;
 use crate::stdio::ChildStreams;
 use crate::terminal::ConsoleSocket;
@@ -17,8 +17,11 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task;
+use tokio::sync::oneshot;
 
 /// How much of the runtime's log is read for its last error, in bytes. Each call has a log of its own.
 const LOG: u64 = 64 * 1024;
@@ -64,7 +67,7 @@ impl CommandLine {
         command.args(arguments).stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr);
         let child = command.spawn().context(|| format!("cannot run {}", self.program.display()))?;
         // Nothing was awaited since the spawn, so the reaper cannot have come first.
-        let exit = self.reaper.watch(child.id()).await;
+        let exit = Running { pid: child.id(), exit: self.reaper.watch(child.id()) }.await;
         // The command holds our copies of the container's streams.
         drop(command);
         match exit {
@@ -159,6 +162,29 @@ impl Runtime for CommandLine {
 
     fn program(&self) -> &Path {
         &self.program
+    }
+}
+
+/// The runtime at work; it is killed when nobody waits for it any more.
+struct Running {
+    pid: u32,
+    exit: oneshot::Receiver<Exit>,
+}
+
+impl Future for Running {
+    type Output = Result<Exit, oneshot::error::RecvError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> task::Poll<Self::Output> {
+        Pin::new(&mut self.exit).poll(cx)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Only while it has not been reaped is the id its own; afterwards the exit has been told.
+        if matches!(self.exit.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
+            let _ended_meanwhile = magnetar_sys::process::signal(self.pid, libc::SIGKILL as u32);
+        }
     }
 }
 

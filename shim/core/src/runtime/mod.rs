@@ -5,6 +5,7 @@
 //! [`Reaper`](crate::reaper::Reaper) does) and keeps no state of its own that is not on disk.
 
 pub mod cli;
+pub mod libcontainer;
 
 use crate::error::Result;
 use crate::ids::{ContainerId, ExecId};
@@ -65,7 +66,7 @@ pub struct Checkpoint {
     pub exit: bool,
 }
 
-/// Makes containers. All methods are idempotent where their name suggests it, none is cancel-safe:
+/// Makes containers. All methods are idempotent where their name suggests it. None but `start` is cancel-safe:
 /// they are run to their end by the task that owns the container.
 pub trait Runtime: Send + Sync + 'static {
     /// Makes a container whose init waits for [`start`](Self::start).

@@ -134,8 +134,8 @@ impl Process {
     }
 
     /// Opens the FIFOs for a process without a terminal, and hands them to the user it runs as.
-    pub fn open_pipes(&self, owner: Option<(u32, u32)>) -> Result<ChildStreams> {
-        let (child, keepers) = self.stdio.open()?;
+    pub async fn open_pipes(&self, owner: Option<(u32, u32)>) -> Result<ChildStreams> {
+        let (child, keepers) = self.stdio.open().await?;
         if let Some((uid, gid)) = owner {
             let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
             let ours = [

@@ -5,6 +5,7 @@
 //! a guest. Every container is recorded before anything of it is made.
 
 mod ends;
+mod starts;
 
 use super::container::{Container, Process};
 use super::report;
@@ -18,7 +19,7 @@ use crate::mount::{self, Mount};
 use crate::process::{Change, Phase};
 use crate::reaper::{Exit, Reaper};
 use crate::record::{ContainerRecord, PodDir};
-use crate::runtime::{Checkpoint, Creation, Execution, Made, Runtime, Streams};
+use crate::runtime::{Checkpoint, Creation, Made, Runtime, Streams};
 use crate::sandbox_files::SandboxFiles;
 use crate::server::Parts;
 use crate::stdio::StdioSpec;
@@ -29,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 /// How long killed processes may take to leave their cgroup: longer is the kernel's trouble.
 const CGROUP_EMPTY: Duration = Duration::from_secs(10);
@@ -170,7 +171,7 @@ impl<R: Runtime> Containers<R> {
                 mount.mount_at(rootfs)?;
             }
         }
-        let streams = self.streams(container, &container.init)?;
+        let streams = self.streams(container, &container.init).await?;
         let creation = Creation { container: &container.id, bundle: &container.bundle, streams, checkpoint };
         let made = self.0.runtime.create(creation).await?;
         let ended = self.0.reaper.watch(made.pid);
@@ -183,56 +184,13 @@ impl<R: Runtime> Containers<R> {
             }
             Err(error) => warn!(container = %container.id, %error, "no statistics and no OOM reports for this container"),
         }
-        self.attach(&container.init, made)?;
+        self.attach(&container.init, made).await?;
         container.init.life.change(Change::Made { pid })?;
         if checkpoint.is_some() {
             container.init.life.change(Change::Start)?;
             container.init.life.change(Change::Started { pid })?;
         }
         self.0.tasks.spawn(self.clone().init_ended(container.clone(), ended));
-        Ok(pid)
-    }
-
-    /// Lets a container's program run, or runs an exec. Returns the process id.
-    ///
-    /// # Errors
-    /// `NotFound`, `FailedPrecondition` in the wrong phase, or what the runtime says.
-    pub async fn start(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<u32> {
-        let container = self.get(id)?;
-        let process = container.process(exec)?;
-        let named = |error: Error| Error::new(error.code(), format!("cannot start {}: {error}", subject(id, exec)));
-        if exec.is_some() && container.init.life.phase().living_pid().is_none() {
-            return Err(named(Error::precondition(format!("its container is {}", container.init.life.phase().name()))));
-        }
-        process.life.change(Change::Start).map_err(named)?;
-        let started = match exec {
-            None => self.0.runtime.start(id).await.map(|()| process.life.phase().pid()),
-            Some(exec) => self.run_exec(&container, exec, &process).await,
-        };
-        match started {
-            Ok(pid) => {
-                process.life.change(Change::Started { pid })?;
-                self.0.idle.soon();
-                debug!(container = %id, exec = exec.map(ExecId::as_str), pid, "started");
-                report::started(&self.0.events, id, exec, pid);
-                Ok(pid)
-            }
-            Err(error) => {
-                process.life.change(Change::StartFailed)?;
-                process.detach();
-                Err(named(error))
-            }
-        }
-    }
-
-    async fn run_exec(&self, container: &Arc<Container>, exec: &ExecId, process: &Arc<Process>) -> Result<u32> {
-        self.ready_to_make().await;
-        let streams = self.streams(container, process)?;
-        let made = self.0.runtime.exec(Execution { container: &container.id, exec, process: &process.process, streams }).await?;
-        let ended = self.0.reaper.watch(made.pid);
-        let pid = made.pid;
-        self.attach(process, made)?;
-        self.0.tasks.spawn(self.clone().exec_ended(container.clone(), exec.clone(), process.clone(), pid, ended));
         Ok(pid)
     }
 
@@ -376,16 +334,16 @@ impl<R: Runtime> Containers<R> {
         Ok(())
     }
 
-    fn streams(&self, container: &Container, process: &Process) -> Result<Streams> {
+    async fn streams(&self, container: &Container, process: &Process) -> Result<Streams> {
         if process.stdio.terminal {
             return Ok(Streams::Terminal);
         }
-        Ok(Streams::Pipes(process.open_pipes(container.spec.mapped_owner())?))
+        Ok(Streams::Pipes(process.open_pipes(container.spec.mapped_owner()).await?))
     }
 
-    fn attach(&self, process: &Process, made: Made) -> Result<()> {
+    async fn attach(&self, process: &Process, made: Made) -> Result<()> {
         if let Some(master) = made.terminal {
-            process.set_terminal(Terminal::attach(master, &process.stdio, &self.0.tasks)?);
+            process.set_terminal(Terminal::attach(master, &process.stdio, &self.0.tasks).await?);
         }
         Ok(())
     }
