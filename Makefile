@@ -19,7 +19,7 @@ deps: ## what building needs and a fresh machine lacks
 build: deps ## all binaries and configuration, as an install prefix in out/
 	cargo build --release --locked $(addprefix -p ,$(BINARIES))
 	@install -Dm755 -t $(OUT)/bin $(CARGO_TARGET)/$(TARGET)/release/containerd-shim-magnetar-v2
-	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-runc
+	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-{runc,maker}
 	@install -Dm644 -t $(OUT)/etc/magnetar shim/etc/magnetar/*.toml
 	@install -Dm644 -t $(OUT)/etc/containerd/conf.d shim/etc/containerd/conf.d/magnetar.toml
 	@install -Dm644 -t $(OUT)/etc/kubernetes shim/etc/kubernetes/runtimeclasses.yaml

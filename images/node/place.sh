@@ -18,12 +18,20 @@ recipe() {
 }
 
 rootfs_recipe() { recipe images/node/packages images/node/rootfs.sh; }
-oci_recipe() { recipe images/oci images/node/packages images/node/rootfs.sh images/node/images.sh; }
+oci_recipe() { recipe images/oci images/node/packages images/node/rootfs.sh images/node/scratch.sh images/node/images.sh; }
 tools_recipe() { recipe tests/tools images/node/tools.sh; }
+vm_recipe() {
+    {
+        rootfs_recipe
+        [[ ! -d $(tools_dir) ]] || tools_recipe
+        recipe images/node/vm/image images/node/scratch.sh images/node/vm-image.sh
+    } | sha256sum | cut -c1-16
+}
 
 rootfs_dir() { printf '%s/node/%s' "$cache" "$(rootfs_recipe)"; }
 oci_dir() { printf '%s/oci/%s' "$cache" "$(oci_recipe)"; }
 tools_dir() { printf '%s/tools/%s' "$cache" "$(tools_recipe)"; }
+vm_dir() { printf '%s/vm/%s' "$cache" "$(vm_recipe)"; }
 
 # build_once DIR FUNCTION - has FUNCTION fill a fresh directory and gives it its name when it is complete.
 # A half-built DIR can therefore not exist, and two builds of the same thing do not collide. FUNCTION runs in

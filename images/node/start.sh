@@ -2,54 +2,69 @@
 # shellcheck shell=bash
 # Starts a node: lays out its upper directory, makes its cgroups, and runs `enter` in new namespaces.
 
+# Init has its own, shorter limits; this one is for what comes before it.
+start_within=180
+
 # running NAME - whether the node's first process lives. Its pid alone would not do: pids are used again.
 running() {
     local run=$cache/run/$1
     [[ -s $run/pidns ]] && [[ $(readlink "/proc/$(<"$run/pid")/ns/pid") == "$(<"$run/pidns")" ]]
 }
 
-# install_into ROOT - copies the checkout's installable tree into a node's root, running or not. Programs that run are
-# unlinked, not overwritten.
+# install_into ROOT SOURCE - copies the installable tree of the checkout SOURCE into a node's root, running or not.
+# Programs that run are unlinked, not overwritten.
 install_into() {
-    local root=$1 part
+    local root=$1 out=$2/out part
     for part in bin libexec share; do
-        [[ ! -d $checkout/out/$part ]] || {
+        [[ ! -d $out/$part ]] || {
             mkdir -p "$root/usr/local/$part"
-            cp -a --remove-destination "$checkout/out/$part/." "$root/usr/local/$part/"
+            cp -a --remove-destination "$out/$part/." "$root/usr/local/$part/"
         }
     done
-    [[ ! -d $checkout/out/etc ]] || {
+    [[ ! -d $out/etc ]] || {
         mkdir -p "$root/etc"
-        cp -a --remove-destination "$checkout/out/etc/." "$root/etc/"
+        cp -a --remove-destination "$out/etc/." "$root/etc/"
     }
 }
 
-# lay_out NAME RUN CONTAINERD CONFIG… - the upper directory with all that distinguishes this node from the root
-# filesystem, and the list of what `enter` is to mount.
-lay_out() {
-    local name=$1 run=$2 containerd=$3 target
-    shift 3
-    mkdir -p "$run"/{upper,work,root,containerd}
-    cp -a "$here/files/." "$run/upper/"
-    mkdir -p "$run/upper/usr/local/share/node"
-    ln "$(oci_dir)/preload.tar" "$run/upper/usr/local/share/node/preload.tar"
-    install_into "$run/upper"
-    [[ $# == 0 ]] || cp -- "$@" "$run/upper/etc/containerd/conf.d/"
-    printf '127.0.0.1 localhost\n198.51.100.2 node-%s\n' "$name" >"$run/upper/etc/hosts"
-    echo "node-$name" >"$run/upper/etc/hostname"
+# fill UPPER NAME CONFIG… - an upper directory with all that distinguishes this node from the root filesystem.
+fill() {
+    local upper=$1 name=$2
+    shift 2
+    mkdir -p "$upper"
+    cp -a "$here/files/." "$upper/"
+    mkdir -p "$upper/usr/local/share/node"
+    ln "$(oci_dir)/preload.tar" "$upper/usr/local/share/node/preload.tar"
+    install_into "$upper" "$checkout"
+    [[ $# == 0 ]] || cp -- "$@" "$upper/etc/containerd/conf.d/"
+    printf '127.0.0.1 localhost\n198.51.100.2 node-%s\n' "$name" >"$upper/etc/hosts"
+    echo "node-$name" >"$upper/etc/hostname"
     # Nobody answers there either, but pods copy this file and expect a name server in it.
-    echo 'nameserver 198.51.100.1' >"$run/upper/etc/resolv.conf"
-    echo "${containerd:+$containerd:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" >"$run/path"
+    echo 'nameserver 198.51.100.1' >"$upper/etc/resolv.conf"
+}
+
+# shares - what of the machine's files a node sees, read-only, as FROM:TO.
+shares() {
+    local target
+    echo "$(oci_dir)/registry:/var/lib/registry"
+    echo "$checkout:/magnetar"
+    # Test binaries know the paths of the machine that they were built on.
+    echo "$checkout:$checkout"
+    target=$(realpath -m "${CARGO_TARGET_DIR:-$checkout/target}")
+    [[ $target == "$checkout"/* || ! -d $target ]] || echo "$target:$target"
+}
+
+# lay_out_namespaces NAME RUN CONFIG… - the upper directory, and the list of what `enter` is to mount.
+lay_out_namespaces() {
+    local name=$1 run=$2
+    shift 2
+    mkdir -p "$run"/{upper,work,root,containerd}
+    fill "$run/upper" "$name" "$@"
     {
         echo "name=$name"
         echo "lower=$(rootfs_dir)/rootfs"
         [[ ! -d $(tools_dir) ]] || echo "layer=$(tools_dir)"
-        echo "registry=$(oci_dir)/registry"
-        echo "bind=$checkout:/magnetar"
-        # Test binaries know the paths of the machine that they were built on.
-        echo "bind=$checkout:$checkout"
-        target=$(realpath -m "${CARGO_TARGET_DIR:-$checkout/target}")
-        [[ $target == "$checkout"/* || ! -d $target ]] || echo "bind=$target:$target"
+        shares | sed 's/^/bind=/'
     } >"$run/uses"
 }
 
@@ -72,20 +87,24 @@ launch() {
     ' launch "$here" "$run" "$name" "$(<"$run/path")" 3>"$run/ready" >"$run/log" 2>&1 </dev/null
 }
 
+# start_node NAME FORM CONTAINERD CONFIG… - FORM is `namespaces` or `vm`.
 start_node() {
-    local name=$1 run=$cache/run/$1 answer=''
+    local name=$1 form=$2 containerd=$3 run=$cache/run/$1 answer=''
+    shift 3
     running "$name" && fail "node $name is running already"
     [[ ! -e $run ]] || { say "clearing away what is left of node $name" && stop_node "$name"; }
     mkdir -p "$run"
-    lay_out "$name" "$run" "${@:2}"
+    echo "${containerd:+$containerd:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" >"$run/path"
+    "lay_out_$form" "$name" "$run" "$@"
     make_cgroups "$name"
     mkfifo "$run/ready"
     launch "$name" "$run" &
     disown
     # Ends with init's word, or empty when nobody is left who could give it.
-    IFS= read -r answer <"$run/ready" || true
+    IFS= read -r -t "$start_within" answer <"$run/ready" || true
     if [[ $answer != ready ]]; then
-        say "node $name did not start: ${answer:-$(tail -n 3 "$run/log")}"
+        # What follows a kernel's panic is for those who read the log.
+        say "node $name did not start: ${answer:-$(sed '/Kernel panic/q' "$run/log" | tail -n 3)}"
         say "its logs are kept until \`node stop\`: \`node logs --name $name\`"
         return 1
     fi

@@ -7,7 +7,9 @@ stop_within=10
 # stop_node NAME - all processes die with the first one of the pid namespace, all mounts with the last process of the
 # mount namespace, all links with the network namespace; the cgroups, loop devices and files are ours to remove.
 stop_node() {
-    local name=$1 run=$cache/run/$1 deadline=$((SECONDS + stop_within)) loop left
+    local name=$1 run=$cache/run/$1 deadline loop left
+    ! running "$name" || ! is_vm "$name" || power_off "$name"
+    deadline=$((SECONDS + stop_within))
     ! running "$name" || kill -KILL "$(<"$run/pid")" 2>/dev/null || true
     until [[ -z $(kill_processes "$name") ]] && remove_cgroups "$name"; do
         ((SECONDS < deadline)) || break

@@ -4,19 +4,20 @@
 //! ```text
 //!   this process ── is in the pod's network, IPC and UTS namespace (so there is no pause process)
 //!    ├── holder      only where the pod shares its PID namespace or has a user namespace
-//!    └── containers  made by an OCI runtime, which ends when it has made them
+//!    └── containers  made by an OCI runtime or magnetar-maker, which ends when it has made them
 //! ```
 //!
 //! Deliberately absent: anything that outlives the pod, and a second thread.
 
 mod namespaces;
+mod runtime;
 mod sandbox;
 
 use magnetar_core::error::Result;
 use magnetar_core::logging;
-use magnetar_core::runtime::cli::CommandLine;
 use magnetar_core::server::Inherited;
 use magnetar_core::task::Containers;
+use runtime::PodRuntime;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -36,7 +37,7 @@ fn serve() -> Result<()> {
     let inherited = Inherited::take(std::env::args_os().skip(1))?;
     logging::start(inherited.record.config.log_level);
     inherited.serve(|dir, record, parts| {
-        let runtime = CommandLine::new(&record.config.runtime, dir, parts.reaper.clone())?;
+        let runtime = PodRuntime::new(&record.config.runtime, dir, parts.reaper.clone())?;
         let containers = Containers::new(runtime, dir.clone(), parts);
         Ok((sandbox::RuncSandbox::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
     })

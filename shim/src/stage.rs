@@ -3,9 +3,9 @@
 //!
 //! ```text
 //!   (no file)      Create is under way, or was cut off      after a restart: nobody will ask for it again
-//!   stage.created  Create was answered, Start not called    may still be started
+//!   stage.created  Create was answered, or about to be      may still be started, if containerd knows it: `serve::unwanted`
 //!   stage.starting Start is under way, or was cut off       after a restart: nobody will ask for it again
-//!   stage.started  Start was answered                       lives on
+//!   stage.started  Start was answered, or about to be       lives on, if containerd knows it
 //!   stage.foreign  made by `start`: containerd owns it      none of our business
 //! ```
 //!
@@ -21,11 +21,11 @@ use std::path::PathBuf;
 pub enum Stage {
     /// Create has not been answered.
     Creating,
-    /// Create was answered.
+    /// The sandbox exists, and Create was answered or was about to be.
     Created,
     /// Start has not been answered.
     Starting,
-    /// Start was answered.
+    /// The sandbox is ready, and Start was answered or was about to be.
     Started,
     /// The pod is not `serve`'s.
     Foreign,

@@ -30,6 +30,8 @@ pub struct Containerd {
     pub root: PathBuf,
     /// `state` of containerd's configuration.
     pub state: PathBuf,
+    /// Where `serve` asks whether a pod is still known: containerd's gRPC socket.
+    pub address: PathBuf,
     /// Where events go: containerd's ttrpc socket.
     pub ttrpc_address: PathBuf,
 }
@@ -39,7 +41,7 @@ pub struct Containerd {
 #[serde(deny_unknown_fields, default)]
 pub struct RuntimeConfig {
     /// The OCI runtime: `auto` (crun where the host has it and it can work there, else runc), a
-    /// name to look for in `PATH`, or an absolute path.
+    /// name to look for in `PATH`, or an absolute path. `libcontainer` makes containers without one.
     pub name: String,
     /// Whether cgroups are made through systemd. Must agree with the kubelet and with
     /// `SystemdCgroup` of other handlers.
@@ -80,6 +82,7 @@ impl Default for Containerd {
         Self {
             root: "/var/lib/containerd".into(),
             state: "/run/containerd".into(),
+            address: "/run/containerd/containerd.sock".into(),
             ttrpc_address: "/run/containerd/containerd.sock.ttrpc".into(),
         }
     }
@@ -121,6 +124,7 @@ impl HandlerConfig {
         let paths = [
             ("containerd.root", &self.containerd.root),
             ("containerd.state", &self.containerd.state),
+            ("containerd.address", &self.containerd.address),
             ("containerd.ttrpc_address", &self.containerd.ttrpc_address),
         ];
         for (key, path) in paths {
@@ -151,6 +155,16 @@ mod tests {
     #[test]
     fn relative_paths_are_refused() {
         assert!(HandlerConfig::parse("sandboxer = \"../evil\"").is_err());
-        assert!(HandlerConfig::parse("[containerd]\nroot = \"var\"").is_err());
+        for key in ["root", "state", "address", "ttrpc_address"] {
+            let error = HandlerConfig::parse(&format!("[containerd]\n{key} = \"var\"")).unwrap_err();
+            assert!(error.to_string().contains(&format!("containerd.{key} = ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn options_of_a_version_that_knew_fewer_keys_are_still_read() {
+        let mut old = serde_json::to_value(HandlerConfig::default()).unwrap();
+        old["containerd"].as_object_mut().unwrap().remove("address").unwrap();
+        assert_eq!(serde_json::from_value::<HandlerConfig>(old).unwrap(), HandlerConfig::default());
     }
 }

@@ -2,7 +2,7 @@
 //! What a new `serve` does with the pods that it finds: it lives with the living, and removes the rest.
 //!
 //! ```text
-//!   process lives, Start was answered   watched, otherwise left alone
+//!   process lives, Start was answered   watched, and left alone unless it turns out to be unwanted
 //!   process lives, Create was answered  the same: Start may still come
 //!   process lives, a call was cut off   removed: the caller was told of a failure, and forgot the pod
 //!   process has ended                   removed
@@ -56,13 +56,19 @@ fn adopt(pods: &Pods, pod: &Pod, found: Found) -> bool {
         Found::Living(process) => {
             let handle = process.handle();
             let watched = pods.watch(pod, Some(process));
-            let cut_off = matches!(Stage::of(&pod.dir), Stage::Creating | Stage::Starting);
-            if cut_off {
-                warn!("an earlier serve ended while it made this pod: removing it");
-                watched.expect_end();
-                handle.kill();
+            let stage = Stage::of(&pod.dir);
+            match stage {
+                Stage::Created => watched.interest().created(),
+                Stage::Started => watched.interest().started(),
+                Stage::Foreign => {}
+                Stage::Creating | Stage::Starting => {
+                    warn!("an earlier serve ended while it made this pod: removing it");
+                    watched.expect_end();
+                    handle.kill();
+                    return false;
+                }
             }
-            !cut_off
+            true
         }
         Found::Ended | Found::HalfMade => {
             let watched = pods.watch(pod, None);

@@ -27,7 +27,7 @@ use generated::controller_server::Controller;
 pub use generated::controller_server::ControllerServer;
 
 /// Where every client of containerd says which namespace it means.
-const NAMESPACE: &str = "containerd-namespace";
+pub const NAMESPACE: &str = "containerd-namespace";
 
 /// The parts of a sandbox that may change while it runs.
 const UPDATABLE: [&str; 2] = ["extensions", "labels"];
@@ -207,6 +207,7 @@ fn updatable(fields: &[String]) -> Result<()> {
 mod tests {
     use super::*;
     use crate::launch::Places;
+    use crate::serve::unwanted::Rhythm;
     use containerd_client::types::Sandbox;
     use containerd_client::types::sandbox::Runtime;
 
@@ -240,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_request_must_name_a_namespace_and_a_pod() {
-        let front = Front::new(Pods::new("/nonexistent".into(), Places::new(None)), "/nonexistent".into());
+        let front = Front::new(Pods::new("/nonexistent".into(), Places::new(None), Rhythm::default()), "/nonexistent".into());
         let mut metadata = MetadataMap::new();
         assert!(front.pod(&metadata, "a").unwrap_err().to_string().contains(NAMESPACE));
         metadata.insert(NAMESPACE, "../x".parse().unwrap());

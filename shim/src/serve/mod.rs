@@ -5,6 +5,7 @@
 //!   containerd ──gRPC──> controller ──> pods ──ttrpc──> a pod's sandbox process
 //!                                        │ ├── launch   new processes
 //!                                        │ └── watch    one task per process: it ends, its pod is removed
+//!                                        │       └── unwanted ──gRPC──> containerd's store: is the pod still known?
 //!                                      adopt            the pods of an earlier serve
 //! ```
 //!
@@ -18,6 +19,8 @@ mod log;
 mod pods;
 mod process;
 mod socket;
+mod store;
+mod unwanted;
 mod watch;
 pub mod wire;
 
@@ -35,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing::level_filters::LevelFilter;
 use tracing::{info, warn};
+use unwanted::Rhythm;
 
 /// The largest message that containerd sends (`defaults.DefaultMaxSendMsgSize`).
 const MAX_MESSAGE: usize = 16 << 20;
@@ -59,7 +63,7 @@ async fn serve(options: Serve) -> Result<()> {
     socket::folder(&options.state_dir)?;
     socket::folder(options.listen.parent().unwrap_or(Path::new("/")))?;
     let (listener, owned) = socket::listen(&options.listen)?;
-    let pods = Pods::new(options.state_dir, Places::new(options.libexec.as_deref()));
+    let pods = Pods::new(options.state_dir, Places::new(options.libexec.as_deref()), Rhythm::default());
     adopt::adopt_all(&pods);
     info!(socket = %options.listen.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     if let Err(error) = socket::notify_ready() {

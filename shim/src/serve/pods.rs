@@ -9,6 +9,8 @@
 
 use super::client::{Failure, call};
 use super::process::Process;
+use super::store::Store;
+use super::unwanted::{Rhythm, unwanted};
 use super::watch::{PATIENCE, Watched, watch};
 use crate::clean::clean_pod;
 use crate::launch::{Log, Places, launch};
@@ -68,15 +70,18 @@ type Answer<T> = oneshot::Sender<Result<T>>;
 struct Inner {
     state_dir: PathBuf,
     places: Places,
+    rhythm: Rhythm,
+    store: Store,
     watched: Mutex<HashMap<PathBuf, Watched>>,
     changes: TaskTracker,
     watches: TaskTracker,
 }
 
 impl Pods {
-    /// The pods with records in `state_dir`.
-    pub fn new(state_dir: PathBuf, places: Places) -> Self {
-        Self(Arc::new(Inner { state_dir, places, watched: Mutex::default(), changes: TaskTracker::new(), watches: TaskTracker::new() }))
+    /// The pods with records in `state_dir`; unwanted ones go in this rhythm.
+    pub fn new(state_dir: PathBuf, places: Places, rhythm: Rhythm) -> Self {
+        let (changes, watches) = (TaskTracker::new(), TaskTracker::new());
+        Self(Arc::new(Inner { state_dir, places, rhythm, store: Store::new(), watched: Mutex::default(), changes, watches }))
     }
 
     /// Where the records are.
@@ -176,8 +181,9 @@ impl Pods {
             () = answer.closed() => Err(left("Start")),
         };
         let started = started.and_then(|response| Stage::Starting.advance(&pod.dir, Stage::Started).map(|()| response));
-        if started.is_err() {
-            self.remove(pod).await;
+        match &started {
+            Ok(_) => self.watched_pod(pod).iter().for_each(|watched| watched.interest().started()),
+            Err(_) => self.remove(pod).await,
         }
         started
     }
@@ -211,6 +217,7 @@ impl Pods {
         if !pod.dir.path().exists() {
             return Err(pod.missing());
         }
+        let _waiting = self.watched_pod(pod).map(|watched| watched.interest().waiting());
         let request = api::WaitSandboxRequest { sandbox_id: pod.id.to_string(), ..Default::default() };
         match call(&pod.dir, async |client: SandboxClient| client.wait_sandbox(Context::default(), &request).await).await {
             Ok(response) => Ok(Some(response)),
@@ -237,7 +244,7 @@ impl Pods {
         if !pod.dir.path().exists() {
             return Err(pod.missing());
         }
-        let watched = self.watched().get(pod.dir.path()).cloned();
+        let watched = self.watched_pod(pod);
         if let Some(watched) = &watched {
             watched.expect_end();
         }
@@ -275,7 +282,7 @@ impl Pods {
 
     /// Removes a pod that could not be made.
     async fn remove(&self, pod: &Pod) {
-        let watched = self.watched().get(pod.dir.path()).cloned();
+        let watched = self.watched_pod(pod);
         if let Some(watched) = &watched {
             watched.expect_end();
             watched.kill();
@@ -287,7 +294,7 @@ impl Pods {
 
     /// After a connection that broke: returns once the pod of a process that has ended is removed.
     async fn settle(&self, pod: &Pod, broken: Error) -> Result<()> {
-        let watched = self.watched().get(pod.dir.path()).cloned();
+        let watched = self.watched_pod(pod);
         if let Some(watched) = watched {
             tokio::time::timeout(NEWS, watched.dead()).await.map_err(|_| broken)?;
             // What could not be removed was logged, and Shutdown tries again.
@@ -310,15 +317,23 @@ impl Pods {
     pub fn watch(&self, pod: &Pod, process: Option<Process>) -> Watched {
         let (watched, watcher) = watch(process);
         self.watched().insert(pod.dir.path().into(), watched.clone());
-        let (pods, pod) = (self.clone(), pod.clone());
-        let span = pod.span();
+        let unwanted = {
+            let (pods, pod, interest) = (self.clone(), pod.clone(), watched.interest().clone());
+            async move {
+                let knows = || {
+                    let (pods, pod) = (pods.clone(), pod.clone());
+                    async move { pods.0.store.knows(&pod).await }
+                };
+                unwanted(&pod, &interest, pods.0.rhythm, knows).await
+            }
+        };
         let forget = {
-            let path = pod.dir.path().to_path_buf();
+            let (pods, path) = (self.clone(), pod.dir.path().to_path_buf());
             move || {
                 pods.watched().remove(&path);
             }
         };
-        self.0.watches.spawn(watcher.run(pod, forget).instrument(span));
+        self.0.watches.spawn(watcher.run(pod.clone(), unwanted, forget).instrument(pod.span()));
         watched
     }
 
@@ -330,6 +345,10 @@ impl Pods {
         let (answer, answered) = oneshot::channel();
         self.0.changes.spawn(work(answer).instrument(span));
         answered.await.unwrap_or_else(|_| Err(Error::new(Code::Unavailable, "serve is ending")))
+    }
+
+    fn watched_pod(&self, pod: &Pod) -> Option<Watched> {
+        self.watched().get(pod.dir.path()).cloned()
     }
 
     fn watched(&self) -> MutexGuard<'_, HashMap<PathBuf, Watched>> {
@@ -350,7 +369,7 @@ async fn make(pod: &Pod, watched: &Watched, program: &Path, request: &api::Creat
         () = answer.closed() => return Err(left("Create")),
     };
     match outcome {
-        Ok(_) => Stage::Creating.advance(&pod.dir, Stage::Created),
+        Ok(_) => Stage::Creating.advance(&pod.dir, Stage::Created).map(|()| watched.interest().created()),
         Err(Failure::Answered(error)) => Err(error),
         // How the process ended says more than that the connection broke.
         Err(Failure::Broken(error)) => match tokio::time::timeout(NEWS, watched.dead()).await {

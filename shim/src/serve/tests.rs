@@ -2,9 +2,12 @@
 //! The Controller over a real socket, with real processes, as containerd sees it.
 
 mod fake;
+mod forgotten;
+mod store;
 
 use super::controller::Front;
 use super::pods::Pods;
+use super::unwanted::Rhythm;
 use super::{adopt, answer_calls, socket};
 use crate::launch::Places;
 use crate::stage::Stage;
@@ -54,13 +57,18 @@ impl Node {
 
     /// A new `serve` that finds what earlier ones have left.
     fn serve(&self) -> Serving {
+        // This machine may have a containerd of its own, which knows none of these pods.
+        self.serve_in(Rhythm { first: [Duration::from_secs(3600); 3], ..Rhythm::default() })
+    }
+
+    fn serve_in(&self, rhythm: Rhythm) -> Serving {
         socket::folder(&self.state()).unwrap();
-        let pods = Pods::new(self.state(), Places::new(Some(self.0.path())));
+        let pods = Pods::new(self.state(), Places::new(Some(self.0.path())), rhythm);
         adopt::adopt_all(&pods);
         let path = self.0.path().join("serve.sock");
         let (listener, owned) = socket::listen(&path).unwrap();
         let mut tasks = JoinSet::new();
-        let front = Front::new(pods, self.0.path().join("no-config"));
+        let front = Front::new(pods, self.0.path().join("config"));
         tasks.spawn(async move {
             let _owned = owned;
             answer_calls(listener, front, CancellationToken::new()).await.unwrap();
@@ -73,11 +81,16 @@ impl Node {
         Serving { client: ControllerClient::new(channel), state: self.state(), tasks }
     }
 
-    /// Runs a first `serve` with an event loop of its own, which ends with it, as by SIGKILL.
+    /// Runs a first `serve` that ends as by SIGKILL.
     fn before(&self, what: impl AsyncFnOnce(Serving)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { what(self.serve()).await });
+        alone(async { what(self.serve()).await });
     }
+}
+
+/// Runs something with an event loop of its own, and nothing of it goes on afterwards.
+fn alone(what: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(what);
 }
 
 fn ask<T>(message: T) -> Request<T> {

@@ -10,17 +10,14 @@
 
 use super::pods::Pod;
 use super::process::{Handle, Process};
+use super::unwanted::Interest;
 use crate::clean::clean_pod;
-use crate::stage::Stage;
 use magnetar_core::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{debug, error, warn};
-
-/// How long a pod may stay created without being started. containerd may pull an image in between.
-const UNSTARTED: Duration = Duration::from_secs(600);
 
 /// How long others may take who clean the same pod.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,6 +39,7 @@ pub struct Watched {
     life: watch::Receiver<Life>,
     process: Option<Handle>,
     expected: Arc<AtomicBool>,
+    interest: Interest,
 }
 
 /// The watching side of a [`Watched`].
@@ -56,19 +54,22 @@ pub struct Watcher {
 pub fn watch(process: Option<Process>) -> (Watched, Watcher) {
     let (sender, life) = watch::channel(Life::Alive);
     let expected = Arc::new(AtomicBool::new(false));
-    let watched = Watched { life, process: process.as_ref().map(Process::handle), expected: Arc::clone(&expected) };
+    let watched =
+        Watched { life, process: process.as_ref().map(Process::handle), expected: Arc::clone(&expected), interest: Interest::default() };
     (watched, Watcher { life: sender, process, expected })
 }
 
 impl Watcher {
-    /// Watches until the process has ended and its pod is removed; `forget` is called before that is told.
-    pub async fn run(mut self, pod: Pod, forget: impl FnOnce()) {
+    /// Watches until the process has ended and its pod is removed; `forget` is called before that is
+    /// told. Ends the process itself as soon as its pod is `unwanted`, for that reason.
+    pub async fn run(mut self, pod: Pod, unwanted: impl Future<Output = &'static str>, forget: impl FnOnce()) {
         let how = match &mut self.process {
             None => "nobody knows how: it ended while no serve ran".into(),
             Some(process) => tokio::select! {
                 how = process.ended() => how,
-                () = never_started(&pod) => {
-                    warn!("created {} s ago and never started: removing the pod", UNSTARTED.as_secs());
+                why = unwanted => {
+                    warn!(why, "nobody wants this pod: removing it");
+                    self.expected.store(true, Ordering::Relaxed);
                     process.handle().kill();
                     process.ended().await
                 }
@@ -97,6 +98,11 @@ impl Watched {
         self.expected.store(true, Ordering::Relaxed);
     }
 
+    /// Where interest in the pod is noted.
+    pub fn interest(&self) -> &Interest {
+        &self.interest
+    }
+
     /// Kills the process.
     pub fn kill(&self) {
         if let Some(process) = &self.process {
@@ -123,13 +129,5 @@ impl Watched {
             Ok(Life::Gone(_, outcome)) => outcome.clone(),
             Ok(Life::Alive | Life::Dead(_)) | Err(_) => Err(Error::internal("the watch over the pod has ended")),
         }
-    }
-}
-
-/// Returns when the pod should have been started by now; never, if it was.
-async fn never_started(pod: &Pod) {
-    tokio::time::sleep(UNSTARTED).await;
-    if Stage::of(&pod.dir) != Stage::Created {
-        std::future::pending::<()>().await;
     }
 }

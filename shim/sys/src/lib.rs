@@ -5,9 +5,10 @@
 //! listener   the socket that a sandbox process is born with
 //! fork       a copy of a process with one thread
 //! holder     a process that only holds namespaces
-//! namespace  which user namespace owns another namespace
+//! namespace  user namespaces, and mounts that follow their maps
 //! process    signals by number
 //! readiness  descriptors in the event loop
+//! sealed     a program, safe from those who run it
 //! memory     giving freed pages back
 //! ```
 //!
@@ -20,3 +21,4 @@ pub mod memory;
 pub mod namespace;
 pub mod process;
 pub mod readiness;
+pub mod sealed;

@@ -69,7 +69,8 @@ impl Service {
             Self::Containerd => {
                 let Ok(status) = case.node().status().await else { return Ok(None) };
                 let conditions = status.status.map(|s| s.conditions).unwrap_or_default();
-                Ok(conditions.iter().all(|c| c.status).then_some(()))
+                // Others are warnings: of what is deprecated in its configuration, say.
+                Ok(conditions.iter().filter(|c| c.r#type.ends_with("Ready")).all(|c| c.status).then_some(()))
             }
             Self::Magnetar => {
                 if UnixStream::connect("/run/magnetar/serve.sock").is_err() {

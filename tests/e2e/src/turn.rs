@@ -113,23 +113,39 @@ async fn warm_up(case: &Case) -> Result<()> {
     while calm < 5 {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let now = look(case)?;
-        calm = if now == last { calm + 1 } else { 0 };
+        calm = if now.things == last.things { calm + 1 } else { 0 };
         last = now;
     }
     Ok(())
 }
 
-fn look(case: &Case) -> Result<Snapshot> {
+/// The node at one moment.
+struct Seen {
+    things: Snapshot,
+    /// Descriptors of our resident process, which must not collect any over the pods of a node.
+    /// One that was started again has fewer.
+    descriptors: Option<usize>,
+}
+
+impl Seen {
+    /// What has changed since `before`, if anything has.
+    fn since(&self, before: &Self) -> Option<String> {
+        let mut text = self.things.since(&before.things).to_string();
+        if let (Some(now), Some(then)) = (self.descriptors, before.descriptors)
+            && now > then
+        {
+            text += &format!("  + open files of serve: {now}, not {then}\n");
+        }
+        (!text.is_empty()).then_some(text)
+    }
+}
+
+fn look(case: &Case) -> Result<Seen> {
     // The node's own book-keeping is not part of the comparison, and neither is ours.
     let logs = format!("file {}", log_root().display());
-    let snapshot = Snapshot::take()?.without(|thing| thing.starts_with("file /run/node/") || thing == logs);
-    let mut extra = Vec::new();
-    if case.is_magnetar() {
-        // Descriptors of the resident process: it must not collect any over the pods of a node.
-        let count = Service::Magnetar.pid().and_then(|pid| Ok(magnetar_observe::open_files(pid)?));
-        extra.push(format!("open files of serve: {}", count.map_or_else(|_| "none".to_owned(), |n| n.to_string())));
-    }
-    Ok(snapshot.with(extra))
+    let things = Snapshot::take()?.without(|thing| thing.starts_with("file /run/node/") || thing == logs);
+    let serve = Service::Magnetar.pid().ok().filter(|_| case.is_magnetar());
+    Ok(Seen { things, descriptors: serve.and_then(|pid| magnetar_observe::open_files(pid).ok()) })
 }
 
 /// Removes pods which the test did not; returns their ids. That they cannot be removed either is
@@ -151,15 +167,12 @@ fn log_root() -> PathBuf {
 }
 
 /// Waits until the node is as before; what still differs when the time is over.
-async fn settled(case: &Case, before: &Snapshot) -> Result<Option<String>> {
+async fn settled(case: &Case, before: &Seen) -> Result<Option<String>> {
     let end = Instant::now() + case.within(SETTLE_SECONDS);
     loop {
         let diff = look(case)?.since(before);
-        if diff.is_empty() {
-            return Ok(None);
-        }
-        if Instant::now() > end {
-            return Ok(Some(diff.to_string()));
+        if diff.is_none() || Instant::now() > end {
+            return Ok(diff);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

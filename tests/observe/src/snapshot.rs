@@ -90,14 +90,6 @@ impl Snapshot {
         self
     }
 
-    /// The same with things that only the caller knows how to look at.
-    pub fn with(mut self, things: impl IntoIterator<Item = String>) -> Self {
-        for thing in things {
-            *self.0.entry(thing).or_default() += 1;
-        }
-        self
-    }
-
     fn add(&mut self, kind: &str, what: impl fmt::Display) {
         *self.0.entry(format!("{kind} {what}")).or_default() += 1;
     }

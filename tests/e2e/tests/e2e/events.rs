@@ -6,6 +6,7 @@ use std::{
     process::{Child, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -15,12 +16,18 @@ use magnetar_e2e::{Case, Tool, eventually, on_node};
 #[test]
 fn the_cri_tells_of_a_containers_life_in_order() {
     on_node(async |case| {
-        let mut events = case.node().events().await?;
         let pod = case.pod("cri-events").await?;
-        let container = pod.run(&case.script("exit 0")).await?;
-        container.exited(case.soon()).await?;
-        let id = container.id().to_owned();
-        container.remove().await?;
+        let makes = async {
+            // From containerd 2.4 on the stream is there with its first event only.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let container = pod.run(&case.script("exit 0")).await?;
+            container.exited(case.soon()).await?;
+            let id = container.id().to_owned();
+            container.remove().await?;
+            Ok::<_, anyhow::Error>(id)
+        };
+        let (events, id) = tokio::join!(case.node().events(), makes);
+        let (mut events, id) = (events?, id?);
         let mut seen = Vec::new();
         while seen.last() != Some(&ContainerEventType::ContainerDeletedEvent) {
             let next = tokio::time::timeout(case.soon(), events.message()).await.with_context(|| format!("only {seen:?} came"))?;
@@ -106,7 +113,7 @@ impl Listener {
             }
         });
         // There is no word for "subscribed"; it is a matter of milliseconds.
-        thread::sleep(std::time::Duration::from_millis(500));
+        thread::sleep(Duration::from_millis(500));
         Ok(Self { child, heard })
     }
 

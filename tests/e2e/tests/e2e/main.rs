@@ -3,6 +3,7 @@
 //! that `MAGNETAR_HANDLER` names. See the library beside this for how one test runs.
 
 mod bad_input;
+mod disk;
 mod events;
 mod exec;
 mod faults;

@@ -18,6 +18,8 @@ struct Replaced {
 impl Replaced {
     fn with(case: &Case, text: &str) -> Result<Self> {
         let kind = case.handler().strip_prefix("magnetar-").context("not our handler")?;
+        // The same sandboxer by the other front (shim-mode.toml).
+        let kind = kind.strip_suffix("-shim").unwrap_or(kind);
         let file = PathBuf::from(format!("/etc/magnetar/{kind}.toml"));
         let before = fs::read_to_string(&file).ok();
         fs::write(&file, text).with_context(|| file.display().to_string())?;

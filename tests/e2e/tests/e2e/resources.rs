@@ -6,7 +6,7 @@ use magnetar_cri::v1::LinuxContainerResources;
 use magnetar_e2e::{
     eventually,
     kernel::{self, remove_cgroups},
-    on_node,
+    on_magnetar, on_node,
 };
 
 const MIB: i64 = 1 << 20;
@@ -151,6 +151,21 @@ fn containers_are_below_the_cgroup_that_the_kubelet_made_for_the_pod() {
         ensure!(path.to_string_lossy().contains(parent), "{}", path.display());
         pod.remove().await?;
         // A kubelet's cgroup is the kubelet's to remove; here that is the test.
+        remove_cgroups(case, parent).await
+    });
+}
+
+#[test]
+fn what_a_sandbox_costs_is_counted_in_its_pods_cgroup() {
+    on_magnetar("only our pods have a sandbox process whose place is known", async |case| {
+        let parent = "/magnetar-e2e-cost";
+        let pod = case.node().run_pod(&case.pod_spec("cost").cgroup_parent(parent)).await?;
+        let pid = case.sandbox_pid(&pod)?;
+        eventually("the sandbox process is below the pod's cgroup", case.soon(), async || {
+            Ok(kernel::cgroup_of(pid, "memory")?.to_string_lossy().contains(parent).then_some(()))
+        })
+        .await?;
+        pod.remove().await?;
         remove_cgroups(case, parent).await
     });
 }

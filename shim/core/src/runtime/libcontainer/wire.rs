@@ -10,6 +10,7 @@
 //! news that the program runs, and an [`Answer::Failed`] before it the reason why it does not.
 
 use crate::error::{Code, Error};
+use crate::ids::ContainerId;
 use crate::stdio::ChildStreams;
 use rustix::io::Errno;
 use rustix::net::{
@@ -20,8 +21,10 @@ use serde::{Deserialize, Serialize};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+/// The first argument of a maker.
+pub const FLAG: &str = "--make-container";
 /// An answer is cut so that it fits in this, in bytes.
 pub const MAX_ANSWER: usize = 8192;
 /// The longest text in an answer: JSON may need six bytes for one.
@@ -121,6 +124,11 @@ enum CodeDef {
     ResourceExhausted,
     PermissionDenied,
     Internal,
+}
+
+/// Where the adapted bundle of a container is. No container has a name that begins with a dot.
+pub fn bundle_dir(root: &Path, container: &ContainerId) -> PathBuf {
+    root.join(format!(".{container}.bundle"))
 }
 
 /// The two ends. Ours does not block.

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which runtime makes the pod's containers: the configuration's choice, made once.
+
+use magnetar_core::config::RuntimeConfig;
+use magnetar_core::error::{Context, Result};
+use magnetar_core::ids::ContainerId;
+use magnetar_core::reaper::Reaper;
+use magnetar_core::record::PodDir;
+use magnetar_core::runtime::cli::CommandLine;
+use magnetar_core::runtime::libcontainer::Libcontainer;
+use magnetar_core::runtime::{Checkpoint, Creation, Execution, Made, Runtime};
+use std::path::Path;
+
+/// `runtime.name` for containers made in process.
+const IN_PROCESS: &str = "libcontainer";
+
+/// The program that makes them, beside this one.
+const MAKER: &str = "magnetar-maker";
+
+/// One of the two.
+#[derive(Debug)]
+pub enum PodRuntime {
+    /// An OCI runtime's command line.
+    CommandLine(CommandLine),
+    /// The libcontainer crate.
+    Libcontainer(Libcontainer),
+}
+
+impl PodRuntime {
+    /// The one that `config` names.
+    pub fn new(config: &RuntimeConfig, pod: &PodDir, reaper: Reaper) -> Result<Self> {
+        if config.name == IN_PROCESS {
+            let own = std::env::current_exe().context(|| "cannot find this program".into())?;
+            Libcontainer::new(config, pod, reaper, own.with_file_name(MAKER)).map(Self::Libcontainer)
+        } else {
+            CommandLine::new(config, pod, reaper).map(Self::CommandLine)
+        }
+    }
+}
+
+impl Runtime for PodRuntime {
+    async fn create(&self, creation: Creation<'_>) -> Result<Made> {
+        match self {
+            Self::CommandLine(runtime) => runtime.create(creation).await,
+            Self::Libcontainer(runtime) => runtime.create(creation).await,
+        }
+    }
+
+    async fn start(&self, container: &ContainerId) -> Result<()> {
+        match self {
+            Self::CommandLine(runtime) => runtime.start(container).await,
+            Self::Libcontainer(runtime) => runtime.start(container).await,
+        }
+    }
+
+    async fn exec(&self, execution: Execution<'_>) -> Result<Made> {
+        match self {
+            Self::CommandLine(runtime) => runtime.exec(execution).await,
+            Self::Libcontainer(runtime) => runtime.exec(execution).await,
+        }
+    }
+
+    async fn freeze(&self, container: &ContainerId, frozen: bool) -> Result<()> {
+        match self {
+            Self::CommandLine(runtime) => runtime.freeze(container, frozen).await,
+            Self::Libcontainer(runtime) => runtime.freeze(container, frozen).await,
+        }
+    }
+
+    async fn update(&self, container: &ContainerId, resources: &[u8]) -> Result<()> {
+        match self {
+            Self::CommandLine(runtime) => runtime.update(container, resources).await,
+            Self::Libcontainer(runtime) => runtime.update(container, resources).await,
+        }
+    }
+
+    async fn checkpoint(&self, container: &ContainerId, checkpoint: Checkpoint) -> Result<()> {
+        match self {
+            Self::CommandLine(runtime) => runtime.checkpoint(container, checkpoint).await,
+            Self::Libcontainer(runtime) => runtime.checkpoint(container, checkpoint).await,
+        }
+    }
+
+    async fn delete(&self, container: &ContainerId) -> Result<()> {
+        match self {
+            Self::CommandLine(runtime) => runtime.delete(container).await,
+            Self::Libcontainer(runtime) => runtime.delete(container).await,
+        }
+    }
+
+    fn program(&self) -> &Path {
+        match self {
+            Self::CommandLine(runtime) => runtime.program(),
+            Self::Libcontainer(runtime) => runtime.program(),
+        }
+    }
+}

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Containers through the libcontainer crate: no OCI runtime has to be installed.
+//!
+//! ```text
+//! sandbox process ──Request, streams──> maker ──libcontainer──> init ──start──> the user's program
+//!        ^                                │                       │
+//!        └──────────── Answers ───────────┴───────────────────────┘
+//! ```
+//!
+//! Whoever forks must have one thread, and the sandbox process may have more. So containers are made
+//! by a *maker*: a program that is executed for one deed and ends when it is done. What it has made is
+//! then a child of the sandbox process, a subreaper, like with any OCI runtime. Only the maker is
+//! compiled with libcontainer (the feature of that name); it may be the sandboxer itself, but the
+//! relocations of libcontainer alone are 250 KiB of private memory, in every pod.
+//!
+//! Why not a helper that was forked at the start and stays: executing costs about a millisecond, and
+//! saves the memory of a second process per pod; what libcontainer changes of its own process
+//! (`oom_score_adj` among it, which without CAP_SYS_RESOURCE cannot be changed back) is gone with it;
+//! and one that crashes is the failure of one call, after which there is nothing to repair.
+//!
+//! Start does without a maker: init waits at a socket. It holds the maker's answers open until it runs
+//! the user's program, so that Start ends when the program runs and knows why it does not.
+//!
+//! Deliberately absent: checkpoints, which with libcontainer end in CRIU alone and without a restore.
+
+#[cfg(feature = "libcontainer")]
+mod adapt;
+#[cfg(feature = "libcontainer")]
+mod exec;
+#[cfg(feature = "libcontainer")]
+mod executor;
+#[cfg(feature = "libcontainer")]
+mod label;
+#[cfg(feature = "libcontainer")]
+mod maker;
+#[cfg(feature = "libcontainer")]
+mod report;
+#[cfg_attr(not(feature = "libcontainer"), allow(dead_code, reason = "the half of it that is the maker's"))]
+mod wire;
+
+#[cfg(feature = "libcontainer")]
+pub use executor::Native;
+#[cfg(feature = "libcontainer")]
+pub use maker::run_if_asked;
+#[cfg(feature = "libcontainer")]
+pub use report::program_runs;
+
+use super::{Checkpoint, Creation, Execution, Made, Runtime, Streams};
+use crate::config::RuntimeConfig;
+use crate::error::{Code, Context, Error, Result};
+use crate::ids::ContainerId;
+use crate::reaper::Reaper;
+use crate::record::PodDir;
+use crate::stdio::ChildStreams;
+use crate::terminal::ConsoleSocket;
+use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, Uid};
+use rustix::net::RecvFlags;
+use rustix::pty::OpenptFlags;
+use std::collections::BTreeMap;
+use std::io::{Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::io::unix::AsyncFd;
+use wire::{Answer, Making, Request, Task};
+
+/// `notify_socket::NOTIFY_FILE` of libcontainer.
+const NOTIFY: &str = "notify.sock";
+
+/// libcontainer as a runtime.
+#[derive(Debug)]
+pub struct Libcontainer {
+    program: PathBuf,
+    /// The same, as it is run.
+    sealed: OwnedFd,
+    root: PathBuf,
+    systemd_cgroup: bool,
+    reaper: Reaper,
+    calls: AtomicU64,
+    created: Mutex<BTreeMap<ContainerId, Created>>,
+}
+
+/// A container that waits for Start.
+#[derive(Debug)]
+struct Created {
+    answers: Answers,
+    hooks_after_start: bool,
+}
+
+impl Libcontainer {
+    /// Containers with their state in the pod's directory, made by the program `maker`, whose `main`
+    /// calls `run_if_asked`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where libcontainer cannot do what the configuration asks for on this host,
+    /// `NotFound` where there is no such program.
+    pub fn new(config: &RuntimeConfig, pod: &PodDir, reaper: Reaper, maker: PathBuf) -> Result<Self> {
+        if config.systemd_cgroup && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            return Err(Error::invalid(
+                "runtime.systemd_cgroup with runtime.name = \"libcontainer\" needs cgroup v2: use runc or crun here",
+            ));
+        }
+        let root = pod.runtime_root();
+        std::fs::create_dir_all(&root).context(|| format!("cannot make {}", root.display()))?;
+        Ok(Self {
+            sealed: magnetar_sys::sealed::read_only(&maker).context(|| format!("cannot mount {} read-only", maker.display()))?,
+            program: maker,
+            root,
+            systemd_cgroup: config.systemd_cgroup,
+            reaper,
+            calls: AtomicU64::new(0),
+            created: Mutex::default(),
+        })
+    }
+
+    /// Has a maker do something, and returns what it says when it is done, with the rest of its words.
+    async fn call(&self, container: &ContainerId, task: Task, streams: Option<ChildStreams>) -> Result<(Answer, Answers)> {
+        let what = || "cannot call the process that makes containers".to_string();
+        let request = Request { root: self.root.clone(), container: container.to_string(), systemd_cgroup: self.systemd_cgroup, task };
+        let text = serde_json::to_vec(&request).map_err(|e| Error::internal(format!("{}: {e}", what())))?;
+        let file = rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC).context(what)?;
+        let mut file = std::fs::File::from(file);
+        file.write_all(&text).and_then(|()| file.rewind()).context(what)?;
+        let (ours, theirs) = wire::pair().context(what)?;
+        if let Some(streams) = &streams {
+            wire::send_streams(&ours, streams).context(what)?;
+        }
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.sealed.as_raw_fd()));
+        command.arg(wire::FLAG).env_clear().stdin(file).stdout(theirs).stderr(Stdio::inherit());
+        let child = command.spawn().context(what)?;
+        // Nothing was awaited since the spawn, so the reaper cannot have come first.
+        let ended = self.reaper.watch(child.id());
+        // These hold copies of what must have one holder: the other side.
+        drop((command, streams));
+        let mut answers = Answers::new(ours)?;
+        let answer = answers.last().await;
+        // Only then is what it has made a child of ours.
+        let exit = ended.await;
+        match (answer, exit) {
+            (Some(Answer::Failed(error)), _) => Err(answers.explained(error)),
+            (Some(answer), _) => Ok((answer, answers)),
+            (None, Ok(exit)) => {
+                Err(answers.explained(Error::internal(format!("the process that makes containers ended with code {}", exit.code))))
+            }
+            (None, Err(_)) => Err(Error::internal("the process that makes containers ended, and nobody saw how")),
+        }
+    }
+
+    /// [`call`](Self::call) for a task that makes nothing.
+    async fn simple(&self, container: &ContainerId, task: Task) -> Result<()> {
+        self.call(container, task, None).await.map(drop)
+    }
+
+    /// [`call`](Self::call) for a task that makes a process. `begin` is told what comes after it: the
+    /// end of the answers is the beginning of the user's program.
+    async fn make(
+        &self,
+        container: &ContainerId,
+        streams: Streams,
+        task: impl FnOnce(Option<PathBuf>) -> Task,
+        begin: impl AsyncFnOnce(&Making, Answers) -> Result<()>,
+    ) -> Result<Made> {
+        let (streams, console) = match streams {
+            Streams::Pipes(streams) => (Some(streams), None),
+            Streams::Terminal => {
+                let name = format!(".{}.tty", self.calls.fetch_add(1, Ordering::Relaxed));
+                (None, Some(ConsoleSocket::bind(self.root.join(name))?))
+            }
+        };
+        let path = console.as_ref().map(|socket| socket.path().to_owned());
+        let (answer, answers) = self.call(container, task(path), streams).await?;
+        let Answer::Made(making) = answer else { return Err(Error::internal("the process that makes containers made none")) };
+        begin(&making, answers).await?;
+        let terminal = console.map(|socket| socket.receive().and_then(|master| give_terminal(master, making.owner))).transpose()?;
+        Ok(Made { pid: making.pid, terminal })
+    }
+
+    fn created(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Created>> {
+        self.created.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Runtime for Libcontainer {
+    async fn create(&self, creation: Creation<'_>) -> Result<Made> {
+        if creation.checkpoint.is_some() {
+            return Err(no_checkpoints());
+        }
+        let id = creation.container;
+        let bundle = creation.bundle.to_owned();
+        self.make(
+            id,
+            creation.streams,
+            |console| Task::Create { bundle, console },
+            async |making, answers| {
+                self.created().insert(id.clone(), Created { answers, hooks_after_start: making.hooks_after_start });
+                Ok(())
+            },
+        )
+        .await
+    }
+
+    async fn start(&self, container: &ContainerId) -> Result<()> {
+        let created = self.created().remove(container);
+        let created = created.ok_or_else(|| Error::precondition("it does not wait for its start"))?;
+        notify(&self.root.join(container.as_str()))?;
+        created.answers.end().await?;
+        if created.hooks_after_start {
+            self.simple(container, Task::Started).await?;
+        }
+        Ok(())
+    }
+
+    async fn exec(&self, execution: Execution<'_>) -> Result<Made> {
+        let process = String::from_utf8(execution.process.to_vec());
+        let process = process.map_err(|_| Error::invalid(format!("the process of exec {} is no UTF-8", execution.exec)))?;
+        let task = |console| Task::Exec { process, console };
+        self.make(execution.container, execution.streams, task, async |_, answers| answers.end().await).await
+    }
+
+    async fn freeze(&self, container: &ContainerId, frozen: bool) -> Result<()> {
+        self.simple(container, Task::Freeze(frozen)).await
+    }
+
+    async fn update(&self, container: &ContainerId, resources: &[u8]) -> Result<()> {
+        let resources = String::from_utf8(resources.to_vec());
+        let resources = resources.map_err(|_| Error::invalid(format!("the new limits of container {container} are no UTF-8")))?;
+        self.simple(container, Task::Update(resources)).await
+    }
+
+    async fn checkpoint(&self, _: &ContainerId, _: Checkpoint) -> Result<()> {
+        Err(no_checkpoints())
+    }
+
+    async fn delete(&self, container: &ContainerId) -> Result<()> {
+        self.created().remove(container);
+        if self.root.join(container.as_str()).exists() {
+            self.simple(container, Task::Delete).await?;
+        }
+        let bundle = wire::bundle_dir(&self.root, container);
+        match std::fs::remove_dir_all(&bundle) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context(|| format!("cannot remove {}", bundle.display()))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn program(&self) -> &Path {
+        &self.program
+    }
+}
+
+fn no_checkpoints() -> Error {
+    Error::new(Code::Unimplemented, "no checkpoints with runtime.name = \"libcontainer\": use runc, with criu installed")
+}
+
+/// Tells the init that waits at its socket to go on. The socket's path is too long for its address, so
+/// it is reached through its directory.
+fn notify(state: &Path) -> Result<()> {
+    let what = || "cannot reach the init, which has ended".to_string();
+    let dir = rustix::fs::open(state, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .context(|| format!("cannot open {}", state.display()))?;
+    let mut init = UnixStream::connect(format!("/proc/self/fd/{}/{NOTIFY}", dir.as_raw_fd())).context(what)?;
+    init.write_all(b"start container").context(what)
+}
+
+/// Makes a terminal belong to the user who is to reopen it by its name.
+fn give_terminal(master: OwnedFd, owner: u32) -> Result<OwnedFd> {
+    if owner != 0 {
+        let what = || "cannot give the terminal to the container's user".to_string();
+        let slave =
+            rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).context(what)?;
+        rustix::fs::fchown(&slave, Some(Uid::from_raw(owner)), None::<Gid>).context(what)?;
+    }
+    Ok(master)
+}
+
+/// Our end of the socket.
+#[derive(Debug)]
+struct Answers {
+    socket: AsyncFd<OwnedFd>,
+    notes: Vec<String>,
+}
+
+impl Answers {
+    fn new(socket: OwnedFd) -> Result<Self> {
+        let socket = magnetar_sys::readiness::watch(socket).context(|| "cannot watch a socket".into())?;
+        Ok(Self { socket, notes: Vec::new() })
+    }
+
+    /// What is said last, but for notes; `None` where the other side is gone before.
+    async fn last(&mut self) -> Option<Answer> {
+        let mut buffer = vec![0; wire::MAX_ANSWER];
+        loop {
+            let read = |socket: &OwnedFd| Ok(rustix::net::recv(socket, &mut buffer[..], RecvFlags::DONTWAIT)?.0);
+            let length = self.socket.async_io(tokio::io::Interest::READABLE, read).await.ok().filter(|length| *length > 0)?;
+            match serde_json::from_slice(&buffer[..length]) {
+                Ok(Answer::Note(note)) => self.notes.push(note),
+                Ok(answer @ (Answer::Made(_) | Answer::Done | Answer::Failed(_))) => return Some(answer),
+                Err(error) => return Some(Answer::Failed(Error::internal(format!("an answer does not parse: {error}")))),
+            }
+        }
+    }
+
+    /// Waits until the user's program runs.
+    async fn end(mut self) -> Result<()> {
+        match self.last().await {
+            Some(Answer::Failed(error)) => Err(self.explained(error)),
+            Some(Answer::Note(_) | Answer::Made(_) | Answer::Done) | None => Ok(()),
+        }
+    }
+
+    /// An error of libcontainer's outermost layer with what was logged first, its cause.
+    fn explained(&self, error: Error) -> Error {
+        match self.notes.first() {
+            Some(note) if error.code() == Code::Internal => Error::internal(format!("{error} ({note})")),
+            Some(_) | None => error,
+        }
+    }
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A bundle as libcontainer 0.7 needs it: what it would get wrong is done here, or put in other words.
+//!
+//! - An `oomScoreAdj` that the kernel refuses is fatal there. A sandbox process without
+//!   CAP_SYS_RESOURCE may not lower its own, and a container without it is better than none.
+//! - `noNewPrivileges: false` makes it load the seccomp filter when the privileges for that are gone;
+//!   left out, it means the same and works.
+//! - Without `HOME` it asks the C library for the user, inside of the container, where that may load
+//!   the container's own name service modules into a static program. We read `passwd` from outside.
+//! - A mount of type `cgroup` with v1 fails there where the container joins a PID namespace by its path,
+//!   and is writable where it should not be: we say which directories are to be bound.
+//! - `rootfsPropagation` is known there without its `r`, and always recursive.
+
+use crate::cgroup::Cgroup;
+use crate::error::{Context, Error, Result};
+use libcontainer::oci_spec::runtime::{LinuxIdMapping, Spec};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use serde_json::{Value, json};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// A `passwd` larger than this is not searched to its end.
+const MAX_PASSWD: u64 = 1 << 20;
+/// The v1 controllers in which libcontainer makes a container's cgroup.
+const CONTROLLERS: [&str; 12] =
+    ["cpu", "cpuacct", "cpuset", "devices", "hugetlb", "memory", "pids", "perf_event", "blkio", "net_prio", "net_cls", "freezer"];
+
+/// Writes the adapted specification of `bundle` to `to`. Returns what to write to `oom_score_adj`.
+///
+/// # Errors
+/// Where the specification cannot be read or written, or has no `root`.
+pub fn write(bundle: &Path, to: &Path) -> Result<Option<i64>> {
+    let path = bundle.join("config.json");
+    let text = std::fs::read(&path).context(|| format!("cannot read {}", path.display()))?;
+    let mut spec: Value =
+        serde_json::from_slice(&text).map_err(|e| Error::invalid(format!("{} is no OCI specification: {e}", path.display())))?;
+    let oom_score_adj = adapt(&mut spec, bundle, home_in)?;
+    if let Some(path) = spec.pointer("/linux/cgroupsPath").and_then(Value::as_str)
+        && let Cgroup::V1 { dirs } = Cgroup::at(path)?
+    {
+        bind_cgroups(&mut spec, dirs.iter().map(|(controller, dir)| (controller.as_str(), dir)));
+    }
+    std::fs::create_dir_all(to).context(|| format!("cannot make {}", to.display()))?;
+    std::fs::write(to.join("config.json"), spec.to_string()).context(|| format!("cannot write to {}", to.display()))?;
+    Ok(oom_score_adj)
+}
+
+fn adapt(spec: &mut Value, bundle: &Path, home_in: impl FnOnce(&Path, u64) -> Option<String>) -> Result<Option<i64>> {
+    let root = spec.pointer_mut("/root/path").ok_or_else(|| Error::invalid("the specification has no root.path"))?;
+    let rootfs = bundle.join(root.as_str().unwrap_or_default());
+    *root = Value::from(rootfs.to_string_lossy());
+    if let Some(propagation) = spec.pointer_mut("/linux/rootfsPropagation")
+        && let Some(plain) = propagation.as_str().and_then(|text| text.strip_prefix('r'))
+    {
+        *propagation = Value::from(plain);
+    }
+    let Some(process) = spec.get_mut("process").and_then(Value::as_object_mut) else {
+        return Err(Error::invalid("the specification has no process"));
+    };
+    if process.get("noNewPrivileges") == Some(&Value::Bool(false)) {
+        process.remove("noNewPrivileges");
+    }
+    let oom_score_adj = process.remove("oomScoreAdj").and_then(|value| value.as_i64());
+    let uid = process.get("user").and_then(|user| user.get("uid")).and_then(Value::as_u64).unwrap_or_default();
+    if let Some(env) = process.entry("env").or_insert_with(|| Value::Array(Vec::new())).as_array_mut() {
+        let given = env.iter().any(|variable| variable.as_str().is_some_and(|text| text.starts_with("HOME=")));
+        if !given {
+            let home = home_in(&rootfs, uid).unwrap_or_else(|| if uid == 0 { "/root".into() } else { "/".into() });
+            env.push(Value::from(format!("HOME={home}")));
+        }
+    }
+    Ok(oom_score_adj)
+}
+
+/// Replaces mounts of type `cgroup` by what they mean with v1: a directory with the container's own
+/// cgroup of each controller in it.
+fn bind_cgroups<'a>(spec: &mut Value, dirs: impl Iterator<Item = (&'a str, &'a PathBuf)> + Clone) {
+    let Some(mounts) = spec.get_mut("mounts").and_then(Value::as_array_mut) else { return };
+    let mut adapted = Vec::new();
+    for mount in std::mem::take(mounts) {
+        let (Some("cgroup"), Some(destination)) = (mount["type"].as_str(), mount["destination"].as_str()) else {
+            adapted.push(mount);
+            continue;
+        };
+        let read_only = mount["options"].as_array().is_some_and(|options| options.iter().any(|option| option == "ro"));
+        adapted.push(json!({
+            "destination": destination, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "noexec", "nodev", "mode=755"],
+        }));
+        let binds = dirs.clone().filter(|(controller, _)| CONTROLLERS.contains(controller)).map(|(controller, dir)| {
+            json!({
+                "destination": format!("{}/{controller}", destination.trim_end_matches('/')), "type": "bind", "source": dir,
+                "options": ["bind", "nosuid", "noexec", "nodev", if read_only { "ro" } else { "rw" }],
+            })
+        });
+        adapted.extend(binds);
+    }
+    *mounts = adapted;
+}
+
+/// The home of a user, as the container's `passwd` has it. Links in it lead nowhere but into it.
+fn home_in(rootfs: &Path, uid: u64) -> Option<String> {
+    let dir = rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    home_below(&dir, uid)
+}
+
+/// [`home_in`] for a root that is open, or for this process's own.
+pub fn home_below(root: impl std::os::fd::AsFd, uid: u64) -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = rustix::fs::openat2(root, "etc/passwd", flags, Mode::empty(), resolve).ok()?;
+    let mut text = Vec::new();
+    std::fs::File::from(file).take(MAX_PASSWD).read_to_end(&mut text).ok()?;
+    home_of(&String::from_utf8_lossy(&text), uid)
+}
+
+/// The home of a user in the container that this process has entered.
+pub fn home_here(uid: u64) -> Option<String> {
+    let root = rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    home_below(root, uid)
+}
+
+fn home_of(passwd: &str, uid: u64) -> Option<String> {
+    let mut users = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let user = users.find(|fields| fields.get(2).and_then(|id| id.parse().ok()) == Some(uid))?;
+    user.get(5).filter(|home| home.starts_with('/')).map(ToString::to_string)
+}
+
+/// The host's id of the user that the container's program runs as; one that is not mapped is nobody.
+pub fn owner(spec: &Spec) -> u32 {
+    let uid = spec.process().as_ref().map(|process| process.user().uid()).unwrap_or_default();
+    let mappings = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().as_deref()).unwrap_or_default();
+    if mappings.is_empty() {
+        return uid;
+    }
+    let host = |mapping: &LinuxIdMapping| {
+        let offset = uid.checked_sub(mapping.container_id()).filter(|offset| *offset < mapping.size())?;
+        mapping.host_id().checked_add(offset)
+    };
+    mappings.iter().find_map(host).unwrap_or(65534)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapted(spec: &str, home: Option<&str>) -> (Value, Option<i64>) {
+        let mut spec = serde_json::from_str(spec).unwrap();
+        let oom_score_adj = adapt(&mut spec, Path::new("/bundle"), |_, _| home.map(String::from)).unwrap();
+        (spec, oom_score_adj)
+    }
+
+    #[test]
+    fn what_libcontainer_would_get_wrong_is_gone() {
+        let text = r#"{"root":{"path":"rootfs"},"process":{"noNewPrivileges":false,"oomScoreAdj":-997,"args":["x"],"env":["A=1"]},"linux":{"rootfsPropagation":"rshared"}}"#;
+        let (spec, oom_score_adj) = adapted(text, Some("/home/me"));
+        assert_eq!(oom_score_adj, Some(-997));
+        let expected = r#"{"root":{"path":"/bundle/rootfs"},"process":{"args":["x"],"env":["A=1","HOME=/home/me"]},"linux":{"rootfsPropagation":"shared"}}"#;
+        assert_eq!(spec, serde_json::from_str::<Value>(expected).unwrap());
+    }
+
+    #[test]
+    fn what_was_given_stays() {
+        let (spec, _) =
+            adapted(r#"{"root":{"path":"/else"},"process":{"noNewPrivileges":true,"env":["HOME=/x"],"user":{"uid":5}}}"#, Some("/y"));
+        assert_eq!(spec["root"]["path"], "/else");
+        assert_eq!(spec["process"]["noNewPrivileges"], true);
+        assert_eq!(spec["process"]["env"], serde_json::json!(["HOME=/x"]));
+        assert!(adapt(&mut Value::Null, Path::new("/b"), |_, _| None).is_err());
+    }
+
+    #[test]
+    fn cgroups_are_bound_one_by_one() {
+        let mut spec = serde_json::json!({"mounts": [
+            {"destination": "/proc", "type": "proc"},
+            {"destination": "/sys/fs/cgroup", "type": "cgroup", "options": ["nosuid", "ro"]},
+        ]});
+        let dirs = [("memory", PathBuf::from("/m/x")), ("name=systemd", PathBuf::from("/s/x"))];
+        bind_cgroups(&mut spec, dirs.iter().map(|(controller, dir)| (*controller, dir)));
+        let mounts = spec["mounts"].as_array().unwrap();
+        assert_eq!(mounts.iter().map(|mount| mount["type"].as_str().unwrap()).collect::<Vec<_>>(), ["proc", "tmpfs", "bind"]);
+        assert_eq!(mounts[2]["destination"], "/sys/fs/cgroup/memory");
+        assert_eq!(mounts[2]["source"], "/m/x");
+        assert!(mounts[2]["options"].as_array().unwrap().contains(&"ro".into()));
+    }
+
+    #[test]
+    fn homes_come_from_passwd() {
+        let passwd = "root:x:0:0::/root:/bin/sh\nbroken\nweb:x:33:33::/var/www:\nnone:x:34:34::relative:\n";
+        assert_eq!(home_of(passwd, 33).as_deref(), Some("/var/www"));
+        assert_eq!(home_of(passwd, 34), None);
+        assert_eq!(home_of(passwd, 35), None);
+    }
+
+    #[test]
+    fn owners_are_the_hosts() {
+        let mapped = r#"{"ociVersion":"1.1.0","root":{"path":"r"},"process":{"user":{"uid":5,"gid":5},"args":["x"],"cwd":"/"},
+            "linux":{"uidMappings":[{"containerID":0,"hostID":100000,"size":10}]}}"#;
+        let spec = |text: &str| serde_json::from_str::<Spec>(text).unwrap();
+        assert_eq!(owner(&spec(mapped)), 100_005);
+        assert_eq!(owner(&spec(&mapped.replace("\"size\":10", "\"size\":1"))), 65534);
+        assert_eq!(owner(&spec(&mapped.replace("uidMappings", "xMappings"))), 5);
+    }
+}

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A further process in a running container.
+//!
+//! libcontainer 0.7 has a builder for it, which is not used: its processes get no seccomp filter,
+//! do not enter the container's user namespace (they are root on the host), and each leaves a socket
+//! behind. What it has besides is used: capabilities, seccomp, AppArmor, terminals.
+//!
+//! ```text
+//! maker   joins the cgroup and all namespaces of init, forks, says the process id and ends
+//!  └─ copy   terminal or streams, privileges down, becomes the program; now in the PID namespace too
+//! ```
+
+use super::maker::{adjust_oom_score, chain, give_to};
+use super::wire::Making;
+use super::{adapt, report};
+use crate::cgroup::Cgroup;
+use crate::error::{Code, Context, Error, Result};
+use crate::stdio::ChildStreams;
+use libcontainer::container::Container;
+use libcontainer::oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::Executor;
+use libcontainer::{apparmor, capabilities, seccomp, tty};
+use nix::sched::CloneFlags;
+use rustix::process::{DumpableBehavior, Gid, Pid, PidfdFlags, Uid};
+use std::os::fd::IntoRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+/// `CLONE_NEWTIME` of `linux/sched.h`, which nix does not have.
+const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
+
+/// Starts `process`, JSON, in `container`.
+///
+/// # Errors
+/// What stands in the way of the copy; from then on the copy itself tells.
+pub fn run(
+    container: &Container,
+    process: &str,
+    console: Option<&Path>,
+    streams: Option<ChildStreams>,
+    executor: impl Executor,
+) -> Result<Making> {
+    let process: Process = serde_json::from_str(process).map_err(|e| Error::invalid(format!("the process does not parse: {e}")))?;
+    let init = container.pid().and_then(|pid| Pid::from_raw(pid.as_raw()));
+    let init = init.ok_or_else(|| Error::precondition("the container has no process"))?;
+    let mut spec = Spec::load(container.bundle().join("config.json")).map_err(|e| Error::internal(chain(&e)))?;
+    refuse_unsupported(&process)?;
+    spec.set_process(Some(process));
+    let owner = adapt::owner(&spec);
+    if let Some(streams) = &streams {
+        give_to(&spec, streams)?;
+    }
+    let console = console.map(UnixStream::connect).transpose().context(|| "cannot reach the terminal's socket".into())?;
+    // Not for the container's processes to look into (CVE-2016-9962).
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context(|| "cannot hide from the container".into())?;
+    enter(&spec, init)?;
+    let pid = magnetar_sys::fork::spawn(|| {
+        let Err(error) = become_program(&spec, console, streams, executor);
+        report::failed(error);
+        // As a shell says that a program cannot be run.
+        126
+    });
+    Ok(Making { pid: pid.context(|| "cannot fork".into())?, owner, hooks_after_start: false })
+}
+
+/// What libcontainer does for an init, and nobody has asked for in an exec.
+fn refuse_unsupported(process: &Process) -> Result<()> {
+    let asked = [
+        ("scheduler", process.scheduler().is_some()),
+        ("ioPriority", process.io_priority().is_some()),
+        ("execCPUAffinity", process.exec_cpu_affinity().is_some()),
+    ];
+    match asked.iter().find(|(_, asked)| *asked) {
+        Some((name, _)) => {
+            Err(Error::unimplemented(format!("process.{name} of an exec is not supported with runtime.name = \"libcontainer\"")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn enter(spec: &Spec, init: Pid) -> Result<()> {
+    let process = spec.process().as_ref();
+    if let Some(adjustment) = process.and_then(Process::oom_score_adj) {
+        adjust_oom_score(adjustment.into());
+    }
+    Cgroup::of_process(init.as_raw_nonzero().get() as u32)?.join(std::process::id())?;
+    let pidfd = rustix::process::pidfd_open(init, PidfdFlags::empty()).context(|| "the container has ended".into())?;
+    // Raising a hard limit needs the host's privileges.
+    let syscall = SyscallType::Linux.create_syscall();
+    for limit in process.and_then(|process| process.rlimits().as_ref()).into_iter().flatten() {
+        syscall.set_rlimit(limit).map_err(|e| Error::internal(format!("cannot set the limit {:?}: {e}", limit.typ())))?;
+    }
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    let flags = flags(namespaces);
+    nix::sched::setns(&pidfd, flags).context(|| format!("cannot enter the container's namespaces ({flags:?})"))?;
+    if flags.contains(CloneFlags::CLONE_NEWUSER) {
+        become_user(Uid::ROOT, Gid::ROOT, &[])?;
+    }
+    Ok(())
+}
+
+fn flags(namespaces: &[LinuxNamespace]) -> CloneFlags {
+    let flag = |namespace: &LinuxNamespace| match namespace.typ() {
+        LinuxNamespaceType::Mount => CloneFlags::CLONE_NEWNS,
+        LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+        LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
+        LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
+        LinuxNamespaceType::User => CloneFlags::CLONE_NEWUSER,
+        LinuxNamespaceType::Pid => CloneFlags::CLONE_NEWPID,
+        LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
+        LinuxNamespaceType::Time => CLONE_NEWTIME,
+    };
+    namespaces.iter().map(flag).collect()
+}
+
+/// In the copy. The order is libcontainer's own for an init: what needs privileges comes before they
+/// go, and the seccomp filter last that can be.
+fn become_program(
+    spec: &Spec,
+    console: Option<UnixStream>,
+    streams: Option<ChildStreams>,
+    executor: impl Executor,
+) -> Result<std::convert::Infallible> {
+    let process = spec.process().as_ref().ok_or_else(|| Error::internal("no process"))?;
+    let syscall = SyscallType::Linux.create_syscall();
+    let syscall = syscall.as_ref();
+    let user = process.user();
+    rustix::process::setsid().context(|| "cannot make a session".into())?;
+    if let Some(console) = console {
+        tty::setup_console(syscall, console.into_raw_fd(), false).map_err(|e| Error::internal(chain(&e)))?;
+    }
+    if let Some(ChildStreams { stdin, stdout, stderr }) = streams {
+        let what = || "cannot set the process's streams".to_string();
+        rustix::stdio::dup2_stdin(&stdin).context(what)?;
+        rustix::stdio::dup2_stdout(&stdout).context(what)?;
+        rustix::stdio::dup2_stderr(&stderr).context(what)?;
+    }
+    if let Some(profile) = process.apparmor_profile() {
+        apparmor::apply_profile(profile).map_err(|e| Error::internal(chain(&e)))?;
+    }
+    if let Some(umask) = user.umask() {
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask));
+    }
+    let confined = process.no_new_privileges().unwrap_or_default();
+    if confined {
+        rustix::thread::set_no_new_privs(true).context(|| "cannot set no_new_privs".into())?;
+    }
+    let in_place = change_dir(process, false)?;
+    if !confined {
+        filter_calls(spec)?;
+    }
+    let groups: Vec<Gid> = user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
+    become_user(Uid::from_raw(user.uid()), Gid::from_raw(user.gid()), &groups)?;
+    syscall.close_range(0).map_err(|e| Error::internal(format!("cannot close what the program must not have: {e}")))?;
+    capabilities::reset_effective(syscall).map_err(|e| Error::internal(chain(&e)))?;
+    if let Some(capabilities) = process.capabilities() {
+        capabilities::drop_privileges(capabilities, syscall)
+            .map_err(|e| Error::internal(format!("cannot set the capabilities: {}", chain(&e))))?;
+    }
+    if !in_place {
+        change_dir(process, true)?;
+    }
+    // A working directory outside of the container's root would be a way out of it (CVE-2024-21626).
+    std::env::current_dir().context(|| "the working directory is not in the container".into())?;
+    if confined {
+        filter_calls(spec)?;
+    }
+    let spec = with_home(spec);
+    executor.validate(&spec).map_err(|e| Error::invalid(chain(&e)))?;
+    match executor.exec(&spec) {
+        Ok(()) => Err(Error::internal("the program was not run")),
+        Err(e) => Err(Error::invalid(chain(&e))),
+    }
+}
+
+/// Whether it is there now. Root may not be allowed where the user is, as on NFS: then the user tries again.
+fn change_dir(process: &Process, as_user: bool) -> Result<bool> {
+    let dir = process.cwd();
+    if dir.as_os_str().is_empty() {
+        return Ok(true);
+    }
+    match rustix::process::chdir(dir) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) if !as_user => Ok(false),
+        Err(e) => Err(e).context(|| format!("cannot change to the working directory {}", dir.display())),
+    }
+}
+
+fn become_user(uid: Uid, gid: Gid, groups: &[Gid]) -> Result<()> {
+    let what = || format!("cannot become the user {}:{}", uid.as_raw(), gid.as_raw());
+    rustix::thread::set_keep_capabilities(true).context(what)?;
+    rustix::thread::set_thread_groups(groups).context(what)?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid).context(what)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).context(what)
+}
+
+fn filter_calls(spec: &Spec) -> Result<()> {
+    let Some(filter) = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else { return Ok(()) };
+    if seccomp::is_notify(filter) {
+        return Err(Error::new(Code::Unimplemented, "a seccomp filter that asks an agent is not supported for an exec"));
+    }
+    seccomp::initialize_seccomp(filter).map(drop).map_err(|e| Error::internal(chain(&e)))
+}
+
+/// `HOME`, where nobody has set it.
+fn with_home(spec: &Spec) -> Spec {
+    let mut spec = spec.clone();
+    if let Some(process) = spec.process_mut() {
+        let mut env = process.env().clone().unwrap_or_default();
+        if !env.iter().any(|variable| variable.starts_with("HOME=")) {
+            let uid = process.user().uid();
+            let home = adapt::home_here(uid.into()).unwrap_or_else(|| if uid == 0 { "/root".into() } else { "/".into() });
+            env.push(format!("HOME={home}"));
+            process.set_env(Some(env));
+        }
+    }
+    spec
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use libcontainer::oci_spec::runtime::LinuxNamespaceBuilder;
+
+    #[test]
+    fn an_exec_enters_all_that_the_container_has() {
+        let namespace = |typ| LinuxNamespaceBuilder::default().typ(typ).build().unwrap();
+        let all = [LinuxNamespaceType::User, LinuxNamespaceType::Mount, LinuxNamespaceType::Time].map(namespace);
+        assert_eq!(flags(&all), CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS | CLONE_NEWTIME);
+        assert_eq!(flags(&[]), CloneFlags::empty());
+    }
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The maker: a program that is executed for one deed.
+//!
+//! It has one thread because it never starts another, so what it forks is sound; it inherits nothing
+//! but the three descriptors that it was given; and what libcontainer changes of the process that it
+//! runs in (the working directory, `oom_score_adj`, being dumpable) ends with the deed.
+
+use super::adapt;
+use super::exec;
+use super::label;
+use super::report;
+use super::wire::{self, Answer, Making, Request, Task};
+use crate::error::{Code, Context, Error, Result};
+use crate::ids::ContainerId;
+use crate::stdio::ChildStreams;
+use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::container::{Container, ContainerStatus};
+use libcontainer::error::LibcontainerError;
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::Executor;
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use rustix::process::Signal;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Does the deed if this process was started for one; then `main` has nothing else to do. Call it
+/// first in `main`. `executor` becomes the container's program.
+pub fn run_if_asked<E: Executor + Clone + 'static>(executor: E) -> Option<ExitCode> {
+    let asked = std::env::args_os().nth(1).is_some_and(|argument| argument == wire::FLAG);
+    asked.then(|| match begin().and_then(|(request, streams)| perform(request, streams, executor)) {
+        Ok(answer) => {
+            report::answer(&answer);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            report::failed(error);
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn begin() -> Result<(Request, Option<ChildStreams>)> {
+    let what = || "cannot become the process that makes containers".to_string();
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context(what)?;
+    magnetar_sys::fork::default_signals();
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    rustix::thread::set_thread_groups(&[]).context(what)?;
+    let mut text = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut text).context(what)?;
+    let socket = std::io::stdout().as_fd().try_clone_to_owned().context(what)?;
+    let streams = wire::receive_streams(&socket).context(what)?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(what)?;
+    rustix::stdio::dup2_stdin(&null).context(what)?;
+    rustix::stdio::dup2_stdout(&null).context(what)?;
+    report::start(socket);
+    label::look();
+    let request = serde_json::from_slice(&text).map_err(|e| Error::internal(format!("{}: {e}", what())))?;
+    Ok((request, streams))
+}
+
+fn perform<E: Executor + Clone + 'static>(request: Request, streams: Option<ChildStreams>, executor: E) -> Result<Answer> {
+    let container = ContainerId::parse(request.container)?;
+    let dir = request.root.join(container.as_str());
+    match request.task {
+        Task::Create { bundle, console } => {
+            let adapted = wire::bundle_dir(&request.root, &container);
+            if let Some(adjustment) = adapt::write(&bundle, &adapted)? {
+                adjust_oom_score(adjustment);
+            }
+            let spec = load_spec(&adapted)?;
+            let mut builder = ContainerBuilder::new(container.to_string(), SyscallType::Linux)
+                .with_root_path(&request.root)
+                .map_err(failure)?
+                .with_executor(executor)
+                .with_console_socket(console);
+            if let Some(ChildStreams { stdin, stdout, stderr }) = streams {
+                give(&spec, [&stdin, &stdout, &stderr])?;
+                builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
+            }
+            let made = builder.as_init(&adapted).with_systemd(request.systemd_cgroup).with_detach(true).build().map_err(failure)?;
+            let pid = made.pid().ok_or_else(|| Error::internal("libcontainer made a container without a process"))?;
+            let hooks_after_start =
+                spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref()).is_some_and(|hooks| !hooks.is_empty());
+            Ok(Answer::Made(Making { pid: pid.as_raw() as u32, owner: adapt::owner(&spec), hooks_after_start }))
+        }
+        Task::Started => {
+            let container = running(&dir)?;
+            let spec = load_spec(container.bundle())?;
+            let hooks = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref());
+            libcontainer::hooks::run_hooks(hooks, Some(&container.state), Some(&container.root), None, None)
+                .map_err(|e| Error::internal(chain(&e)))?;
+            Ok(Answer::Done)
+        }
+        Task::Exec { process, console } => {
+            let container = running(&dir)?;
+            exec::run(&container, &process, console.as_deref(), streams, executor).map(Answer::Made)
+        }
+        Task::Freeze(true) => running(&dir)?.pause().map_err(failure).map(|()| Answer::Done),
+        Task::Freeze(false) => Container::load(dir).map_err(failure)?.resume().map_err(failure).map(|()| Answer::Done),
+        Task::Update(resources) => update(&Container::load(dir).map_err(failure)?, &resources),
+        Task::Delete => delete(&dir),
+    }
+}
+
+/// The container, started. libcontainer would note that in a file which nobody else needs; so it is
+/// noted when it matters.
+fn running(dir: &Path) -> Result<Container> {
+    let mut container = Container::load(dir.to_owned()).map_err(failure)?;
+    match container.status() {
+        ContainerStatus::Creating | ContainerStatus::Created => {
+            container.set_status(ContainerStatus::Running);
+            container.save().map_err(failure)?;
+            Ok(container)
+        }
+        ContainerStatus::Running => Ok(container),
+        status @ (ContainerStatus::Stopped | ContainerStatus::Paused) => Err(Error::precondition(format!("the container is {status}"))),
+    }
+}
+
+fn update(container: &Container, resources: &str) -> Result<Answer> {
+    let resources = serde_json::from_str(resources).map_err(|e| Error::invalid(format!("the new limits do not parse: {e}")))?;
+    let config = CgroupConfig {
+        cgroup_path: container.spec().map_err(failure)?.cgroup_path,
+        systemd_cgroup: container.systemd(),
+        container_name: container.id().to_owned(),
+    };
+    let changes = ControllerOpt { resources: &resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
+    let manager = create_cgroup_manager(config).map_err(|e| Error::internal(chain(&e)))?;
+    manager.apply(&changes).map_err(|e| Error::invalid(chain(&e)))?;
+    Ok(Answer::Done)
+}
+
+fn delete(dir: &Path) -> Result<Answer> {
+    if dir.exists() {
+        match Container::load(dir.to_owned()) {
+            Ok(mut container) => container.delete(true).map_err(failure)?,
+            // It was never made to the end: there is no process that its state would name.
+            Err(_) => std::fs::remove_dir_all(dir).context(|| format!("cannot remove {}", dir.display()))?,
+        }
+    }
+    Ok(Answer::Done)
+}
+
+fn load_spec(bundle: &Path) -> Result<Spec> {
+    let path = bundle.join("config.json");
+    Spec::load(&path).map_err(|e| Error::invalid(format!("{} is no OCI specification: {}", path.display(), chain(&e))))
+}
+
+/// Makes pipes belong to the user who is to reopen them, by way of `/dev/stdout`. In a user namespace
+/// the caller of the runtime has seen to it.
+fn give(spec: &Spec, streams: [&OwnedFd; 3]) -> Result<()> {
+    let Some(process) = spec.process() else { return Ok(()) };
+    let mapped = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().as_ref()).is_some_and(|mappings| !mappings.is_empty());
+    let (uid, gid) = (process.user().uid(), process.user().gid());
+    if mapped || (uid, gid) == (0, 0) {
+        return Ok(());
+    }
+    for stream in streams {
+        let what = || "cannot give a stream to the container's user".to_string();
+        let stat = rustix::fs::fstat(stream).context(what)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
+            rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).context(what)?;
+        }
+    }
+    Ok(())
+}
+
+/// [`give`] for an exec, whose user may be another than the container's.
+pub fn give_to(spec: &Spec, streams: &ChildStreams) -> Result<()> {
+    give(spec, [&streams.stdin, &streams.stdout, &streams.stderr])
+}
+
+/// Lowering it needs CAP_SYS_RESOURCE, which a node may lack; the container is none the worse.
+pub fn adjust_oom_score(adjustment: i64) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", adjustment.to_string()) {
+        report::note(format!("cannot set oom_score_adj to {adjustment}: {error}"));
+    }
+}
+
+/// libcontainer's error as one of ours.
+fn failure(error: LibcontainerError) -> Error {
+    let code = match &error {
+        LibcontainerError::Exist => Code::AlreadyExists,
+        LibcontainerError::NoDirectory => Code::NotFound,
+        LibcontainerError::IncorrectStatus(_) => Code::FailedPrecondition,
+        LibcontainerError::InvalidID(_)
+        | LibcontainerError::InvalidInput(_)
+        | LibcontainerError::InvalidSpec(_)
+        | LibcontainerError::MissingSpec(_)
+        | LibcontainerError::Spec(_) => Code::InvalidArgument,
+        _ => Code::Internal,
+    };
+    Error::new(code, chain(&error))
+}
+
+/// An error with its causes, each said once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A program where nobody who runs it can write to it.
+//!
+//! A container that gets hold of `/proc/<pid>/exe` of a process that is about to become its program
+//! could otherwise overwrite the host's file (CVE-2019-5736). Through a mount of its own that is
+//! read-only there is no way to it, and nothing has to be copied.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+/// `mount_attr` of `linux/mount.h`, as it was first published.
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// `MOUNT_ATTR_RDONLY` of `linux/mount.h`.
+const READ_ONLY: u64 = 1;
+
+/// The file at `path` on a read-only mount that is nowhere attached. To be run as `/proc/self/fd/N`.
+///
+/// # Errors
+/// What the kernel says: it has the calls since 5.12, and wants CAP_SYS_ADMIN.
+pub fn read_only(path: &Path) -> io::Result<OwnedFd> {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    let tree = open_tree(rustix::fs::CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    let attributes = MountAttr { set: READ_ONLY, clear: 0, propagation: 0, user_namespace: 0 };
+    // SAFETY: the path is an empty string that is terminated, and the kernel reads as many bytes of
+    // `attributes`, which lives, as it has.
+    let changed = unsafe {
+        libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, &attributes, size_of::<MountAttr>())
+    };
+    if changed < 0 { Err(io::Error::last_os_error()) } else { Ok(tree) }
+}
