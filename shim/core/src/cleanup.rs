@@ -19,6 +19,7 @@ use crate::mount;
 use crate::record::{ContainerRecord, PodDir, PodLock, PodRecord};
 use crate::sandbox_files::SandboxFiles;
 use rustix::process::{Pid, PidfdFlags, Signal};
+use std::path::Path;
 use std::time::Duration;
 use tracing::{info, warn};
 
@@ -26,6 +27,8 @@ use tracing::{info, warn};
 const KILLED: Duration = Duration::from_secs(5);
 /// How long killed processes may take to leave their cgroup: longer is the kernel's trouble.
 const CGROUP_EMPTY: Duration = Duration::from_secs(10);
+/// The folder in containerd's root and state directories that its bundles are in.
+const TASKS: &str = "io.containerd.runtime.v2.task";
 /// A runtime that was killed in the middle of making a container may have moved a child meanwhile.
 const SWEEPS: usize = 5;
 
@@ -133,6 +136,29 @@ async fn remove_container(container: &ContainerRecord) -> Result<()> {
     // Its root filesystem, and what was mounted beside it only to make that.
     for mounted in mount::mounts_below(&container.bundle)? {
         mount::unmount(&mounted)?;
+    }
+    remove_bundle(container)
+}
+
+/// Removes the bundle and what its `work` leads to, where both are containerd's.
+///
+/// containerd forgets them when it loses the connection between Create and Start: its Delete fails, is not
+/// tried again, and they stay until containerd starts anew. Where it does come to remove them, it does not mind that they are gone.
+fn remove_bundle(container: &ContainerRecord) -> Result<()> {
+    let is_containerds = |path: &Path| {
+        let mut names = path.components().rev().map(|component| component.as_os_str());
+        let (id, _namespace, tasks) = (names.next(), names.next(), names.next());
+        path.is_absolute() && id.is_some_and(|id| id == container.container.as_str()) && tasks.is_some_and(|name| name == TASKS)
+    };
+    let bundle = &container.bundle;
+    let work = std::fs::read_link(bundle.join("work")).ok();
+    for dir in work.iter().chain([bundle]).filter(|dir| is_containerds(dir)) {
+        match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).context(|| format!("cannot remove {}", dir.display()));
+            }
+            _ => {}
+        }
     }
     Ok(())
 }

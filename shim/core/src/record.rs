@@ -136,7 +136,11 @@ impl PodDir {
             Err(e) => return Err(e).context(|| format!("cannot make {}", self.0.display())),
         }
         for child in [self.containers(), self.runtime_root()] {
-            rustix::fs::mkdir(&child, Mode::RWXU).context(|| format!("cannot make {}", child.display()))?;
+            if let Err(error) = rustix::fs::mkdir(&child, Mode::RWXU).context(|| format!("cannot make {}", child.display())) {
+                // Half a directory would be taken for a pod.
+                self.remove()?;
+                return Err(error);
+            }
         }
         Ok(())
     }

@@ -170,17 +170,17 @@ fn the_end_of_a_streamed_commands_stdin_reaches_it() {
     on_node(async |case| {
         let pod = case.pod("exec-eof").await?;
         let container = pod.run(&case.sleeper()).await?;
-        let script = "echo ready; wc -c >/tmp/count.part; mv /tmp/count.part /tmp/count";
+        let script = "head -c 100000 | wc -c; wc -c >/tmp/count.part; mv /tmp/count.part /tmp/count";
         let mut session = container.exec_stream(["sh", "-c", script], true, false).await?;
-        session.receive_until("ready").await?;
         session.send(&[b'x'; 100_000]).await?;
+        session.receive_until("100000\n").await?;
         session.close().await?;
         let count = eventually("the command has read to the end", case.soon(), async || {
             let output = container.exec(["cat", "/tmp/count"]).await?;
             Ok((output.code == 0).then_some(output.stdout))
         })
         .await?;
-        assert_eq!(count, "100000\n");
+        assert_eq!(count, "0\n");
         Ok(pod.remove().await?)
     });
 }
