@@ -30,6 +30,8 @@ mod exec;
 #[cfg(feature = "libcontainer")]
 mod executor;
 #[cfg(feature = "libcontainer")]
+mod idmap;
+#[cfg(feature = "libcontainer")]
 mod label;
 #[cfg(feature = "libcontainer")]
 mod maker;

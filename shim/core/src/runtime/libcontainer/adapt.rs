@@ -9,8 +9,11 @@
 //!   the container's own name service modules into a static program. We read `passwd` from outside.
 //! - A mount of type `cgroup` with v1 fails there where the container joins a PID namespace by its path,
 //!   and is writable where it should not be: we say which directories are to be bound.
-//! - `rootfsPropagation` is known there without its `r`, and always recursive.
+//! - `rootfsPropagation` is known there without its `r`, and always recursive. The propagation of single
+//!   mounts is not known, and "slave" what none means: where nobody wants the host's later mounts, we say private.
+//! - Mounts with mapped ids: see [`idmap`].
 
+use super::idmap;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use libcontainer::oci_spec::runtime::{LinuxIdMapping, Spec};
@@ -41,18 +44,21 @@ pub fn write(bundle: &Path, to: &Path) -> Result<Option<i64>> {
         bind_cgroups(&mut spec, dirs.iter().map(|(controller, dir)| (controller.as_str(), dir)));
     }
     std::fs::create_dir_all(to).context(|| format!("cannot make {}", to.display()))?;
+    idmap::prepare(&mut spec, to)?;
     std::fs::write(to.join("config.json"), spec.to_string()).context(|| format!("cannot write to {}", to.display()))?;
     Ok(oom_score_adj)
 }
 
 fn adapt(spec: &mut Value, bundle: &Path, home_in: impl FnOnce(&Path, u64) -> Option<String>) -> Result<Option<i64>> {
-    let root = spec.pointer_mut("/root/path").ok_or_else(|| Error::invalid("the specification has no root.path"))?;
+    let root =
+        spec.get_mut("root").and_then(|root| root.get_mut("path")).ok_or_else(|| Error::invalid("the specification has no root.path"))?;
     let rootfs = bundle.join(root.as_str().unwrap_or_default());
     *root = Value::from(rootfs.to_string_lossy());
-    if let Some(propagation) = spec.pointer_mut("/linux/rootfsPropagation")
-        && let Some(plain) = propagation.as_str().and_then(|text| text.strip_prefix('r'))
-    {
-        *propagation = Value::from(plain);
+    if let Some(linux) = spec.get_mut("linux").and_then(Value::as_object_mut) {
+        let propagation = linux.get("rootfsPropagation").and_then(Value::as_str).unwrap_or_default();
+        let plain = propagation.strip_prefix('r').unwrap_or(propagation);
+        let plain = Value::from(if plain.is_empty() { "private" } else { plain });
+        linux.insert("rootfsPropagation".into(), plain);
     }
     let Some(process) = spec.get_mut("process").and_then(Value::as_object_mut) else {
         return Err(Error::invalid("the specification has no process"));
@@ -152,9 +158,9 @@ mod tests {
     #[test]
     fn what_libcontainer_would_get_wrong_is_gone() {
         let text = r#"{"root":{"path":"rootfs"},"process":{"noNewPrivileges":false,"oomScoreAdj":-997,"args":["x"],"env":["A=1"]},"linux":{"rootfsPropagation":"rshared"}}"#;
-        let (spec, oom_score_adj) = adapted(text, Some("/home/me"));
+        let (spec, oom_score_adj) = adapted(text, Some("/house"));
         assert_eq!(oom_score_adj, Some(-997));
-        let expected = r#"{"root":{"path":"/bundle/rootfs"},"process":{"args":["x"],"env":["A=1","HOME=/home/me"]},"linux":{"rootfsPropagation":"shared"}}"#;
+        let expected = r#"{"root":{"path":"/bundle/rootfs"},"process":{"args":["x"],"env":["A=1","HOME=/house"]},"linux":{"rootfsPropagation":"shared"}}"#;
         assert_eq!(spec, serde_json::from_str::<Value>(expected).unwrap());
     }
 
@@ -163,8 +169,11 @@ mod tests {
         let (spec, _) =
             adapted(r#"{"root":{"path":"/else"},"process":{"noNewPrivileges":true,"env":["HOME=/x"],"user":{"uid":5}}}"#, Some("/y"));
         assert_eq!(spec["root"]["path"], "/else");
+        assert_eq!(spec.get("linux"), None);
         assert_eq!(spec["process"]["noNewPrivileges"], true);
         assert_eq!(spec["process"]["env"], serde_json::json!(["HOME=/x"]));
+        let (spec, _) = adapted(r#"{"root":{"path":"r"},"process":{},"linux":{}}"#, None);
+        assert_eq!(spec["linux"]["rootfsPropagation"], "private");
         assert!(adapt(&mut Value::Null, Path::new("/b"), |_, _| None).is_err());
     }
 

@@ -72,6 +72,9 @@ fn perform<E: Executor + Clone + 'static>(request: Request, streams: Option<Chil
                 adjust_oom_score(adjustment);
             }
             let spec = load_spec(&adapted)?;
+            if let Some(process) = spec.process() {
+                report::where_to(process.cwd());
+            }
             let mut builder = ContainerBuilder::new(container.to_string(), SyscallType::Linux)
                 .with_root_path(&request.root)
                 .map_err(failure)?

@@ -9,12 +9,14 @@ use super::wire::{self, Answer};
 use crate::error::Error;
 use std::fmt::{self, Write};
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
 static SOCKET: OnceLock<OwnedFd> = OnceLock::new();
+static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
 
 /// Begins: from here on errors that are logged, and panics, are told through `socket`.
 pub fn start(socket: OwnedFd) {
@@ -34,6 +36,11 @@ pub fn answer(answer: &Answer) {
 /// Tells why it cannot be done.
 pub fn failed(error: Error) {
     answer(&Answer::Failed(Error::new(error.code(), wire::cut(error.to_string()))));
+}
+
+/// Remembers the working directory that is to be changed to: libcontainer's log does not name it.
+pub fn where_to(directory: &Path) {
+    let _the_first_counts = DIRECTORY.set(directory.to_owned());
 }
 
 /// Tells what may become a cause.
@@ -68,6 +75,11 @@ impl Subscriber for Notes {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line::default();
         event.record(&mut line);
+        if line.0.starts_with("failed to chdir")
+            && let Some(directory) = DIRECTORY.get()
+        {
+            line.record_debug_named("dir", directory);
+        }
         note(line.0);
     }
 
@@ -80,15 +92,18 @@ impl Subscriber for Notes {
 #[derive(Default)]
 struct Line(String);
 
+impl Line {
+    fn record_debug_named(&mut self, name: &str, value: &dyn fmt::Debug) {
+        // Writing to a string cannot fail.
+        let _written = write!(self.0, " {name}={value:?}");
+    }
+}
+
 impl Visit for Line {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // Writing to a string cannot fail.
-        let _written = match field.name() {
-            "message" => {
-                self.0.insert_str(0, &format!("{value:?}"));
-                Ok(())
-            }
-            name => write!(self.0, " {name}={value:?}"),
-        };
+        match field.name() {
+            "message" => self.0.insert_str(0, &format!("{value:?}")),
+            name => self.record_debug_named(name, value),
+        }
     }
 }
