@@ -4,11 +4,12 @@
 //! ```text
 //! /run/magnetar/<namespace>/<sandbox id>/
 //!     pod.json          who serves the pod, and what was made for it
-//!     lock              held by the sandbox process for as long as it lives
 //!     task.sock         the Task and Sandbox API
 //!     containers/<id>.json
 //!     runtime/          the OCI runtime's own state
 //! ```
+//!
+//! The directory itself is locked (flock(2)) by the sandbox process for as long as it lives.
 //!
 //! A thing is written here before it is made, so that a crash at any line leaves a record of it.
 //! Files are replaced atomically. The lock answers «is it alive?» without the races of pids: the
@@ -145,7 +146,7 @@ impl PodDir {
         Ok(())
     }
 
-    /// Removes the directory and its (now empty) parent; gone already is fine.
+    /// Removes the directory; gone already is fine.
     pub fn remove(&self) -> Result<()> {
         match std::fs::remove_dir_all(&self.0) {
             Ok(()) => Ok(()),
@@ -227,9 +228,10 @@ impl PodDir {
 
     /// Takes the pod's lock, or answers `None` while a living process has it.
     pub fn try_lock(&self) -> Result<Option<PodLock>> {
-        let path = self.0.join("lock");
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).context(|| format!("cannot open {}", path.display()))?;
+        // The directory itself: a file for it could not be made on a full disk, where clean-up is needed most.
+        let path = &self.0;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::open(path, flags, Mode::empty()).context(|| format!("cannot open {}", path.display()))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(PodLock { _file: file })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),

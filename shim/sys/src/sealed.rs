@@ -9,18 +9,6 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-/// `mount_attr` of `linux/mount.h`, as it was first published.
-#[repr(C)]
-struct MountAttr {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    user_namespace: u64,
-}
-
-/// `MOUNT_ATTR_RDONLY` of `linux/mount.h`.
-const READ_ONLY: u64 = 1;
-
 /// The file at `path` on a read-only mount that is nowhere attached. To be run as `/proc/self/fd/N`.
 ///
 /// # Errors
@@ -28,11 +16,12 @@ const READ_ONLY: u64 = 1;
 pub fn read_only(path: &Path) -> io::Result<OwnedFd> {
     use rustix::mount::{OpenTreeFlags, open_tree};
     let tree = open_tree(rustix::fs::CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    let attributes = MountAttr { set: READ_ONLY, clear: 0, propagation: 0, user_namespace: 0 };
-    // SAFETY: the path is an empty string that is terminated, and the kernel reads as many bytes of
-    // `attributes`, which lives, as it has.
+    // SAFETY: a `mount_attr` is four numbers, for which zeros are valid.
+    let mut attributes = unsafe { std::mem::zeroed::<libc::mount_attr>() };
+    attributes.attr_set = libc::MOUNT_ATTR_RDONLY;
+    // SAFETY: the path is empty and ends with a zero, and the structure lives through the call, with its own size.
     let changed = unsafe {
-        libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, &attributes, size_of::<MountAttr>())
+        libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, &attributes, size_of_val(&attributes))
     };
     if changed < 0 { Err(io::Error::last_os_error()) } else { Ok(tree) }
 }

@@ -7,7 +7,7 @@
 use crate::error::{Context, Error, Result};
 use magnetar_sys::namespace;
 use nix::sched::{CloneFlags, unshare};
-use rustix::fs::{AtFlags, CWD};
+use rustix::fs::CWD;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -49,9 +49,12 @@ fn take(mount: &mut Value) -> Result<Option<Mapped>> {
     let source = mount["source"].as_str().map(PathBuf::from).ok_or_else(|| Error::invalid("a mount with mapped ids has no source"))?;
     let options = mount["options"].as_array();
     let has = |name: &str| options.is_some_and(|options| options.iter().any(|option| option == name));
-    let recursive = has("rbind") && !has("idmap");
+    if has("ridmap") {
+        return Err(Error::unimplemented(format!("the mount of {} with ridmap: only idmap is supported here", source.display())));
+    }
+    let recursive = has("rbind");
     if let Some(options) = mount["options"].as_array_mut() {
-        options.retain(|option| option != "idmap" && option != "ridmap");
+        options.retain(|option| option != "idmap");
     }
     if let Some(mount) = mount.as_object_mut() {
         mount.remove("uidMappings");
@@ -83,7 +86,7 @@ impl Mapped {
         }
         let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         if self.recursive {
-            flags |= OpenTreeFlags::from_bits_retain(AtFlags::from_bits_retain(libc::AT_RECURSIVE as u32).bits());
+            flags |= OpenTreeFlags::AT_RECURSIVE;
         }
         let copy = rustix::mount::open_tree(CWD, &self.source, flags).context(what)?;
         let user_namespace = namespace::user_namespace(&self.uids, &self.gids).context(what)?;
@@ -100,7 +103,7 @@ mod tests {
     #[test]
     fn what_was_taken_is_an_ordinary_mount() {
         let map = json!([{"containerID": 0, "hostID": 100000, "size": 65536}]);
-        let mut mount = json!({"source": "/v", "options": ["rbind", "ridmap", "ro"], "uidMappings": map, "gidMappings": map});
+        let mut mount = json!({"source": "/v", "options": ["rbind", "idmap", "ro"], "uidMappings": map, "gidMappings": map});
         let mapped = take(&mut mount).unwrap().unwrap();
         let maps = "0 100000 65536\n".to_owned();
         assert_eq!(mapped, Mapped { source: "/v".into(), recursive: true, uids: maps.clone(), gids: maps });
