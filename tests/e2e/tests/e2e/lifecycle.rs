@@ -161,8 +161,12 @@ fn the_container_sees_the_pid_that_containerd_reports() {
         let pod = case.pod("pid").await?;
         let container = pod.run(&case.sleeper()).await?;
         let pid = container.pid().await?;
-        let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).context("no such process on the node")?;
-        ensure!(command.contains("while :"), "process {pid} is {command:?}");
+        // A container counts as started when its program is about to be executed, so that may still be to come.
+        let is_the_program = async || {
+            let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).context("no such process on the node")?;
+            Ok(command.contains("while :").then_some(()))
+        };
+        eventually("the process is the container's program", case.soon(), is_the_program).await?;
         container.stop(5).await?;
         eventually("the process is gone", case.soon(), async || Ok((!exists(pid)).then_some(()))).await?;
         Ok(pod.remove().await?)

@@ -12,6 +12,8 @@
 //! - `rootfsPropagation` is known there without its `r`, and always recursive. The propagation of single
 //!   mounts is not known, and "slave" what none means: where nobody wants the host's later mounts, we say private.
 //! - Mounts with mapped ids: see [`idmap`].
+//! - Namespaces that are given by path beside a user namespace are opened there when that has been entered,
+//!   from which the path is closed: we open them before, and say which descriptors they are.
 
 use super::idmap;
 use crate::cgroup::Cgroup;
@@ -20,6 +22,7 @@ use libcontainer::oci_spec::runtime::{LinuxIdMapping, Spec};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use serde_json::{Value, json};
 use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// A `passwd` larger than this is not searched to its end.
@@ -28,11 +31,20 @@ const MAX_PASSWD: u64 = 1 << 20;
 const CONTROLLERS: [&str; 12] =
     ["cpu", "cpuacct", "cpuset", "devices", "hugetlb", "memory", "pids", "perf_event", "blkio", "net_prio", "net_cls", "freezer"];
 
-/// Writes the adapted specification of `bundle` to `to`. Returns what to write to `oom_score_adj`.
+/// What else there is to know of a bundle that was adapted.
+#[derive(Debug)]
+pub struct Adapted {
+    /// What to write to `oom_score_adj`.
+    pub oom_score_adj: Option<i64>,
+    /// What the specification refers to, to be kept open until the container is made.
+    _namespaces: Vec<OwnedFd>,
+}
+
+/// Writes the adapted specification of `bundle` to `to`.
 ///
 /// # Errors
 /// Where the specification cannot be read or written, or has no `root`.
-pub fn write(bundle: &Path, to: &Path) -> Result<Option<i64>> {
+pub fn write(bundle: &Path, to: &Path) -> Result<Adapted> {
     let path = bundle.join("config.json");
     let text = std::fs::read(&path).context(|| format!("cannot read {}", path.display()))?;
     let mut spec: Value =
@@ -43,10 +55,30 @@ pub fn write(bundle: &Path, to: &Path) -> Result<Option<i64>> {
     {
         bind_cgroups(&mut spec, dirs.iter().map(|(controller, dir)| (controller.as_str(), dir)));
     }
+    let namespaces = open_namespaces(&mut spec)?;
     std::fs::create_dir_all(to).context(|| format!("cannot make {}", to.display()))?;
-    idmap::prepare(&mut spec, to)?;
+    // Not beside the specification: the container's root, who is to find them, can enter only the bundle.
+    idmap::prepare(&mut spec, &bundle.join(".mapped"))?;
     std::fs::write(to.join("config.json"), spec.to_string()).context(|| format!("cannot write to {}", to.display()))?;
-    Ok(oom_score_adj)
+    Ok(Adapted { oom_score_adj, _namespaces: namespaces })
+}
+
+/// Opens all namespaces that are given by path, if a user namespace is one of them.
+fn open_namespaces(spec: &mut Value) -> Result<Vec<OwnedFd>> {
+    let namespaces = spec.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut).map(Vec::as_mut_slice).unwrap_or_default();
+    let path = |namespace: &Value| namespace["path"].as_str().filter(|path| !path.is_empty()).map(String::from);
+    if !namespaces.iter().any(|namespace| namespace["type"] == "user" && path(namespace).is_some()) {
+        return Ok(Vec::new());
+    }
+    let mut open = Vec::new();
+    for namespace in namespaces {
+        let Some(path) = path(namespace) else { continue };
+        let fd = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let fd = fd.context(|| format!("cannot open the namespace {path}"))?;
+        namespace["path"] = Value::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        open.push(fd);
+    }
+    Ok(open)
 }
 
 fn adapt(spec: &mut Value, bundle: &Path, home_in: impl FnOnce(&Path, u64) -> Option<String>) -> Result<Option<i64>> {
@@ -110,7 +142,7 @@ fn home_in(rootfs: &Path, uid: u64) -> Option<String> {
 }
 
 /// [`home_in`] for a root that is open, or for this process's own.
-pub fn home_below(root: impl std::os::fd::AsFd, uid: u64) -> Option<String> {
+pub fn home_below(root: impl AsFd, uid: u64) -> Option<String> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let file = rustix::fs::openat2(root, "etc/passwd", flags, Mode::empty(), resolve).ok()?;
@@ -190,6 +222,19 @@ mod tests {
         assert_eq!(mounts[2]["destination"], "/sys/fs/cgroup/memory");
         assert_eq!(mounts[2]["source"], "/m/x");
         assert!(mounts[2]["options"].as_array().unwrap().contains(&"ro".into()));
+    }
+
+    #[test]
+    fn namespaces_are_opened_only_beside_a_user_namespace() {
+        let given =
+            |kind: &str| serde_json::json!({"linux": {"namespaces": [{"type": kind, "path": "/proc/self/ns/uts"}, {"type": "mount"}]}});
+        let mut spec = given("uts");
+        assert!(open_namespaces(&mut spec).unwrap().is_empty());
+        assert_eq!(spec, given("uts"));
+        let mut spec = given("user");
+        assert_eq!(open_namespaces(&mut spec).unwrap().len(), 1);
+        let path = spec["linux"]["namespaces"][0]["path"].as_str().unwrap();
+        assert!(path.starts_with("/proc/self/fd/"), "{path}");
     }
 
     #[test]

@@ -33,9 +33,10 @@ pub fn prepare(spec: &mut Value, dir: &Path) -> Result<()> {
             unshare(CloneFlags::CLONE_NEWNS).context(|| "cannot make a mount namespace".into())?;
             let downstream = MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM;
             rustix::mount::mount_change("/", downstream).context(|| "cannot keep mounts to this process".into())?;
+            std::fs::create_dir_all(dir).context(|| format!("cannot make {}", dir.display()))?;
             alone = true;
         }
-        let place = dir.join(format!("mapped-{index}"));
+        let place = dir.join(index.to_string());
         mapped.show_at(&place)?;
         mount["source"] = Value::from(place.to_string_lossy());
     }

@@ -67,11 +67,12 @@ fn perform<E: Executor + Clone + 'static>(request: Request, streams: Option<Chil
     let dir = request.root.join(container.as_str());
     match request.task {
         Task::Create { bundle, console } => {
-            let adapted = wire::bundle_dir(&request.root, &container);
-            if let Some(adjustment) = adapt::write(&bundle, &adapted)? {
+            let adapted_dir = wire::bundle_dir(&request.root, &container);
+            let adapted = adapt::write(&bundle, &adapted_dir)?;
+            if let Some(adjustment) = adapted.oom_score_adj {
                 adjust_oom_score(adjustment);
             }
-            let spec = load_spec(&adapted)?;
+            let spec = load_spec(&adapted_dir)?;
             if let Some(process) = spec.process() {
                 report::where_to(process.cwd());
             }
@@ -84,7 +85,7 @@ fn perform<E: Executor + Clone + 'static>(request: Request, streams: Option<Chil
                 give(&spec, [&stdin, &stdout, &stderr])?;
                 builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
             }
-            let made = builder.as_init(&adapted).with_systemd(request.systemd_cgroup).with_detach(true).build().map_err(failure)?;
+            let made = builder.as_init(&adapted_dir).with_systemd(request.systemd_cgroup).with_detach(true).build().map_err(failure)?;
             let pid = made.pid().ok_or_else(|| Error::internal("libcontainer made a container without a process"))?;
             let hooks_after_start =
                 spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref()).is_some_and(|hooks| !hooks.is_empty());
