@@ -26,11 +26,11 @@
 #[cfg(feature = "libcontainer")]
 mod adapt;
 #[cfg(feature = "libcontainer")]
+mod binds;
+#[cfg(feature = "libcontainer")]
 mod exec;
 #[cfg(feature = "libcontainer")]
 mod executor;
-#[cfg(feature = "libcontainer")]
-mod idmap;
 #[cfg(feature = "libcontainer")]
 mod label;
 #[cfg(feature = "libcontainer")]

@@ -11,11 +11,11 @@
 //!   and is writable where it should not be: we say which directories are to be bound.
 //! - `rootfsPropagation` is known there without its `r`, and always recursive. The propagation of single
 //!   mounts is not known, and "slave" what none means: where nobody wants the host's later mounts, we say private.
-//! - Mounts with mapped ids: see [`idmap`].
+//! - Mounts with mapped ids: see [`binds`].
 //! - Namespaces that are given by path beside a user namespace are opened there when that has been entered,
 //!   from which the path is closed: we open them before, and say which descriptors they are.
 
-use super::idmap;
+use super::binds;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use libcontainer::oci_spec::runtime::{LinuxIdMapping, Spec};
@@ -50,6 +50,8 @@ pub fn write(bundle: &Path, to: &Path) -> Result<Adapted> {
     let mut spec: Value =
         serde_json::from_slice(&text).map_err(|e| Error::invalid(format!("{} is no OCI specification: {e}", path.display())))?;
     let oom_score_adj = adapt(&mut spec, bundle, home_in)?;
+    // Not beside the specification: the container's root, who is to find them, can enter only the bundle.
+    binds::prepare(&mut spec, &bundle.join(".binds"))?;
     if let Some(path) = spec.pointer("/linux/cgroupsPath").and_then(Value::as_str)
         && let Cgroup::V1 { dirs } = Cgroup::at(path)?
     {
@@ -57,8 +59,6 @@ pub fn write(bundle: &Path, to: &Path) -> Result<Adapted> {
     }
     let namespaces = open_namespaces(&mut spec)?;
     std::fs::create_dir_all(to).context(|| format!("cannot make {}", to.display()))?;
-    // Not beside the specification: the container's root, who is to find them, can enter only the bundle.
-    idmap::prepare(&mut spec, &bundle.join(".mapped"))?;
     std::fs::write(to.join("config.json"), spec.to_string()).context(|| format!("cannot write to {}", to.display()))?;
     Ok(Adapted { oom_score_adj, _namespaces: namespaces })
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Mounts with ids of their own, which libcontainer 0.7 checks but does not make.
+//! Binds for a container with a user namespace, and mounts with ids of their own.
 //!
-//! The maker makes them in a mount namespace of its own, where only the container's init will find
+//! libcontainer 0.7 makes binds as the container's root, to whom the host's directories may be closed, and
+//! checks mapped ids but does not make them. So the maker brings them to where that root can go. The maker makes them in a mount namespace of its own, where only the container's init will find
 //! them: whatever happens to either, nothing is left mounted on the host.
 
 use crate::error::{Context, Error, Result};
@@ -12,23 +13,25 @@ use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// A mount with ids of its own.
+/// What is to be brought.
 #[derive(Debug, PartialEq, Eq)]
-struct Mapped {
+struct Bind {
     source: PathBuf,
     recursive: bool,
-    uids: String,
-    gids: String,
+    /// Maps for users and groups.
+    ids: Option<(String, String)>,
 }
 
-/// Makes what `spec` wants mapped below `dir`, and lets it bind that.
+/// Makes such mounts of `spec` below `dir`, and lets it bind those.
 ///
 /// # Errors
 /// `InvalidArgument` for maps that are none, and what the kernel says.
 pub fn prepare(spec: &mut Value, dir: &Path) -> Result<()> {
     let mut alone = false;
+    let namespaces = spec.pointer("/linux/namespaces").and_then(Value::as_array);
+    let has_users = namespaces.is_some_and(|namespaces| namespaces.iter().any(|namespace| namespace["type"] == "user"));
     for (index, mount) in spec.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
-        let Some(mapped) = take(mount)? else { continue };
+        let Some(bind) = take(mount, has_users)? else { continue };
         if !alone {
             unshare(CloneFlags::CLONE_NEWNS).context(|| "cannot make a mount namespace".into())?;
             let downstream = MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM;
@@ -37,19 +40,22 @@ pub fn prepare(spec: &mut Value, dir: &Path) -> Result<()> {
             alone = true;
         }
         let place = dir.join(index.to_string());
-        mapped.show_at(&place)?;
+        bind.show_at(&place)?;
         mount["source"] = Value::from(place.to_string_lossy());
     }
     Ok(())
 }
 
-/// What is to be mapped of a mount, which is then an ordinary one.
-fn take(mount: &mut Value) -> Result<Option<Mapped>> {
-    let (uids, gids) = (lines(&mount["uidMappings"])?, lines(&mount["gidMappings"])?);
-    let (Some(uids), Some(gids)) = (uids, gids) else { return Ok(None) };
-    let source = mount["source"].as_str().map(PathBuf::from).ok_or_else(|| Error::invalid("a mount with mapped ids has no source"))?;
+/// What is to be brought of a mount, which is then a plain bind.
+fn take(mount: &mut Value, has_users: bool) -> Result<Option<Bind>> {
+    let ids = lines(&mount["uidMappings"])?.zip(lines(&mount["gidMappings"])?);
     let options = mount["options"].as_array();
     let has = |name: &str| options.is_some_and(|options| options.iter().any(|option| option == name));
+    let is_bind = mount["type"] == "bind" || has("bind") || has("rbind");
+    if ids.is_none() && !(is_bind && has_users) {
+        return Ok(None);
+    }
+    let source = mount["source"].as_str().map(PathBuf::from).ok_or_else(|| Error::invalid("a mount with mapped ids has no source"))?;
     if has("ridmap") {
         return Err(Error::unimplemented(format!("the mount of {} with ridmap: only idmap is supported here", source.display())));
     }
@@ -61,7 +67,7 @@ fn take(mount: &mut Value) -> Result<Option<Mapped>> {
         mount.remove("uidMappings");
         mount.remove("gidMappings");
     }
-    Ok(Some(Mapped { source, recursive, uids, gids }))
+    Ok(Some(Bind { source, recursive, ids }))
 }
 
 /// Maps of the OCI specification as the lines of a `uid_map`; `None` if there are none.
@@ -77,9 +83,9 @@ fn lines(maps: &Value) -> Result<Option<String>> {
     maps.iter().map(line).collect::<Result<String>>().map(Some)
 }
 
-impl Mapped {
+impl Bind {
     fn show_at(&self, place: &Path) -> Result<()> {
-        let what = || format!("cannot map the ids of {}", self.source.display());
+        let what = || format!("cannot bring {} to the container", self.source.display());
         if self.source.is_dir() {
             std::fs::create_dir_all(place).context(what)?;
         } else {
@@ -90,8 +96,10 @@ impl Mapped {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
         let copy = rustix::mount::open_tree(CWD, &self.source, flags).context(what)?;
-        let user_namespace = namespace::user_namespace(&self.uids, &self.gids).context(what)?;
-        namespace::map_ids(&copy, &user_namespace).context(what)?;
+        if let Some((uids, gids)) = &self.ids {
+            let user_namespace = namespace::user_namespace(uids, gids).context(what)?;
+            namespace::map_ids(&copy, &user_namespace).context(what)?;
+        }
         rustix::mount::move_mount(&copy, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).context(what)
     }
 }
@@ -102,14 +110,21 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_was_taken_is_an_ordinary_mount() {
+    fn what_was_taken_is_a_plain_bind() {
         let map = json!([{"containerID": 0, "hostID": 100000, "size": 65536}]);
         let mut mount = json!({"source": "/v", "options": ["rbind", "idmap", "ro"], "uidMappings": map, "gidMappings": map});
-        let mapped = take(&mut mount).unwrap().unwrap();
+        let bind = take(&mut mount, false).unwrap().unwrap();
         let maps = "0 100000 65536\n".to_owned();
-        assert_eq!(mapped, Mapped { source: "/v".into(), recursive: true, uids: maps.clone(), gids: maps });
+        assert_eq!(bind, Bind { source: "/v".into(), recursive: true, ids: Some((maps.clone(), maps)) });
         assert_eq!(mount, json!({"source": "/v", "options": ["rbind", "ro"]}));
-        assert_eq!(take(&mut mount).unwrap(), None);
-        assert!(take(&mut json!({"source": "/v", "uidMappings": [{}], "gidMappings": [{}]})).is_err());
+        assert!(take(&mut json!({"source": "/v", "uidMappings": [{}], "gidMappings": [{}]}), false).is_err());
+    }
+
+    #[test]
+    fn with_a_user_namespace_all_binds_are_brought() {
+        let mut mount = json!({"source": "/v", "options": ["bind"]});
+        assert_eq!(take(&mut mount, false).unwrap(), None);
+        assert_eq!(take(&mut mount, true).unwrap(), Some(Bind { source: "/v".into(), recursive: false, ids: None }));
+        assert_eq!(take(&mut json!({"source": "proc", "type": "proc"}), true).unwrap(), None);
     }
 }
