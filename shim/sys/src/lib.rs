@@ -2,18 +2,20 @@
 //! The kernel's edge: all unsafe code of the project, and nothing else.
 //!
 //! ```text
-//! listener   the socket that a sandbox process is born with
-//! fork       a copy of a process with one thread
-//! holder     a process that only holds namespaces
-//! namespace  user namespaces, and mounts that follow their maps
-//! process    signals by number
-//! readiness  descriptors in the event loop
-//! sealed     a program, safe from those who run it
-//! memory     giving freed pages back
+//! listener       the socket that a sandbox process is born with
+//! device_filter  which devices a cgroup may use
+//! fork           a copy of a process with one thread
+//! holder         a process that only holds namespaces
+//! namespace      user namespaces, and mounts that follow their maps
+//! process        signals by number
+//! readiness      descriptors in the event loop
+//! sealed         a program, safe from those who run it
+//! memory         giving freed pages back
 //! ```
 //!
 //! What rustix or nix offer safely is called from where it is needed, not from here.
 
+pub mod device_filter;
 pub mod fork;
 pub mod holder;
 pub mod listener;

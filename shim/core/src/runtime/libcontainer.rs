@@ -28,6 +28,8 @@ mod adapt;
 #[cfg(feature = "libcontainer")]
 mod binds;
 #[cfg(feature = "libcontainer")]
+mod devices;
+#[cfg(feature = "libcontainer")]
 mod exec;
 #[cfg(feature = "libcontainer")]
 mod executor;

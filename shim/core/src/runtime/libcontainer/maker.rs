@@ -6,6 +6,7 @@
 //! runs in (the working directory, `oom_score_adj`, being dumpable) ends with the deed.
 
 use super::adapt;
+use super::devices;
 use super::exec;
 use super::label;
 use super::report;
@@ -87,6 +88,7 @@ fn perform<E: Executor + Clone + 'static>(request: Request, streams: Option<Chil
             }
             let made = builder.as_init(&adapted_dir).with_systemd(request.systemd_cgroup).with_detach(true).build().map_err(failure)?;
             let pid = made.pid().ok_or_else(|| Error::internal("libcontainer made a container without a process"))?;
+            devices::confine(&spec, pid.as_raw() as u32)?;
             let hooks_after_start =
                 spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref()).is_some_and(|hooks| !hooks.is_empty());
             Ok(Answer::Made(Making { pid: pid.as_raw() as u32, owner: adapt::owner(&spec), hooks_after_start }))
