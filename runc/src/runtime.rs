@@ -7,12 +7,9 @@ use magnetar_core::ids::ContainerId;
 use magnetar_core::reaper::Reaper;
 use magnetar_core::record::PodDir;
 use magnetar_core::runtime::cli::CommandLine;
-use magnetar_core::runtime::libcontainer::Libcontainer;
+use magnetar_core::runtime::libcontainer::{self, Libcontainer};
 use magnetar_core::runtime::{Checkpoint, Creation, Execution, Made, Runtime};
 use std::path::Path;
-
-/// `runtime.name` for containers made in process.
-const IN_PROCESS: &str = "libcontainer";
 
 /// The program that makes them, beside this one.
 const MAKER: &str = "magnetar-maker";
@@ -29,7 +26,7 @@ pub enum PodRuntime {
 impl PodRuntime {
     /// The one that `config` names.
     pub fn new(config: &RuntimeConfig, pod: &PodDir, reaper: Reaper) -> Result<Self> {
-        if config.name == IN_PROCESS {
+        if config.name == libcontainer::NAME {
             let own = std::env::current_exe().context(|| "cannot find this program".into())?;
             Libcontainer::new(config, pod, reaper, own.with_file_name(MAKER)).map(Self::Libcontainer)
         } else {

@@ -3,13 +3,14 @@
 //!
 //! The order is the contract with sandboxers. The socket listens before the program exists, so a
 //! connection made at any moment waits in the kernel's queue and nobody polls. The program gets it
-//! on fd 3, with `--pod-dir DIR` as its only arguments.
+//! on fd 3, with `--pod-dir DIR` as its only arguments, and says on fd 4 whether it serves.
 
 use crate::stage::Stage;
 use command_fds::{CommandFdExt, FdMapping};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::record::{PodDir, PodRecord};
 use magnetar_sys::listener::LISTENER_FD;
+use magnetar_sys::notification::{Heard, NOTIFICATION_FD, Said};
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -17,6 +18,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 use tracing::warn;
 
 /// The folders where sandboxers are looked for.
@@ -90,13 +92,70 @@ fn executable(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// How long a program may take to say that it serves. It has nothing to do before.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+
+/// A sandbox process that was just started.
+#[derive(Debug)]
+pub struct Launched {
+    /// It, to be watched.
+    pub child: Child,
+    /// What it says of itself.
+    pub word: Word,
+}
+
+/// What a new sandbox process says of itself, and who that is.
+#[derive(Debug)]
+pub struct Word {
+    heard: Heard,
+    program: PathBuf,
+}
+
+impl Word {
+    /// Why the program has ended, which ended as `how`. It has: this does not wait.
+    pub fn after_end(&self, how: &str) -> Error {
+        match self.heard.wait(Duration::ZERO) {
+            Ok(Said::Failed(line)) => Error::from_line(&line),
+            Ok(Said::Ready | Said::Nothing | Said::Silent) | Err(_) => Error::internal(format!(
+                "sandboxer {} ended ({how}) before the sandbox was created; its log says why",
+                self.program.display()
+            )),
+        }
+    }
+}
+
+impl Launched {
+    /// Waits until the program serves.
+    ///
+    /// # Errors
+    /// Why it does not; then it has ended.
+    pub fn serves(mut self) -> Result<()> {
+        let program = self.word.program.display();
+        let why = match self.word.heard.wait(FIRST_WORD).context(|| format!("cannot hear sandboxer {program}"))? {
+            Said::Ready => return Ok(()),
+            Said::Failed(line) => Some(Error::from_line(&line)),
+            Said::Nothing => None,
+            Said::Silent => Some(Error::new(
+                Code::DeadlineExceeded,
+                format!("sandboxer {program} has not said within {} s that it serves: is it one?", FIRST_WORD.as_secs()),
+            )),
+        };
+        if why.is_some() {
+            // It is our child and not reaped, so its id is still its own.
+            let _ended_already = self.child.kill();
+        }
+        let status = self.child.wait().context(|| format!("cannot wait for sandboxer {program}"))?;
+        Err(why.unwrap_or_else(|| self.word.after_end(&status.to_string())))
+    }
+}
+
 /// Makes the pod, in the stage that tells whose it is, and starts its process. Where that fails,
 /// nothing is left of it.
 ///
 /// # Errors
 /// `AlreadyExists` where the pod was made before (and is left alone), `FailedPrecondition` where the
 /// program cannot be executed, and what the kernel says.
-pub fn launch(dir: &PodDir, record: &PodRecord, program: &Path, log: Log, stage: Stage) -> Result<Child> {
+pub fn launch(dir: &PodDir, record: &PodRecord, program: &Path, log: Log, stage: Stage) -> Result<Launched> {
     dir.make()?;
     let marked = if stage == Stage::Creating { Ok(()) } else { Stage::Creating.advance(dir, stage) };
     let spawned = marked.and_then(|()| dir.write_pod(record)).and_then(|()| spawn(dir, program, log));
@@ -109,7 +168,7 @@ pub fn launch(dir: &PodDir, record: &PodRecord, program: &Path, log: Log, stage:
     spawned
 }
 
-fn spawn(dir: &PodDir, program: &Path, log: Log) -> Result<Child> {
+fn spawn(dir: &PodDir, program: &Path, log: Log) -> Result<Launched> {
     let socket = dir.socket();
     let listener = UnixListener::bind(&socket).context(|| format!("cannot listen on {}", socket.display()))?;
     let mut command = Command::new(program);
@@ -130,16 +189,19 @@ fn spawn(dir: &PodDir, program: &Path, log: Log) -> Result<Child> {
     // The crate also handles the listener being fd 3 here already, where a plain dup2 would leave
     // close-on-exec set. And with the listener or an earlier file on fd 3, the pipe on which the
     // standard library learns that exec failed never is.
-    let mapping = FdMapping { parent_fd: listener.into(), child_fd: LISTENER_FD };
-    command.fd_mappings(vec![mapping]).map_err(|e| Error::internal(format!("cannot pass the pod's socket on: {e}")))?;
-    // Dropping the command closes our copy of the listener: if the process dies, so does the socket.
-    command.spawn().map_err(|e| {
+    let (heard, says) = Heard::pipe().context(|| "cannot make a pipe for a sandbox process".into())?;
+    let mappings =
+        vec![FdMapping { parent_fd: listener.into(), child_fd: LISTENER_FD }, FdMapping { parent_fd: says, child_fd: NOTIFICATION_FD }];
+    command.fd_mappings(mappings).map_err(|e| Error::internal(format!("cannot pass the pod's socket on: {e}")))?;
+    // Dropping the command closes our copies: if the process dies, so does the socket, and the pipe ends.
+    let child = command.spawn().map_err(|e| {
         let code = match e.kind() {
             ErrorKind::OutOfMemory | ErrorKind::WouldBlock => Code::ResourceExhausted,
             _ => Code::FailedPrecondition,
         };
         Error::new(code, format!("cannot run sandboxer {}: {e}", program.display()))
-    })
+    })?;
+    Ok(Launched { child, word: Word { heard, program: program.into() } })
 }
 
 #[cfg(test)]
@@ -166,7 +228,7 @@ mod tests {
         let program = script(state.path(), "#!/bin/sh\necho \"$@\"; readlink /proc/self/fd/3; readlink /proc/self/fd/0\n", 0o755);
         let (dir, record) = pod(state.path());
         let log = state.path().join("log");
-        let mut child = launch(&dir, &record, &program, Log::File(File::create(&log).unwrap()), Stage::Foreign).unwrap();
+        let mut child = launch(&dir, &record, &program, Log::File(File::create(&log).unwrap()), Stage::Foreign).unwrap().child;
         assert!(child.wait().unwrap().success());
         assert_eq!(Stage::of(&dir), Stage::Foreign);
         let mut text = String::new();
@@ -191,11 +253,28 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_does_not_serve_says_why() {
+        let state = tempfile::tempdir().unwrap();
+        let outcome = |text: &str| {
+            let (dir, record) = pod(state.path());
+            let program = script(state.path(), text, 0o755);
+            let outcome = launch(&dir, &record, &program, Log::Nowhere, Stage::Foreign).unwrap().serves();
+            dir.remove().unwrap();
+            outcome
+        };
+        outcome("#!/bin/sh\necho ready >&4").unwrap();
+        let error = outcome("#!/bin/sh\necho '8 the disk is full' >&4; exec sleep 60").unwrap_err();
+        assert_eq!((error.code(), error.to_string().as_str()), (Code::ResourceExhausted, "the disk is full"));
+        let error = outcome("#!/bin/sh\nexit 3").unwrap_err().to_string();
+        assert!(error.contains("magnetar-test") && error.contains("exit status: 3"), "{error}");
+    }
+
+    #[test]
     fn a_second_launch_leaves_the_first_alone() {
         let state = tempfile::tempdir().unwrap();
         let (dir, record) = pod(state.path());
         let program = script(state.path(), "#!/bin/sh\nexit 0\n", 0o755);
-        launch(&dir, &record, &program, Log::Nowhere, Stage::Creating).unwrap().wait().unwrap();
+        launch(&dir, &record, &program, Log::Nowhere, Stage::Creating).unwrap().child.wait().unwrap();
         let error = launch(&dir, &record, &program, Log::Nowhere, Stage::Creating).unwrap_err();
         assert_eq!(error.code(), Code::AlreadyExists);
         assert!(dir.socket().exists());

@@ -15,25 +15,44 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
     /// The request itself is wrong and will stay wrong.
-    InvalidArgument,
+    InvalidArgument = 3,
     /// The subject does not exist (any more).
-    NotFound,
+    NotFound = 5,
     /// The subject exists already.
-    AlreadyExists,
+    AlreadyExists = 6,
     /// The subject is in a state that excludes the request.
-    FailedPrecondition,
+    FailedPrecondition = 9,
     /// This sandboxer, kernel or host cannot do it.
-    Unimplemented,
+    Unimplemented = 12,
     /// The other side cannot be reached now; trying again may help.
-    Unavailable,
+    Unavailable = 14,
     /// It took longer than the caller allowed.
-    DeadlineExceeded,
+    DeadlineExceeded = 4,
     /// Disk, memory, pids or descriptors ran out.
-    ResourceExhausted,
+    ResourceExhausted = 8,
     /// The kernel refused for lack of privilege.
-    PermissionDenied,
+    PermissionDenied = 7,
     /// Anything else that went wrong on our side.
-    Internal,
+    Internal = 13,
+}
+
+impl Code {
+    const ALL: [Self; 10] = [
+        Self::InvalidArgument,
+        Self::NotFound,
+        Self::AlreadyExists,
+        Self::FailedPrecondition,
+        Self::Unimplemented,
+        Self::Unavailable,
+        Self::DeadlineExceeded,
+        Self::ResourceExhausted,
+        Self::PermissionDenied,
+        Self::Internal,
+    ];
+
+    fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| *code as u8 == number)
+    }
 }
 
 /// A failure: its [`Code`] and one sentence.
@@ -77,6 +96,20 @@ impl Error {
     /// The code that callers branch on.
     pub fn code(&self) -> Code {
         self.code
+    }
+
+    /// On one line, for another process of ours: gRPC's number of the code, a space, the sentence.
+    pub fn to_line(&self) -> String {
+        format!("{} {}", self.code as u8, self.message.replace('\n', " "))
+    }
+
+    /// The error that [`to_line`](Self::to_line) was called on. Any other text is an error of its own.
+    pub fn from_line(line: &str) -> Self {
+        let numbered = line.split_once(' ').and_then(|(number, message)| Some((Code::from_number(number.parse().ok()?)?, message)));
+        match numbered {
+            Some((code, message)) => Self::new(code, message),
+            None => Self::internal(line),
+        }
     }
 }
 
@@ -162,5 +195,22 @@ impl From<ttrpc::Error> for Error {
             _ => Code::Internal,
         };
         Error::new(code, status.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_survives_a_line() {
+        for code in Code::ALL {
+            let error = Error::from_line(&Error::new(code, "no space: 28 left").to_line());
+            assert_eq!((error.code(), error.to_string().as_str()), (code, "no space: 28 left"));
+        }
+        for text in ["", "8", "200 strange", "8000 strange", "sh: not found"] {
+            let error = Error::from_line(text);
+            assert_eq!((error.code(), error.to_string().as_str()), (Code::Internal, text));
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! A sandbox process from its first line to its last: what every sandboxer's `main` does.
 //!
 //! ```text
-//! fd 3, --pod-dir ──> Inherited ──take the lock, write the pid──> serve both APIs ──ShutdownSandbox──> end
+//! fds 3 and 4, --pod-dir ──> Inherited ──take the lock, write the pid──> serve both APIs ──ShutdownSandbox──> end
 //! ```
 
 mod connections;
@@ -19,6 +19,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use magnetar_sys::listener;
+use magnetar_sys::notification::Notification;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,11 +58,22 @@ pub struct Parts {
 }
 
 impl Inherited {
-    /// Takes the listener from fd 3 and the pod named by `--pod-dir`. Call it first in `main`.
+    /// Takes the listener from fd 3 and the pod named by `--pod-dir`, and says on fd 4 whether that went well. Call it
+    /// first in `main`.
     ///
     /// # Errors
-    /// Where the program was not started by the shim, or another process serves the pod.
-    pub fn take(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Self> {
+    /// Where the program was not started by the shim, another process serves the pod, or its record cannot be written.
+    pub fn take(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Self> {
+        let notification = Notification::inherit();
+        let taken = Self::take_quietly(arguments);
+        match &taken {
+            Ok(_) => notification.ready(),
+            Err(error) => notification.failed(&error.to_line()),
+        }
+        taken
+    }
+
+    fn take_quietly(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Self> {
         let usage =
             || Error::invalid("this program is started by containerd-shim-magnetar-v2: --pod-dir DIR, with the pod's socket on fd 3");
         let dir = match (arguments.next(), arguments.next(), arguments.next()) {
@@ -117,9 +129,9 @@ impl Inherited {
         let connections = TaskTracker::new();
         let mut server = ttrpc::asynchronous::Server::new()
             .add_listener(connections::counted(listener, &connections))
-            .register_service(create_sandbox(Arc::new(SandboxService::new(id, pod.clone()))));
+            .register_service(create_sandbox(Arc::new(SandboxService::new(id.clone(), pod.clone()))));
         if let Some(containers) = containers {
-            server = server.register_service(create_task(Arc::new(TaskService::new(containers))));
+            server = server.register_service(create_task(Arc::new(TaskService::new(id, containers))));
         }
         let mut forwarder = tokio::task::JoinSet::new();
         forwarder.spawn(forward);

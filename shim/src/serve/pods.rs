@@ -13,7 +13,7 @@ use super::store::Store;
 use super::unwanted::{Rhythm, unwanted};
 use super::watch::{PATIENCE, Watched, watch};
 use crate::clean::clean_pod;
-use crate::launch::{Log, Places, launch};
+use crate::launch::{Launched, Log, Places, Word, launch};
 use crate::stage::Stage;
 use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::sandbox_async::SandboxClient;
@@ -129,11 +129,11 @@ impl Pods {
     async fn launch(&self, pod: &Pod, config: HandlerConfig, request: api::CreateSandboxRequest, answer: &mut Answer<()>) -> Result<()> {
         let program = self.0.places.find(&config.sandboxer)?;
         let record = PodRecord::new(pod.namespace.clone(), pod.id.clone(), config);
-        let child = launch(&pod.dir, &record, &program, Log::Ours, Stage::Creating)?;
+        let Launched { child, word } = launch(&pod.dir, &record, &program, Log::Ours, Stage::Creating)?;
         let made = match Process::spawned(child) {
             Ok(process) => {
                 let watched = self.watch(pod, Some(process));
-                make(pod, &watched, &program, &request, answer).await
+                make(pod, &watched, &word, &request, answer).await
             }
             Err(error) => Err(error),
         };
@@ -357,15 +357,11 @@ impl Pods {
 }
 
 /// Asks a new process to create its sandbox, unless it ends or the caller leaves before it has.
-async fn make(pod: &Pod, watched: &Watched, program: &Path, request: &api::CreateSandboxRequest, answer: &mut Answer<()>) -> Result<()> {
-    let died = |how| {
-        let program = program.display();
-        Error::internal(format!("sandboxer {program} ended ({how}) before it had created sandbox {}; its log says why", pod.id))
-    };
+async fn make(pod: &Pod, watched: &Watched, word: &Word, request: &api::CreateSandboxRequest, answer: &mut Answer<()>) -> Result<()> {
     let asked = call(&pod.dir, async |client: SandboxClient| client.create_sandbox(Context::default(), request).await);
     let outcome = tokio::select! {
         outcome = asked => outcome,
-        how = watched.dead() => return Err(died(how)),
+        how = watched.dead() => return Err(word.after_end(&how)),
         () = answer.closed() => return Err(left("Create")),
     };
     match outcome {
@@ -373,7 +369,7 @@ async fn make(pod: &Pod, watched: &Watched, program: &Path, request: &api::Creat
         Err(Failure::Answered(error)) => Err(error),
         // How the process ended says more than that the connection broke.
         Err(Failure::Broken(error)) => match tokio::time::timeout(NEWS, watched.dead()).await {
-            Ok(how) => Err(died(how)),
+            Ok(how) => Err(word.after_end(&how)),
             Err(_) => Err(error),
         },
     }

@@ -12,7 +12,7 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use magnetar_core::config::HandlerConfig;
 use magnetar_core::error::{Error, Result};
-use magnetar_core::runtime::cli;
+use magnetar_core::runtime::{cli, libcontainer};
 use std::process::{Command, Stdio};
 
 /// The name under which containerd decodes the features.
@@ -43,6 +43,9 @@ fn features(config: &HandlerConfig) -> Option<Vec<u8>> {
     if config.sandboxer != "runc" && !config.sandboxer.ends_with("/magnetar-runc") {
         return None;
     }
+    if config.runtime.name == libcontainer::NAME {
+        return Some(libcontainer::features());
+    }
     let program = cli::find(&config.runtime.name).ok()?;
     let output = Command::new(program).arg("features").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     let is_object = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&output.stdout).is_ok();
@@ -63,6 +66,9 @@ mod tests {
         assert_eq!(named("runc", "/bin/false"), None);
         assert_eq!(named("runc", "/bin/echo"), None);
         assert_eq!(named("wasm", "auto"), None);
+        let own = named("runc", "libcontainer").unwrap();
+        let own: serde_json::Value = serde_json::from_slice(&own).unwrap();
+        assert_eq!(own["linux"]["mountExtensions"]["idmap"]["enabled"], true);
     }
 
     #[test]

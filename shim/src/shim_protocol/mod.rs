@@ -13,6 +13,7 @@ mod bootstrap;
 mod delete;
 mod info;
 mod start;
+mod sweep;
 
 use crate::options::{self, CONFIG_DIR};
 use magnetar_core::config::HandlerConfig;

@@ -2,7 +2,7 @@
 //! `start`: launches a sandbox process and says where it listens. containerd then calls it directly.
 
 use super::Call;
-use super::bootstrap;
+use super::{bootstrap, sweep};
 use crate::launch::{Log, Places, launch};
 use crate::stage::Stage;
 use magnetar_core::error::Result;
@@ -18,7 +18,8 @@ use std::path::Path;
 /// As [`launch`], and for what containerd has said wrong.
 pub fn run(call: &Call, input: &[u8]) -> Result<Vec<u8>> {
     let (namespace, id) = (Namespace::parse(&call.namespace)?, SandboxId::parse(&call.id)?);
-    let dir = PodDir::new(&call.state_dir(), &namespace, &id)?;
+    let state_dir = call.state_dir();
+    let dir = PodDir::new(&state_dir, &namespace, &id)?;
     let parameters = bootstrap::read(call, input, std::env::var("TTRPC_ADDRESS").unwrap_or_default())?;
     let libexec = (!call.libexec.is_empty()).then(|| Path::new(&call.libexec));
     let program = Places::new(libexec).find(&parameters.config.sandboxer)?;
@@ -26,8 +27,16 @@ pub fn run(call: &Call, input: &[u8]) -> Result<Vec<u8>> {
     let record = PodRecord::new(namespace, id, parameters.config);
     // containerd's bundle is our working directory, and its log our process's.
     let log = shim_log(Path::new("log")).map_or(Log::Nowhere, Log::File);
-    launch(&dir, &record, &program, log, Stage::Foreign)?;
+    // containerd's own errors say nothing of a process that has ended before it served.
+    launch(&dir, &record, &program, log, Stage::Foreign)?.serves().inspect_err(|_| undo(&dir))?;
+    sweep::sweep(&state_dir);
     Ok(answer)
+}
+
+/// Removes the pod of a process that never served: it has made nothing.
+fn undo(dir: &PodDir) {
+    // What goes to standard output or error is part of the answer, which is why the process does not serve.
+    let _left_to_delete = dir.remove();
 }
 
 /// The FIFO from which containerd copies to its own log.

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! listener       the socket that a sandbox process is born with
+//! notification   the pipe on which it says whether it can serve
 //! device_filter  which devices a cgroup may use
 //! fork           a copy of a process with one thread
 //! holder         a process that only holds namespaces
@@ -21,6 +22,7 @@ pub mod holder;
 pub mod listener;
 pub mod memory;
 pub mod namespace;
+pub mod notification;
 pub mod process;
 pub mod readiness;
 pub mod sealed;

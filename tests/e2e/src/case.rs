@@ -40,6 +40,11 @@ impl Case {
         &self.node
     }
 
+    /// Whether containerd itself starts the pods' processes: the handlers of shim-mode.toml.
+    pub fn is_shim_mode(&self) -> bool {
+        self.handler().ends_with("-shim")
+    }
+
     /// The runtime handler under test.
     pub fn handler(&self) -> &str {
         &self.handler

@@ -13,7 +13,7 @@ pub use containers::{Containers, CreateRequest};
 
 use crate::cgroup::stats;
 use crate::error::{Error, Result};
-use crate::ids::{ContainerId, ExecId};
+use crate::ids::{ContainerId, ExecId, SandboxId};
 use crate::mount::Mount;
 use crate::process::Phase;
 use crate::runtime::{Checkpoint, Runtime};
@@ -31,13 +31,14 @@ use ttrpc::asynchronous::TtrpcContext;
 /// Serves the Task API for one pod.
 #[derive(Debug)]
 pub struct TaskService<R> {
+    sandbox: SandboxId,
     containers: Containers<R>,
 }
 
 impl<R: Runtime> TaskService<R> {
-    /// Serves `containers`.
-    pub fn new(containers: Containers<R>) -> Self {
-        Self { containers }
+    /// Serves the `containers` of `sandbox`.
+    pub fn new(sandbox: SandboxId, containers: Containers<R>) -> Self {
+        Self { sandbox, containers }
     }
 }
 
@@ -93,9 +94,13 @@ impl<R: Runtime> Task for TaskService<R> {
     }
 
     async fn pids(&self, _ctx: &TtrpcContext, req: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
-        let container = self.containers.get(&ContainerId::parse(req.id)?)?;
-        let processes = container.cgroup()?.pids(true)?.into_iter();
-        let processes = processes.map(|pid| api::ProcessInfo { pid, ..Default::default() }).collect();
+        // containerd asks about the sandbox itself too, when it starts anew, to see whether anything runs in it.
+        let pids = if req.id == self.sandbox.as_str() {
+            vec![std::process::id()]
+        } else {
+            self.containers.get(&ContainerId::parse(req.id)?)?.cgroup()?.pids(true)?
+        };
+        let processes = pids.into_iter().map(|pid| api::ProcessInfo { pid, ..Default::default() }).collect();
         Ok(api::PidsResponse { processes, ..Default::default() })
     }
 

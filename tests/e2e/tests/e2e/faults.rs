@@ -19,6 +19,8 @@ use nix::{
 };
 
 const SANDBOX_PROCESS: &str = "only our pods have a sandbox process to kill";
+/// Where the records of pods are.
+const STATE: &str = "/run/magnetar/k8s.io";
 const SERVE: &str = "only our handlers have a resident process to kill";
 
 /// A pod that must not notice anything.
@@ -62,8 +64,13 @@ async fn is_seen_as_dead(case: &Case, pod: &Pod, container: Option<&Container>) 
     if let Some(container) = container {
         container.exited(case.soon()).await.context("the container")?;
     }
-    eventually("the pod is not ready", case.soon(), async || Ok((pod.state().await? == PodSandboxState::SandboxNotready).then_some(())))
-        .await
+    eventually("the pod is not ready", case.soon(), async || match pod.state().await {
+        Ok(state) => Ok((state == PodSandboxState::SandboxNotready).then_some(())),
+        // containerd's own shim controller, between the end of the process and the moment when it is told of it.
+        Err(error) if error.to_string().contains("ttrpc: closed") => Ok(None),
+        Err(error) => Err(error.into()),
+    })
+    .await
 }
 
 #[test]
@@ -224,13 +231,29 @@ fn killed_at_any_moment_of_making_a_pod_and_a_container_the_sandbox_process_leav
                 eventually(&format!("the pod killed after {milliseconds} ms to be removed"), case.soon(), removed).await?;
             }
         }
+        if case.is_shim_mode() {
+            sweep_half_made(case).await?;
+        }
         bystander.noticed_nothing(case).await
     });
 }
 
+/// In shim mode containerd does not clean up after a process that was killed before its first call of it; the next pod does,
+/// once the remains are a minute old. This makes them old, and the next pod.
+async fn sweep_half_made(case: &Case) -> Result<()> {
+    let known: Vec<_> = case.node().pods().await?.into_iter().map(|pod| pod.id).collect();
+    for entry in std::fs::read_dir(STATE)? {
+        let entry = entry?;
+        if !known.iter().any(|id| entry.file_name().to_str() == Some(id)) {
+            std::fs::File::open(entry.path())?.set_modified(std::time::SystemTime::now() - Duration::from_secs(61))?;
+        }
+    }
+    Ok(case.pod("sweeps").await?.remove().await?)
+}
+
 /// Kills the sandbox process of the pod that appears next, `delay` after its record does.
 async fn kill_new_sandbox(case: &Case, known: &[String], delay: Duration) -> Result<()> {
-    let root = std::path::Path::new("/run/magnetar/k8s.io");
+    let root = std::path::Path::new(STATE);
     let end = std::time::Instant::now() + case.soon();
     let pid = loop {
         let new = std::fs::read_dir(root)?
