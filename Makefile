@@ -29,6 +29,7 @@ build: deps ## all binaries and configuration, as an install prefix in out/
 install: build ## copies out/ to PREFIX, and its etc/ to DESTDIR/etc
 	cp -a $(OUT)/bin $(OUT)/libexec $(OUT)/share -t $(DESTDIR)$(PREFIX)
 	cp -a $(OUT)/etc -t $(DESTDIR)/
+	sed -i 's|=/usr/local/|=$(abspath $(PREFIX))/|' $(DESTDIR)$(PREFIX)/share/magnetar/systemd/magnetar.service
 
 demo: build ## a pod of every kind, in a node of its own
 	@tests/demo/run

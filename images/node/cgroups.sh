@@ -67,6 +67,16 @@ cgroup_processes() {
     done | sort -un
 }
 
+# thaw NAME - with v1 what is frozen does not die, not even of SIGKILL, before it goes on.
+thaw() {
+    local directory state
+    for directory in $(cgroups "$1"); do
+        while read -r state; do
+            echo THAWED 2>/dev/null >"$state" || true
+        done < <(find "$directory" -name freezer.state 2>/dev/null)
+    done
+}
+
 # remove_cgroups NAME - false while one of them is still in use.
 remove_cgroups() {
     local directory

@@ -36,6 +36,7 @@ kill_processes() {
     local pids
     mapfile -t pids < <(cgroup_processes "$1")
     [[ ${#pids[@]} == 0 ]] || { kill -KILL "${pids[@]}" 2>/dev/null || true; }
+    thaw "$1"
     printf '%s' "${pids[*]}"
 }
 
