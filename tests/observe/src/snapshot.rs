@@ -59,9 +59,12 @@ impl Snapshot {
         for mount in &mounts {
             snapshot.add("mount", format!("{} {} {}", mount.mount_point.display(), mount.fs_type, mount.root));
         }
-        for cgroup in mounts.iter().filter(is_cgroup).flat_map(|m| below(&m.mount_point)) {
+        for mount in mounts.iter().filter(is_cgroup) {
+            // containerd's parent of all containers without one is made by whoever comes first, in some hierarchies or in
+            // all of them, and stays. What is in it counts.
+            let shared = mount.mount_point.join("k8s.io");
             // Files of a cgroup come and go with it.
-            if cgroup.is_dir() {
+            for cgroup in below(&mount.mount_point).filter(|cgroup| *cgroup != shared && cgroup.is_dir()) {
                 snapshot.add("cgroup", cgroup.display());
             }
         }
