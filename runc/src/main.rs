@@ -9,11 +9,10 @@
 //!
 //! Deliberately absent: anything that outlives the pod, and a second thread.
 
-mod namespaces;
 mod runtime;
-mod sandbox;
 
 use magnetar_core::error::Result;
+use magnetar_core::host_pod::HostPod;
 use magnetar_core::logging;
 use magnetar_core::server::Inherited;
 use magnetar_core::task::Containers;
@@ -39,6 +38,6 @@ fn serve() -> Result<()> {
     inherited.serve(|dir, record, parts| {
         let runtime = PodRuntime::new(&record.config.runtime, dir, parts.reaper.clone())?;
         let containers = Containers::new(runtime, dir.clone(), parts);
-        Ok((sandbox::RuncSandbox::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
+        Ok((HostPod::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
     })
 }

@@ -11,15 +11,17 @@
 //! - [`record`] is the truth on disk, [`cleanup`] removes a pod from it alone.
 //! - [`sandbox`] and [`task`] are the two protocols; wire types stop there.
 //! - [`process`] is the life of one process; [`reaper`] the one place that reaps.
+//! - [`host_pod`] is the pod of those sandboxers whose containers are processes of this host.
 //! - [`cgroup`], [`mount`], [`stdio`], [`terminal`], [`sandbox_files`] are the kernel's side of a container.
 //!
-//! Deliberately absent: anything about one kind of sandbox, a scheduler of retries, a second thread.
+//! Deliberately absent: anything that only one kind of sandbox needs, a scheduler of retries, a second thread.
 
 pub mod cgroup;
 pub mod cleanup;
 pub mod config;
 pub mod error;
 pub mod events;
+pub mod host_pod;
 pub mod idle;
 pub mod ids;
 pub mod logging;

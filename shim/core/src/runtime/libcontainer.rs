@@ -43,7 +43,7 @@ mod report;
 mod wire;
 
 #[cfg(feature = "libcontainer")]
-pub use executor::Native;
+pub use executor::{Native, Program};
 #[cfg(feature = "libcontainer")]
 pub use maker::run_if_asked;
 #[cfg(feature = "libcontainer")]

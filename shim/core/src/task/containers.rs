@@ -5,6 +5,7 @@
 //! a guest. Every container is recorded before anything of it is made.
 
 mod ends;
+mod gate;
 mod starts;
 
 use super::container::{Container, Process};
@@ -24,6 +25,7 @@ use crate::sandbox_files::SandboxFiles;
 use crate::server::Parts;
 use crate::stdio::StdioSpec;
 use crate::terminal::Terminal;
+use gate::Gate;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -34,6 +36,9 @@ use tracing::{info, warn};
 
 /// How long killed processes may take to leave their cgroup: longer is the kernel's trouble.
 const CGROUP_EMPTY: Duration = Duration::from_secs(10);
+
+/// How long a container that is being made when its pod is stopped may take.
+const MADE: Duration = Duration::from_secs(5);
 
 /// The containers of one pod. Cheap to clone.
 #[derive(Debug)]
@@ -55,6 +60,7 @@ struct Shared<R> {
     tasks: TaskTracker,
     /// Whether the pod is where new processes may be made.
     settled: watch::Sender<bool>,
+    gate: Gate,
     files: OnceLock<SandboxFiles>,
     containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
 }
@@ -78,8 +84,9 @@ impl<R: Runtime> Containers<R> {
     /// No containers yet.
     pub fn new(runtime: R, pod: PodDir, parts: &Parts) -> Self {
         let Parts { reaper, events, idle, tasks } = parts.clone();
-        let settled = watch::Sender::new(true);
-        Self(Arc::new(Shared { runtime, pod, reaper, events, idle, tasks, settled, files: OnceLock::new(), containers: Mutex::default() }))
+        let (settled, gate) = (watch::Sender::new(true), Gate::new());
+        let (files, containers) = (OnceLock::new(), Mutex::default());
+        Self(Arc::new(Shared { runtime, pod, reaper, events, idle, tasks, settled, gate, files, containers }))
     }
 
     /// Sees to it that every container finds these files.
@@ -135,6 +142,7 @@ impl<R: Runtime> Containers<R> {
     /// then nothing of it is left.
     pub async fn create(&self, request: CreateRequest) -> Result<u32> {
         let CreateRequest { container: id, bundle, rootfs: mounts, stdio, checkpoint } = request;
+        let _being_made = self.0.gate.enter()?;
         let spec = Spec::read(&bundle)?;
         let rootfs = if mounts.is_empty() { None } else { Some(spec::rootfs_dir(&bundle)?) };
         let container = Arc::new(Container::new(id.clone(), bundle, rootfs, spec, stdio));
@@ -294,9 +302,12 @@ impl<R: Runtime> Containers<R> {
         Ok((pid, exit))
     }
 
-    /// Kills every container, and returns when all have ended.
+    /// Kills every container, and returns when all have ended. No more can be made.
     pub async fn kill_all(&self) -> Result<()> {
         self.settled().await;
+        if !self.0.gate.close(MADE).await {
+            warn!("a container is still being made in a pod that is being stopped");
+        }
         for container in self.all() {
             if let Some(pid) = container.init.life.phase().living_pid() {
                 let _ended_meanwhile = magnetar_sys::process::signal(pid, libc::SIGKILL as u32);

@@ -98,7 +98,14 @@ impl<R: Runtime> Task for TaskService<R> {
         let pids = if req.id == self.sandbox.as_str() {
             vec![std::process::id()]
         } else {
-            self.containers.get(&ContainerId::parse(req.id)?)?.cgroup()?.pids(true)?
+            let container = self.containers.get(&ContainerId::parse(req.id)?)?;
+            let phase = container.init.life.phase();
+            match container.cgroup()?.pids(true)? {
+                // containerd, started anew, takes a task without processes for one that was never made, and removes it
+                // (`core/runtime/v2/shim_load.go`): how it ended would be lost.
+                pids if pids.is_empty() && phase.exit().is_some() => vec![phase.pid()],
+                pids => pids,
+            }
         };
         let processes = pids.into_iter().map(|pid| api::ProcessInfo { pid, ..Default::default() }).collect();
         Ok(api::PidsResponse { processes, ..Default::default() })

@@ -380,12 +380,14 @@ fn containerd_killed_and_started_again_finds_its_pods_running() {
     on_node(async |case| {
         let pod = case.node().run_pod(&case.pod_spec_with_network("containerd")).await?;
         let container = pod.run(&case.script("trap 'exit 6' TERM; i=0; while :; do echo $i; i=$((i + 1)); sleep 0.02; done")).await?;
-        let ends = pod.run(&case.script("sleep 1; exit 5").named("ends")).await?;
+        let ends = pod.run(&case.script("trap 'exit 5' TERM; while :; do sleep 0.02; done").named("ends")).await?;
         let created = pod.create(&case.script("echo created before").named("created")).await?;
-        let pid = container.pid().await?;
+        let (pid, ends_pid) = (container.pid().await?, ends.pid().await?);
         container.logged(case.soon(), |log| !log.entries.is_empty()).await?;
 
-        Service::Containerd.restart(case).await?;
+        let held = Service::Containerd.hold()?;
+        kill(Pid::from_raw(ends_pid), Signal::SIGTERM)?;
+        held.release(case).await?;
 
         assert_eq!(pod.state().await?, PodSandboxState::SandboxReady);
         assert_eq!(container.status().await?.state, i32::from(ContainerState::ContainerRunning));

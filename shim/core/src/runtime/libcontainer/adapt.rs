@@ -40,15 +40,16 @@ pub struct Adapted {
     _namespaces: Vec<OwnedFd>,
 }
 
-/// Writes the adapted specification of `bundle` to `to`.
+/// Writes the adapted specification of `bundle`, as `prepare` wants it, to `to`.
 ///
 /// # Errors
-/// Where the specification cannot be read or written, or has no `root`.
-pub fn write(bundle: &Path, to: &Path) -> Result<Adapted> {
+/// Where the specification cannot be read or written, or has no `root`, and those of `prepare`.
+pub fn write(bundle: &Path, to: &Path, prepare: impl FnOnce(&mut Value) -> Result<()>) -> Result<Adapted> {
     let path = bundle.join("config.json");
     let text = std::fs::read(&path).context(|| format!("cannot read {}", path.display()))?;
     let mut spec: Value =
         serde_json::from_slice(&text).map_err(|e| Error::invalid(format!("{} is no OCI specification: {e}", path.display())))?;
+    prepare(&mut spec)?;
     let oom_score_adj = adapt(&mut spec, bundle, home_in)?;
     // Not beside the specification: the container's root, who is to find them, can enter only the bundle.
     binds::prepare(&mut spec, &bundle.join(".binds"))?;

@@ -10,6 +10,7 @@ use libcontainer::oci_spec::runtime::{Process, Spec};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, execve};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
@@ -17,9 +18,25 @@ use std::path::{Path, PathBuf};
 /// Where programs are looked for in a container whose environment does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What the process of a container becomes.
+pub trait Program: Executor + Clone + 'static {
+    /// Looks at the container on the host before it is made: at its specification, which it may change, and at the bundle,
+    /// whose root is mounted.
+    ///
+    /// # Errors
+    /// Why there can be no such container.
+    fn prepare(&mut self, spec: &mut Value, bundle: &Path) -> Result<()>;
+}
+
 /// Runs native programs.
 #[derive(Debug, Clone, Default)]
 pub struct Native;
+
+impl Program for Native {
+    fn prepare(&mut self, _: &mut Value, _: &Path) -> Result<()> {
+        Ok(())
+    }
+}
 
 impl Executor for Native {
     fn validate(&self, spec: &Spec) -> std::result::Result<(), ExecutorValidationError> {

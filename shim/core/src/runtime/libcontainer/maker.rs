@@ -8,6 +8,7 @@
 use super::adapt;
 use super::devices;
 use super::exec;
+use super::executor::Program;
 use super::label;
 use super::report;
 use super::wire::{self, Answer, Making, Request, Task};
@@ -20,7 +21,6 @@ use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
-use libcontainer::workload::Executor;
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::process::Signal;
 use std::io::Read;
@@ -29,10 +29,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 /// Does the deed if this process was started for one; then `main` has nothing else to do. Call it
-/// first in `main`. `executor` becomes the container's program.
-pub fn run_if_asked<E: Executor + Clone + 'static>(executor: E) -> Option<ExitCode> {
+/// first in `main`. `program` is what the container's process becomes.
+pub fn run_if_asked<P: Program>(program: P) -> Option<ExitCode> {
     let asked = std::env::args_os().nth(1).is_some_and(|argument| argument == wire::FLAG);
-    asked.then(|| match begin().and_then(|(request, streams)| perform(request, streams, executor)) {
+    asked.then(|| match begin().and_then(|(request, streams)| perform(request, streams, program)) {
         Ok(answer) => {
             report::answer(&answer);
             ExitCode::SUCCESS
@@ -63,13 +63,13 @@ fn begin() -> Result<(Request, Option<ChildStreams>)> {
     Ok((request, streams))
 }
 
-fn perform<E: Executor + Clone + 'static>(request: Request, streams: Option<ChildStreams>, executor: E) -> Result<Answer> {
+fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut program: P) -> Result<Answer> {
     let container = ContainerId::parse(request.container)?;
     let dir = request.root.join(container.as_str());
     match request.task {
         Task::Create { bundle, console } => {
             let adapted_dir = wire::bundle_dir(&request.root, &container);
-            let adapted = adapt::write(&bundle, &adapted_dir)?;
+            let adapted = adapt::write(&bundle, &adapted_dir, |spec| program.prepare(spec, &bundle))?;
             if let Some(adjustment) = adapted.oom_score_adj {
                 adjust_oom_score(adjustment);
             }
@@ -80,7 +80,7 @@ fn perform<E: Executor + Clone + 'static>(request: Request, streams: Option<Chil
             let mut builder = ContainerBuilder::new(container.to_string(), SyscallType::Linux)
                 .with_root_path(&request.root)
                 .map_err(failure)?
-                .with_executor(executor)
+                .with_executor(program)
                 .with_console_socket(console);
             if let Some(ChildStreams { stdin, stdout, stderr }) = streams {
                 give(&spec, [&stdin, &stdout, &stderr])?;
@@ -103,7 +103,7 @@ fn perform<E: Executor + Clone + 'static>(request: Request, streams: Option<Chil
         }
         Task::Exec { process, console } => {
             let container = running(&dir)?;
-            exec::run(&container, &process, console.as_deref(), streams, executor).map(Answer::Made)
+            exec::run(&container, &process, console.as_deref(), streams, program).map(Answer::Made)
         }
         Task::Freeze(true) => running(&dir)?.pause().map_err(failure).map(|()| Answer::Done),
         Task::Freeze(false) => Container::load(dir).map_err(failure)?.resume().map_err(failure).map(|()| Answer::Done),

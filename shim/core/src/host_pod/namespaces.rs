@@ -6,9 +6,9 @@
 //! (whose process 1 must reap) or a user namespace (in which it would have no power over the host):
 //! then a holder is forked.
 
-use magnetar_core::error::{Context, Error, Result};
-use magnetar_core::pod_config::{NamespaceMode, PodConfig};
-use magnetar_core::sandbox::PodRequest;
+use crate::error::{Context, Error, Result};
+use crate::pod_config::{NamespaceMode, PodConfig};
+use crate::sandbox::PodRequest;
 use magnetar_sys::holder::{self, HolderError};
 use magnetar_sys::namespace::owning_user_namespace;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -151,7 +151,7 @@ fn sysctl_path(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use magnetar_core::error::Code;
+    use crate::error::Code;
 
     fn config(sysctl: &str) -> PodConfig {
         let mut config = PodConfig::default();

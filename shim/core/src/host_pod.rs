@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A pod in plain namespaces.
+//! A pod whose containers are processes of this host: namespaces, cgroup and files, whatever the containers' payload is.
+//!
+//! Of the sandboxers of native programs and of Wasm modules; a virtual machine has another.
 
-use crate::namespaces::{self, Plan};
+mod namespaces;
+
+use crate::cgroup::{Cgroup, moves, stats};
+use crate::error::{Context, Error, Result};
+use crate::reaper::Reaper;
+use crate::record::{PodDir, PodRecord};
+use crate::runtime::Runtime;
+use crate::sandbox::{PodRequest, Sandboxer};
+use crate::sandbox_files::SandboxFiles;
+use crate::task::Containers;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use magnetar_core::cgroup::{Cgroup, moves, stats};
-use magnetar_core::error::{Context, Error, Result};
-use magnetar_core::reaper::Reaper;
-use magnetar_core::record::{PodDir, PodRecord};
-use magnetar_core::runtime::Runtime;
-use magnetar_core::sandbox::{PodRequest, Sandboxer};
-use magnetar_core::sandbox_files::SandboxFiles;
-use magnetar_core::task::Containers;
+use namespaces::Plan;
 use nix::sched::{CloneFlags, setns};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -22,7 +26,7 @@ const CGROUP_EMPTY: Duration = Duration::from_secs(10);
 
 /// The one pod of this process.
 #[derive(Debug)]
-pub struct RuncSandbox<R> {
+pub struct HostPod<R> {
     dir: PodDir,
     record: PodRecord,
     containers: Containers<R>,
@@ -40,7 +44,7 @@ struct Home {
     network: OwnedFd,
 }
 
-impl<R: Runtime> RuncSandbox<R> {
+impl<R: Runtime> HostPod<R> {
     /// A pod that nothing was made for yet.
     pub fn new(dir: PodDir, record: PodRecord, containers: Containers<R>, reaper: Reaper) -> Self {
         Self { dir, record, containers, reaper, home: None, files: None, parent_cgroup: None }
@@ -75,7 +79,7 @@ impl<R: Runtime> RuncSandbox<R> {
     }
 }
 
-impl<R: Runtime> Sandboxer for RuncSandbox<R> {
+impl<R: Runtime> Sandboxer for HostPod<R> {
     async fn create(&mut self, request: &PodRequest) -> Result<()> {
         let config = &request.config;
         let plan = Plan::new(request)?;

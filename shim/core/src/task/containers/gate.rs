@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Stopping a pod in which containers are being made: those end first, and no more are begun.
+//!
+//! What is made after the pod's files are gone would find them missing, or make them anew.
+
+use crate::error::{Error, Result};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Counts containers that are being made, until it is closed.
+#[derive(Debug)]
+pub struct Gate(watch::Sender<State>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct State {
+    closed: bool,
+    inside: usize,
+}
+
+/// A container that is being made.
+#[derive(Debug)]
+pub struct Inside<'a>(&'a Gate);
+
+impl Gate {
+    /// Open, and nobody inside.
+    pub fn new() -> Self {
+        Self(watch::Sender::new(State::default()))
+    }
+
+    /// Begins to make a container.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` once the pod is being stopped.
+    pub fn enter(&self) -> Result<Inside<'_>> {
+        let entered = self.0.send_if_modified(|state| {
+            state.inside += usize::from(!state.closed);
+            !state.closed
+        });
+        if entered { Ok(Inside(self)) } else { Err(Error::precondition("the sandbox is being stopped")) }
+    }
+
+    /// Closes it, and waits until nobody is inside, for at most `patience`. Says whether that is so. Cancel-safe.
+    pub async fn close(&self, patience: Duration) -> bool {
+        self.0.send_modify(|state| state.closed = true);
+        let mut state = self.0.subscribe();
+        tokio::time::timeout(patience, state.wait_for(|state| state.inside == 0)).await.is_ok()
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|state| state.inside -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
+    async fn who_is_inside_is_waited_for_and_nobody_comes_after() {
+        let gate = Gate::new();
+        let inside = gate.enter().unwrap();
+        assert!(!gate.close(Duration::from_secs(1)).await);
+        assert!(gate.enter().is_err());
+        let (closed, ()) = tokio::join!(gate.close(Duration::from_secs(60)), async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            drop(inside);
+        });
+        assert!(closed);
+    }
+}
