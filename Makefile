@@ -10,7 +10,7 @@ HANDLER ?= magnetar-runc
 NEWER := /opt/containerd-next/bin
 TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 CARGO_TARGET ?= $(or $(CARGO_TARGET_DIR),target)
-BINARIES := containerd-shim-magnetar-v2 magnetar-runc
+BINARIES := containerd-shim-magnetar-v2 magnetar-runc magnetar-wasm
 export CARGO_TERM_COLOR ?= never
 
 .PHONY: build install deps demo test test-unit test-e2e test-vm conformance bench node lint clean
@@ -19,9 +19,11 @@ deps: ## what building needs and a fresh machine lacks
 	@images/host-packages
 
 build: deps ## all binaries and configuration, as an install prefix in out/
-	cargo build --release --locked $(addprefix -p ,$(BINARIES))
+	cargo build --release --locked --no-default-features $(addprefix -p ,$(BINARIES))
+	cargo build --profile engine --locked -p magnetar-wasm --bin magnetar-wasmtime
 	@install -Dm755 -t $(OUT)/bin $(CARGO_TARGET)/$(TARGET)/release/containerd-shim-magnetar-v2
-	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-{runc,maker}
+	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-{runc,maker,wasm}
+	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-wasmtime
 	@install -Dm644 -t $(OUT)/etc/magnetar shim/etc/magnetar/*.toml
 	@install -Dm644 -t $(OUT)/etc/containerd/conf.d shim/etc/containerd/conf.d/magnetar.toml
 	@install -Dm644 -t $(OUT)/etc/kubernetes shim/etc/kubernetes/runtimeclasses.yaml

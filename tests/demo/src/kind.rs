@@ -23,11 +23,22 @@ const HELLO: &[&str] =
     &["sh", "-c", "trap 'exit 0' TERM; echo \"hello from $(uname -s) $(uname -r), process $$\"; while :; do sleep 0.1; done"];
 
 /// Those that the demo knows, in the order of the table. It shows those that are configured.
-pub const KINDS: &[Kind] = &[Kind {
-    name: "runc",
-    what: "namespaces of the node's own kernel",
-    handler: "magnetar-runc",
-    image: BUSYBOX,
-    command: HELLO,
-    exec: (&["cat", "/etc/hostname"], "demo"),
-}];
+pub const KINDS: &[Kind] = &[
+    Kind {
+        name: "runc",
+        what: "namespaces of the node's own kernel",
+        handler: "magnetar-runc",
+        image: BUSYBOX,
+        command: HELLO,
+        exec: (&["cat", "/etc/hostname"], "demo"),
+    },
+    Kind {
+        name: "wasmtime",
+        what: "a WebAssembly module, run by Wasmtime in namespaces",
+        handler: "magnetar-wasmtime",
+        image: "localhost/magnetar/wasm-tools:1",
+        command: &[],
+        // The module is beside busybox, so that there is a program to execute.
+        exec: (&["cat", "/etc/hostname"], "demo"),
+    },
+];

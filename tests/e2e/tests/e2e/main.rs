@@ -20,3 +20,4 @@ mod stdio;
 mod stop;
 mod task_api;
 mod tools;
+mod wasm;

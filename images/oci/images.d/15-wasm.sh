@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+# Wasm modules: those of images/oci/wasm in an image that has nothing else, and beside busybox in one that has.
+
+tree=$work/wasm
+mkdir -p "$tree/modules" "$tree/tmp"
+chmod 1777 "$tree/tmp"
+cp "${0%/*}"/wasm/*.wat "$tree/modules/"
+# What no module can be: a header and nothing that makes sense after it, a part of one, and no header.
+printf '\0asm\1\0\0\0\377\377\377\377' >"$tree/modules/invalid.wasm"
+printf '\0asm' >"$tree/modules/truncated.wasm"
+echo 'no module' >"$tree/modules/text.wasm"
+image wasm "$tree" --config.entrypoint /modules/hello.wat
+
+tree=$work/wasm-tools
+busybox "$tree"
+cp -r "$work/wasm/modules" "$tree/"
+image wasm-tools "$tree" --config.entrypoint /modules/hello.wat
+
+for name in wasm wasm-tools; do
+    preload "$name" "localhost/magnetar/$name:1"
+    publish "$name" "magnetar/$name:1"
+done

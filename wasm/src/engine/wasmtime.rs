@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Wasmtime: core modules with WASI preview 1, components with WASI 0.2.
+//!
+//! One thread runs the module and all that it asks for; the engine's own compiler takes more while it compiles.
+
+use super::{End, Engine};
+use crate::guest::Guest;
+use crate::payload::{Format, Module};
+use crate::program::GUEST_ROOT;
+use std::fmt;
+use wasmtime::component::{Component, ResourceTable};
+use wasmtime::{Config, ResourceLimiter, Store, Trap};
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::p2::bindings::Command;
+use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+
+/// What a WASI command exports (the application ABI of WASI preview 1).
+const COMMAND: &str = "_start";
+
+/// The engine.
+#[derive(Debug, Clone, Copy)]
+pub struct Wasmtime;
+
+/// What belongs to one running module.
+struct State<W> {
+    wasi: W,
+    limits: Limits,
+}
+
+/// How much a module may take.
+struct Limits {
+    /// Of linear memory, in bytes.
+    memory: Option<usize>,
+}
+
+/// A module wanted more memory than the container has for it.
+#[derive(Debug)]
+struct OutOfMemory {
+    wanted: usize,
+    limit: usize,
+}
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { wanted, limit } = self;
+        write!(f, "out of memory: it wants {wanted} bytes, and the container's memory limit leaves {limit} for it")
+    }
+}
+
+impl std::error::Error for OutOfMemory {}
+
+impl ResourceLimiter for Limits {
+    fn memory_growing(&mut self, _: usize, wanted: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        match self.memory {
+            // An end that says why, where the kernel would just kill.
+            Some(limit) if wanted > limit => Err(wasmtime::Error::new(OutOfMemory { wanted, limit })),
+            Some(_) | None => Ok(true),
+        }
+    }
+
+    fn table_growing(&mut self, _: usize, wanted: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        let wanted = wanted.saturating_mul(size_of::<usize>());
+        match self.memory {
+            Some(limit) if wanted > limit => Err(wasmtime::Error::new(OutOfMemory { wanted, limit })),
+            Some(_) | None => Ok(true),
+        }
+    }
+}
+
+/// What belongs to one running component.
+struct Preview2 {
+    context: WasiCtx,
+    table: ResourceTable,
+}
+
+impl WasiView for State<Preview2> {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi.context, table: &mut self.wasi.table }
+    }
+}
+
+impl Engine for Wasmtime {
+    const NAME: &'static str = "wasmtime";
+
+    fn run(module: &Module, guest: &Guest) -> End {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return End::Refused(format!("cannot start the event loop: {error}")),
+        };
+        runtime.block_on(async {
+            match execute(module, guest).await {
+                Ok(code) => End::Exited(code),
+                Err(error) => ended(&error),
+            }
+        })
+    }
+}
+
+async fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
+    let bytes = module.read().map_err(wasmtime::Error::new)?;
+    let binary = match module.format() {
+        Format::Binary => bytes.into(),
+        Format::Text => wat::parse_bytes(&bytes).map_err(wasmtime::Error::new)?,
+    };
+    if !binary.starts_with(b"\0asm") {
+        return Err(wasmtime::Error::msg("it is not a WebAssembly module: its first bytes are not those of one"));
+    }
+    let engine = wasmtime::Engine::new(&Config::new())?;
+    if is_component(&binary) {
+        let component = Component::new(&engine, &binary)?;
+        run_component(&engine, &component, module, guest).await
+    } else {
+        let core = wasmtime::Module::new(&engine, &binary)?;
+        run_core(&engine, &core, module, guest).await
+    }
+}
+
+/// Whether the header is a component's: its layer field is 1 (the component model's binary format).
+fn is_component(binary: &[u8]) -> bool {
+    binary.get(6..8) == Some(&[1, 0])
+}
+
+async fn run_core(engine: &wasmtime::Engine, core: &wasmtime::Module, module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
+    let mut linker = wasmtime::Linker::new(engine);
+    wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State<WasiP1Ctx>| &mut state.wasi)?;
+    let mut store = store(engine, surroundings(guest)?.build_p1(), guest);
+    let instance = linker.instantiate_async(&mut store, core).await?;
+    let name = module.function().unwrap_or(COMMAND);
+    let Some(function) = instance.get_func(&mut store, name) else {
+        return Err(wasmtime::Error::msg(format!("it exports no function {name:?}")));
+    };
+    let mut results = vec![wasmtime::Val::I32(0); function.ty(&store).results().len()];
+    if function.ty(&store).params().len() != 0 {
+        return Err(wasmtime::Error::msg(format!("its function {name:?} takes parameters: only one that takes none can be called")));
+    }
+    function.call_async(&mut store, &[], &mut results).await?;
+    Ok(0)
+}
+
+async fn run_component(engine: &wasmtime::Engine, component: &Component, module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
+    if let Some(function) = module.function() {
+        return Err(wasmtime::Error::msg(format!("it is a component, of which #{function} cannot be called: only wasi:cli/run can")));
+    }
+    let mut linker = wasmtime::component::Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    let wasi = Preview2 { context: surroundings(guest)?.build(), table: ResourceTable::new() };
+    let mut store = store(engine, wasi, guest);
+    let command = Command::instantiate_async(&mut store, component, &linker).await?;
+    let result = command.wasi_cli_run().call_run(&mut store).await?;
+    Ok(u8::from(result.is_err()))
+}
+
+fn store<W: Send + 'static>(engine: &wasmtime::Engine, wasi: W, guest: &Guest) -> Store<State<W>> {
+    let limits = Limits { memory: guest.memory.and_then(|limit| usize::try_from(limit).ok()) };
+    let mut store = Store::new(engine, State { wasi, limits });
+    store.limiter(|state| &mut state.limits);
+    store
+}
+
+/// What a module gets: what the container has. Its root is the container's, with everything that is mounted in it; what is
+/// read-only there, the kernel refuses to write.
+fn surroundings(guest: &Guest) -> wasmtime::Result<WasiCtxBuilder> {
+    let mut wasi = WasiCtxBuilder::new();
+    wasi.inherit_stdio().args(&guest.args).envs(&guest.env).initial_cwd(&guest.directory);
+    // The pod's network namespace is the border.
+    wasi.inherit_network().allow_ip_name_lookup(true);
+    // Nothing else runs in this process.
+    wasi.allow_blocking_current_thread(true);
+    wasi.preopened_dir(GUEST_ROOT, "/", FsPerms::ReadWrite)?;
+    Ok(wasi)
+}
+
+fn ended(error: &wasmtime::Error) -> End {
+    if let Some(I32Exit(code)) = error.downcast_ref() {
+        // As the kernel does with a larger one.
+        return End::Exited(*code as u8);
+    }
+    if error.downcast_ref::<OutOfMemory>().is_some() {
+        return End::Trapped(error.root_cause().to_string());
+    }
+    match error.downcast_ref::<Trap>() {
+        // With the functions that it was in.
+        Some(_) => End::Trapped(format!("{error:?}")),
+        None => End::Refused(format!("{error:#}")),
+    }
+}

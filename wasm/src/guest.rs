@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a module gets of its container.
+
+use libcontainer::oci_spec::runtime::{Process, Spec};
+
+/// What the engine itself may need beside a module's memory, in bytes: code, tables, stacks.
+const ENGINE: u64 = 16 << 20;
+
+/// A module's surroundings, from the container's specification.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Guest {
+    /// Its arguments; the first is the module's name.
+    pub args: Vec<String>,
+    /// Its environment. A variable without a value is left out: WASI has none.
+    pub env: Vec<(String, String)>,
+    /// Its working directory, absolute.
+    pub directory: String,
+    /// How large its memory may become, in bytes.
+    pub memory: Option<u64>,
+}
+
+impl Guest {
+    /// The surroundings of the container's process.
+    pub fn new(spec: &Spec) -> Self {
+        let limit = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).and_then(|resources| resources.memory().as_ref());
+        let limit = limit.and_then(|memory| memory.limit()).and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0);
+        Self { memory: limit.map(linear_memory), ..spec.process().as_ref().map(Self::of_process).unwrap_or_default() }
+    }
+
+    fn of_process(process: &Process) -> Self {
+        let pairs = process.env().iter().flatten().filter_map(|variable| variable.split_once('='));
+        Self {
+            args: process.args().clone().unwrap_or_default(),
+            env: pairs.map(|(name, value)| (name.into(), value.into())).collect(),
+            directory: process.cwd().to_string_lossy().into_owned(),
+            memory: None,
+        }
+    }
+}
+
+/// What of the cgroup's limit is for the module: with less for the engine, the kernel would kill both before the engine can
+/// say what was wrong. A small limit is shared in halves.
+fn linear_memory(limit: u64) -> u64 {
+    limit.saturating_sub(ENGINE).max(limit / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_gets_what_its_process_would() {
+        let spec: Spec = serde_json::from_str(
+            r#"{"ociVersion":"1.1.0","root":{"path":"r"},"process":{"args":["a.wasm","b"],"env":["A=1=2","B"],"cwd":"/d","user":{"uid":0,"gid":0}},
+            "linux":{"resources":{"memory":{"limit":104857600}}}}"#,
+        )
+        .unwrap();
+        let guest = Guest::new(&spec);
+        assert_eq!(guest.args, ["a.wasm", "b"]);
+        assert_eq!(guest.env, [("A".to_string(), "1=2".to_string())]);
+        assert_eq!(guest.directory, "/d");
+        assert_eq!(guest.memory, Some(84 << 20));
+    }
+
+    #[test]
+    fn a_small_limit_is_shared() {
+        assert_eq!(linear_memory(20 << 20), 10 << 20);
+        assert_eq!(linear_memory(64 << 20), 48 << 20);
+    }
+}

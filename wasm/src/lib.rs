@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Running a WebAssembly module as the process of a container.
+//!
+//! ```text
+//!   host      payload::find ──> is it Wasm? ──> program::WasmOrNative keeps the open file, and mounts a root without /proc
+//!   container WasmOrNative::exec ──> guest::Guest (arguments, environment, limits) ──> an engine::Engine ──> exit code
+//!                                └─> a native program: execve
+//! ```
+//!
+//! The module is opened before the container exists, beneath its root, and by nobody else again: what was looked at is
+//! what runs.
+
+pub mod engine;
+pub mod guest;
+pub mod payload;
+pub mod program;
+mod signals;

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//! magnetar-wasm: the sandbox process of a pod whose containers run WebAssembly modules, and native programs beside them.
+//!
+//! ```text
+//!   this process ── in the pod's namespaces, as magnetar-runc is; holds no engine
+//!    └── containers  made by magnetar-wasmtime or another engine's program, which goes on as the container's process 1
+//! ```
+//!
+//! Deliberately absent: an engine. Only the process that runs a module has one.
+
+use magnetar_core::config::RuntimeConfig;
+use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::host_pod::HostPod;
+use magnetar_core::logging;
+use magnetar_core::runtime::libcontainer::Libcontainer;
+use magnetar_core::server::Inherited;
+use magnetar_core::task::Containers;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    magnetar_sys::memory::stay_small();
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Logging may not have started; standard error may be closed.
+            let _unheard = writeln!(std::io::stderr(), "magnetar-wasm: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> Result<()> {
+    let inherited = Inherited::take(std::env::args_os().skip(1))?;
+    logging::start(inherited.record.config.log_level);
+    inherited.serve(|dir, record, parts| {
+        let engine = engine(&record.config.runtime)?;
+        let runtime = Libcontainer::new(&record.config.runtime, dir, parts.reaper.clone(), engine)?;
+        let containers = Containers::new(runtime, dir.clone(), parts);
+        Ok((HostPod::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
+    })
+}
+
+/// The program of the engine that `runtime.name` names, beside this one.
+fn engine(config: &RuntimeConfig) -> Result<PathBuf> {
+    let name = match config.name.as_str() {
+        "auto" | "wasmtime" => "magnetar-wasmtime",
+        other => return Err(Error::invalid(format!("runtime.name = {other:?} is no Wasm engine: there is \"wasmtime\""))),
+    };
+    let own = std::env::current_exe().context(|| "cannot find this program".into())?;
+    let program = own.with_file_name(name);
+    if !program.exists() {
+        return Err(Error::precondition(format!("the Wasm engine is not installed: there is no {}", program.display())));
+    }
+    Ok(program)
+}

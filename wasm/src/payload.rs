@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Finding out, on the host and before the container is made, whether its program is a Wasm module.
+//!
+//! The container's tree is put together from its specification: its root and what will be bind-mounted into it. All of it
+//! is the image's or the pod's and hostile: paths are opened beneath their root (openat2), and no link leads out of it. A
+//! link from one mount into another leads nowhere here; such a module is taken for a native program, which is then not found.
+
+use magnetar_core::error::{Context, Error, Result};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use serde_json::Value;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Where programs are looked for in a container whose environment does not say.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The largest module, in bytes: an engine needs several times as much memory to compile it.
+const LARGEST: u64 = 512 << 20;
+
+/// The first four bytes of a module, and of a component (the WebAssembly specification, binary format of modules).
+const MAGIC: &[u8; 4] = b"\0asm";
+
+/// A module that was found.
+#[derive(Debug)]
+pub struct Module {
+    file: File,
+    name: String,
+    function: Option<String>,
+    format: Format,
+}
+
+/// How a module is written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The binary format, of a core module or of a component.
+    Binary,
+    /// The text format.
+    Text,
+}
+
+impl Module {
+    /// What the container's first argument calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The function to call, where the argument names one after a `#`.
+    pub fn function(&self) -> Option<&str> {
+        self.function.as_deref()
+    }
+
+    /// How it is written down.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// All of it.
+    ///
+    /// # Errors
+    /// `ResourceExhausted` for one of more than 512 MiB, and what the kernel says.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        let what = || format!("cannot read {}", self.name);
+        let size = self.file.metadata().context(what)?.len();
+        if size > LARGEST {
+            let limit = LARGEST >> 20;
+            return Err(Error::new(magnetar_core::error::Code::ResourceExhausted, format!("{} is larger than {limit} MiB", self.name)));
+        }
+        let mut bytes = Vec::new();
+        (&self.file).take(LARGEST).read_to_end(&mut bytes).context(what)?;
+        Ok(bytes)
+    }
+}
+
+/// The module that is the program of a bundle; `None` for a native program, and for one that is not there.
+///
+/// # Errors
+/// Where the specification lacks what it must have.
+pub fn find(spec: &Value, bundle: &Path) -> Result<Option<Module>> {
+    let process = &spec["process"];
+    let Some(argument) = process["args"].get(0).and_then(Value::as_str) else {
+        return Err(Error::invalid("the specification names no program"));
+    };
+    let (name, function) = match argument.split_once('#') {
+        Some((name, function)) if !function.is_empty() => (name, Some(function.to_owned())),
+        _ => (argument, None),
+    };
+    for path in candidates(name, process) {
+        let Some(file) = open(spec, bundle, &path)? else { continue };
+        return Ok(format(&file, &path).map(|format| Module { file, name: name.into(), function, format }));
+    }
+    Ok(None)
+}
+
+/// Where the program may be, absolute.
+fn candidates(name: &str, process: &Value) -> Vec<PathBuf> {
+    let directory = Path::new(process["cwd"].as_str().unwrap_or("/"));
+    if name.contains('/') {
+        return vec![directory.join(name)];
+    }
+    let env = process["env"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let path = env.iter().filter_map(Value::as_str).find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let mut all: Vec<_> = path.split(':').map(|folder| directory.join(folder).join(name)).collect();
+    // An image that holds a module and nothing else names it without a folder.
+    all.push(directory.join(name));
+    all
+}
+
+/// A regular file of the container to be; `None` where there is none.
+fn open(spec: &Value, bundle: &Path, path: &Path) -> Result<Option<File>> {
+    let (root, inner) = place(spec, bundle, path);
+    let what = || format!("cannot open {}", root.display());
+    let root_fd = match rustix::fs::open(&root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error).context(what),
+    };
+    let opened = if inner.as_os_str().is_empty() { reopen(&root_fd) } else { beneath(&root_fd, &inner) };
+    let file = match opened {
+        Ok(fd) => File::from(fd),
+        // Whatever is wrong with it, the container itself is to find out.
+        Err(_) => return Ok(None),
+    };
+    Ok(file.metadata().is_ok_and(|metadata| metadata.is_file()).then_some(file))
+}
+
+fn beneath(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    // Not to be made to wait by a FIFO, nor to get a terminal.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// A file that is mounted over another.
+fn reopen(file: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    if FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) != FileType::RegularFile {
+        return Err(Errno::ACCESS);
+    }
+    rustix::fs::openat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// What is mounted where `path` will be, and the rest of the path in it.
+fn place(spec: &Value, bundle: &Path, path: &Path) -> (PathBuf, PathBuf) {
+    let mounts = spec["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let binds = mounts.iter().filter_map(|mount| {
+        let has_bind = mount["options"].as_array().is_some_and(|options| options.iter().any(|o| o == "bind" || o == "rbind"));
+        let destination = Path::new(mount["destination"].as_str()?);
+        let inner = path.strip_prefix(destination).ok()?;
+        (has_bind || mount["type"] == "bind").then_some((destination, mount["source"].as_str()?, inner))
+    });
+    // The last of those that are equally deep is on top.
+    match binds.max_by_key(|(destination, _, _)| destination.components().count()) {
+        Some((_, source, inner)) => (bundle.join(source), inner.into()),
+        None => {
+            let root = spec["root"]["path"].as_str().unwrap_or("rootfs");
+            (bundle.join(root), path.strip_prefix("/").unwrap_or(path).into())
+        }
+    }
+}
+
+/// How a file is written down, if it is a module: the binary format says so itself, the text format in its name.
+fn format(file: &File, path: &Path) -> Option<Format> {
+    let mut magic = [0; 4];
+    let read = file.read_exact_at(&mut magic, 0);
+    if read.is_ok() && magic == *MAGIC {
+        return Some(Format::Binary);
+    }
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("wat") => Some(Format::Text),
+        // Somebody means it to be one: the engine says what is wrong with it.
+        Some("wasm") => Some(Format::Binary),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    fn bundle() -> tempfile::TempDir {
+        let bundle = tempfile::tempdir().unwrap();
+        let root = bundle.path().join("rootfs");
+        fs::create_dir_all(root.join("bin")).unwrap();
+        fs::write(root.join("bin/app"), b"\0asm\x01\0\0\0").unwrap();
+        fs::write(root.join("text.wat"), "(module)").unwrap();
+        fs::write(root.join("broken.wasm"), "no module").unwrap();
+        fs::write(root.join("bin/native"), b"\x7fELF").unwrap();
+        symlink("/bin/app", root.join("link")).unwrap();
+        symlink(bundle.path().join("outside"), root.join("escape")).unwrap();
+        symlink("../../outside", root.join("climb")).unwrap();
+        fs::write(bundle.path().join("outside"), b"\0asm\x01\0\0\0").unwrap();
+        bundle
+    }
+
+    fn spec(program: &str) -> Value {
+        json!({"root": {"path": "rootfs"}, "process": {"args": [program], "cwd": "/", "env": ["PATH=/usr/bin:/bin"]}})
+    }
+
+    #[test]
+    fn modules_are_told_from_programs() {
+        let bundle = bundle();
+        let found = |program: &str| find(&spec(program), bundle.path()).unwrap();
+        for (program, format) in [
+            ("/bin/app", Format::Binary),
+            ("app", Format::Binary),
+            ("/link", Format::Binary),
+            ("text.wat", Format::Text),
+            ("/broken.wasm", Format::Binary),
+        ] {
+            assert_eq!(found(program).map(|module| module.format()), Some(format), "{program}");
+        }
+        for program in ["native", "/bin/native", "nonesuch", "/bin", ""] {
+            assert!(found(program).is_none(), "{program}");
+        }
+        let module = found("/bin/app#add").unwrap();
+        assert_eq!((module.name(), module.function()), ("/bin/app", Some("add")));
+        assert_eq!(module.read().unwrap(), b"\0asm\x01\0\0\0");
+    }
+
+    #[test]
+    fn no_link_leads_out_of_the_root() {
+        let bundle = bundle();
+        for program in ["/escape", "/climb", "/../outside", "../outside"] {
+            assert!(find(&spec(program), bundle.path()).unwrap().is_none(), "{program}");
+        }
+    }
+
+    #[test]
+    fn modules_are_found_in_what_is_mounted() {
+        let bundle = bundle();
+        let volume = bundle.path().join("volume");
+        fs::create_dir(&volume).unwrap();
+        fs::write(volume.join("app.wasm"), b"\0asm\x01\0\0\0").unwrap();
+        let mut spec = spec("/data/app.wasm");
+        assert!(find(&spec, bundle.path()).unwrap().is_none());
+        spec["mounts"] = json!([{"destination": "/data", "type": "bind", "source": volume, "options": ["rbind", "ro"]}]);
+        assert!(find(&spec, bundle.path()).unwrap().is_some());
+        spec["mounts"] = json!([{"destination": "/data/app.wasm", "type": "bind", "source": volume.join("app.wasm")}]);
+        assert!(find(&spec, bundle.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_fifo_makes_nobody_wait() {
+        let bundle = bundle();
+        let fifo = bundle.path().join("rootfs/fifo.wasm");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(find(&spec("/fifo.wasm"), bundle.path()).unwrap().is_none());
+    }
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the container's process becomes: a module in an engine, or a native program.
+
+use crate::engine::{End, Engine};
+use crate::guest::Guest;
+use crate::payload::{self, Module};
+use crate::signals;
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use magnetar_core::error::Result;
+use magnetar_core::runtime::libcontainer::{Native, Program, program_runs};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::marker::PhantomData;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Where the kubelet mounts the file whose text becomes the container's status, unless the pod says otherwise
+/// (`terminationMessagePath`).
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// Where in the container the module's own root is mounted: on the tmpfs that `/dev` is, so that nothing of it is in the image.
+pub const GUEST_ROOT: &str = "/dev/wasm";
+
+/// Runs modules with the engine `E`, and native programs as they are.
+#[derive(Debug, Clone)]
+pub struct WasmOrNative<E> {
+    module: Option<Arc<Module>>,
+    engine: PhantomData<E>,
+}
+
+impl<E: Engine> WasmOrNative<E> {
+    /// Nothing was looked at yet.
+    pub fn new() -> Self {
+        Self { module: None, engine: PhantomData }
+    }
+}
+
+impl<E: Engine> Default for WasmOrNative<E> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<E: Engine> Program for WasmOrNative<E> {
+    fn prepare(&mut self, spec: &mut Value, bundle: &Path) -> Result<()> {
+        self.module = payload::find(spec, bundle)?.map(Arc::new);
+        if self.module.is_some() {
+            mount_guest_root(spec, bundle);
+        }
+        Ok(())
+    }
+}
+
+impl<E: Engine> Executor for WasmOrNative<E> {
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        if self.module.is_some() { Ok(()) } else { Native.validate(spec) }
+    }
+
+    fn setup_envs(&self, env: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        Native.setup_envs(env)
+    }
+
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let Some(module) = &self.module else { return Native.exec(spec) };
+        // From here on what goes wrong is the module's end, as for a native program that runs.
+        program_runs();
+        let end = match signals::end_when_asked() {
+            Ok(()) => E::run(module, &Guest::new(spec)),
+            Err(error) => End::Refused(error.to_string()),
+        };
+        if let End::Refused(why) | End::Trapped(why) = &end {
+            tell::<E>(module, why);
+        }
+        std::process::exit(end.code().into())
+    }
+}
+
+/// Says in the container's log, and in its status, why the module has ended.
+fn tell<E: Engine>(module: &Module, why: &str) {
+    let text = format!("{}: {}: {}\n", E::NAME, module.name(), why.trim_end());
+    // A container may have closed its standard error, and need not have the other.
+    let _unheard = std::io::stderr().write_all(text.as_bytes());
+    let _not_mounted = OpenOptions::new().append(true).open(TERMINATION_LOG).and_then(|mut file| file.write_all(text.as_bytes()));
+}
+
+/// Mounts what the module may see once more, at [`GUEST_ROOT`]: the image, without what is mounted in it, and the volumes.
+///
+/// What is not there cannot be opened through the module's root, above all `/proc`: by `/proc/self/mem` a module could write to
+/// the engine's memory. For native programs in the container all is as usual.
+fn mount_guest_root(spec: &mut Value, bundle: &Path) {
+    let below = |path: &str, top: &str| path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let kernels = |path: &str| ["/proc", "/sys", "/dev"].iter().any(|top| below(path, top));
+    let root = bundle.join(spec["root"]["path"].as_str().unwrap_or("rootfs"));
+    let read_only = spec["root"]["readonly"] == Value::Bool(true);
+    let mut seen = vec![json!({
+        "destination": GUEST_ROOT, "type": "bind", "source": root, "options": ["bind", if read_only { "ro" } else { "rw" }],
+    })];
+    let mounts = spec["mounts"].as_array().cloned().unwrap_or_default();
+    for mut mount in mounts.iter().filter(|mount| mount["type"] == "bind").cloned() {
+        let Some(destination) = mount["destination"].as_str().filter(|path| !kernels(path)) else { continue };
+        mount["destination"] = Value::from(format!("{GUEST_ROOT}{destination}"));
+        seen.push(mount);
+    }
+    spec["mounts"] = mounts.into_iter().chain(seen).collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_sees_the_image_and_the_volumes() {
+        let mut spec = json!({
+            "root": {"path": "rootfs", "readonly": true},
+            "mounts": [
+                {"destination": "/proc", "type": "proc"}, {"destination": "/data", "type": "bind", "source": "/v", "options": ["rbind", "ro"]},
+                {"destination": "/dev/termination-log", "type": "bind", "source": "/t"}, {"destination": "/system", "type": "bind", "source": "/s"},
+            ],
+        });
+        mount_guest_root(&mut spec, Path::new("/bundle"));
+        let mounts = spec["mounts"].as_array().unwrap();
+        assert_eq!(mounts.len(), 7);
+        assert_eq!(mounts[4], json!({"destination": "/dev/wasm", "type": "bind", "source": "/bundle/rootfs", "options": ["bind", "ro"]}));
+        assert_eq!(mounts[5], json!({"destination": "/dev/wasm/data", "type": "bind", "source": "/v", "options": ["rbind", "ro"]}));
+        assert_eq!(mounts[6]["destination"], "/dev/wasm/system");
+    }
+}
