@@ -11,33 +11,18 @@
 
 mod runtime;
 
-use magnetar_core::error::Result;
 use magnetar_core::host_pod::HostPod;
-use magnetar_core::logging;
-use magnetar_core::server::Inherited;
+use magnetar_core::server;
 use magnetar_core::task::Containers;
 use runtime::PodRuntime;
-use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    magnetar_sys::memory::stay_small();
-    match serve() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Logging may not have started; standard error may be closed.
-            let _unheard = writeln!(std::io::stderr(), "magnetar-runc: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn serve() -> Result<()> {
-    let inherited = Inherited::take(std::env::args_os().skip(1))?;
-    logging::start(inherited.record.config.log_level);
-    inherited.serve(|dir, record, parts| {
-        let runtime = PodRuntime::new(&record.config.runtime, dir, parts.reaper.clone())?;
-        let containers = Containers::new(runtime, dir.clone(), parts);
-        Ok((HostPod::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
+    server::main("magnetar-runc", |inherited| {
+        inherited.serve(|dir, record, parts| {
+            let runtime = PodRuntime::new(&record.config.runtime, dir, parts.reaper.clone())?;
+            let containers = Containers::new(runtime, dir.clone(), parts);
+            Ok((HostPod::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
+        })
     })
 }

@@ -6,13 +6,21 @@ pub mod wasmtime;
 
 use crate::guest::Guest;
 use crate::payload::Module;
+use magnetar_core::error::Result;
 
 /// One Wasm engine.
 pub trait Engine: Clone + 'static {
     /// As people call it.
     const NAME: &'static str;
 
-    /// Runs a module to its end, in a process that has nothing else to do.
+    /// A name for all that compiled code depends on: the engine, its version, its settings and the processor.
+    ///
+    /// # Errors
+    /// Where the engine does not work on this host.
+    fn compatibility() -> Result<String>;
+
+    /// Runs a module to its end, in a process that has nothing else to do. Compiled code is taken from the cache, or offered to
+    /// it: [`Module::take_cached`].
     fn run(module: &Module, guest: &Guest) -> End;
 }
 

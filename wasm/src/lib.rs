@@ -10,6 +10,7 @@
 //! The module is opened before the container exists, beneath its root, and by nobody else again: what was looked at is
 //! what runs.
 
+pub mod cache;
 pub mod engine;
 pub mod guest;
 pub mod payload;

@@ -11,34 +11,20 @@
 use magnetar_core::config::RuntimeConfig;
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::host_pod::HostPod;
-use magnetar_core::logging;
 use magnetar_core::runtime::libcontainer::Libcontainer;
-use magnetar_core::server::Inherited;
+use magnetar_core::server;
 use magnetar_core::task::Containers;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    magnetar_sys::memory::stay_small();
-    match serve() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Logging may not have started; standard error may be closed.
-            let _unheard = writeln!(std::io::stderr(), "magnetar-wasm: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn serve() -> Result<()> {
-    let inherited = Inherited::take(std::env::args_os().skip(1))?;
-    logging::start(inherited.record.config.log_level);
-    inherited.serve(|dir, record, parts| {
-        let engine = engine(&record.config.runtime)?;
-        let runtime = Libcontainer::new(&record.config.runtime, dir, parts.reaper.clone(), engine)?;
-        let containers = Containers::new(runtime, dir.clone(), parts);
-        Ok((HostPod::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
+    server::main("magnetar-wasm", |inherited| {
+        inherited.serve(|dir, record, parts| {
+            let engine = engine(&record.config.runtime)?;
+            let runtime = Libcontainer::new(&record.config.runtime, dir, parts.reaper.clone(), engine)?;
+            let containers = Containers::new(runtime, dir.clone(), parts);
+            Ok((HostPod::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
+        })
     })
 }
 

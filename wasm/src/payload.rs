@@ -5,6 +5,7 @@
 //! is the image's or the pod's and hostile: paths are opened beneath their root (openat2), and no link leads out of it. A
 //! link from one mount into another leads nowhere here; such a module is taken for a native program, which is then not found.
 
+use crate::cache::Found;
 use magnetar_core::error::{Context, Error, Result};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -14,6 +15,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// Where programs are looked for in a container whose environment does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -31,6 +33,7 @@ pub struct Module {
     name: String,
     function: Option<String>,
     format: Format,
+    cached: Mutex<Option<Found>>,
 }
 
 /// How a module is written down.
@@ -58,6 +61,21 @@ impl Module {
         self.format
     }
 
+    /// What the cache has of it is asked, and taken from here by the engine.
+    pub fn set_cached(&self, found: Found) {
+        *self.cached.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+    }
+
+    /// What the cache has of it; once, so that nothing stays open that the engine does not keep.
+    pub fn take_cached(&self) -> Option<Found> {
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Its bytes, from the first on. No more than the largest module may have.
+    pub fn reader(&self) -> impl Read {
+        Reader { file: &self.file, offset: 0 }.take(LARGEST + 1)
+    }
+
     /// All of it.
     ///
     /// # Errors
@@ -70,8 +88,22 @@ impl Module {
             return Err(Error::new(magnetar_core::error::Code::ResourceExhausted, format!("{} is larger than {limit} MiB", self.name)));
         }
         let mut bytes = Vec::new();
-        (&self.file).take(LARGEST).read_to_end(&mut bytes).context(what)?;
+        self.reader().read_to_end(&mut bytes).context(what)?;
         Ok(bytes)
+    }
+}
+
+/// Reads a file without the position that it shares with other processes.
+struct Reader<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let length = self.file.read_at(into, self.offset)?;
+        self.offset += length as u64;
+        Ok(length)
     }
 }
 
@@ -90,7 +122,7 @@ pub fn find(spec: &Value, bundle: &Path) -> Result<Option<Module>> {
     };
     for path in candidates(name, process) {
         let Some(file) = open(spec, bundle, &path)? else { continue };
-        return Ok(format(&file, &path).map(|format| Module { file, name: name.into(), function, format }));
+        return Ok(format(&file, &path).map(|format| Module { file, name: name.into(), function, format, cached: Mutex::default() }));
     }
     Ok(None)
 }

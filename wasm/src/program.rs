@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the container's process becomes: a module in an engine, or a native program.
 
+use crate::cache::{self, Cache};
 use crate::engine::{End, Engine};
 use crate::guest::Guest;
 use crate::payload::{self, Module};
@@ -47,8 +48,16 @@ impl<E: Engine> Default for WasmOrNative<E> {
 impl<E: Engine> Program for WasmOrNative<E> {
     fn prepare(&mut self, spec: &mut Value, bundle: &Path) -> Result<()> {
         self.module = payload::find(spec, bundle)?.map(Arc::new);
-        if self.module.is_some() {
+        if let Some(module) = &self.module {
             mount_guest_root(spec, bundle);
+            let found = E::compatibility().and_then(|name| Cache::open(Path::new(cache::ROOT), &name)).and_then(|cache| cache.look(module));
+            match found {
+                Ok(found) => module.set_cached(found),
+                // Then it is compiled, as it would be without.
+                Err(error) => {
+                    let _unheard = writeln!(std::io::stderr(), "no compiled code from the cache: {error}");
+                }
+            }
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ mod connections;
 use crate::error::{Context, Error, Result};
 use crate::events::Events;
 use crate::idle::Idle;
+use crate::logging;
 use crate::reaper::Reaper;
 use crate::record::{PodDir, PodLock, PodRecord};
 use crate::runtime::Runtime;
@@ -20,8 +21,10 @@ use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use magnetar_sys::listener;
 use magnetar_sys::notification::Notification;
+use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
@@ -32,6 +35,23 @@ const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// How long whoever asked for the end may stay connected.
 const HANG_UP: Duration = Duration::from_millis(500);
+
+/// A sandboxer's `main`: takes what the process was born with, and serves until the pod is over. `program` is its name.
+pub fn main(program: &str, serve: impl FnOnce(Inherited) -> Result<()>) -> ExitCode {
+    magnetar_sys::memory::stay_small();
+    let served = Inherited::take(std::env::args_os().skip(1)).and_then(|inherited| {
+        logging::start(inherited.record.config.log_level);
+        serve(inherited)
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Logging may not have started; standard error may be closed.
+            let _unheard = writeln!(std::io::stderr(), "{program}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// What a sandbox process is born with.
 #[derive(Debug)]
@@ -58,12 +78,11 @@ pub struct Parts {
 }
 
 impl Inherited {
-    /// Takes the listener from fd 3 and the pod named by `--pod-dir`, and says on fd 4 whether that went well. Call it
-    /// first in `main`.
+    /// Takes the listener from fd 3 and the pod named by `--pod-dir`, and says on fd 4 whether that went well.
     ///
     /// # Errors
     /// Where the program was not started by the shim, another process serves the pod, or its record cannot be written.
-    pub fn take(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Self> {
+    fn take(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Self> {
         let notification = Notification::inherit();
         let taken = Self::take_quietly(arguments);
         match &taken {

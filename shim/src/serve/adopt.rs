@@ -10,7 +10,8 @@
 //!   made by `start`                     containerd owns it and cleans up after it
 //! ```
 
-use super::pods::{Pod, Pods};
+use super::pod::Pod;
+use super::pods::Pods;
 use super::process::Process;
 use crate::stage::Stage;
 use magnetar_core::error::{Code, Result};

@@ -3,7 +3,9 @@
 
 #![allow(clippy::result_large_err, reason = "tonic's Status is large, and its generated trait names it in every signature")]
 
-use super::pods::{Pod, Pods};
+use super::pod::Pod;
+use super::pods::Pods;
+use super::wire::NAMESPACE;
 use super::wire::{self, StartResponse};
 use crate::options;
 use containerd_client::services::v1::sandbox::*;
@@ -25,9 +27,6 @@ mod generated {
 
 use generated::controller_server::Controller;
 pub use generated::controller_server::ControllerServer;
-
-/// Where every client of containerd says which namespace it means.
-pub const NAMESPACE: &str = "containerd-namespace";
 
 /// The parts of a sandbox that may change while it runs.
 const UPDATABLE: [&str; 2] = ["extensions", "labels"];

@@ -8,6 +8,7 @@
 //! a pod, so its pod is removed. containerd forgets a pod whose Create or Start has failed.
 
 use super::client::{Failure, call};
+use super::pod::Pod;
 use super::process::Process;
 use super::store::Store;
 use super::unwanted::{Rhythm, unwanted};
@@ -27,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, Span, info, info_span, warn};
+use tracing::{Instrument, Span, info, warn};
 use ttrpc::context::Context;
 
 /// How long a sandbox process may take to shut its pod down before it is killed.
@@ -36,28 +37,6 @@ const SHUTDOWN: Duration = Duration::from_secs(30);
 const EXIT: Duration = Duration::from_secs(5);
 /// Between a connection that breaks and the news of the process's end.
 const NEWS: Duration = Duration::from_secs(2);
-
-/// A pod's names and its directory.
-#[derive(Debug, Clone)]
-pub struct Pod {
-    /// containerd's namespace.
-    pub namespace: Namespace,
-    /// The pod.
-    pub id: SandboxId,
-    /// Its directory.
-    pub dir: PodDir,
-}
-
-impl Pod {
-    /// The span of everything that is said about the pod in the log.
-    pub fn span(&self) -> Span {
-        info_span!(parent: None, "pod", sandbox = %self.id)
-    }
-
-    fn missing(&self) -> Error {
-        Error::not_found(format!("sandbox {} does not exist in namespace {}", self.id, self.namespace))
-    }
-}
 
 /// All pods of this node. Cheap to clone.
 #[derive(Debug, Clone)]

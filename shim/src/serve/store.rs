@@ -4,8 +4,8 @@
 //! Whoever makes a pod enters it there before Create is called, and takes it out after Shutdown or
 //! when making it has failed. The store is asked seldom, so there is no connection that stays.
 
-use super::controller::NAMESPACE;
-use super::pods::Pod;
+use super::pod::Pod;
+use super::wire::NAMESPACE;
 use containerd_client::services::v1::sandbox::StoreGetRequest;
 use containerd_client::services::v1::sandbox::store_client::StoreClient;
 use hyper_util::rt::TokioIo;

@@ -12,7 +12,7 @@
 //! forgets the pod and shuts nothing down. Such a pod looks like any other, but nobody Waits for it: for
 //! those that it keeps, containerd calls Wait right after Start and after each restart, its own or ours.
 
-use super::pods::Pod;
+use super::pod::Pod;
 use crate::stage::Stage;
 use std::time::Duration;
 use tokio::sync::watch;

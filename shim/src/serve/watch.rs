@@ -8,7 +8,7 @@
 //! Whoever needs to know (Create, Wait, Status, Shutdown) reads the watch channel, so there is one
 //! place that cleans, whatever the reason for the end was.
 
-use super::pods::Pod;
+use super::pod::Pod;
 use super::process::{Handle, Process};
 use super::unwanted::Interest;
 use crate::clean::clean_pod;

@@ -13,6 +13,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::SystemTime;
 
+/// Where every client of containerd says which namespace it means.
+pub const NAMESPACE: &str = "containerd-namespace";
+
 /// The Task API that a sandbox process speaks.
 const TASK_API_VERSION: u32 = containerd_shim_protos::TASK_API_VERSION as u32;
 

@@ -20,6 +20,9 @@ use tokio::time::Instant;
 
 use crate::{Case, Service};
 
+/// Compiled code of Wasm modules stays for the next pod; its size is bounded.
+const CACHE: &str = "file /var/lib/magnetar";
+
 /// How long containerd and the kernel may take to clear away what was removed.
 const SETTLE_SECONDS: u32 = 20;
 
@@ -141,9 +144,9 @@ impl Seen {
 }
 
 fn look(case: &Case) -> Result<Seen> {
-    // The node's own book-keeping is not part of the comparison, and neither is ours.
+    // The node's own book-keeping is not part of the comparison, and neither is ours, nor what is kept on purpose.
     let logs = format!("file {}", log_root().display());
-    let things = Snapshot::take()?.without(|thing| thing.starts_with("file /run/node/") || thing == logs);
+    let things = Snapshot::take()?.without(|thing| thing.starts_with("file /run/node/") || thing.starts_with(CACHE) || thing == logs);
     let serve = Service::Magnetar.pid().ok().filter(|_| case.is_magnetar());
     Ok(Seen { things, descriptors: serve.and_then(|pid| magnetar_observe::open_files(pid).ok()) })
 }

@@ -3,11 +3,16 @@
 //!
 //! One thread runs the module and all that it asks for; the engine's own compiler takes more while it compiles.
 
+mod compiled;
+
 use super::{End, Engine};
+use crate::cache::{Found, Offer};
 use crate::guest::Guest;
 use crate::payload::{Format, Module};
 use crate::program::GUEST_ROOT;
+use magnetar_core::error::{Error, Result};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use wasmtime::component::{Component, ResourceTable};
 use wasmtime::{Config, ResourceLimiter, Store, Trap};
 use wasmtime_wasi::p1::WasiP1Ctx;
@@ -82,6 +87,13 @@ impl WasiView for State<Preview2> {
 impl Engine for Wasmtime {
     const NAME: &'static str = "wasmtime";
 
+    fn compatibility() -> Result<String> {
+        let engine = engine().map_err(|error| Error::precondition(format!("Wasmtime does not work on this host: {error:#}")))?;
+        let mut hash = DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut hash);
+        Ok(format!("wasmtime-{:016x}", hash.finish()))
+    }
+
     fn run(module: &Module, guest: &Guest) -> End {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
@@ -105,14 +117,39 @@ async fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
     if !binary.starts_with(b"\0asm") {
         return Err(wasmtime::Error::msg("it is not a WebAssembly module: its first bytes are not those of one"));
     }
-    let engine = wasmtime::Engine::new(&Config::new())?;
+    let engine = engine()?;
+    let (code, offer) = match module.take_cached() {
+        Some(Found::Code(code)) => (Some(code), None),
+        Some(Found::Missing(offer)) => (None, Some(offer)),
+        None => (None, None),
+    };
     if is_component(&binary) {
-        let component = Component::new(&engine, &binary)?;
+        let component = match code.and_then(|code| compiled::component(&engine, code)) {
+            Some(component) => component,
+            None => Component::new(&engine, &binary)?,
+        };
+        hand_over(offer, || component.serialize());
+        drop(binary);
         run_component(&engine, &component, module, guest).await
     } else {
-        let core = wasmtime::Module::new(&engine, &binary)?;
+        let core = match code.and_then(|code| compiled::module(&engine, code)) {
+            Some(core) => core,
+            None => wasmtime::Module::new(&engine, &binary)?,
+        };
+        hand_over(offer, || core.serialize());
+        drop(binary);
         run_core(&engine, &core, module, guest).await
     }
+}
+
+fn engine() -> wasmtime::Result<wasmtime::Engine> {
+    wasmtime::Engine::new(&Config::new())
+}
+
+/// Gives compiled code to the cache, if it wants any.
+fn hand_over(offer: Option<Offer>, code: impl FnOnce() -> wasmtime::Result<Vec<u8>>) {
+    // Without it the next container compiles too, and a container has nobody else to tell.
+    let _kept = offer.map(|offer| code().map(|code| offer.deliver(&code)));
 }
 
 /// Whether the header is a component's: its layer field is 1 (the component model's binary format).

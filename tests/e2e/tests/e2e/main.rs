@@ -21,3 +21,4 @@ mod stop;
 mod task_api;
 mod tools;
 mod wasm;
+mod wasm_cache;

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Compiled code of Wasm modules is kept, and used only if it is ours and undamaged.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, ensure};
+use futures_util::future::join_all;
+use magnetar_cri::{ContainerSpec, Pod, PodSpec};
+use magnetar_e2e::{Case, eventually, on_node};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+const CACHE: &str = "/var/lib/magnetar/wasm";
+const MODULES: &str = "localhost/magnetar/wasm:1";
+
+async fn pod(case: &Case, name: &str) -> Result<Pod> {
+    Ok(case.node().run_pod(&PodSpec::new(name, "magnetar-wasmtime").own_pid().host_network()).await?)
+}
+
+/// Runs a module to its end, which is with code 7.
+async fn run(case: &Case, pod: &Pod, name: &str) -> Result<()> {
+    let container = pod.run(&ContainerSpec::new(name, MODULES).command(["/modules/exit.wat"])).await?;
+    let status = container.exited(case.within(30)).await?;
+    ensure!(status.exit_code == 7, "{name}: exit code {}", status.exit_code);
+    Ok(container.remove().await?)
+}
+
+/// The code that is kept, without digests and what is being written.
+fn kept() -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for engine in fs::read_dir(CACHE)? {
+        for file in fs::read_dir(engine?.path())? {
+            let path = file?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if !name.starts_with('.') && !name.contains('.') {
+                files.push(path);
+            }
+        }
+    }
+    Ok(files)
+}
+
+async fn one_is_kept(case: &Case) -> Result<PathBuf> {
+    let mut files = Vec::new();
+    eventually("compiled code to be kept", case.soon(), async || {
+        files = kept().unwrap_or_default();
+        Ok((files.len() == 1).then_some(()))
+    })
+    .await?;
+    Ok(files.remove(0))
+}
+
+fn clear() -> Result<()> {
+    match fs::remove_dir_all(CACHE) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[test]
+fn compiled_code_is_kept_and_damaged_code_is_made_again() {
+    on_node(async |case| {
+        clear()?;
+        let pod = pod(case, "kept").await?;
+        run(case, &pod, "compiles").await?;
+        let file = one_is_kept(case).await?;
+        let code = fs::read(&file)?;
+        ensure!(fs::metadata(&file)?.permissions().mode() & 0o077 == 0, "others can read it");
+        run(case, &pod, "takes-it").await?;
+        ensure!(fs::read(&file)? == code, "it was compiled once more");
+        fs::write(&file, b"\x7fELF no code")?;
+        run(case, &pod, "damaged").await?;
+        eventually("the code to be made again", case.soon(), async || Ok((fs::read(&file)? == code).then_some(()))).await?;
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn many_may_compile_the_same_at_once() {
+    on_node(async |case| {
+        clear()?;
+        let pods = join_all((0..8).map(|n| async move {
+            let pod = pod(case, &format!("same-{n}")).await?;
+            run(case, &pod, "same").await?;
+            Ok::<_, anyhow::Error>(pod.remove().await?)
+        }));
+        pods.await.into_iter().collect::<Result<()>>()?;
+        one_is_kept(case).await.map(drop)
+    });
+}
+
+#[test]
+fn without_space_for_its_code_a_module_runs_all_the_same() {
+    on_node(async |case| {
+        clear()?;
+        fs::create_dir_all(CACHE)?;
+        fs::set_permissions(CACHE, fs::Permissions::from_mode(0o700))?;
+        mount(Some("tmpfs"), CACHE, Some("tmpfs"), MsFlags::empty(), Some("mode=700,size=4k"))?;
+        let outcome = async {
+            let pod = pod(case, "full").await?;
+            for n in 0..2 {
+                run(case, &pod, &format!("full-{n}")).await?;
+            }
+            pod.remove().await?;
+            ensure!(kept()?.is_empty(), "what does not fit was kept");
+            Ok(())
+        };
+        let outcome = outcome.await;
+        umount2(CACHE, MntFlags::MNT_DETACH)?;
+        outcome
+    });
+}
+
+#[test]
+fn a_cache_that_others_can_write_to_is_not_used() {
+    on_node(async |case| {
+        clear()?;
+        fs::create_dir_all(CACHE)?;
+        fs::set_permissions(CACHE, fs::Permissions::from_mode(0o777))?;
+        let pod = pod(case, "open").await?;
+        run(case, &pod, "open").await?;
+        pod.remove().await?;
+        ensure!(fs::read_dir(Path::new(CACHE))?.next().is_none(), "something was written there");
+        clear()
+    });
+}

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Compiled code, kept by the digest of its module.
+//!
+//! ```text
+//!   host       find ──a hit──> the open file goes into the container, and is mapped
+//!              offer ─a miss─> keeper: a copy of this process that waits at a pipe
+//!   container  compile ──> Offer::deliver: the code into a sealed memory file, a byte into the pipe, both closed; then the module runs
+//!   host       keeper: only if it is sealed ──> store
+//! ```
+//!
+//! What compiles is in the container, within its limits. What it delivers was written before the module ran, and cannot be
+//! changed after. The cache's folder is root's alone, so nobody else writes to it, and each file's own digest is checked
+//! before it is used: code that was damaged is compiled again.
+
+mod folder;
+
+use crate::payload::Module;
+use folder::Folder;
+use magnetar_core::error::{Context, Error, Result};
+use rustix::fs::{MemfdFlags, SealFlags};
+use sha2::{Digest as _, Sha256};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+/// Where it is.
+pub const ROOT: &str = "/var/lib/magnetar/wasm";
+
+/// How much is kept, in bytes, of all engines together. What was used longest ago goes first.
+const LIMIT: u64 = 1 << 30;
+
+/// The seals of code that nobody can change.
+const SEALED: SealFlags = SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK);
+
+/// The digest of a module.
+type Digest = [u8; 32];
+
+/// Compiled code of one engine.
+#[derive(Debug)]
+pub struct Cache {
+    folder: Folder,
+}
+
+/// A place for the code of a module that was not found.
+#[derive(Debug)]
+pub struct Offer {
+    code: File,
+    done: File,
+}
+
+/// What the cache has of a module.
+#[derive(Debug)]
+pub enum Found {
+    /// Its code.
+    Code(File),
+    /// None yet.
+    Missing(Offer),
+}
+
+impl Cache {
+    /// The code of engines that are `compatible`: a name for all that their code depends on.
+    ///
+    /// # Errors
+    /// Where the folder is not root's alone, or cannot be made.
+    pub fn open(root: &Path, compatible: &str) -> Result<Self> {
+        Ok(Self { folder: Folder::open(root, compatible)? })
+    }
+
+    /// The code of a module, or a place to put it. For a process with one thread.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn look(self, module: &Module) -> Result<Found> {
+        let digest = digest(&mut module.reader())?;
+        match self.folder.find(&digest)? {
+            Some(code) => Ok(Found::Code(code)),
+            None => self.offer(digest).map(Found::Missing),
+        }
+    }
+
+    fn offer(self, digest: Digest) -> Result<Offer> {
+        let what = || "cannot offer to keep compiled code".to_string();
+        let code = rustix::fs::memfd_create("compiled", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(what)?;
+        let (waits, done) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(what)?;
+        // It belongs to the pod's cgroup, ends when the pipe does, and is reaped by the sandbox process.
+        magnetar_sys::fork::spawn(|| {
+            magnetar_sys::fork::keep_only(&[code.as_fd(), waits.as_fd(), self.folder.as_fd()]);
+            keep(&self.folder, &digest, &code, &waits)
+        })
+        .context(what)?;
+        Ok(Offer { code: code.into(), done: done.into() })
+    }
+}
+
+impl Offer {
+    /// Hands compiled code over. It cannot be changed any more.
+    ///
+    /// # Errors
+    /// Where there is no memory for it.
+    pub fn deliver(mut self, code: &[u8]) -> Result<()> {
+        let what = || "cannot hand compiled code over".to_string();
+        self.code.write_all(code).context(what)?;
+        rustix::fs::fcntl_add_seals(&self.code, SEALED).context(what)?;
+        self.done.write_all(b".").context(what)
+    }
+}
+
+/// Waits for code, and keeps it. Returns the process's exit code; its standard error is the sandbox process's.
+fn keep(folder: &Folder, digest: &Digest, code: &OwnedFd, waits: &OwnedFd) -> i32 {
+    let delivered = rustix::io::read(waits, &mut [0; 1]).is_ok_and(|length| length == 1);
+    // Without a byte the module was not compiled to its end.
+    if !delivered {
+        return 0;
+    }
+    let stored = sealed(code).and_then(|mut code| folder.store(digest, &mut code)).and_then(|()| folder.prune(LIMIT));
+    match stored {
+        Ok(()) => 0,
+        Err(error) => {
+            let _unheard = writeln!(std::io::stderr(), "compiled code is not kept: {error}");
+            1
+        }
+    }
+}
+
+fn sealed(code: &OwnedFd) -> Result<File> {
+    let seals = rustix::fs::fcntl_get_seals(code).context(|| "cannot look at compiled code".into())?;
+    if !seals.contains(SEALED) {
+        return Err(Error::precondition("it could still be changed"));
+    }
+    let mut file = File::from(code.try_clone().context(|| "cannot read compiled code".into())?);
+    file.rewind().context(|| "cannot read compiled code".into())?;
+    Ok(file)
+}
+
+fn digest(reader: &mut impl Read) -> Result<Digest> {
+    let mut hash = Sha256::new();
+    std::io::copy(reader, &mut hash).context(|| "cannot read a module".into())?;
+    Ok(hash.finalize().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_sealed_is_not_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = Folder::open(&root.path().join("cache"), "engine-1").unwrap();
+        let (waits, done) = rustix::pipe::pipe().unwrap();
+        let code = rustix::fs::memfd_create("code", MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::io::write(&code, b"code").unwrap();
+        rustix::io::write(&done, b".").unwrap();
+        assert_eq!(keep(&folder, &[1; 32], &code, &waits), 1);
+        assert!(folder.find(&[1; 32]).unwrap().is_none());
+
+        Offer { code: code.try_clone().unwrap().into(), done: done.into() }.deliver(b"").unwrap();
+        assert_eq!(keep(&folder, &[1; 32], &code, &waits), 0);
+        assert!(folder.find(&[1; 32]).unwrap().is_some());
+        assert!(rustix::io::write(&code, b"other").is_err());
+    }
+
+    #[test]
+    fn without_a_word_nothing_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = Folder::open(&root.path().join("cache"), "engine-1").unwrap();
+        let (waits, done) = rustix::pipe::pipe().unwrap();
+        drop(done);
+        let code = rustix::fs::memfd_create("code", MemfdFlags::ALLOW_SEALING).unwrap();
+        assert_eq!(keep(&folder, &[1; 32], &code, &waits), 0);
+        assert!(folder.find(&[1; 32]).unwrap().is_none());
+    }
+}
