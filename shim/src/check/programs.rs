@@ -64,9 +64,10 @@ pub fn vmms() -> Vec<Finding> {
 
 /// What runs Wasm modules.
 pub fn engines(places: &Places) -> Vec<Finding> {
-    let built_in = match places.find("wasm") {
-        Ok(path) => Finding::yes("wasmtime", format!("part of {}", path.display())),
-        Err(_) => Finding::no("wasmtime", "part of magnetar-wasm, which is not installed", "no handler magnetar-wasmtime"),
+    // The engine's program is not a sandboxer, but lies where they do.
+    let built_in = match places.find("wasmtime") {
+        Ok(path) => Finding::yes("wasmtime", path.display().to_string()),
+        Err(_) => Finding::no("wasmtime", "magnetar-wasmtime is not installed", "no handler magnetar-wasmtime"),
     };
     let library = LIBRARIES.iter().find_map(|folder| {
         let names = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name());

@@ -74,6 +74,15 @@ impl Bench {
         ContainerSpec::new("bench", &self.image).command(["sleep", "1000000"])
     }
 
+    /// A container that says hello: a Wasm module where the handler runs those, a native program elsewhere.
+    fn hello(&self, handler: &str) -> ContainerSpec {
+        if handler.contains("wasm") {
+            ContainerSpec::new("hello", "localhost/magnetar/wasm:1")
+        } else {
+            ContainerSpec::new("hello", &self.image).command(["echo", "hello"])
+        }
+    }
+
     /// A pod with a running container.
     async fn running(&self, handler: &str) -> Result<(Pod, Container)> {
         let pod = self.pod(handler).await?;

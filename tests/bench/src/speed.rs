@@ -3,16 +3,20 @@
 
 use std::{
     collections::BTreeMap,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result};
+use magnetar_cri::Pod;
 use serde::Serialize;
 
 use crate::{Bench, progress, statistics::Samples};
 
 /// Rounds before the first that counts: caches fill, lazily made things are made.
 const WARM_UP: u32 = 2;
+
+/// How long a container may take to say hello.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is measured, in the order of a pod's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -21,6 +25,8 @@ pub enum Step {
     RunPodSandbox,
     /// CreateContainer and StartContainer.
     CreateStartContainer,
+    /// From CreateContainer to the first line that a program which says hello has in its log.
+    FirstOutput,
     /// ExecSync of a program that does nothing.
     ExecSync,
     /// StopPodSandbox, with the container running, and RemovePodSandbox.
@@ -29,13 +35,15 @@ pub enum Step {
 
 impl Step {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::RunPodSandbox, Self::CreateStartContainer, Self::ExecSync, Self::StopRemovePodSandbox];
+    pub const ALL: [Self; 5] =
+        [Self::RunPodSandbox, Self::CreateStartContainer, Self::FirstOutput, Self::ExecSync, Self::StopRemovePodSandbox];
 
     /// As it is printed.
     pub fn name(self) -> &'static str {
         match self {
             Self::RunPodSandbox => "RunPodSandbox",
             Self::CreateStartContainer => "CreateContainer + StartContainer",
+            Self::FirstOutput => "CreateContainer to first output",
             Self::ExecSync => "ExecSync",
             Self::StopRemovePodSandbox => "StopPodSandbox + RemovePodSandbox",
         }
@@ -69,7 +77,7 @@ pub async fn measure(bench: &Bench, handlers: &[String], samples: u32) -> Result
 }
 
 /// One pod's life.
-async fn life(bench: &Bench, handler: &str) -> Result<[(Step, Duration); 4]> {
+async fn life(bench: &Bench, handler: &str) -> Result<[(Step, Duration); 5]> {
     let start = Instant::now();
     let pod = bench.pod(handler).await?;
     let ran = start.elapsed();
@@ -77,6 +85,8 @@ async fn life(bench: &Bench, handler: &str) -> Result<[(Step, Duration); 4]> {
     let start = Instant::now();
     let container = pod.run(&bench.container()).await?;
     let started = start.elapsed();
+
+    let said = first_output(bench, handler, &pod).await?;
 
     let start = Instant::now();
     let output = container.exec(["true"]).await?;
@@ -91,7 +101,20 @@ async fn life(bench: &Bench, handler: &str) -> Result<[(Step, Duration); 4]> {
     Ok([
         (Step::RunPodSandbox, ran),
         (Step::CreateStartContainer, started),
+        (Step::FirstOutput, said),
         (Step::ExecSync, executed),
         (Step::StopRemovePodSandbox, removed),
     ])
+}
+
+/// A further container of the pod says hello. The time is the log's own, so nobody has to watch the log closely.
+async fn first_output(bench: &Bench, handler: &str, pod: &Pod) -> Result<Duration> {
+    let start = SystemTime::now();
+    let container = pod.run(&bench.hello(handler)).await?;
+    let log = container.logged(PATIENCE, |log| !log.entries.is_empty()).await?;
+    let first = log.entries.first().context("the log is empty")?;
+    let at: prost_types::Timestamp = first.time.parse().with_context(|| format!("the log's time {}", first.time))?;
+    let took = SystemTime::try_from(at)?.duration_since(start)?;
+    container.remove().await?;
+    Ok(took)
 }
