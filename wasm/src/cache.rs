@@ -21,7 +21,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Where it is.
@@ -56,6 +56,16 @@ pub enum Found {
     Code(File),
     /// None yet.
     Missing(Offer),
+}
+
+impl Found {
+    /// What it has open.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Code(code) => vec![code.as_fd()],
+            Self::Missing(Offer { code, done }) => vec![code.as_fd(), done.as_fd()],
+        }
+    }
 }
 
 impl Cache {

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use serde_json::Value;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -69,6 +69,14 @@ impl Module {
     /// What the cache has of it; once, so that nothing stays open that the engine does not keep.
     pub fn take_cached(&self) -> Option<Found> {
         self.cached.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Closes all descriptors of the process but the standard streams and those that are needed to run this module.
+    pub fn close_all_others(&self) {
+        let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keep = vec![self.file.as_fd()];
+        keep.extend(cached.iter().flat_map(Found::descriptors));
+        magnetar_sys::fork::keep_only(&keep);
     }
 
     /// Its bytes, from the first on. No more than the largest module may have.

@@ -76,6 +76,8 @@ impl<E: Engine> Executor for WasmOrNative<E> {
         let Some(module) = &self.module else { return Native.exec(spec) };
         // From here on what goes wrong is the module's end, as for a native program that runs.
         program_runs();
+        // Of what this process has made the container with, nothing is to be in the reach of what may break out of the engine.
+        module.close_all_others();
         let end = match signals::end_when_asked() {
             Ok(()) => E::run(module, &Guest::new(spec)),
             Err(error) => End::Refused(error.to_string()),

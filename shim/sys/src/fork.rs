@@ -43,8 +43,8 @@ pub fn default_signals() {
 
 /// Closes every descriptor of the process but standard input, output and error, and `keep`.
 ///
-/// For a copy made by [`spawn`], which works with these alone and never returns to what its parent did: values that own others
-/// must not be used any more.
+/// For a process that works with these alone from here on and never returns to what was done before: values that own others must
+/// not be used any more. A copy made by [`spawn`] is one, and one that goes on as a container's program without `execve`.
 pub fn keep_only(keep: &[BorrowedFd<'_>]) {
     let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd > 2).collect();
     kept.sort_unstable();

@@ -203,6 +203,29 @@ fn a_module_sees_its_image_and_its_volumes_and_nothing_else() {
 }
 
 #[test]
+fn a_module_holds_nothing_of_what_made_its_container() {
+    on_node(async |case| {
+        let pod = pod(case, "descriptors").await?;
+        let container = running(case, &pod, &ContainerSpec::new("hello", MODULES)).await?;
+        let mut open = Vec::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", container.pid().await?))? {
+            open.push(fs::read_link(entry?.path())?.to_string_lossy().into_owned());
+        }
+        let expected = |target: &String| {
+            let ends = ["-stdout", "-stderr", "/dev/null", "/dev/wasm", "/modules/hello.wat", "/dev/urandom"];
+            let own = target.starts_with("anon_inode:") || target.starts_with("/memfd:wasm-memory-image");
+            own || ends.iter().any(|end| target.ends_with(end))
+        };
+        // The event loop watches for signals through a pair of sockets of its own.
+        let sockets = open.iter().filter(|target| target.starts_with("socket:")).count();
+        let others: Vec<_> = open.iter().filter(|target| !expected(target) && !target.starts_with("socket:")).collect();
+        ensure!(others.is_empty() && sockets <= 3, "open: {open:?}");
+        container.stop(10).await?;
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
 fn a_module_writes_where_it_may() {
     on_node(async |case| {
         let pod = pod(case, "writes").await?;

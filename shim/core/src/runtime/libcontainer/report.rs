@@ -11,12 +11,14 @@ use std::fmt::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
 static SOCKET: OnceLock<OwnedFd> = OnceLock::new();
 static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+static OVER: AtomicBool = AtomicBool::new(false);
 
 /// Begins: from here on errors that are logged, and panics, are told through `socket`.
 pub fn start(socket: OwnedFd) {
@@ -28,7 +30,9 @@ pub fn start(socket: OwnedFd) {
 
 /// Tells the sandbox process.
 pub fn answer(answer: &Answer) {
-    if let Some(socket) = SOCKET.get() {
+    if let Some(socket) = SOCKET.get()
+        && !OVER.load(Ordering::Relaxed)
+    {
         wire::answer(socket, answer);
     }
 }
@@ -49,8 +53,10 @@ pub fn note(text: String) {
 }
 
 /// Says that the user's program runs. For an executor that is the program: others end the socket when
-/// they execute it.
+/// they execute it. Nothing is told from here on, so the socket may be closed.
 pub fn program_runs() {
+    OVER.store(true, Ordering::Relaxed);
+    drop(std::panic::take_hook());
     if let Some(socket) = SOCKET.get() {
         let _ended_already = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
     }
