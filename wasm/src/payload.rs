@@ -26,6 +26,9 @@ const LARGEST: u64 = 512 << 20;
 /// The first four bytes of a module, and of a component (the WebAssembly specification, binary format of modules).
 const MAGIC: &[u8; 4] = b"\0asm";
 
+/// The operating system for which Wasmtime's object files say that they are, in the eighth byte (`EI_OSABI`): no other's.
+const OS_WASMTIME: u8 = 200;
+
 /// A module that was found.
 #[derive(Debug)]
 pub struct Module {
@@ -43,6 +46,8 @@ pub enum Format {
     Binary,
     /// The text format.
     Text,
+    /// Code that Wasmtime has compiled before.
+    Precompiled,
 }
 
 impl Module {
@@ -203,15 +208,19 @@ fn place(spec: &Value, bundle: &Path, path: &Path) -> (PathBuf, PathBuf) {
 
 /// How a file is written down, if it is a module: the binary format says so itself, the text format in its name.
 fn format(file: &File, path: &Path) -> Option<Format> {
-    let mut magic = [0; 4];
-    let read = file.read_exact_at(&mut magic, 0);
-    if read.is_ok() && magic == *MAGIC {
+    let mut head = [0; 8];
+    let length = file.read_at(&mut head, 0).unwrap_or_default();
+    if length >= MAGIC.len() && head.starts_with(MAGIC) {
         return Some(Format::Binary);
+    }
+    if length == head.len() && head.starts_with(b"\x7fELF") && head.ends_with(&[OS_WASMTIME]) {
+        return Some(Format::Precompiled);
     }
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("wat") => Some(Format::Text),
         // Somebody means it to be one: the engine says what is wrong with it.
         Some("wasm") => Some(Format::Binary),
+        Some("cwasm") => Some(Format::Precompiled),
         _ => None,
     }
 }
@@ -230,6 +239,7 @@ mod tests {
         fs::write(root.join("bin/app"), b"\0asm\x01\0\0\0").unwrap();
         fs::write(root.join("text.wat"), "(module)").unwrap();
         fs::write(root.join("broken.wasm"), "no module").unwrap();
+        fs::write(root.join("code"), b"\x7fELF\x02\x01\x01\xc8more").unwrap();
         fs::write(root.join("bin/native"), b"\x7fELF").unwrap();
         symlink("/bin/app", root.join("link")).unwrap();
         symlink(bundle.path().join("outside"), root.join("escape")).unwrap();
@@ -252,6 +262,7 @@ mod tests {
             ("/link", Format::Binary),
             ("text.wat", Format::Text),
             ("/broken.wasm", Format::Binary),
+            ("/code", Format::Precompiled),
         ] {
             assert_eq!(found(program).map(|module| module.format()), Some(format), "{program}");
         }

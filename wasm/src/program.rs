@@ -4,7 +4,7 @@
 use crate::cache::{self, Cache};
 use crate::engine::{End, Engine};
 use crate::guest::Guest;
-use crate::payload::{self, Module};
+use crate::payload::{self, Format, Module};
 use crate::signals;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
@@ -50,13 +50,8 @@ impl<E: Engine> Program for WasmOrNative<E> {
         self.module = payload::find(spec, bundle)?.map(Arc::new);
         if let Some(module) = &self.module {
             mount_guest_root(spec, bundle);
-            let found = E::compatibility().and_then(|name| Cache::open(Path::new(cache::ROOT), &name)).and_then(|cache| cache.look(module));
-            match found {
-                Ok(found) => module.set_cached(found),
-                // Then it is compiled, as it would be without.
-                Err(error) => {
-                    let _unheard = writeln!(std::io::stderr(), "no compiled code from the cache: {error}");
-                }
+            if module.format() != Format::Precompiled {
+                look_in_cache::<E>(module);
             }
         }
         Ok(())
@@ -86,6 +81,17 @@ impl<E: Engine> Executor for WasmOrNative<E> {
             tell::<E>(module, why);
         }
         std::process::exit(end.code().into())
+    }
+}
+
+fn look_in_cache<E: Engine>(module: &Module) {
+    let found = E::compatibility().and_then(|name| Cache::open(Path::new(cache::ROOT), &name)).and_then(|cache| cache.look(module));
+    match found {
+        Ok(found) => module.set_cached(found),
+        // Then it is compiled, as it would be without.
+        Err(error) => {
+            let _unheard = writeln!(std::io::stderr(), "no compiled code from the cache: {error}");
+        }
     }
 }
 

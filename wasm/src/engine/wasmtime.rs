@@ -6,7 +6,7 @@
 mod compiled;
 
 use super::{End, Engine};
-use crate::cache::{Found, Offer};
+use crate::cache::Found;
 use crate::guest::Guest;
 use crate::payload::{Format, Module};
 use crate::program::GUEST_ROOT;
@@ -108,48 +108,63 @@ impl Engine for Wasmtime {
     }
 }
 
+/// What there is to run.
+enum Code {
+    Core(wasmtime::Module),
+    Component(Component),
+}
+
 async fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
+    let engine = engine()?;
+    match code(&engine, module)? {
+        Code::Core(core) => run_core(&engine, &core, module, guest).await,
+        Code::Component(component) => run_component(&engine, &component, module, guest).await,
+    }
+}
+
+/// A module's code: its own, the cache's, or freshly compiled and offered to the cache.
+fn code(engine: &wasmtime::Engine, module: &Module) -> wasmtime::Result<Code> {
     let bytes = module.read().map_err(wasmtime::Error::new)?;
     let binary = match module.format() {
+        Format::Precompiled => return compiled::of_image(engine, &bytes),
         Format::Binary => bytes.into(),
         Format::Text => wat::parse_bytes(&bytes).map_err(wasmtime::Error::new)?,
     };
     if !binary.starts_with(b"\0asm") {
         return Err(wasmtime::Error::msg("it is not a WebAssembly module: its first bytes are not those of one"));
     }
-    let engine = engine()?;
-    let (code, offer) = match module.take_cached() {
-        Some(Found::Code(code)) => (Some(code), None),
+    let (kept, offer) = match module.take_cached() {
+        Some(Found::Code(kept)) => (Some(kept), None),
         Some(Found::Missing(offer)) => (None, Some(offer)),
         None => (None, None),
     };
-    if is_component(&binary) {
-        let component = match code.and_then(|code| compiled::component(&engine, code)) {
+    let code = if is_component(&binary) {
+        Code::Component(match kept.and_then(|kept| compiled::component(engine, kept)) {
             Some(component) => component,
-            None => Component::new(&engine, &binary)?,
-        };
-        hand_over(offer, || component.serialize());
-        drop(binary);
-        run_component(&engine, &component, module, guest).await
+            None => Component::new(engine, &binary)?,
+        })
     } else {
-        let core = match code.and_then(|code| compiled::module(&engine, code)) {
+        Code::Core(match kept.and_then(|kept| compiled::module(engine, kept)) {
             Some(core) => core,
-            None => wasmtime::Module::new(&engine, &binary)?,
-        };
-        hand_over(offer, || core.serialize());
-        drop(binary);
-        run_core(&engine, &core, module, guest).await
+            None => wasmtime::Module::new(engine, &binary)?,
+        })
+    };
+    // Without it the next container compiles too, and a container has nobody else to tell.
+    let _kept = offer.map(|offer| code.serialize().map(|code| offer.deliver(&code)));
+    Ok(code)
+}
+
+impl Code {
+    fn serialize(&self) -> wasmtime::Result<Vec<u8>> {
+        match self {
+            Self::Core(core) => core.serialize(),
+            Self::Component(component) => component.serialize(),
+        }
     }
 }
 
 fn engine() -> wasmtime::Result<wasmtime::Engine> {
     wasmtime::Engine::new(&Config::new())
-}
-
-/// Gives compiled code to the cache, if it wants any.
-fn hand_over(offer: Option<Offer>, code: impl FnOnce() -> wasmtime::Result<Vec<u8>>) {
-    // Without it the next container compiles too, and a container has nobody else to tell.
-    let _kept = offer.map(|offer| code().map(|code| offer.deliver(&code)));
 }
 
 /// Whether the header is a component's: its layer field is 1 (the component model's binary format).

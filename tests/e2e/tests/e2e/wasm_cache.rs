@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Result, ensure};
 use futures_util::future::join_all;
 use magnetar_cri::{ContainerSpec, Pod, PodSpec};
-use magnetar_e2e::{Case, eventually, on_node};
+use magnetar_e2e::{Case, Scratch, eventually, on_node};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 const CACHE: &str = "/var/lib/magnetar/wasm";
@@ -125,5 +125,35 @@ fn a_cache_that_others_can_write_to_is_not_used() {
         pod.remove().await?;
         ensure!(fs::read_dir(Path::new(CACHE))?.next().is_none(), "something was written there");
         clear()
+    });
+}
+
+#[test]
+fn a_precompiled_module_runs_and_a_truncated_one_is_named() {
+    on_node(async |case| {
+        clear()?;
+        let pod = pod(case, "precompiled").await?;
+        run(case, &pod, "compiles").await?;
+        // What the engine has compiled is what its own command line would have written.
+        let code = fs::read(one_is_kept(case).await?)?;
+        let scratch = Scratch::new()?;
+        fs::write(scratch.path().join("whole"), &code)?;
+        for length in [8, 64, code.len() / 2] {
+            fs::write(scratch.path().join(format!("cut-{length}")), &code[..length])?;
+        }
+        let program = |name: &str| {
+            let spec = ContainerSpec::new(name, MODULES).command([format!("/data/{name}")]);
+            spec.mount_read_only(&scratch.join(""), "/data")
+        };
+        let container = pod.run(&program("whole")).await?;
+        assert_eq!(container.exited(case.within(30)).await?.exit_code, 7);
+        for length in [8, 64, code.len() / 2] {
+            let name = format!("cut-{length}");
+            let container = pod.run(&program(&name)).await?;
+            let status = container.exited(case.within(30)).await?;
+            let said = case.whole_log(&container).await?.stderr();
+            ensure!(status.exit_code == 1 && said.contains(&name), "{name}: exit code {}, {said:?}", status.exit_code);
+        }
+        Ok(pod.remove().await?)
     });
 }

@@ -1,24 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Code that was compiled before. `None` where the engine does not take it: then it is compiled again.
+//! Code that was compiled before: by this engine, kept in the cache; or by whoever made the image.
 
+use super::Code;
 use std::fs::File;
 use std::io::Read;
-use wasmtime::Engine;
 use wasmtime::component::Component;
+use wasmtime::{Engine, Error, Module, Precompiled, Result};
 
-/// A core module, mapped: containers that run the same share its pages.
+/// A core module of the cache, mapped: containers that run the same share its pages. `None` where the engine does not take it:
+/// then it is compiled again.
 #[allow(unsafe_code, reason = "what is mapped comes from the cache, which only takes what this engine has compiled")]
-pub fn module(engine: &Engine, code: File) -> Option<wasmtime::Module> {
+pub fn module(engine: &Engine, code: File) -> Option<Module> {
     // SAFETY: the file is root's alone, was written by this engine of what it had compiled, and has its digest still (see
     // `crate::cache`); the engine itself checks the version and the settings.
-    unsafe { wasmtime::Module::deserialize_open_file(engine, code) }.ok()
+    unsafe { Module::deserialize_open_file(engine, code) }.ok()
 }
 
-/// A component, which the engine takes from memory only.
+/// A component of the cache, which the engine takes from memory only. `None` as for modules.
 #[allow(unsafe_code, reason = "as above")]
 pub fn component(engine: &Engine, mut code: File) -> Option<Component> {
     let mut bytes = Vec::new();
     code.read_to_end(&mut bytes).ok()?;
     // SAFETY: as for modules.
     unsafe { Component::deserialize(engine, &bytes) }.ok()
+}
+
+/// Code of the image. It is native code, and gets no more than a native program of the image would: this process is in the
+/// container, with its rights, and holds nothing else.
+///
+/// # Errors
+/// Where it was compiled by another version, with other settings or for another processor, or is damaged.
+#[allow(unsafe_code, reason = "the image may run native code anyway")]
+pub fn of_image(engine: &Engine, bytes: &[u8]) -> Result<Code> {
+    // SAFETY: nothing in this process is to be protected from it (see above). That it is what the image says, is its own affair.
+    unsafe {
+        match Engine::detect_precompiled(bytes) {
+            Some(Precompiled::Module) => Module::deserialize(engine, bytes).map(Code::Core),
+            Some(Precompiled::Component) => Component::deserialize(engine, bytes).map(Code::Component),
+            None => Err(Error::msg("it is no precompiled module, or a damaged one")),
+        }
+    }
 }
