@@ -75,9 +75,10 @@ pub fn engines(places: &Places) -> Vec<Finding> {
     });
     vec![
         built_in,
-        match library {
-            Some(path) => Finding::yes("wasmedge", path.display().to_string()),
-            None => Finding::no("wasmedge", "no libwasmedge", "no handler magnetar-wasmedge"),
+        match (places.find("wasmedge"), library) {
+            (Ok(_), Some(path)) => Finding::yes("wasmedge", path.display().to_string()),
+            (Ok(_), None) => Finding::no("wasmedge", "no libwasmedge", "no handler magnetar-wasmedge"),
+            (Err(_), _) => Finding::no("wasmedge", "magnetar-wasmedge is not installed", "no handler magnetar-wasmedge"),
         },
     ]
 }
