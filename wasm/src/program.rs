@@ -8,8 +8,8 @@ use crate::payload::{self, Format, Module};
 use crate::signals;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use magnetar_core::error::Result;
-use magnetar_core::runtime::libcontainer::{Native, Program, program_runs};
+use magnetar_core::error::{Code, Error, Result};
+use magnetar_core::runtime::libcontainer::{Native, Program, failed, look_for_program, program_runs};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs::OpenOptions;
@@ -60,7 +60,11 @@ impl<E: Engine> Program for WasmOrNative<E> {
 
 impl<E: Engine> Executor for WasmOrNative<E> {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        if self.module.is_some() { Ok(()) } else { Native.validate(spec) }
+        if self.module.is_some() {
+            return Ok(());
+        }
+        explain_exec(spec)?;
+        Native.validate(spec)
     }
 
     fn setup_envs(&self, env: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
@@ -92,6 +96,20 @@ fn look_in_cache<E: Engine>(module: &Module) {
         Err(error) => {
             let _unheard = writeln!(std::io::stderr(), "no compiled code from the cache: {error}");
         }
+    }
+}
+
+/// Says what is the matter where a command is to be executed in the container of a module, whose image has no such program.
+fn explain_exec(spec: &Spec) -> Result<(), ExecutorValidationError> {
+    let beside_module = spec.mounts().iter().flatten().any(|mount| mount.destination() == Path::new(GUEST_ROOT));
+    match look_for_program(spec) {
+        Err(error) if beside_module && error.code() == Code::NotFound => {
+            let message =
+                format!("{error} in the image, and a Wasm module cannot be entered: only native programs of the image can be executed");
+            failed(Error::unimplemented(message.clone()));
+            Err(ExecutorValidationError::ArgValidationError(message))
+        }
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -43,11 +43,11 @@ mod report;
 mod wire;
 
 #[cfg(feature = "libcontainer")]
-pub use executor::{Native, Program};
+pub use executor::{Native, Program, look_for_program};
 #[cfg(feature = "libcontainer")]
 pub use maker::run_if_asked;
 #[cfg(feature = "libcontainer")]
-pub use report::program_runs;
+pub use report::{failed, program_runs};
 
 use super::{Checkpoint, Creation, Execution, Made, Runtime, Streams};
 use crate::config::RuntimeConfig;

@@ -260,7 +260,7 @@ fn native_programs_run_beside_modules_and_in_their_containers() {
         let bare = running(case, &pod, &ContainerSpec::new("bare", MODULES)).await?;
         let refused = bare.exec(["sh", "-c", "true"]).await.map(|output| format!("{output:?}"));
         let message = refused.err().map(|error| error.to_string()).unwrap_or_default();
-        ensure!(message.contains("sh"), "the refusal says {message:?}");
+        ensure!(message.contains("\"sh\"") && message.contains("Wasm module"), "the refusal says {message:?}");
         wasm.stop(10).await?;
         bare.stop(10).await?;
         Ok(pod.remove().await?)

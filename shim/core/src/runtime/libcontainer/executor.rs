@@ -40,7 +40,7 @@ impl Program for Native {
 
 impl Executor for Native {
     fn validate(&self, spec: &Spec) -> std::result::Result<(), ExecutorValidationError> {
-        process(spec).and_then(find).map(drop).map_err(|error| {
+        look_for_program(spec).map_err(|error| {
             report::failed(error.clone());
             ExecutorValidationError::ArgValidationError(error.to_string())
         })
@@ -56,6 +56,14 @@ impl Executor for Native {
         report::failed(error.clone());
         Err(ExecutorError::Other(error.to_string()))
     }
+}
+
+/// Looks for a container's program, from inside of the container.
+///
+/// # Errors
+/// `NotFound` or `PermissionDenied`, with the program's name.
+pub fn look_for_program(spec: &Spec) -> Result<()> {
+    process(spec).and_then(find).map(drop)
 }
 
 fn process(spec: &Spec) -> Result<&Process> {
