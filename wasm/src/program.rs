@@ -49,7 +49,7 @@ impl<E: Engine> Program for WasmOrNative<E> {
     fn prepare(&mut self, spec: &mut Value, bundle: &Path) -> Result<()> {
         self.module = payload::find(spec, bundle)?.map(Arc::new);
         if let Some(module) = &self.module {
-            mount_guest_root(spec, bundle);
+            mount_guest_root(spec, bundle)?;
             if module.format() != Format::Precompiled {
                 look_in_cache::<E>(module);
             }
@@ -125,7 +125,10 @@ fn tell<E: Engine>(module: &Module, why: &str) {
 ///
 /// What is not there cannot be opened through the module's root, above all `/proc`: by `/proc/self/mem` a module could write to
 /// the engine's memory. For native programs in the container all is as usual.
-fn mount_guest_root(spec: &mut Value, bundle: &Path) {
+///
+/// # Errors
+/// `InvalidArgument` where `/dev` is a volume: the root would be mounted in it, for all that share it.
+fn mount_guest_root(spec: &mut Value, bundle: &Path) -> Result<()> {
     let below = |path: &str, top: &str| path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let kernels = |path: &str| ["/proc", "/sys", "/dev"].iter().any(|top| below(path, top));
     let root = bundle.join(spec["root"]["path"].as_str().unwrap_or("rootfs"));
@@ -135,11 +138,15 @@ fn mount_guest_root(spec: &mut Value, bundle: &Path) {
     })];
     let mounts = spec["mounts"].as_array().cloned().unwrap_or_default();
     for mut mount in mounts.iter().filter(|mount| mount["type"] == "bind").cloned() {
+        if mount["destination"] == "/dev" {
+            return Err(Error::invalid("a Wasm module cannot run in a container whose /dev is a volume"));
+        }
         let Some(destination) = mount["destination"].as_str().filter(|path| !kernels(path)) else { continue };
         mount["destination"] = Value::from(format!("{GUEST_ROOT}{destination}"));
         seen.push(mount);
     }
     spec["mounts"] = mounts.into_iter().chain(seen).collect();
+    Ok(())
 }
 
 #[cfg(test)]
@@ -155,11 +162,13 @@ mod tests {
                 {"destination": "/dev/termination-log", "type": "bind", "source": "/t"}, {"destination": "/system", "type": "bind", "source": "/s"},
             ],
         });
-        mount_guest_root(&mut spec, Path::new("/bundle"));
+        mount_guest_root(&mut spec, Path::new("/bundle")).unwrap();
         let mounts = spec["mounts"].as_array().unwrap();
         assert_eq!(mounts.len(), 7);
         assert_eq!(mounts[4], json!({"destination": "/dev/wasm", "type": "bind", "source": "/bundle/rootfs", "options": ["bind", "ro"]}));
         assert_eq!(mounts[5], json!({"destination": "/dev/wasm/data", "type": "bind", "source": "/v", "options": ["rbind", "ro"]}));
         assert_eq!(mounts[6]["destination"], "/dev/wasm/system");
+        let mut volume = json!({"mounts": [{"destination": "/dev", "type": "bind", "source": "/dev"}]});
+        assert!(mount_guest_root(&mut volume, Path::new("/bundle")).is_err());
     }
 }

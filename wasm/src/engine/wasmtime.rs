@@ -124,6 +124,14 @@ async fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
 
 /// A module's code: its own, the cache's, or freshly compiled and offered to the cache.
 fn code(engine: &wasmtime::Engine, module: &Module) -> wasmtime::Result<Code> {
+    let offer = match module.take_cached() {
+        Some(Found::Code(kept)) => match compiled::of_cache(engine, &kept) {
+            Some(code) => return Ok(code),
+            None => None,
+        },
+        Some(Found::Missing(offer)) => Some(offer),
+        None => None,
+    };
     let bytes = module.read().map_err(wasmtime::Error::new)?;
     let binary = match module.format() {
         Format::Precompiled => return compiled::of_image(engine, &bytes),
@@ -133,21 +141,10 @@ fn code(engine: &wasmtime::Engine, module: &Module) -> wasmtime::Result<Code> {
     if !binary.starts_with(b"\0asm") {
         return Err(wasmtime::Error::msg("it is not a WebAssembly module: its first bytes are not those of one"));
     }
-    let (kept, offer) = match module.take_cached() {
-        Some(Found::Code(kept)) => (Some(kept), None),
-        Some(Found::Missing(offer)) => (None, Some(offer)),
-        None => (None, None),
-    };
     let code = if is_component(&binary) {
-        Code::Component(match kept.and_then(|kept| compiled::component(engine, kept)) {
-            Some(component) => component,
-            None => Component::new(engine, &binary)?,
-        })
+        Component::new(engine, &binary).map(Code::Component)?
     } else {
-        Code::Core(match kept.and_then(|kept| compiled::module(engine, kept)) {
-            Some(core) => core,
-            None => wasmtime::Module::new(engine, &binary)?,
-        })
+        wasmtime::Module::new(engine, &binary).map(Code::Core)?
     };
     // Without it the next container compiles too, and a container has nobody else to tell.
     let _kept = offer.map(|offer| code.serialize().map(|code| offer.deliver(&code)));

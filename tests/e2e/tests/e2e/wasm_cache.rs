@@ -22,9 +22,13 @@ async fn pod(case: &Case, name: &str) -> Result<Pod> {
 
 /// Runs a module to its end, which is with code 7.
 async fn run(case: &Case, pod: &Pod, name: &str) -> Result<()> {
-    let container = pod.run(&ContainerSpec::new(name, MODULES).command(["/modules/exit.wat"])).await?;
+    ends(case, pod, name, "exit.wat", 7).await
+}
+
+async fn ends(case: &Case, pod: &Pod, name: &str, module: &str, code: i32) -> Result<()> {
+    let container = pod.run(&ContainerSpec::new(name, MODULES).command([format!("/modules/{module}")])).await?;
     let status = container.exited(case.within(30)).await?;
-    ensure!(status.exit_code == 7, "{name}: exit code {}", status.exit_code);
+    ensure!(status.exit_code == code, "{name}: exit code {}", status.exit_code);
     Ok(container.remove().await?)
 }
 
@@ -74,6 +78,19 @@ fn compiled_code_is_kept_and_damaged_code_is_made_again() {
         fs::write(&file, b"\x7fELF no code")?;
         run(case, &pod, "damaged").await?;
         eventually("the code to be made again", case.soon(), async || Ok((fs::read(&file)? == code).then_some(()))).await?;
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn compiled_components_are_kept_too() {
+    on_node(async |case| {
+        clear()?;
+        let pod = pod(case, "components").await?;
+        for n in 0..2 {
+            ends(case, &pod, &format!("fails-{n}"), "component-fails.wat", 1).await?;
+            one_is_kept(case).await?;
+        }
         Ok(pod.remove().await?)
     });
 }

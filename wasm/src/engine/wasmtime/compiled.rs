@@ -7,22 +7,20 @@ use std::io::Read;
 use wasmtime::component::Component;
 use wasmtime::{Engine, Error, Module, Precompiled, Result};
 
-/// A core module of the cache, mapped: containers that run the same share its pages. `None` where the engine does not take it:
-/// then it is compiled again.
+/// Code of the cache. A core module is mapped, so that containers that run the same share its pages; a component the engine
+/// takes from memory only. `None` where the engine does not take it: then it is compiled again.
 #[allow(unsafe_code, reason = "what is mapped comes from the cache, which only takes what this engine has compiled")]
-pub fn module(engine: &Engine, code: File) -> Option<Module> {
+pub fn of_cache(engine: &Engine, kept: &File) -> Option<Code> {
+    let mapped = kept.try_clone().ok()?;
     // SAFETY: the file is root's alone, was written by this engine of what it had compiled, and has its digest still (see
     // `crate::cache`); the engine itself checks the version and the settings.
-    unsafe { Module::deserialize_open_file(engine, code) }.ok()
-}
-
-/// A component of the cache, which the engine takes from memory only. `None` as for modules.
-#[allow(unsafe_code, reason = "as above")]
-pub fn component(engine: &Engine, mut code: File) -> Option<Component> {
+    if let Ok(core) = unsafe { Module::deserialize_open_file(engine, mapped) } {
+        return Some(Code::Core(core));
+    }
     let mut bytes = Vec::new();
-    code.read_to_end(&mut bytes).ok()?;
+    (&*kept).read_to_end(&mut bytes).ok()?;
     // SAFETY: as for modules.
-    unsafe { Component::deserialize(engine, &bytes) }.ok()
+    unsafe { Component::deserialize(engine, &bytes) }.ok().map(Code::Component)
 }
 
 /// Code of the image. It is native code, and gets no more than a native program of the image would: this process is in the
