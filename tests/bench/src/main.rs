@@ -9,7 +9,7 @@
 //! ```
 //!
 //! It runs inside a node. All handlers get the same pods: the node's network, one container of
-//! the same image that does nothing. The first handler is the one that the others are compared
+//! the same image that does nothing (of a module that does, for Wasm handlers). The first handler is the one that the others are compared
 //! with. Nothing here asserts a figure; the reader judges.
 
 mod burst;
@@ -69,14 +69,19 @@ impl Bench {
         Ok(self.node.run_pod(&PodSpec::new("bench", handler).own_pid().host_network()).await?)
     }
 
-    /// A container as all handlers get it: it does nothing.
-    fn container(&self) -> ContainerSpec {
-        ContainerSpec::new("bench", &self.image).command(["sleep", "1000000"])
+    /// A container that does nothing: the same for all handlers, but a Wasm module where the handler runs those. The module is
+    /// beside the same programs.
+    fn container(&self, handler: &str) -> ContainerSpec {
+        if runs_modules(handler) {
+            ContainerSpec::new("bench", "localhost/magnetar/wasm-tools:1")
+        } else {
+            ContainerSpec::new("bench", &self.image).command(["sleep", "1000000"])
+        }
     }
 
     /// A container that says hello: a Wasm module where the handler runs those, a native program elsewhere.
     fn hello(&self, handler: &str) -> ContainerSpec {
-        if handler.contains("wasm") {
+        if runs_modules(handler) {
             ContainerSpec::new("hello", "localhost/magnetar/wasm:1")
         } else {
             ContainerSpec::new("hello", &self.image).command(["echo", "hello"])
@@ -86,9 +91,13 @@ impl Bench {
     /// A pod with a running container.
     async fn running(&self, handler: &str) -> Result<(Pod, Container)> {
         let pod = self.pod(handler).await?;
-        let container = pod.run(&self.container()).await?;
+        let container = pod.run(&self.container(handler)).await?;
         Ok((pod, container))
     }
+}
+
+fn runs_modules(handler: &str) -> bool {
+    handler.contains("wasm")
 }
 
 #[tokio::main(flavor = "current_thread")]

@@ -26,6 +26,8 @@ pub struct Usage {
     pub uss_kib: f64,
     /// Management per pod, in KiB: with its part of what is shared.
     pub pss_kib: f64,
+    /// The container's own process, in KiB: private. For a Wasm module that is the engine, too.
+    pub payload_kib: f64,
     /// How many processes per pod, by name.
     pub processes: BTreeMap<String, f64>,
     /// The resident process by number of pods, in KiB: private and proportional. Empty where the
@@ -41,8 +43,8 @@ pub async fn measure(bench: &Bench, handlers: &[String], pods: u32, many: u32) -
         let mut usage = usage(bench, handler, pods).await.with_context(|| format!("handler {handler}"))?;
         if many > pods && !usage.resident.is_empty() {
             progress(&format!("memory: {many} pods on {handler}"));
-            let (_, resident) = with_pods(bench, handler, many).await.with_context(|| format!("handler {handler}"))?;
-            usage.resident.extend(resident.map(|memory| (many, memory)));
+            let seen = with_pods(bench, handler, many).await.with_context(|| format!("handler {handler}"))?;
+            usage.resident.extend(seen.resident.map(|memory| (many, memory)));
         }
         all.insert(handler.clone(), usage);
     }
@@ -51,7 +53,7 @@ pub async fn measure(bench: &Bench, handlers: &[String], pods: u32, many: u32) -
 
 async fn usage(bench: &Bench, handler: &str, pods: u32) -> Result<Usage> {
     let alone = resident(handler)?;
-    let (management, resident) = with_pods(bench, handler, pods).await?;
+    let Seen { management, payload, resident } = with_pods(bench, handler, pods).await?;
     let per_pod = |bytes: u64| kib(bytes) / f64::from(pods);
     let mut processes = BTreeMap::<String, f64>::new();
     for process in management.iter().map(|(name, _)| name) {
@@ -62,15 +64,21 @@ async fn usage(bench: &Bench, handler: &str, pods: u32) -> Result<Usage> {
         pods,
         uss_kib: per_pod(sum.uss),
         pss_kib: per_pod(sum.pss),
+        payload_kib: per_pod(payload.uss),
         processes,
         resident: alone.map(|memory| (0, memory)).into_iter().chain(resident.map(|memory| (pods, memory))).collect(),
     })
 }
 
-type Management = Vec<(String, Memory)>;
+/// What was seen with pods running.
+struct Seen {
+    management: Vec<(String, Memory)>,
+    payload: Memory,
+    resident: Option<(f64, f64)>,
+}
 
 /// Runs that many pods and looks at what came with them.
-async fn with_pods(bench: &Bench, handler: &str, count: u32) -> Result<(Management, Option<(f64, f64)>)> {
+async fn with_pods(bench: &Bench, handler: &str, count: u32) -> Result<Seen> {
     let before = Processes::now()?;
     let mut pods: Vec<Pod> = Vec::new();
     let mut payload = Vec::new();
@@ -80,13 +88,15 @@ async fn with_pods(bench: &Bench, handler: &str, count: u32) -> Result<(Manageme
         pods.push(pod);
     }
     tokio::time::sleep(SETTLE).await;
-    let new = Processes::now()?.since(&before).without(&payload);
+    let all = Processes::now()?;
+    let new = all.since(&before).without(&payload);
     let management = new.iter().map(|process| (process.name.clone(), process.memory())).collect();
+    let payload = all.only(|process| payload.contains(&process.pid)).memory();
     let resident = resident(handler)?;
     for pod in pods {
         pod.remove().await?;
     }
-    Ok((management, resident))
+    Ok(Seen { management, payload, resident })
 }
 
 /// Memory of the resident process of our handlers, none for others.

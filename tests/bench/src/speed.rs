@@ -83,7 +83,7 @@ async fn life(bench: &Bench, handler: &str) -> Result<[(Step, Duration); 5]> {
     let ran = start.elapsed();
 
     let start = Instant::now();
-    let container = pod.run(&bench.container()).await?;
+    let container = pod.run(&bench.container(handler)).await?;
     let started = start.elapsed();
 
     let said = first_output(bench, handler, &pod).await?;
