@@ -8,8 +8,8 @@
 //!   host       keeper: only if it is sealed ──> store
 //! ```
 //!
-//! What compiles is in the container, within its limits. What it delivers was written before the module ran, and cannot be
-//! changed after. The cache's folder is root's alone, so nobody else writes to it, and each file's own digest is checked
+//! What compiles is in the container, within its limits. What it delivers was written before the module ran, of the
+//! very bytes that have the digest, and cannot be changed after. The cache's folder is root's alone, so nobody else writes to it, and each file's own digest is checked
 //! before it is used: code that was damaged is compiled again.
 
 mod folder;
@@ -45,6 +45,7 @@ pub struct Cache {
 /// A place for the code of a module that was not found.
 #[derive(Debug)]
 pub struct Offer {
+    digest: Digest,
     code: File,
     done: File,
 }
@@ -63,7 +64,7 @@ impl Found {
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
             Self::Code(code) => vec![code.as_fd()],
-            Self::Missing(Offer { code, done }) => vec![code.as_fd(), done.as_fd()],
+            Self::Missing(Offer { code, done, .. }) => vec![code.as_fd(), done.as_fd()],
         }
     }
 }
@@ -99,17 +100,21 @@ impl Cache {
             keep(&self.folder, &digest, &code, &waits)
         })
         .context(what)?;
-        Ok(Offer { code: code.into(), done: done.into() })
+        Ok(Offer { digest, code: code.into(), done: done.into() })
     }
 }
 
 impl Offer {
-    /// Hands compiled code over. It cannot be changed any more.
+    /// Hands over what `module` was compiled to. It cannot be changed any more.
     ///
     /// # Errors
-    /// Where there is no memory for it.
-    pub fn deliver(mut self, code: &[u8]) -> Result<()> {
+    /// `FailedPrecondition` where the module is not the one that was looked up: its file may be in a volume that others write to,
+    /// and would then be kept under another module's digest. What the kernel says where there is no memory for it.
+    pub fn deliver(mut self, mut module: &[u8], code: &[u8]) -> Result<()> {
         let what = || "cannot hand compiled code over".to_string();
+        if digest(&mut module)? != self.digest {
+            return Err(Error::precondition("the module was changed while its container was made"));
+        }
         self.code.write_all(code).context(what)?;
         rustix::fs::fcntl_add_seals(&self.code, SEALED).context(what)?;
         self.done.write_all(b".").context(what)
@@ -164,9 +169,12 @@ mod tests {
         assert_eq!(keep(&folder, &[1; 32], &code, &waits), 1);
         assert!(folder.find(&[1; 32]).unwrap().is_none());
 
-        Offer { code: code.try_clone().unwrap().into(), done: done.into() }.deliver(b"").unwrap();
-        assert_eq!(keep(&folder, &[1; 32], &code, &waits), 0);
-        assert!(folder.find(&[1; 32]).unwrap().is_some());
+        let module = digest(&mut &b"module"[..]).unwrap();
+        let offer = || Offer { digest: module, code: code.try_clone().unwrap().into(), done: done.try_clone().unwrap().into() };
+        assert!(offer().deliver(b"another module", b"").is_err());
+        offer().deliver(b"module", b"").unwrap();
+        assert_eq!(keep(&folder, &module, &code, &waits), 0);
+        assert!(folder.find(&module).unwrap().is_some());
         assert!(rustix::io::write(&code, b"other").is_err());
     }
 

@@ -36,7 +36,7 @@ pub enum End {
 }
 
 impl End {
-    /// The exit code, as Wasmtime's and WasmEdge's own command lines have it: 1 for what cannot be run, and for a trap 128 and
+    /// The exit code, meant to be that of Wasmtime's own command line: 1 for what cannot be run, and for a trap 128 and
     /// the number of SIGABRT.
     pub fn code(&self) -> u8 {
         match self {

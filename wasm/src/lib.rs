@@ -7,8 +7,8 @@
 //!                                └─> a native program: execve
 //! ```
 //!
-//! The module is opened before the container exists, beneath its root, and by nobody else again: what was looked at is
-//! what runs.
+//! The module is opened before the container exists, beneath its root, and that file is what runs. In a volume its bytes
+//! may still change, so the cache keeps code by the digest of what was compiled.
 
 pub mod cache;
 pub mod engine;

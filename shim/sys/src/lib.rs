@@ -2,6 +2,7 @@
 //! The kernel's edge: all unsafe code of the project, and nothing else.
 //!
 //! ```text
+//! compiled       code of a Wasm engine (feature `wasmtime`)
 //! listener       the socket that a sandbox process is born with
 //! notification   the pipe on which it says whether it can serve
 //! device_filter  which devices a cgroup may use
@@ -16,6 +17,8 @@
 //!
 //! What rustix or nix offer safely is called from where it is needed, not from here.
 
+#[cfg(feature = "wasmtime")]
+pub mod compiled;
 pub mod device_filter;
 pub mod fork;
 pub mod holder;

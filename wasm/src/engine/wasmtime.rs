@@ -3,14 +3,14 @@
 //!
 //! One thread runs the module and all that it asks for; the engine's own compiler takes more while it compiles.
 
-mod compiled;
-
 use super::{End, Engine};
 use crate::cache::Found;
 use crate::guest::Guest;
 use crate::payload::{Format, Module};
 use crate::program::GUEST_ROOT;
 use magnetar_core::error::{Error, Result};
+use magnetar_sys::compiled::{self, Compiled};
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use wasmtime::component::{Component, ResourceTable};
@@ -126,16 +126,16 @@ async fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
 fn code(engine: &wasmtime::Engine, module: &Module) -> wasmtime::Result<Code> {
     let offer = match module.take_cached() {
         Some(Found::Code(kept)) => match compiled::of_cache(engine, &kept) {
-            Some(code) => return Ok(code),
+            Some(code) => return Ok(code.into()),
             None => None,
         },
         Some(Found::Missing(offer)) => Some(offer),
         None => None,
     };
     let bytes = module.read().map_err(wasmtime::Error::new)?;
-    let binary = match module.format() {
-        Format::Precompiled => return compiled::of_image(engine, &bytes),
-        Format::Binary => bytes.into(),
+    let binary: Cow<'_, [u8]> = match module.format() {
+        Format::Precompiled => return compiled::of_image(engine, &bytes).map(Code::from),
+        Format::Binary => Cow::Borrowed(&bytes),
         Format::Text => wat::parse_bytes(&bytes).map_err(wasmtime::Error::new)?,
     };
     if !binary.starts_with(b"\0asm") {
@@ -147,8 +147,17 @@ fn code(engine: &wasmtime::Engine, module: &Module) -> wasmtime::Result<Code> {
         wasmtime::Module::new(engine, &binary).map(Code::Core)?
     };
     // Without it the next container compiles too, and a container has nobody else to tell.
-    let _kept = offer.map(|offer| code.serialize().map(|code| offer.deliver(&code)));
+    let _kept = offer.map(|offer| code.serialize().map(|code| offer.deliver(&bytes, &code)));
     Ok(code)
+}
+
+impl From<Compiled> for Code {
+    fn from(compiled: Compiled) -> Self {
+        match compiled {
+            Compiled::Module(core) => Self::Core(core),
+            Compiled::Component(component) => Self::Component(component),
+        }
+    }
 }
 
 impl Code {
