@@ -131,9 +131,10 @@ fn is_cgroup(mount: &&MountInfo) -> bool {
     matches!(mount.fs_type.as_str(), "cgroup" | "cgroup2")
 }
 
-/// Everything below a folder, without following links. What goes away meanwhile is not there.
+/// Everything below a folder, without following links. What goes away meanwhile is not there, and what is in another
+/// filesystem is that mount's affair: a checkout below `/tmp` is one in the node.
 fn below(place: &Path) -> impl Iterator<Item = PathBuf> + use<> {
-    WalkDir::new(place).min_depth(1).into_iter().flatten().map(walkdir::DirEntry::into_path)
+    WalkDir::new(place).min_depth(1).same_file_system(true).into_iter().flatten().map(walkdir::DirEntry::into_path)
 }
 
 fn more(these: &BTreeMap<String, usize>, than: &BTreeMap<String, usize>) -> Vec<String> {
