@@ -13,7 +13,7 @@ CARGO_TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 BINARIES := containerd-shim-magnetar-v2 magnetar-runc magnetar-wasm
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: build install deps demo test test-unit test-e2e test-vm conformance bench node lint clean
+.PHONY: build clippy install deps demo test test-unit test-e2e test-vm conformance bench node lint clean
 
 deps: ## what building needs and a fresh machine lacks
 	@images/host-packages
@@ -21,9 +21,11 @@ deps: ## what building needs and a fresh machine lacks
 build: deps ## all binaries and configuration, as an install prefix in out/
 	cargo build --release --locked --no-default-features $(addprefix -p ,$(BINARIES))
 	cargo build --profile engine --locked -p magnetar-wasm --bin magnetar-wasmtime
+	wasm/cargo-wasmedge build
 	@install -Dm755 -t $(OUT)/bin $(CARGO_TARGET)/$(TARGET)/release/containerd-shim-magnetar-v2
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-{runc,maker,wasm}
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-wasmtime
+	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/dynamic/$(TARGET)/engine/magnetar-wasmedge
 	@install -Dm644 -t $(OUT)/etc/magnetar shim/etc/magnetar/*.toml
 	@install -Dm644 -t $(OUT)/etc/containerd/conf.d shim/etc/containerd/conf.d/magnetar.toml
 	@install -Dm644 -t $(OUT)/etc/kubernetes shim/etc/kubernetes/runtimeclasses.yaml
@@ -63,9 +65,12 @@ node: build ## a shell in the node, with containerd up and crictl at hand
 	@images/node/node start
 	@images/node/node shell; images/node/node stop
 
-lint: deps
+lint: deps clippy
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+clippy: ## no warnings, in all that is compiled
+	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	wasm/cargo-wasmedge clippy --quiet -- -D warnings
 
 clean:
 	cargo clean

@@ -8,9 +8,10 @@
 //!   host       keeper: only if it is sealed ──> store
 //! ```
 //!
-//! What compiles is in the container, within its limits. What it delivers was written before the module ran, of the
-//! very bytes that have the digest, and cannot be changed after. The cache's folder is root's alone, so nobody else writes to it, and each file's own digest is checked
-//! before it is used: code that was damaged is compiled again.
+//! What compiles is in the container, within its limits, and where no other process of the container can look or reach into it
+//! (`program.rs`). What it delivers was written before the module ran, of the very bytes that have the digest, and cannot be
+//! changed after. The cache's folder is root's alone, so nobody else writes to it; containers get a file of it through a
+//! read-only mount; and each file's own digest is checked before it is used: code that was damaged is compiled again.
 
 mod folder;
 
@@ -60,6 +61,19 @@ pub enum Found {
 }
 
 impl Found {
+    /// The same where what is kept cannot be written to through the container, which gets it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn protected(self) -> Result<Self> {
+        match self {
+            Self::Code(code) => {
+                magnetar_sys::sealed::reopen(&code).map(Self::Code).context(|| "cannot mount compiled code read-only".into())
+            }
+            Self::Missing(offer) => Ok(Self::Missing(offer)),
+        }
+    }
+
     /// What it has open.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {

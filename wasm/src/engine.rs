@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What an engine is to the rest: it runs a module to its end.
 
+#[cfg(any(feature = "wasmedge", feature = "wasmtime"))]
+mod format;
+#[cfg(feature = "wasmedge")]
+pub mod wasmedge;
 #[cfg(feature = "wasmtime")]
 pub mod wasmtime;
 
@@ -8,16 +12,29 @@ use crate::guest::Guest;
 use crate::payload::Module;
 use magnetar_core::error::Result;
 
+/// What a WASI command exports (the application ABI of WASI preview 1).
+pub const COMMAND: &str = "_start";
+
 /// One Wasm engine.
 pub trait Engine: Clone + 'static {
     /// As people call it.
     const NAME: &'static str;
 
-    /// A name for all that compiled code depends on: the engine, its version, its settings and the processor.
+    /// The exit code that its own command line has for a module that was stopped by a trap.
+    const TRAPPED: u8;
+
+    /// Makes the engine ready, on the host and before the container is made.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where it is not installed.
+    fn load() -> Result<()>;
+
+    /// A name for all that compiled code depends on: the engine, its version, its settings and the processor. `None` for an
+    /// engine that compiles nothing.
     ///
     /// # Errors
     /// Where the engine does not work on this host.
-    fn compatibility() -> Result<String>;
+    fn compatibility() -> Result<Option<String>>;
 
     /// Runs a module to its end, in a process that has nothing else to do. Compiled code is taken from the cache, or offered to
     /// it: [`Module::take_cached`].
@@ -36,13 +53,12 @@ pub enum End {
 }
 
 impl End {
-    /// The exit code, meant to be that of Wasmtime's own command line: 1 for what cannot be run, and for a trap 128 and
-    /// the number of SIGABRT.
-    pub fn code(&self) -> u8 {
+    /// The exit code, meant to be that of the engine's own command line.
+    pub fn code<E: Engine>(&self) -> u8 {
         match self {
             Self::Exited(code) => *code,
             Self::Refused(_) => 1,
-            Self::Trapped(_) => 134,
+            Self::Trapped(_) => E::TRAPPED,
         }
     }
 }

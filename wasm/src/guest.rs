@@ -6,8 +6,17 @@ use libcontainer::oci_spec::runtime::{Process, Spec};
 /// What the engine itself may need beside a module's memory, in bytes: code, tables, stacks.
 const ENGINE: u64 = 16 << 20;
 
+/// The port of a component that answers HTTP requests, where neither the pod nor the image names one.
+const PORT: u16 = 8080;
+
+/// The pod's annotation that names it.
+pub const PORT_ANNOTATION: &str = "io.magnetar.wasm.http-port";
+
+/// The variable of the environment, the image's or the container's, that names it.
+const PORT_VARIABLE: &str = "PORT";
+
 /// A module's surroundings, from the container's specification.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
     /// Its arguments; the first is the module's name.
     pub args: Vec<String>,
@@ -17,6 +26,9 @@ pub struct Guest {
     pub directory: String,
     /// How large its memory may become, in bytes.
     pub memory: Option<u64>,
+    /// Where it answers, if it is one that answers HTTP requests.
+    /// The error is what was said instead of a number.
+    pub port: std::result::Result<u16, String>,
 }
 
 impl Guest {
@@ -24,7 +36,15 @@ impl Guest {
     pub fn new(spec: &Spec) -> Self {
         let limit = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).and_then(|resources| resources.memory().as_ref());
         let limit = limit.and_then(|memory| memory.limit()).and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0);
-        Self { memory: limit.map(linear_memory), ..spec.process().as_ref().map(Self::of_process).unwrap_or_default() }
+        let guest = spec.process().as_ref().map_or_else(Self::empty, Self::of_process);
+        let annotation = spec.annotations().as_ref().and_then(|annotations| annotations.get(PORT_ANNOTATION)).map(String::as_str);
+        let variable = guest.env.iter().find(|(name, _)| name == PORT_VARIABLE).map(|(_, value)| value.as_str());
+        let port = annotation.or(variable).map_or(Ok(PORT), |text| text.parse().map_err(|_| text.to_owned()));
+        Self { memory: limit.map(linear_memory), port, ..guest }
+    }
+
+    fn empty() -> Self {
+        Self { args: Vec::new(), env: Vec::new(), directory: "/".into(), memory: None, port: Ok(PORT) }
     }
 
     fn of_process(process: &Process) -> Self {
@@ -33,7 +53,7 @@ impl Guest {
             args: process.args().clone().unwrap_or_default(),
             env: pairs.map(|(name, value)| (name.into(), value.into())).collect(),
             directory: process.cwd().to_string_lossy().into_owned(),
-            memory: None,
+            ..Self::empty()
         }
     }
 }
@@ -60,6 +80,21 @@ mod tests {
         assert_eq!(guest.env, [("A".to_string(), "1=2".to_string())]);
         assert_eq!(guest.directory, "/d");
         assert_eq!(guest.memory, Some(84 << 20));
+        assert_eq!(guest.port, Ok(8080));
+    }
+
+    #[test]
+    fn the_port_is_the_annotations_or_the_environments() {
+        let port = |annotations: &str, env: &str| {
+            let text = format!(
+                r#"{{"ociVersion":"1.1.0","root":{{"path":"r"}},"annotations":{{{annotations}}},
+                "process":{{"args":["a"],"env":[{env}],"cwd":"/","user":{{"uid":0,"gid":0}}}}}}"#
+            );
+            Guest::new(&serde_json::from_str(&text).unwrap()).port
+        };
+        assert_eq!(port("", "\"PORT=90\""), Ok(90));
+        assert_eq!(port("\"io.magnetar.wasm.http-port\":\"91\"", "\"PORT=90\""), Ok(91));
+        assert_eq!(port("", "\"PORT=tcp://10.0.0.1:80\""), Err("tcp://10.0.0.1:80".into()));
     }
 
     #[test]

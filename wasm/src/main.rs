@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   this process ── in the pod's namespaces, as magnetar-runc is; holds no engine
-//!    └── containers  made by magnetar-wasmtime or another engine's program, which goes on as the container's process 1
+//!    └── containers  made by magnetar-wasmtime or magnetar-wasmedge, which goes on as the container's process 1
 //! ```
 //!
 //! Deliberately absent: an engine. Only the process that runs a module has one.
@@ -32,7 +32,8 @@ fn main() -> ExitCode {
 fn engine(config: &RuntimeConfig) -> Result<PathBuf> {
     let name = match config.name.as_str() {
         "auto" | "wasmtime" => "magnetar-wasmtime",
-        other => return Err(Error::invalid(format!("runtime.name = {other:?} is no Wasm engine: there is \"wasmtime\""))),
+        "wasmedge" => "magnetar-wasmedge",
+        other => return Err(Error::invalid(format!("runtime.name = {other:?} is no Wasm engine: \"wasmtime\" and \"wasmedge\" are"))),
     };
     let own = std::env::current_exe().context(|| "cannot find this program".into())?;
     let program = own.with_file_name(name);

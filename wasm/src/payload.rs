@@ -61,6 +61,15 @@ impl Module {
         self.function.as_deref()
     }
 
+    /// Has it open where it cannot be written to: the container gets the file, and may have it in a read-only volume.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn protect(&mut self) -> Result<()> {
+        self.file = magnetar_sys::sealed::reopen(&self.file).context(|| format!("cannot mount {} read-only", self.name))?;
+        Ok(())
+    }
+
     /// How it is written down.
     pub fn format(&self) -> Format {
         self.format

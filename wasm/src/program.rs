@@ -8,11 +8,12 @@ use crate::payload::{self, Format, Module};
 use crate::signals;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
-use magnetar_core::error::{Code, Error, Result};
+use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::runtime::libcontainer::{Native, Program, failed, look_for_program, program_runs};
+use rustix::process::DumpableBehavior;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::marker::PhantomData;
 use std::path::Path;
@@ -47,13 +48,14 @@ impl<E: Engine> Default for WasmOrNative<E> {
 
 impl<E: Engine> Program for WasmOrNative<E> {
     fn prepare(&mut self, spec: &mut Value, bundle: &Path) -> Result<()> {
-        self.module = payload::find(spec, bundle)?.map(Arc::new);
-        if let Some(module) = &self.module {
-            mount_guest_root(spec, bundle)?;
-            if module.format() != Format::Precompiled {
-                look_in_cache::<E>(module);
-            }
+        let Some(mut module) = payload::find(spec, bundle)? else { return Ok(()) };
+        E::load()?;
+        module.protect()?;
+        if module.format() != Format::Precompiled && !may_trace(spec) {
+            look_in_cache::<E>(&module);
         }
+        mount_guest_root(spec, bundle)?;
+        self.module = Some(Arc::new(module));
         Ok(())
     }
 }
@@ -77,21 +79,37 @@ impl<E: Engine> Executor for WasmOrNative<E> {
         program_runs();
         // Of what this process has made the container with, nothing is to be in the reach of what may break out of the engine.
         module.close_all_others();
-        let end = match signals::end_when_asked() {
+        let end = match keep_to_itself().and_then(|()| signals::end_when_asked()) {
             Ok(()) => E::run(module, &Guest::new(spec)),
             Err(error) => End::Refused(error.to_string()),
         };
         if let End::Refused(why) | End::Trapped(why) = &end {
             tell::<E>(module, why);
         }
-        std::process::exit(end.code().into())
+        std::process::exit(end.code::<E>().into())
     }
 }
 
+/// Other processes of the container, of the same user, are not to trace this one, nor to open what it has open: what it
+/// compiles is for other containers too.
+fn keep_to_itself() -> Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context(|| "cannot keep other processes out".into())
+}
+
+/// Whether the container's processes can trace each other in spite of that.
+fn may_trace(spec: &Value) -> bool {
+    let bounding = spec["process"]["capabilities"]["bounding"].as_array().map(Vec::as_slice).unwrap_or_default();
+    bounding.iter().any(|capability| capability == "CAP_SYS_PTRACE")
+}
+
 fn look_in_cache<E: Engine>(module: &Module) {
-    let found = E::compatibility().and_then(|name| Cache::open(Path::new(cache::ROOT), &name)).and_then(|cache| cache.look(module));
-    match found {
-        Ok(found) => module.set_cached(found),
+    let look = |name: String| {
+        let found = Cache::open(Path::new(cache::ROOT), &name).and_then(|cache| cache.look(module))?;
+        found.protected()
+    };
+    match E::compatibility().and_then(|name| name.map(look).transpose()) {
+        Ok(Some(found)) => module.set_cached(found),
+        Ok(None) => {}
         // Then it is compiled, as it would be without.
         Err(error) => {
             let _unheard = writeln!(std::io::stderr(), "no compiled code from the cache: {error}");
@@ -115,10 +133,20 @@ fn explain_exec(spec: &Spec) -> Result<(), ExecutorValidationError> {
 
 /// Says in the container's log, and in its status, why the module has ended.
 fn tell<E: Engine>(module: &Module, why: &str) {
-    let text = format!("{}: {}: {}\n", E::NAME, module.name(), why.trim_end());
+    let text = last_words::<E>(module, why);
     // A container may have closed its standard error, and need not have the other.
     let _unheard = std::io::stderr().write_all(text.as_bytes());
-    let _not_mounted = OpenOptions::new().append(true).open(TERMINATION_LOG).and_then(|mut file| file.write_all(text.as_bytes()));
+    let _not_written = termination_log().map(|mut file| file.write_all(text.as_bytes()));
+}
+
+/// A line that says why a module has ended.
+pub fn last_words<E: Engine>(module: &Module, why: &str) -> String {
+    format!("{}: {}: {}\n", E::NAME, module.name(), why.trim_end())
+}
+
+/// The file whose text becomes the container's status, where there is one.
+pub fn termination_log() -> Option<File> {
+    OpenOptions::new().append(true).open(TERMINATION_LOG).ok()
 }
 
 /// Mounts what the module may see once more, at [`GUEST_ROOT`]: the image, without what is mounted in it, and the volumes.

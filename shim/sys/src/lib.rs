@@ -2,7 +2,9 @@
 //! The kernel's edge: all unsafe code of the project, and nothing else.
 //!
 //! ```text
+//! abort          the last words of a process that aborts
 //! compiled       code of a Wasm engine (feature `wasmtime`)
+//! library        libraries that are loaded when they are needed (feature `library`)
 //! listener       the socket that a sandbox process is born with
 //! notification   the pipe on which it says whether it can serve
 //! device_filter  which devices a cgroup may use
@@ -17,11 +19,14 @@
 //!
 //! What rustix or nix offer safely is called from where it is needed, not from here.
 
+pub mod abort;
 #[cfg(feature = "wasmtime")]
 pub mod compiled;
 pub mod device_filter;
 pub mod fork;
 pub mod holder;
+#[cfg(feature = "library")]
+pub mod library;
 pub mod listener;
 pub mod memory;
 pub mod namespace;

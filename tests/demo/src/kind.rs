@@ -41,4 +41,13 @@ pub const KINDS: &[Kind] = &[
         // The module is beside busybox, so that there is a program to execute.
         exec: (&["cat", "/etc/hostname"], "demo"),
     },
+    Kind {
+        name: "wasmedge",
+        what: "a WebAssembly module, run by WasmEdge in namespaces",
+        handler: "magnetar-wasmedge",
+        image: "localhost/magnetar/wasm-tools:1",
+        command: &[],
+        // The module is beside busybox, so that there is a program to execute.
+        exec: (&["cat", "/etc/hostname"], "demo"),
+    },
 ];

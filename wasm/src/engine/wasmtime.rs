@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Wasmtime: core modules with WASI preview 1, components with WASI 0.2.
 //!
-//! One thread runs the module and all that it asks for; the engine's own compiler takes more while it compiles.
+//! One thread runs a command and all that it asks for; the engine's own compiler takes more while it compiles.
 
-use super::{End, Engine};
+mod http;
+mod limits;
+
+use super::format::{binary, is_component};
+use super::{COMMAND, End, Engine};
 use crate::cache::Found;
 use crate::guest::Guest;
 use crate::payload::{Format, Module};
 use crate::program::GUEST_ROOT;
+use limits::{Budget, Limits, OutOfMemory};
 use magnetar_core::error::{Error, Result};
 use magnetar_sys::compiled::{self, Compiled};
-use std::borrow::Cow;
-use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use wasmtime::component::{Component, ResourceTable};
-use wasmtime::{Config, ResourceLimiter, Store, Trap};
+use wasmtime::{Config, Store, Trap};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::p2::bindings::Command;
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
-
-/// What a WASI command exports (the application ABI of WASI preview 1).
-const COMMAND: &str = "_start";
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 /// The engine.
 #[derive(Debug, Clone, Copy)]
@@ -32,50 +33,17 @@ struct State<W> {
     limits: Limits,
 }
 
-/// How much a module may take.
-struct Limits {
-    /// Of linear memory, in bytes.
-    memory: Option<usize>,
-}
-
-/// A module wanted more memory than the container has for it.
-#[derive(Debug)]
-struct OutOfMemory {
-    wanted: usize,
-    limit: usize,
-}
-
-impl fmt::Display for OutOfMemory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { wanted, limit } = self;
-        write!(f, "out of memory: it wants {wanted} bytes, and the container's memory limit leaves {limit} for it")
-    }
-}
-
-impl std::error::Error for OutOfMemory {}
-
-impl ResourceLimiter for Limits {
-    fn memory_growing(&mut self, _: usize, wanted: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        match self.memory {
-            // An end that says why, where the kernel would just kill.
-            Some(limit) if wanted > limit => Err(wasmtime::Error::new(OutOfMemory { wanted, limit })),
-            Some(_) | None => Ok(true),
-        }
-    }
-
-    fn table_growing(&mut self, _: usize, wanted: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        let wanted = wanted.saturating_mul(size_of::<usize>());
-        match self.memory {
-            Some(limit) if wanted > limit => Err(wasmtime::Error::new(OutOfMemory { wanted, limit })),
-            Some(_) | None => Ok(true),
-        }
-    }
-}
-
 /// What belongs to one running component.
 struct Preview2 {
     context: WasiCtx,
+    http: WasiHttpCtx,
     table: ResourceTable,
+}
+
+impl Preview2 {
+    fn new(context: WasiCtx) -> Self {
+        Self { context, http: WasiHttpCtx::new(), table: ResourceTable::new() }
+    }
 }
 
 impl WasiView for State<Preview2> {
@@ -84,27 +52,31 @@ impl WasiView for State<Preview2> {
     }
 }
 
+impl WasiHttpView for State<Preview2> {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.wasi.http, table: &mut self.wasi.table, hooks: Default::default() }
+    }
+}
+
 impl Engine for Wasmtime {
     const NAME: &'static str = "wasmtime";
 
-    fn compatibility() -> Result<String> {
+    // 128 and the number of SIGABRT.
+    const TRAPPED: u8 = 134;
+
+    fn load() -> Result<()> {
+        Ok(())
+    }
+
+    fn compatibility() -> Result<Option<String>> {
         let engine = engine().map_err(|error| Error::precondition(format!("Wasmtime does not work on this host: {error:#}")))?;
         let mut hash = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hash);
-        Ok(format!("wasmtime-{:016x}", hash.finish()))
+        Ok(Some(format!("wasmtime-{:016x}", hash.finish())))
     }
 
     fn run(module: &Module, guest: &Guest) -> End {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => return End::Refused(format!("cannot start the event loop: {error}")),
-        };
-        runtime.block_on(async {
-            match execute(module, guest).await {
-                Ok(code) => End::Exited(code),
-                Err(error) => ended(&error),
-            }
-        })
+        execute(module, guest).map_or_else(|error| ended(&error), End::Exited)
     }
 }
 
@@ -114,12 +86,22 @@ enum Code {
     Component(Component),
 }
 
-async fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
+fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
     let engine = engine()?;
-    match code(&engine, module)? {
-        Code::Core(core) => run_core(&engine, &core, module, guest).await,
-        Code::Component(component) => run_component(&engine, &component, module, guest).await,
-    }
+    let code = code(&engine, module)?;
+    // A command has one thread, and nothing else runs in this process; requests are answered side by side.
+    let mut event_loop = match &code {
+        Code::Component(component) if http::answers(&engine, component) => tokio::runtime::Builder::new_multi_thread(),
+        Code::Component(_) | Code::Core(_) => tokio::runtime::Builder::new_current_thread(),
+    };
+    let event_loop =
+        event_loop.enable_all().build().map_err(|error| wasmtime::Error::msg(format!("cannot start the event loop: {error}")))?;
+    event_loop.block_on(async {
+        match &code {
+            Code::Core(core) => run_core(&engine, core, module, guest).await,
+            Code::Component(component) => run_component(&engine, component, module, guest).await,
+        }
+    })
 }
 
 /// A module's code: its own, the cache's, or freshly compiled and offered to the cache.
@@ -133,14 +115,10 @@ fn code(engine: &wasmtime::Engine, module: &Module) -> wasmtime::Result<Code> {
         None => None,
     };
     let bytes = module.read().map_err(wasmtime::Error::new)?;
-    let binary: Cow<'_, [u8]> = match module.format() {
-        Format::Precompiled => return compiled::of_image(engine, &bytes).map(Code::from),
-        Format::Binary => Cow::Borrowed(&bytes),
-        Format::Text => wat::parse_bytes(&bytes).map_err(wasmtime::Error::new)?,
-    };
-    if !binary.starts_with(b"\0asm") {
-        return Err(wasmtime::Error::msg("it is not a WebAssembly module: its first bytes are not those of one"));
+    if module.format() == Format::Precompiled {
+        return compiled::of_image(engine, &bytes).map(Code::from);
     }
+    let binary = binary(module, &bytes).map_err(wasmtime::Error::msg)?;
     let code = if is_component(&binary) {
         Component::new(engine, &binary).map(Code::Component)?
     } else {
@@ -173,15 +151,10 @@ fn engine() -> wasmtime::Result<wasmtime::Engine> {
     wasmtime::Engine::new(&Config::new())
 }
 
-/// Whether the header is a component's: its layer field is 1 (the component model's binary format).
-fn is_component(binary: &[u8]) -> bool {
-    binary.get(6..8) == Some(&[1, 0])
-}
-
 async fn run_core(engine: &wasmtime::Engine, core: &wasmtime::Module, module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
     let mut linker = wasmtime::Linker::new(engine);
     wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State<WasiP1Ctx>| &mut state.wasi)?;
-    let mut store = store(engine, surroundings(guest)?.build_p1(), guest);
+    let mut store = store(engine, command(guest)?.build_p1(), &Budget::new(guest.memory));
     let instance = linker.instantiate_async(&mut store, core).await?;
     let name = module.function().unwrap_or(COMMAND);
     let Some(function) = instance.get_func(&mut store, name) else {
@@ -199,18 +172,20 @@ async fn run_component(engine: &wasmtime::Engine, component: &Component, module:
     if let Some(function) = module.function() {
         return Err(wasmtime::Error::msg(format!("it is a component, of which #{function} cannot be called: only wasi:cli/run can")));
     }
+    if http::answers(engine, component) {
+        return http::serve(engine, component, guest).await.map(|never| match never {});
+    }
     let mut linker = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    let wasi = Preview2 { context: surroundings(guest)?.build(), table: ResourceTable::new() };
-    let mut store = store(engine, wasi, guest);
+    let wasi = Preview2::new(command(guest)?.build());
+    let mut store = store(engine, wasi, &Budget::new(guest.memory));
     let command = Command::instantiate_async(&mut store, component, &linker).await?;
     let result = command.wasi_cli_run().call_run(&mut store).await?;
     Ok(u8::from(result.is_err()))
 }
 
-fn store<W: Send + 'static>(engine: &wasmtime::Engine, wasi: W, guest: &Guest) -> Store<State<W>> {
-    let limits = Limits { memory: guest.memory.and_then(|limit| usize::try_from(limit).ok()) };
-    let mut store = Store::new(engine, State { wasi, limits });
+fn store<W: Send + 'static>(engine: &wasmtime::Engine, wasi: W, budget: &Budget) -> Store<State<W>> {
+    let mut store = Store::new(engine, State { wasi, limits: budget.limits() });
     store.limiter(|state| &mut state.limits);
     store
 }
@@ -222,9 +197,14 @@ fn surroundings(guest: &Guest) -> wasmtime::Result<WasiCtxBuilder> {
     wasi.inherit_stdio().args(&guest.args).envs(&guest.env).initial_cwd(&guest.directory);
     // The pod's network namespace is the border.
     wasi.inherit_network().allow_ip_name_lookup(true);
-    // Nothing else runs in this process.
-    wasi.allow_blocking_current_thread(true);
     wasi.preopened_dir(GUEST_ROOT, "/", FsPerms::ReadWrite)?;
+    Ok(wasi)
+}
+
+/// The same for one that has the thread for itself.
+fn command(guest: &Guest) -> wasmtime::Result<WasiCtxBuilder> {
+    let mut wasi = surroundings(guest)?;
+    wasi.allow_blocking_current_thread(true);
     Ok(wasi)
 }
 

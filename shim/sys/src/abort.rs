@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Saying why a process aborts.
+//!
+//! A C++ library ends the process so when it cannot have memory, and the process that is number 1 of its namespace gets no
+//! further: the kernel does not kill it by a signal that it has sent to itself.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
+
+/// What is said, and how the process ends then.
+struct Last {
+    text: String,
+    files: Vec<OwnedFd>,
+    code: i32,
+}
+
+static LAST: OnceLock<Last> = OnceLock::new();
+
+/// From here on, a process that aborts writes `text` to its standard error and to `files`, and ends with `code`. The first
+/// call counts.
+///
+/// # Errors
+/// What the kernel says.
+pub fn explain(text: String, files: Vec<OwnedFd>, code: i32) -> io::Result<()> {
+    LAST.get_or_init(|| Last { text, files, code });
+    // SAFETY: a `sigaction` of zeros is a valid one: no flags, no signal in its mask.
+    let mut action = unsafe { std::mem::zeroed::<libc::sigaction>() };
+    action.sa_sigaction = on_abort as *const () as usize;
+    // SAFETY: the structure lives through the call, and the handler does only what handlers may (below).
+    let set = unsafe { libc::sigaction(libc::SIGABRT, &action, std::ptr::null_mut()) };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Only system calls on what was made ready before, as signal-safety(7) wants it.
+extern "C" fn on_abort(_: libc::c_int) {
+    let Some(last) = LAST.get() else { return };
+    let write = |file: RawFd| {
+        // SAFETY: the text lives as long as the process.
+        unsafe { libc::write(file, last.text.as_ptr().cast(), last.text.len()) };
+    };
+    write(libc::STDERR_FILENO);
+    last.files.iter().map(AsRawFd::as_raw_fd).for_each(write);
+    // SAFETY: it ends the process at once.
+    unsafe { libc::_exit(last.code) }
+}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A library that only some of a program's processes need, and that need not be installed.
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
+
+/// Loads a library, for as long as the process lives: functions that the program names and does not have are found in it from
+/// here on. (They are bound when they are first called; the program must be linked so, see the Makefile.)
+///
+/// # Errors
+/// The loader's words, where there is no such library, or none that works.
+pub fn load(name: &'static str) -> Result<(), String> {
+    // SAFETY: it is a system's library, found where the loader finds all, whose initialisers may run at any time.
+    let library = unsafe { Library::open(Some(name), RTLD_LAZY | RTLD_GLOBAL) }.map_err(|error| error.to_string())?;
+    std::mem::forget(library);
+    Ok(())
+}

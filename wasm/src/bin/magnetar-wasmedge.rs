@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+//! magnetar-wasmedge: makes one container, or one process in it, for magnetar-wasm; where that is a Wasm module, it
+//! runs it with WasmEdge.
+
+use magnetar_core::runtime::libcontainer::run_if_asked;
+use magnetar_wasm::engine::wasmedge::WasmEdge;
+use magnetar_wasm::program::WasmOrNative;
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    run_if_asked(WasmOrNative::<WasmEdge>::new()).unwrap_or_else(|| {
+        let _unheard = writeln!(std::io::stderr(), "magnetar-wasmedge: this program is started by magnetar-wasm");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+//! WasmEdge: core modules with WASI preview 1 and WasmEdge's own sockets.
+//!
+//! Its library need not be installed where no pod asks for this engine, and only the process that runs a module loads it: it
+//! brings LLVM along.
+
+use super::format::{binary, is_component};
+use super::{COMMAND, End, Engine};
+use crate::guest::Guest;
+use crate::payload::{Format, Module};
+use crate::program::{self, GUEST_ROOT};
+use magnetar_core::error::{Context, Error, Result};
+use magnetar_sys::{abort, library};
+use rustix::process::{Resource, Rlimit};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use wasmedge_sdk::config::{CommonConfigOptions, Config, ConfigBuilder, RuntimeConfigOptions};
+use wasmedge_sdk::error::{CoreError, WasmEdgeError};
+use wasmedge_sdk::wasi::WasiModule;
+use wasmedge_sdk::{AsInstance, ExternalInstanceType, Instance, Store, Vm};
+
+/// The C interface of WasmEdge 0.15 and later, by the name that Debian's loader knows.
+const LIBRARY: &str = "libwasmedge.so.0";
+
+/// The name by which modules import WASI preview 1.
+const WASI: &str = "wasi_snapshot_preview1";
+
+/// The unit of linear memory, in bytes (the WebAssembly specification, memory instances).
+const PAGE: u64 = 64 << 10;
+
+/// How much memory the engine may have beside a module's where the container has no limit, in bytes: its interpreter bounds
+/// no call stack, so calls without end would take all that the host has.
+const UNLIMITED: u64 = 5 << 30;
+
+/// As after `abort`.
+const ABORTED: i32 = 134;
+
+/// The engine.
+#[derive(Debug, Clone, Copy)]
+pub struct WasmEdge;
+
+impl Engine for WasmEdge {
+    const NAME: &'static str = "wasmedge";
+
+    const TRAPPED: u8 = 1;
+
+    fn load() -> Result<()> {
+        library::load(LIBRARY)
+            .map_err(|error| Error::precondition(format!("WasmEdge is not installed on this node, or does not work: {error}")))
+    }
+
+    fn compatibility() -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    fn run(module: &Module, guest: &Guest) -> End {
+        execute(module, guest).unwrap_or_else(|end| end)
+    }
+}
+
+fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
+    if module.format() == Format::Precompiled {
+        return Err(End::Refused("it is code that Wasmtime has compiled, for that engine alone".into()));
+    }
+    let bytes = module.read().map_err(|error| End::Refused(error.to_string()))?;
+    let binary = binary(module, &bytes).map_err(End::Refused)?;
+    if is_component(&binary) {
+        return Err(End::Refused("it is a component, and this engine runs core modules only".into()));
+    }
+    bound_memory(module, guest).map_err(|error| End::Refused(error.to_string()))?;
+    let config = config(guest).map_err(refused)?;
+    let core = wasmedge_sdk::Module::from_bytes(Some(&config), &binary).map_err(refused)?;
+    drop(binary);
+    drop(bytes);
+    let name = module.function().unwrap_or(COMMAND);
+    check_function(&core, name)?;
+    let mut wasi = surroundings(guest)?;
+    check_imports(&core, wasi.as_ref())?;
+    {
+        let instances: HashMap<String, &mut Instance> = HashMap::from([(WASI.into(), wasi.as_mut())]);
+        let mut vm = Vm::new(Store::new(Some(&config), instances).map_err(refused)?);
+        vm.register_module(None, core).map_err(ended)?;
+        vm.run_func(None, name, []).map_err(ended)?;
+    }
+    // As the kernel does with a larger one.
+    Ok(End::Exited(wasi.exit_code() as u8))
+}
+
+/// Has the engine run out of memory before the kernel finds that the container has, and say so. The limit is on what it may
+/// write to, beyond what it has now.
+fn bound_memory(module: &Module, guest: &Guest) -> Result<()> {
+    let what = || "cannot bound the engine's memory".to_string();
+    let sizes = std::fs::read_to_string("/proc/self/statm").context(what)?;
+    // Data and stack, in pages (proc_pid_statm(5)).
+    let now: u64 = sizes.split(' ').nth(5).and_then(|pages| pages.parse().ok()).unwrap_or_default();
+    let limit = now * rustix::param::page_size() as u64 + guest.memory.unwrap_or(UNLIMITED);
+    let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+    rustix::process::setrlimit(Resource::Data, limit).context(what)?;
+    let text = program::last_words::<WasmEdge>(module, "out of memory, which calls without end take too");
+    let log = program::termination_log().map(OwnedFd::from).into_iter().collect();
+    abort::explain(text, log, ABORTED).context(what)
+}
+
+fn config(guest: &Guest) -> wasmedge_sdk::WasmEdgeResult<Config> {
+    let mut runtime = RuntimeConfigOptions::default();
+    if let Some(pages) = guest.memory.and_then(|limit| u32::try_from(limit / PAGE).ok()) {
+        runtime = runtime.max_memory_pages(pages.max(1));
+    }
+    ConfigBuilder::new(CommonConfigOptions::default()).with_runtime_config(runtime).build()
+}
+
+/// What a module gets: what the container has.
+fn surroundings(guest: &Guest) -> std::result::Result<WasiModule, End> {
+    let env: Vec<String> = guest.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let root = format!("/:{GUEST_ROOT}");
+    // The library's crate does not expect them.
+    if guest.args.iter().chain(&env).any(|text| text.contains('\0')) {
+        return Err(End::Refused("an argument or a variable of its environment has a zero byte".into()));
+    }
+    let args = guest.args.iter().map(String::as_str).collect();
+    let env = env.iter().map(String::as_str).collect();
+    WasiModule::create(Some(args), Some(env), Some(vec![&root])).map_err(refused)
+}
+
+fn check_function(core: &wasmedge_sdk::Module, name: &str) -> std::result::Result<(), End> {
+    match core.get_export(name) {
+        Some(ExternalInstanceType::Func(kind)) if kind.args_len() == 0 => Ok(()),
+        Some(ExternalInstanceType::Func(_)) => {
+            Err(End::Refused(format!("its function {name:?} takes parameters: only one that takes none can be called")))
+        }
+        _ => Err(End::Refused(format!("it exports no function {name:?}"))),
+    }
+}
+
+/// The engine's own message names none.
+fn check_imports(core: &wasmedge_sdk::Module, wasi: &Instance) -> std::result::Result<(), End> {
+    for import in core.imports() {
+        let (module, name) = (import.module_name(), import.name());
+        if module != WASI || wasi.get_func(&name).is_err() {
+            return Err(End::Refused(format!("it imports {name:?} of {module:?}, which there is not: only functions of {WASI:?} are")));
+        }
+    }
+    Ok(())
+}
+
+fn refused(error: Box<WasmEdgeError>) -> End {
+    End::Refused(error.to_string())
+}
+
+/// What stopped it while it ran, or while it was made: its start function runs then.
+fn ended(error: Box<WasmEdgeError>) -> End {
+    match &*error {
+        WasmEdgeError::Core(CoreError::Execution(error)) => End::Trapped(error.to_string()),
+        _ => refused(error),
+    }
+}

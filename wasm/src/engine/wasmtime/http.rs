@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Components of the world `wasi:http/proxy`, served on a port: each request gets an instance of its own, so that none sees
+//! what another has left, and one that traps is the failure of one request.
+//!
+//! HTTP/1.1. TLS is the business of what stands before the pod.
+
+use super::limits::Budget;
+use super::{Preview2, State, store, surroundings};
+use crate::guest::Guest;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::CONTENT_TYPE;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioTimer;
+use std::convert::Infallible;
+use std::io::{ErrorKind, Write};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::task::TaskTracker;
+use wasmtime::Engine;
+use wasmtime::component::{Component, Linker};
+use wasmtime_wasi_http::WasiHttpView;
+use wasmtime_wasi_http::io::TokioIo;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
+use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+
+/// What such a component exports (the interface of WASI HTTP 0.2; its version follows).
+const HANDLER: &str = "wasi:http/incoming-handler@";
+
+/// How many clients are listened to at a time. More wait in the kernel's queue.
+const CLIENTS: usize = 1024;
+
+/// How long a client may take to send the head of a request.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long to wait after the kernel could not give a connection, for want of memory or descriptors.
+const RECOVERY: Duration = Duration::from_millis(100);
+
+/// Whether a component answers HTTP requests.
+pub fn answers(engine: &Engine, component: &Component) -> bool {
+    component.component_type().exports(engine).any(|(name, _)| name.starts_with(HANDLER))
+}
+
+/// Answers requests until the process ends.
+///
+/// # Errors
+/// Where the component imports what there is not, or the port cannot be had.
+pub async fn serve(engine: &Engine, component: &Component, guest: &Guest) -> wasmtime::Result<Infallible> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    let pre = ProxyPre::new(linker.instantiate_pre(component)?)?;
+    let port = guest.port.clone().map_err(|text| wasmtime::Error::msg(format!("{text:?} is no port to answer HTTP on")))?;
+    let listener = listen(port).await?;
+    say(&format!("answers HTTP on port {port}"));
+    let server = Arc::new(Server { pre, guest: guest.clone(), budget: Budget::new(guest.memory), requests: TaskTracker::new() });
+    let places = Arc::new(Semaphore::new(CLIENTS));
+    let clients = TaskTracker::new();
+    loop {
+        let place = places.clone().acquire_owned().await?;
+        let client = match listener.accept().await {
+            Ok((client, _)) => client,
+            Err(error) => {
+                say(&format!("cannot accept a connection: {error}"));
+                tokio::time::sleep(RECOVERY).await;
+                continue;
+            }
+        };
+        let server = server.clone();
+        clients.spawn(async move {
+            server.talk(client).await;
+            drop(place);
+        });
+    }
+}
+
+/// All addresses of the pod, where it has IPv6 or not.
+async fn listen(port: u16) -> wasmtime::Result<TcpListener> {
+    let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::AddrNotAvailable) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
+        }
+        other => other,
+    };
+    listener.map_err(|error| wasmtime::Error::msg(format!("cannot listen on port {port}: {error}")))
+}
+
+/// A component that answers.
+struct Server {
+    pre: ProxyPre<State<Preview2>>,
+    guest: Guest,
+    budget: Budget,
+    requests: TaskTracker,
+}
+
+impl Server {
+    /// Answers all requests of a client.
+    async fn talk(self: Arc<Self>, client: TcpStream) {
+        let service = service_fn(move |request| {
+            let server = self.clone();
+            async move { Ok::<_, Infallible>(server.answer(request).await) }
+        });
+        let mut connection = http1::Builder::new();
+        connection.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+        // What is wrong with a connection is the client's affair.
+        let _gone = connection.serve_connection(TokioIo::new(client), service).await;
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<HyperOutgoingBody> {
+        let what = format!("{} {}", request.method(), request.uri());
+        self.ask(request).await.unwrap_or_else(|error| {
+            say(&format!("{what}: {error:?}"));
+            failed()
+        })
+    }
+
+    /// Has the component answer. It may go on when it has answered, above all to send the body.
+    async fn ask(&self, request: Request<Incoming>) -> wasmtime::Result<Response<HyperOutgoingBody>> {
+        let mut store = store(self.pre.engine(), Preview2::new(surroundings(&self.guest)?.build()), &self.budget);
+        let (answer, answered) = oneshot::channel();
+        let request = store.data_mut().http().new_incoming_request(Scheme::Http, request)?;
+        let out = store.data_mut().http().new_response_outparam(answer)?;
+        let pre = self.pre.clone();
+        let run = self.requests.spawn(async move {
+            let proxy = pre.instantiate_async(&mut store).await?;
+            proxy.wasi_http_incoming_handler().call_handle(&mut store, request, out).await
+        });
+        match answered.await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(code)) => Err(wasmtime::Error::msg(format!("it answers with an error: {code:?}"))),
+            Err(_) => match run.await? {
+                Ok(()) => Err(wasmtime::Error::msg("it has not answered")),
+                Err(error) => Err(error),
+            },
+        }
+    }
+}
+
+fn failed() -> Response<HyperOutgoingBody> {
+    let text = Full::new(Bytes::from_static(b"the Wasm component failed\n")).map_err(|never| match never {});
+    let mut response = Response::new(text.boxed_unsync());
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("text/plain"));
+    response
+}
+
+/// A line of the container's log.
+fn say(text: &str) {
+    // A container may have closed its standard error.
+    let _unheard = writeln!(std::io::stderr(), "wasmtime: {}", text.trim_end());
+}

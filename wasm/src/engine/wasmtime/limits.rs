@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How much memory the modules of a container may take, all together.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use wasmtime::ResourceLimiter;
+
+/// What there is for all instances of a container.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    /// In bytes; without it, as much as the host has.
+    limit: Option<usize>,
+    used: Arc<AtomicUsize>,
+}
+
+/// What one store has taken, which is given back when the store ends.
+#[derive(Debug)]
+pub struct Limits {
+    budget: Budget,
+    taken: usize,
+}
+
+/// A module wanted more memory than the container has for it.
+#[derive(Debug)]
+pub struct OutOfMemory {
+    wanted: usize,
+    limit: usize,
+}
+
+impl Budget {
+    /// A budget of so many bytes.
+    pub fn new(limit: Option<u64>) -> Self {
+        Self { limit: limit.and_then(|limit| usize::try_from(limit).ok()), used: Arc::default() }
+    }
+
+    /// For one more store.
+    pub fn limits(&self) -> Limits {
+        Limits { budget: self.clone(), taken: 0 }
+    }
+}
+
+impl Limits {
+    /// An end that says why, where the kernel would just kill.
+    fn take(&mut self, bytes: usize) -> wasmtime::Result<bool> {
+        let Some(limit) = self.budget.limit else { return Ok(true) };
+        let before = self.budget.used.fetch_add(bytes, Ordering::Relaxed);
+        self.taken += bytes;
+        match before.saturating_add(bytes) {
+            wanted if wanted > limit => Err(wasmtime::Error::new(OutOfMemory { wanted, limit })),
+            _ => Ok(true),
+        }
+    }
+}
+
+impl Drop for Limits {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.taken, Ordering::Relaxed);
+    }
+}
+
+impl ResourceLimiter for Limits {
+    fn memory_growing(&mut self, now: usize, wanted: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        self.take(wanted.saturating_sub(now))
+    }
+
+    fn table_growing(&mut self, now: usize, wanted: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        self.take(wanted.saturating_sub(now).saturating_mul(size_of::<usize>()))
+    }
+}
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { wanted, limit } = self;
+        write!(f, "out of memory: it wants {wanted} bytes, and the container's memory limit leaves {limit} for it")
+    }
+}
+
+impl std::error::Error for OutOfMemory {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_share_what_the_container_has() {
+        let budget = Budget::new(Some(100));
+        let (mut one, mut other) = (budget.limits(), budget.limits());
+        assert!(one.memory_growing(0, 60, None).unwrap());
+        assert!(other.memory_growing(0, 40, None).unwrap());
+        let refused = other.memory_growing(40, 41, None).unwrap_err();
+        assert!(refused.downcast_ref::<OutOfMemory>().is_some(), "{refused}");
+        drop((one, other));
+        assert!(budget.limits().memory_growing(0, 100, None).unwrap(), "what they had is there again");
+        assert!(budget.limits().table_growing(0, 13, None).is_err(), "tables are memory");
+    }
+
+    #[test]
+    fn without_a_limit_all_is_granted() {
+        assert!(Budget::new(None).limits().memory_growing(0, usize::MAX, None).unwrap());
+    }
+}
