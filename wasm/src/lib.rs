@@ -10,6 +10,7 @@
 //! The module is opened before the container exists, beneath its root, and that file is what runs. In a volume its bytes
 //! may still change, so the cache keeps code by the digest of what was compiled.
 
+mod artifact;
 pub mod cache;
 pub mod engine;
 pub mod guest;

@@ -11,7 +11,7 @@
 use magnetar_core::config::RuntimeConfig;
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::host_pod::HostPod;
-use magnetar_core::runtime::libcontainer::Libcontainer;
+use magnetar_core::runtime::libcontainer::{Images, Libcontainer};
 use magnetar_core::server;
 use magnetar_core::task::Containers;
 use std::path::PathBuf;
@@ -21,7 +21,8 @@ fn main() -> ExitCode {
     server::main("magnetar-wasm", |inherited| {
         inherited.serve(|dir, record, parts| {
             let engine = engine(&record.config.runtime)?;
-            let runtime = Libcontainer::new(&record.config.runtime, dir, parts.reaper.clone(), engine)?;
+            let images = Images { address: record.config.containerd.address.clone(), namespace: record.namespace.to_string() };
+            let runtime = Libcontainer::new(&record.config.runtime, dir, parts.reaper.clone(), engine)?.with_images(images);
             let containers = Containers::new(runtime, dir.clone(), parts);
             Ok((HostPod::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
         })

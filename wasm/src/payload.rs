@@ -5,8 +5,10 @@
 //! is the image's or the pod's and hostile: paths are opened beneath their root (openat2), and no link leads out of it. A
 //! link from one mount into another leads nowhere here; such a module is taken for a native program, which is then not found.
 
+use crate::artifact;
 use crate::cache::Found;
 use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::runtime::libcontainer::Images;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use serde_json::Value;
@@ -51,6 +53,10 @@ pub enum Format {
 }
 
 impl Module {
+    fn new(file: File, name: &str, function: Option<&str>, format: Format) -> Self {
+        Self { file, name: name.into(), function: function.map(Into::into), format, cached: Mutex::default() }
+    }
+
     /// What the container's first argument calls it.
     pub fn name(&self) -> &str {
         &self.name
@@ -129,24 +135,56 @@ impl Read for Reader<'_> {
     }
 }
 
-/// The module that is the program of a bundle; `None` for a native program, and for one that is not there.
+/// What the program of a bundle is.
+#[derive(Debug)]
+pub enum Payload {
+    /// A module.
+    Module(Module),
+    /// A file that is none: a native program.
+    Native,
+    /// No file, at least none of the container's root and mounts.
+    Missing,
+}
+
+/// What the program of a bundle is.
 ///
 /// # Errors
 /// Where the specification lacks what it must have.
-pub fn find(spec: &Value, bundle: &Path) -> Result<Option<Module>> {
-    let process = &spec["process"];
-    let Some(argument) = process["args"].get(0).and_then(Value::as_str) else {
+pub fn find(spec: &Value, bundle: &Path) -> Result<Payload> {
+    let (name, function) = program(spec)?;
+    for path in candidates(name, &spec["process"]) {
+        let Some(file) = open(spec, bundle, &path)? else { continue };
+        return Ok(match format(&file, &path) {
+            Some(format) => Payload::Module(Module::new(file, name, function, format)),
+            None => Payload::Native,
+        });
+    }
+    Ok(Payload::Missing)
+}
+
+/// The module that is the program of a container whose image has no files, but is one.
+///
+/// # Errors
+/// Those of [`artifact::find`].
+pub fn find_in_image(spec: &Value, images: &Images) -> Result<Option<Module>> {
+    let (name, function) = program(spec)?;
+    let found = artifact::find(spec, name, images, LARGEST)?;
+    Ok(found.map(|file| {
+        // The layer's type says that it is one: the engine says what is wrong with it.
+        let format = format(&file, Path::new(name)).unwrap_or(Format::Binary);
+        Module::new(file, name, function, format)
+    }))
+}
+
+/// The name of a container's program, and of a function of it.
+fn program(spec: &Value) -> Result<(&str, Option<&str>)> {
+    let Some(argument) = spec["process"]["args"].get(0).and_then(Value::as_str) else {
         return Err(Error::invalid("the specification names no program"));
     };
-    let (name, function) = match argument.split_once('#') {
-        Some((name, function)) if !function.is_empty() => (name, Some(function.to_owned())),
+    Ok(match argument.split_once('#') {
+        Some((name, function)) if !function.is_empty() => (name, Some(function)),
         _ => (argument, None),
-    };
-    for path in candidates(name, process) {
-        let Some(file) = open(spec, bundle, &path)? else { continue };
-        return Ok(format(&file, &path).map(|format| Module { file, name: name.into(), function, format, cached: Mutex::default() }));
-    }
-    Ok(None)
+    })
 }
 
 /// Where the program may be, absolute.
@@ -261,10 +299,17 @@ mod tests {
         json!({"root": {"path": "rootfs"}, "process": {"args": [program], "cwd": "/", "env": ["PATH=/usr/bin:/bin"]}})
     }
 
+    fn module(spec: &Value, bundle: &Path) -> Option<Module> {
+        match find(spec, bundle).unwrap() {
+            Payload::Module(module) => Some(module),
+            Payload::Native | Payload::Missing => None,
+        }
+    }
+
     #[test]
     fn modules_are_told_from_programs() {
         let bundle = bundle();
-        let found = |program: &str| find(&spec(program), bundle.path()).unwrap();
+        let found = |program: &str| module(&spec(program), bundle.path());
         for (program, format) in [
             ("/bin/app", Format::Binary),
             ("app", Format::Binary),
@@ -278,6 +323,8 @@ mod tests {
         for program in ["native", "/bin/native", "nonesuch", "/bin", ""] {
             assert!(found(program).is_none(), "{program}");
         }
+        assert!(matches!(find(&spec("native"), bundle.path()), Ok(Payload::Native)));
+        assert!(matches!(find(&spec("nonesuch"), bundle.path()), Ok(Payload::Missing)));
         let module = found("/bin/app#add").unwrap();
         assert_eq!((module.name(), module.function()), ("/bin/app", Some("add")));
         assert_eq!(module.read().unwrap(), b"\0asm\x01\0\0\0");
@@ -287,7 +334,7 @@ mod tests {
     fn no_link_leads_out_of_the_root() {
         let bundle = bundle();
         for program in ["/escape", "/climb", "/../outside", "../outside"] {
-            assert!(find(&spec(program), bundle.path()).unwrap().is_none(), "{program}");
+            assert!(module(&spec(program), bundle.path()).is_none(), "{program}");
         }
     }
 
@@ -298,11 +345,11 @@ mod tests {
         fs::create_dir(&volume).unwrap();
         fs::write(volume.join("app.wasm"), b"\0asm\x01\0\0\0").unwrap();
         let mut spec = spec("/data/app.wasm");
-        assert!(find(&spec, bundle.path()).unwrap().is_none());
+        assert!(module(&spec, bundle.path()).is_none());
         spec["mounts"] = json!([{"destination": "/data", "type": "bind", "source": volume, "options": ["rbind", "ro"]}]);
-        assert!(find(&spec, bundle.path()).unwrap().is_some());
+        assert!(module(&spec, bundle.path()).is_some());
         spec["mounts"] = json!([{"destination": "/data/app.wasm", "type": "bind", "source": volume.join("app.wasm")}]);
-        assert!(find(&spec, bundle.path()).unwrap().is_some());
+        assert!(module(&spec, bundle.path()).is_some());
     }
 
     #[test]
@@ -310,6 +357,6 @@ mod tests {
         let bundle = bundle();
         let fifo = bundle.path().join("rootfs/fifo.wasm");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(find(&spec("/fifo.wasm"), bundle.path()).unwrap().is_none());
+        assert!(module(&spec("/fifo.wasm"), bundle.path()).is_none());
     }
 }

@@ -4,12 +4,12 @@
 use crate::cache::{self, Cache};
 use crate::engine::{End, Engine};
 use crate::guest::Guest;
-use crate::payload::{self, Format, Module};
+use crate::payload::{self, Format, Module, Payload};
 use crate::signals;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use magnetar_core::error::{Code, Context, Error, Result};
-use magnetar_core::runtime::libcontainer::{Native, Program, failed, look_for_program, program_runs};
+use magnetar_core::runtime::libcontainer::{Images, Native, Program, failed, look_for_program, program_runs};
 use rustix::process::DumpableBehavior;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -47,10 +47,19 @@ impl<E: Engine> Default for WasmOrNative<E> {
 }
 
 impl<E: Engine> Program for WasmOrNative<E> {
-    fn prepare(&mut self, spec: &mut Value, bundle: &Path) -> Result<()> {
-        let Some(mut module) = payload::find(spec, bundle)? else { return Ok(()) };
+    fn prepare(&mut self, spec: &mut Value, bundle: &Path, images: Option<&Images>) -> Result<()> {
+        let module = match (payload::find(spec, bundle)?, images) {
+            (Payload::Module(mut module), _) => {
+                module.protect()?;
+                module
+            }
+            (Payload::Missing, Some(images)) => match payload::find_in_image(spec, images)? {
+                Some(module) => module,
+                None => return Ok(()),
+            },
+            (Payload::Missing | Payload::Native, _) => return Ok(()),
+        };
         E::load()?;
-        module.protect()?;
         if module.format() != Format::Precompiled && !may_trace(spec) {
             look_in_cache::<E>(&module);
         }

@@ -60,6 +60,7 @@ use crate::terminal::ConsoleSocket;
 use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, Uid};
 use rustix::net::RecvFlags;
 use rustix::pty::OpenptFlags;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -100,6 +101,15 @@ pub fn features() -> Vec<u8> {
 /// `notify_socket::NOTIFY_FILE` of libcontainer.
 const NOTIFY: &str = "notify.sock";
 
+/// Where the images of containers can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Images {
+    /// containerd's socket.
+    pub address: PathBuf,
+    /// The pod's namespace there.
+    pub namespace: String,
+}
+
 /// libcontainer as a runtime.
 #[derive(Debug)]
 pub struct Libcontainer {
@@ -108,6 +118,7 @@ pub struct Libcontainer {
     sealed: OwnedFd,
     root: PathBuf,
     systemd_cgroup: bool,
+    images: Option<Images>,
     reaper: Reaper,
     calls: AtomicU64,
     created: Mutex<BTreeMap<ContainerId, Created>>,
@@ -140,16 +151,29 @@ impl Libcontainer {
             program: maker,
             root,
             systemd_cgroup: config.systemd_cgroup,
+            images: None,
             reaper,
             calls: AtomicU64::new(0),
             created: Mutex::default(),
         })
     }
 
+    /// The same where the maker may ask for images.
+    #[must_use]
+    pub fn with_images(self, images: Images) -> Self {
+        Self { images: Some(images), ..self }
+    }
+
     /// Has a maker do something, and returns what it says when it is done, with the rest of its words.
     async fn call(&self, container: &ContainerId, task: Task, streams: Option<ChildStreams>) -> Result<(Answer, Answers)> {
         let what = || "cannot call the process that makes containers".to_string();
-        let request = Request { root: self.root.clone(), container: container.to_string(), systemd_cgroup: self.systemd_cgroup, task };
+        let request = Request {
+            root: self.root.clone(),
+            container: container.to_string(),
+            systemd_cgroup: self.systemd_cgroup,
+            images: self.images.clone(),
+            task,
+        };
         let text = serde_json::to_vec(&request).map_err(|e| Error::internal(format!("{}: {e}", what())))?;
         let file = rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC).context(what)?;
         let mut file = std::fs::File::from(file);

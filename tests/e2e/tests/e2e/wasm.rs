@@ -75,6 +75,7 @@ on_each_engine! {
     a_module_sees_its_image_and_its_volumes_and_nothing_else,
     a_module_holds_nothing_of_what_made_its_container,
     no_process_of_the_container_reaches_into_the_engine,
+    an_artifact_is_a_module_too,
     a_module_writes_where_it_may,
     native_programs_run_beside_modules_and_in_their_containers,
 }
@@ -295,6 +296,22 @@ async fn no_process_of_the_container_reaches_into_the_engine(case: &Case, engine
     }
     ensure!(files > 0, "the module is not open");
     container.stop(10).await?;
+    Ok(pod.remove().await?)
+}
+
+async fn an_artifact_is_a_module_too(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "artifact").await?;
+    let image = "localhost/magnetar/wasm-artifact-image:1";
+    let own = ContainerSpec::new("own-command", image);
+    let given = ContainerSpec::new("given-command", "localhost/magnetar/wasm-artifact:1").command(["/hello.wasm"]);
+    for spec in [own, given] {
+        let (status, said, errors) = ends(case, &pod, &spec).await?;
+        assert_eq!((status.exit_code, said.as_str()), (0, "hello from an artifact\n"), "{errors}");
+    }
+    // Where the image is no artifact, all is as ever.
+    let missing = pod.run(&ContainerSpec::new("missing", BUSYBOX).command(["/nonesuch.wasm"])).await;
+    let message = missing.err().map(|error| error.to_string()).unwrap_or_default();
+    ensure!(message.contains("cannot run \"/nonesuch.wasm\""), "{message:?}");
     Ok(pod.remove().await?)
 }
 

@@ -4,7 +4,7 @@
 //! Looks the program up before the container counts as created, so that a missing one is an error of
 //! Create with its name in it, and reports an `execve` that fails as the error of Start.
 
-use super::{label, report};
+use super::{Images, label, report};
 use crate::error::{Code, Error, Result};
 use libcontainer::oci_spec::runtime::{Process, Spec};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
@@ -21,11 +21,11 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// What the process of a container becomes.
 pub trait Program: Executor + Clone + 'static {
     /// Looks at the container on the host before it is made: at its specification, which it may change, and at the bundle,
-    /// whose root is mounted.
+    /// whose root is mounted. Its image can be asked for at `images`.
     ///
     /// # Errors
     /// Why there can be no such container.
-    fn prepare(&mut self, spec: &mut Value, bundle: &Path) -> Result<()>;
+    fn prepare(&mut self, spec: &mut Value, bundle: &Path, images: Option<&Images>) -> Result<()>;
 }
 
 /// Runs native programs.
@@ -33,7 +33,7 @@ pub trait Program: Executor + Clone + 'static {
 pub struct Native;
 
 impl Program for Native {
-    fn prepare(&mut self, _: &mut Value, _: &Path) -> Result<()> {
+    fn prepare(&mut self, _: &mut Value, _: &Path, _: Option<&Images>) -> Result<()> {
         Ok(())
     }
 }

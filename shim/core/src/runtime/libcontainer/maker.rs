@@ -69,7 +69,7 @@ fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut prog
     match request.task {
         Task::Create { bundle, console } => {
             let adapted_dir = wire::bundle_dir(&request.root, &container);
-            let adapted = adapt::write(&bundle, &adapted_dir, |spec| program.prepare(spec, &bundle))?;
+            let adapted = adapt::write(&bundle, &adapted_dir, |spec| program.prepare(spec, &bundle, request.images.as_ref()))?;
             if let Some(adjustment) = adapted.oom_score_adj {
                 adjust_oom_score(adjustment);
             }

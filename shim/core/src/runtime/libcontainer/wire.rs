@@ -9,6 +9,7 @@
 //! The maker's children inherit the socket until they run the user's program, so its end is the
 //! news that the program runs, and an [`Answer::Failed`] before it the reason why it does not.
 
+use super::Images;
 use crate::error::{Code, Error};
 use crate::ids::ContainerId;
 use crate::stdio::ChildStreams;
@@ -39,6 +40,9 @@ pub struct Request {
     pub container: String,
     /// Whether its cgroup is made through systemd.
     pub systemd_cgroup: bool,
+    /// Where its image can be asked for.
+    #[serde(default)]
+    pub images: Option<Images>,
     /// The deed.
     pub task: Task,
 }

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Modules that are no file of an image, but its layer: an OCI artifact, as CNCF's layout for Wasm describes it.
+//!
+//! containerd pulls such an image and keeps its blobs, but unpacks no layer of a type that it does not know. So it is asked
+//! for the manifest of the container's image, and for the layer, which goes into a memory file: containers have their module
+//! open, and nothing on the host is to be within their reach.
+
+use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::{GetImageRequest, ReadContentRequest};
+use containerd_client::tonic::transport::Channel;
+use containerd_client::tonic::{Request, Status};
+use magnetar_core::error::{Code, Context, Error, Result};
+use magnetar_core::runtime::libcontainer::Images;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+use rustix::fs::{MemfdFlags, SealFlags};
+use serde::Deserialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::time::Duration;
+
+/// containerd's name for a container's image, of its CRI plugin.
+const IMAGE: &str = "io.kubernetes.cri.image-name";
+
+/// The title of a layer: its file's name (the OCI image specification, annotations).
+const TITLE: &str = "org.opencontainers.image.title";
+
+/// The metadata of a call that names containerd's namespace.
+const NAMESPACE: &str = "containerd-namespace";
+
+/// The types of layers that are a module: CNCF's layout for Wasm in OCI, what came before it, and what runwasi's tools make.
+const LAYERS: [&str; 4] = [
+    "application/wasm",
+    "application/vnd.wasm.content.layer.v1+wasm",
+    "application/vnd.module.wasm.content.layer.v1+wasm",
+    "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
+];
+
+/// The types of an index (the OCI image specification, and Docker's before it).
+const INDEXES: [&str; 2] = ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+
+/// The largest manifest, in bytes: registries take none that is larger.
+const LARGEST_MANIFEST: u64 = 4 << 20;
+
+/// How long containerd may take to answer, for all of it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What content is called (the OCI image specification, content descriptors).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    size: u64,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+    platform: Option<Platform>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Platform {
+    architecture: String,
+}
+
+/// A manifest or an index.
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    #[serde(default)]
+    layers: Vec<Descriptor>,
+    #[serde(default)]
+    manifests: Vec<Descriptor>,
+}
+
+/// The module of a container whose image is an artifact: the layer that is called `name`, or the only one, in a file that
+/// nobody can change. `None` for any other image. For a process with one thread.
+///
+/// A copy of the process does the asking: an event loop leaves things behind that a container is not to have.
+///
+/// # Errors
+/// `Unavailable` where containerd does not answer, `ResourceExhausted` for a module of more than `largest` bytes, and
+/// `InvalidArgument` where several layers could be meant.
+pub fn find(spec: &Value, name: &str, images: &Images, largest: u64) -> Result<Option<File>> {
+    let Some(image) = spec["annotations"][IMAGE].as_str() else { return Ok(None) };
+    let what = || format!("cannot ask containerd at {} for the image {image}", images.address.display());
+    let file = rustix::fs::memfd_create("module", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(what)?;
+    let (mut answer, tells) = std::io::pipe().context(what)?;
+    let child = magnetar_sys::fork::spawn(|| {
+        magnetar_sys::fork::keep_only(&[file.as_fd(), tells.as_fd()]);
+        let line = match ask(image, name, images, largest, file.as_fd()) {
+            Ok(true) => FOUND.into(),
+            Ok(false) => NONE.into(),
+            Err(error) => Error::new(error.code(), format!("{}: {error}", what())).to_line(),
+        };
+        i32::from((&tells).write_all(line.as_bytes()).is_err())
+    })
+    .context(what)?;
+    drop(tells);
+    let mut line = String::new();
+    answer.read_to_string(&mut line).context(what)?;
+    waitpid(Pid::from_raw(child as i32), None).context(what)?;
+    match line.as_str() {
+        FOUND => {
+            rustix::fs::fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL).context(what)?;
+            Ok(Some(file.into()))
+        }
+        NONE => Ok(None),
+        "" => Err(Error::internal(format!("{}: the process that asks has ended", what()))),
+        error => Err(Error::from_line(error)),
+    }
+}
+
+/// What the copy says when it is done without an error, which begins with a number.
+const FOUND: &str = "found";
+const NONE: &str = "none";
+
+fn ask(image: &str, name: &str, images: &Images, largest: u64, into: BorrowedFd<'_>) -> Result<bool> {
+    let what = || "cannot start".to_string();
+    let mut into = File::from(into.try_clone_to_owned().context(what)?);
+    let events = tokio::runtime::Builder::new_current_thread().enable_all().build().context(what)?;
+    events.block_on(async {
+        let late = |_| Error::new(Code::DeadlineExceeded, format!("no answer in {} s", PATIENCE.as_secs()));
+        tokio::time::timeout(PATIENCE, fetch(image, name, images, largest, &mut into)).await.map_err(late)?
+    })
+}
+
+/// Copies the module, if there is one.
+async fn fetch(image: &str, name: &str, images: &Images, largest: u64, into: &mut File) -> Result<bool> {
+    let silent = |error: containerd_client::tonic::transport::Error| Error::new(Code::Unavailable, error.to_string());
+    let channel = containerd_client::connect(&images.address).await.map_err(silent)?;
+    let store = Store { channel, namespace: &images.namespace };
+    let Some(target) = store.target(image).await? else { return Ok(false) };
+    let mut manifest = store.manifest(&target).await?;
+    if INDEXES.contains(&target.media_type.as_str()) {
+        let Some(chosen) = choose(manifest.manifests) else { return Ok(false) };
+        manifest = store.manifest(&chosen).await?;
+    }
+    let Some(layer) = layer(manifest.layers, name)? else { return Ok(false) };
+    store.read(&layer, largest, into).await?;
+    Ok(true)
+}
+
+/// The manifest of an index that is for Wasm, or for this machine.
+fn choose(manifests: Vec<Descriptor>) -> Option<Descriptor> {
+    let machine = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let of = |architecture: &str| {
+        let is = |manifest: &&Descriptor| manifest.platform.as_ref().is_some_and(|platform| platform.architecture == architecture);
+        manifests.iter().find(is).cloned()
+    };
+    of("wasm").or_else(|| of(machine))
+}
+
+/// The layer that is meant.
+fn layer(layers: Vec<Descriptor>, name: &str) -> Result<Option<Descriptor>> {
+    let mut modules: Vec<_> = layers.into_iter().filter(|layer| LAYERS.contains(&layer.media_type.as_str())).collect();
+    let file = Path::new(name).file_name().and_then(|file| file.to_str());
+    if let Some(named) = modules.iter().position(|layer| layer.annotations.get(TITLE).map(String::as_str) == file && file.is_some()) {
+        return Ok(Some(modules.swap_remove(named)));
+    }
+    match modules.len() {
+        0 | 1 => Ok(modules.pop()),
+        many => {
+            let titles: Vec<_> = modules.iter().filter_map(|layer| layer.annotations.get(TITLE)).collect();
+            Err(Error::invalid(format!("the image has {many} modules, and none is called {name:?}: {titles:?}")))
+        }
+    }
+}
+
+/// containerd's images and their content.
+struct Store<'a> {
+    channel: Channel,
+    namespace: &'a str,
+}
+
+impl Store<'_> {
+    fn request<T>(&self, message: T) -> Result<Request<T>> {
+        let mut request = Request::new(message);
+        let namespace = self.namespace.parse().map_err(|_| Error::invalid(format!("the namespace {:?} cannot be sent", self.namespace)))?;
+        request.metadata_mut().insert(NAMESPACE, namespace);
+        Ok(request)
+    }
+
+    /// What an image's name stands for.
+    async fn target(&self, image: &str) -> Result<Option<Descriptor>> {
+        let request = self.request(GetImageRequest { name: image.into() })?;
+        let answer = match ImagesClient::new(self.channel.clone()).get(request).await {
+            // A container may outlive its image's name.
+            Err(status) if status.code() == containerd_client::tonic::Code::NotFound => return Ok(None),
+            answer => answer.map_err(unanswered)?.into_inner(),
+        };
+        let target = answer.image.and_then(|image| image.target);
+        Ok(target.map(|target| Descriptor {
+            media_type: target.media_type,
+            digest: target.digest,
+            size: u64::try_from(target.size).unwrap_or_default(),
+            annotations: BTreeMap::new(),
+            platform: None,
+        }))
+    }
+
+    async fn manifest(&self, descriptor: &Descriptor) -> Result<Manifest> {
+        let mut text = Vec::new();
+        self.read(descriptor, LARGEST_MANIFEST, &mut text).await?;
+        serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("{} is no manifest: {error}", descriptor.digest)))
+    }
+
+    /// Copies content, which must be what its descriptor says.
+    async fn read(&self, descriptor: &Descriptor, largest: u64, into: &mut impl Write) -> Result<()> {
+        let Descriptor { digest, size, .. } = descriptor;
+        if *size > largest {
+            return Err(Error::new(Code::ResourceExhausted, format!("{digest} has {size} bytes, and {largest} are the most")));
+        }
+        let request = self.request(ReadContentRequest { digest: digest.clone(), offset: 0, size: 0 })?;
+        let mut parts = ContentClient::new(self.channel.clone()).read(request).await.map_err(unanswered)?.into_inner();
+        let (mut hash, mut length) = (Sha256::new(), 0);
+        while let Some(part) = parts.message().await.map_err(unanswered)? {
+            length += part.data.len() as u64;
+            if length > *size {
+                break;
+            }
+            hash.update(&part.data);
+            into.write_all(&part.data).context(|| format!("cannot copy {digest}"))?;
+        }
+        let is: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        if length == *size && digest.strip_prefix("sha256:") == Some(is.as_str()) {
+            Ok(())
+        } else {
+            Err(Error::new(Code::FailedPrecondition, format!("{digest} is damaged in containerd's store: pull the image again")))
+        }
+    }
+}
+
+fn unanswered(status: Status) -> Error {
+    let code = if status.code() == containerd_client::tonic::Code::NotFound { Code::NotFound } else { Code::Unavailable };
+    Error::new(code, status.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(text: &str) -> Manifest {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn the_layer_that_is_meant_is_found() {
+        let one = r#"{"layers": [{"mediaType": "application/wasm", "digest": "sha256:a", "size": 1}]}"#;
+        assert_eq!(layer(manifest(one).layers, "/any.wasm").unwrap().unwrap().digest, "sha256:a");
+        let two = r#"{"layers": [
+            {"mediaType": "application/wasm", "digest": "sha256:a", "size": 1, "annotations": {"org.opencontainers.image.title": "a.wasm"}},
+            {"mediaType": "application/vnd.wasm.content.layer.v1+wasm", "digest": "sha256:b", "size": 1,
+             "annotations": {"org.opencontainers.image.title": "b.wasm"}}]}"#;
+        assert_eq!(layer(manifest(two).layers, "/b.wasm").unwrap().unwrap().digest, "sha256:b");
+        let error = layer(manifest(two).layers, "c.wasm").unwrap_err();
+        assert!(error.to_string().contains("b.wasm"), "{error}");
+        let usual = r#"{"layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": "sha256:a", "size": 1}]}"#;
+        assert!(layer(manifest(usual).layers, "a.wasm").unwrap().is_none());
+    }
+
+    #[test]
+    fn an_index_may_have_one_for_wasm() {
+        let index = r#"{"manifests": [
+            {"digest": "sha256:a", "size": 1, "platform": {"architecture": "s390x", "os": "linux"}},
+            {"digest": "sha256:b", "size": 1, "platform": {"architecture": "wasm", "os": "wasip1"}}]}"#;
+        assert_eq!(choose(manifest(index).manifests).unwrap().digest, "sha256:b");
+        assert!(choose(manifest(r#"{"manifests": [{"digest": "sha256:a", "size": 1}]}"#).manifests).is_none());
+    }
+}
