@@ -7,7 +7,7 @@
 
 use crate::artifact;
 use crate::cache::Found;
-use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::runtime::libcontainer::Images;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -104,16 +104,19 @@ impl Module {
         Reader { file: &self.file, offset: 0 }.take(LARGEST + 1)
     }
 
-    /// All of it.
+    /// All of it, where there is so much `memory` for it, in bytes.
     ///
     /// # Errors
-    /// `ResourceExhausted` for one of more than 512 MiB, and what the kernel says.
-    pub fn read(&self) -> Result<Vec<u8>> {
+    /// `ResourceExhausted` for one that is larger, or has more than 512 MiB, and what the kernel says.
+    pub fn read(&self, memory: Option<u64>) -> Result<Vec<u8>> {
         let what = || format!("cannot read {}", self.name);
         let size = self.file.metadata().context(what)?.len();
         if size > LARGEST {
-            let limit = LARGEST >> 20;
-            return Err(Error::new(magnetar_core::error::Code::ResourceExhausted, format!("{} is larger than {limit} MiB", self.name)));
+            return Err(Error::new(Code::ResourceExhausted, format!("it is larger than {} MiB", LARGEST >> 20)));
+        }
+        if let Some(memory) = memory.filter(|memory| size > *memory) {
+            let message = format!("out of memory: it has {size} bytes, and the container's memory limit leaves {memory} for it");
+            return Err(Error::new(Code::ResourceExhausted, message));
         }
         let mut bytes = Vec::new();
         self.reader().read_to_end(&mut bytes).context(what)?;
@@ -327,7 +330,8 @@ mod tests {
         assert!(matches!(find(&spec("nonesuch"), bundle.path()), Ok(Payload::Missing)));
         let module = found("/bin/app#add").unwrap();
         assert_eq!((module.name(), module.function()), ("/bin/app", Some("add")));
-        assert_eq!(module.read().unwrap(), b"\0asm\x01\0\0\0");
+        assert_eq!(module.read(None).unwrap(), b"\0asm\x01\0\0\0");
+        assert_eq!(module.read(Some(7)).unwrap_err().code(), Code::ResourceExhausted);
     }
 
     #[test]

@@ -62,7 +62,7 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
     if module.format() == Format::Precompiled {
         return Err(End::Refused("it is code that Wasmtime has compiled, for that engine alone".into()));
     }
-    let bytes = module.read().map_err(|error| End::Refused(error.to_string()))?;
+    let bytes = module.read(guest.memory).map_err(|error| End::Refused(error.to_string()))?;
     let binary = binary(module, &bytes).map_err(End::Refused)?;
     if is_component(&binary) {
         return Err(End::Refused("it is a component, and this engine runs core modules only".into()));

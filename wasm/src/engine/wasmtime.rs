@@ -88,7 +88,7 @@ enum Code {
 
 fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
     let engine = engine()?;
-    let code = code(&engine, module)?;
+    let code = code(&engine, module, guest)?;
     // A command has one thread, and nothing else runs in this process; requests are answered side by side.
     let mut event_loop = match &code {
         Code::Component(component) if http::answers(&engine, component) => tokio::runtime::Builder::new_multi_thread(),
@@ -105,7 +105,7 @@ fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
 }
 
 /// A module's code: its own, the cache's, or freshly compiled and offered to the cache.
-fn code(engine: &wasmtime::Engine, module: &Module) -> wasmtime::Result<Code> {
+fn code(engine: &wasmtime::Engine, module: &Module, guest: &Guest) -> wasmtime::Result<Code> {
     let offer = match module.take_cached() {
         Some(Found::Code(kept)) => match compiled::of_cache(engine, &kept) {
             Some(code) => return Ok(code.into()),
@@ -114,7 +114,7 @@ fn code(engine: &wasmtime::Engine, module: &Module) -> wasmtime::Result<Code> {
         Some(Found::Missing(offer)) => Some(offer),
         None => None,
     };
-    let bytes = module.read().map_err(wasmtime::Error::new)?;
+    let bytes = module.read(guest.memory).map_err(wasmtime::Error::new)?;
     if module.format() == Format::Precompiled {
         return compiled::of_image(engine, &bytes).map(Code::from);
     }

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -12,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use magnetar_cri::{Container, ContainerSpec, Pod, PodSpec, v1::ContainerStatus};
 use magnetar_e2e::{BUSYBOX, Case, Scratch, on_node};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Modules and nothing else.
 const MODULES: &str = "localhost/magnetar/wasm:1";
@@ -75,6 +77,7 @@ on_each_engine! {
     a_module_sees_its_image_and_its_volumes_and_nothing_else,
     a_module_holds_nothing_of_what_made_its_container,
     no_process_of_the_container_reaches_into_the_engine,
+    a_large_module_runs_or_says_that_it_is_too_large,
     an_artifact_is_a_module_too,
     a_module_writes_where_it_may,
     native_programs_run_beside_modules_and_in_their_containers,
@@ -299,6 +302,48 @@ async fn no_process_of_the_container_reaches_into_the_engine(case: &Case, engine
     Ok(pod.remove().await?)
 }
 
+/// A module of 100 MiB: all of it the contents of its memory.
+fn large_module() -> Vec<u8> {
+    const SIZE: u32 = 100 << 20;
+    let number = |mut number: u32| {
+        let mut bytes = Vec::new();
+        while number > 127 {
+            bytes.push(number as u8 | 128);
+            number >>= 7;
+        }
+        bytes.push(number as u8);
+        bytes
+    };
+    let section = |id: u8, content: &[u8]| [&[id], &*number(content.len() as u32), content].concat();
+    let memory = [&[1, 0], &*number(SIZE / 65536)].concat();
+    let data = [&[1, 0, 0x41, 0, 0x0b], &*number(SIZE), &vec![1; SIZE as usize]].concat();
+    [
+        b"\0asm\x01\0\0\0".to_vec(),
+        // One function without parameters, exported as _start, whose code is its end.
+        section(1, b"\x01\x60\0\0"),
+        section(3, b"\x01\0"),
+        section(5, &memory),
+        section(7, b"\x01\x06_start\0\0"),
+        section(10, b"\x01\x02\0\x0b"),
+        section(11, &data),
+    ]
+    .concat()
+}
+
+async fn a_large_module_runs_or_says_that_it_is_too_large(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "large").await?;
+    let scratch = Scratch::new()?;
+    fs::write(scratch.path().join("large.wasm"), large_module())?;
+    let spec = |name: &str| ContainerSpec::new(name, MODULES).command(["/data/large.wasm"]).mount_read_only(&scratch.join(""), "/data");
+    let (status, _, said) = ends(case, &pod, &spec("large")).await?;
+    assert_eq!(status.exit_code, 0, "{said}");
+    let (status, _, said) = ends(case, &pod, &spec("limited").memory(64 << 20)).await?;
+    // Where its code was kept, it is only its memory that there is no room for.
+    ensure!([1, engine.trapped()].contains(&status.exit_code) && status.reason == "Error", "{status:?} {said}");
+    ensure!(said.contains("large.wasm: out of memory: it "), "{said:?}");
+    Ok(pod.remove().await?)
+}
+
 async fn an_artifact_is_a_module_too(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "artifact").await?;
     let image = "localhost/magnetar/wasm-artifact-image:1";
@@ -394,4 +439,36 @@ fn a_component_answers_http_requests_each_in_an_instance_of_its_own() {
         ensure!(status.exit_code == 1 && said.contains("\"none\" is no port"), "{} {said:?}", status.exit_code);
         Ok(pod.remove().await?)
     });
+}
+
+#[test]
+fn where_libwasmedge_is_not_installed_its_handler_says_so_and_all_else_runs() {
+    on_node(async |case| {
+        let library = library("libwasmedge.so.0")?;
+        let pods = [pod(case, Engine::WasmEdge, "missing").await?, pod(case, Engine::Wasmtime, "there").await?];
+        // The loader finds no library in it.
+        mount(Some("/dev/null"), &library, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        let refused = pods[0].run(&module("exit.wat", [])).await;
+        let native = case.output(&pods[0], &ContainerSpec::new("native", BUSYBOX).shell("echo native")).await;
+        let other = ends(case, &pods[1], &module("exit.wat", [])).await;
+        umount2(&library, MntFlags::empty())?;
+
+        let message = refused.err().map(|error| error.to_string()).unwrap_or_default();
+        ensure!(message.contains("WasmEdge is not installed on this node") && message.contains("libwasmedge.so.0"), "{message:?}");
+        assert_eq!(native?, "native\n");
+        assert_eq!(other?.0.exit_code, 7);
+        let (status, ..) = ends(case, &pods[0], &module("exit.wat", [])).await?;
+        assert_eq!(status.exit_code, 7);
+        for pod in pods {
+            pod.remove().await?;
+        }
+        Ok(())
+    });
+}
+
+/// Where the loader finds a library.
+fn library(name: &str) -> Result<PathBuf> {
+    let folders = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib"];
+    let found = folders.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists());
+    found.with_context(|| format!("{name} is not installed"))
 }
