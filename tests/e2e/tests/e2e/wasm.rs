@@ -78,6 +78,7 @@ on_each_engine! {
     a_module_holds_nothing_of_what_made_its_container,
     no_process_of_the_container_reaches_into_the_engine,
     a_large_module_runs_or_says_that_it_is_too_large,
+    a_module_connects_to_its_pods_network,
     an_artifact_is_a_module_too,
     a_module_writes_where_it_may,
     native_programs_run_beside_modules_and_in_their_containers,
@@ -344,6 +345,21 @@ async fn a_large_module_runs_or_says_that_it_is_too_large(case: &Case, engine: E
     Ok(pod.remove().await?)
 }
 
+async fn a_module_connects_to_its_pods_network(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "sockets").await?;
+    let server =
+        pod.run(&ContainerSpec::new("server", BUSYBOX).shell("while :; do echo hello from the sidecar | nc -l -p 9000; done")).await?;
+    let listens = "for i in $(seq 100); do netstat -ltn | grep -q :9000 && exit 0; sleep 0.1; done; exit 1";
+    assert_eq!(server.exec(["sh", "-c", listens]).await?.code, 0);
+    let name = match engine {
+        Engine::Wasmtime => "connect.wat",
+        Engine::WasmEdge => "connect-wasmedge.wat",
+    };
+    let (status, said, errors) = ends(case, &pod, &module(name, [])).await?;
+    assert_eq!((status.exit_code, said.as_str()), (0, "hello from the sidecar\n"), "{errors}");
+    Ok(pod.remove().await?)
+}
+
 async fn an_artifact_is_a_module_too(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "artifact").await?;
     let image = "localhost/magnetar/wasm-artifact-image:1";
@@ -435,6 +451,15 @@ fn a_component_answers_http_requests_each_in_an_instance_of_its_own() {
         assert_eq!(get(&address, "/three")?.0, 200);
         container.stop(10).await?;
         assert_eq!(container.status().await?.exit_code, 143);
+
+        let annotated = PodSpec::new("http-annotated", Engine::Wasmtime.handler()).edit(|config| {
+            config.annotations.insert("io.magnetar.wasm.http-port".into(), "8082".into());
+        });
+        let other = case.node().run_pod(&annotated).await?;
+        running(case, &other, &module("http.wat", []).env("PORT", "8081")).await?;
+        assert_eq!(get(&format!("{}:8082", other.ip().await?), "/")?, (200, "request 1 of this instance: /".into()));
+        other.remove().await?;
+
         let (status, _, said) = ends(case, &pod, &module("http.wat", []).env("PORT", "none")).await?;
         ensure!(status.exit_code == 1 && said.contains("\"none\" is no port"), "{} {said:?}", status.exit_code);
         Ok(pod.remove().await?)
