@@ -5,17 +5,16 @@ use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
-    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use magnetar_cri::{Container, ContainerSpec, Pod, PodSpec, v1::ContainerStatus};
+use magnetar_cri::{Container, ContainerSpec, Pod, PodSpec};
 use magnetar_e2e::{BUSYBOX, Case, Scratch, on_node};
 
-/// Modules and nothing else.
-const MODULES: &str = "localhost/magnetar/wasm:1";
-/// The same beside busybox.
+use super::engine::{Engine, MODULES, ends, module, on_each_engine, pod};
+
+/// The modules beside busybox.
 const WITH_TOOLS: &str = "localhost/magnetar/wasm-tools:1";
 
 /// Numbers of errors in WASI preview 1 (`errno`).
@@ -24,44 +23,6 @@ const NOENT: i32 = 44;
 const ROFS: i32 = 69;
 const NOTCAPABLE: i32 = 76;
 const PERM: i32 = 63;
-
-/// The engines, each with a handler of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Engine {
-    Wasmtime,
-    WasmEdge,
-}
-
-impl Engine {
-    fn handler(self) -> &'static str {
-        match self {
-            Self::Wasmtime => "magnetar-wasmtime",
-            Self::WasmEdge => "magnetar-wasmedge",
-        }
-    }
-
-    /// The exit code of a module that was stopped by a trap, which is that of the engine's own command line.
-    fn trapped(self) -> i32 {
-        match self {
-            Self::Wasmtime => 134,
-            Self::WasmEdge => 1,
-        }
-    }
-}
-
-/// Makes a test of each engine out of a function.
-macro_rules! on_each_engine {
-    ($($name:ident,)*) => {
-        mod wasmtime {
-            use super::{Engine, on_node};
-            $(#[test] fn $name() { on_node(async |case| super::$name(case, Engine::Wasmtime).await); })*
-        }
-        mod wasmedge {
-            use super::{Engine, on_node};
-            $(#[test] fn $name() { on_node(async |case| super::$name(case, Engine::WasmEdge).await); })*
-        }
-    };
-}
 
 on_each_engine! {
     a_component_is_a_command_too_where_the_engine_has_them,
@@ -77,27 +38,6 @@ on_each_engine! {
     no_process_of_the_container_reaches_into_the_engine,
     a_module_writes_where_it_may,
     native_programs_run_beside_modules_and_in_their_containers,
-}
-
-fn module<const N: usize>(name: &str, args: [&str; N]) -> ContainerSpec {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let words = [format!("/modules/{name}")].into_iter().chain(args.map(String::from));
-    // A name of its own for each: containers of one name share a log.
-    let name = format!("{}-{}", name.replace(['.', '#'], "-"), COUNT.fetch_add(1, Ordering::Relaxed));
-    ContainerSpec::new(&name, MODULES).command(words)
-}
-
-async fn pod(case: &Case, engine: Engine, name: &str) -> Result<Pod> {
-    Ok(case.node().run_pod(&PodSpec::new(name, engine.handler()).own_pid()).await?)
-}
-
-/// Runs a container to its end: how it ended, and what it said on standard output and standard error.
-async fn ends(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<(ContainerStatus, String, String)> {
-    let container = pod.run(spec).await?;
-    let status = container.exited(case.within(30)).await?;
-    let log = case.whole_log(&container).await?;
-    container.remove().await?;
-    Ok((status, log.stdout(), log.stderr()))
 }
 
 /// A module ends with this code, and its log names the cause.
