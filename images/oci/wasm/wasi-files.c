@@ -148,8 +148,7 @@ static void counted(DIR *directory) {
         CHECK(entry->d_type == DT_REG);
         seen[number]++;
     }
-    const int end = errno;
-    CHECK(end == 0 && directories == 1);
+    CHECK(errno == 0 && directories == 1);
     for (number = 0; number < MANY; number++) CHECK(seen[number] == 1);
 }
 
@@ -242,6 +241,25 @@ void links(char **arguments) {
 
     tell("making an absolute link", symlink("/etc/passwd", "absolute") == 0);
     tell("making a link that leads out", symlink("../../../../../../etc/passwd", "out") == 0);
+}
+
+// What is in a directory, and of what kind it is.
+void list(char **arguments) {
+    DIR *directory = opendir(arguments[0]);
+    if (!directory) {
+        tell("opendir", false);
+        return;
+    }
+    for (const struct dirent *entry; (errno = 0, entry = readdir(directory));) {
+        const unsigned char kind = entry->d_type;
+        printf("%s: %s\n", entry->d_name,
+               kind == DT_REG    ? "file"
+               : kind == DT_DIR  ? "directory"
+               : kind == DT_LNK  ? "link"
+               : kind == DT_CHR  ? "character device"
+                                 : "something else");
+    }
+    tell("end", errno == 0);
 }
 
 // The first line of each file that is named, or why there is none.

@@ -16,7 +16,7 @@
 static const int64_t SECOND = 1000000000;
 
 void failed(const char *file, int line, const char *what) {
-    fprintf(stderr, "%s:%d: %s: %s\n", file, line, what, errno ? strerror(errno) : "no error");
+    fprintf(stderr, "%s:%d: %s (the last error was: %s)\n", file, line, what, strerror(errno));
     exit(1);
 }
 
@@ -38,17 +38,21 @@ static void surroundings(char **arguments) {
 static void descriptors(char **arguments) {
     (void)arguments;
     __wasi_prestat_t opened;
+    __wasi_fdstat_t status;
     char name[2] = {0};
     CHECK(__wasi_fd_prestat_get(3, &opened) == 0 && opened.tag == __WASI_PREOPENTYPE_DIR && opened.u.dir.pr_name_len == 1);
     CHECK(__wasi_fd_prestat_dir_name(3, (uint8_t *)name, 1) == 0 && strcmp(name, "/") == 0);
     for (int number = 4; number < 100; number++) {
-        __wasi_fdstat_t status;
         CHECK(__wasi_fd_prestat_get(number, &opened) == __WASI_ERRNO_BADF);
         CHECK(__wasi_fd_fdstat_get(number, &status) == __WASI_ERRNO_BADF);
     }
-    CHECK(!isatty(1) && !isatty(2));
-    // What is there where the container has none.
-    printf("standard input is %s\n", isatty(0) ? "a terminal" : "no terminal");
+    for (int number = 0; number < 3; number++) printf("%d is %s\n", number, isatty(number) ? "a terminal" : "no terminal");
+    fflush(stdout);
+    // Another number for the same stream, which takes the place of the old one.
+    CHECK(__wasi_fd_renumber(1, 2) == 0);
+    CHECK(__wasi_fd_fdstat_get(1, &status) == __WASI_ERRNO_BADF);
+    CHECK(write(2, "to standard output\n", 19) == 19);
+    CHECK(close(0) == 0 && __wasi_fd_fdstat_get(0, &status) == __WASI_ERRNO_BADF);
 }
 
 static void copy(char **arguments) {
@@ -242,10 +246,26 @@ static const struct {
     const char *name;
     void (*run)(char **arguments);
 } AREAS[] = {
-    {"surroundings", surroundings}, {"descriptors", descriptors}, {"copy", copy},     {"await", await},     {"streams", streams},
-    {"clocks", clocks},             {"chance", chance},           {"waiting", waiting}, {"memory", memory},   {"stack", stack},
-    {"numbers", numbers},           {"ending", ending},           {"at-once", at_once}, {"trap", trap},       {"files", files},
-    {"directories", directories},   {"links", links},             {"show", show},       {"change", change},
+    {"surroundings", surroundings},
+    {"descriptors", descriptors},
+    {"copy", copy},
+    {"await", await},
+    {"streams", streams},
+    {"clocks", clocks},
+    {"chance", chance},
+    {"waiting", waiting},
+    {"memory", memory},
+    {"stack", stack},
+    {"numbers", numbers},
+    {"ending", ending},
+    {"at-once", at_once},
+    {"trap", trap},
+    {"files", files},
+    {"directories", directories},
+    {"links", links},
+    {"list", list},
+    {"show", show},
+    {"change", change},
 };
 
 int main(int count, char **arguments) {

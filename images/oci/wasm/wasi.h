@@ -4,10 +4,10 @@
 #include <errno.h>
 #include <stdbool.h>
 
-#define CHECK(condition) (errno = 0, (condition) ? (void)0 : failed(__FILE__, __LINE__, #condition))
+#define CHECK(condition) ((condition) ? (void)0 : failed(__FILE__, __LINE__, #condition))
 
 // CHECK that a call is refused, with this error.
-#define REFUSED(call, error) CHECK((call) == -1 && errno == (error))
+#define REFUSED(call, error) CHECK((errno = 0, (call)) == -1 && errno == (error))
 
 _Noreturn void failed(const char *file, int line, const char *what);
 
@@ -18,5 +18,6 @@ void tell(const char *name, bool done);
 void files(char **arguments);
 void directories(char **arguments);
 void links(char **arguments);
+void list(char **arguments);
 void show(char **arguments);
 void change(char **arguments);

@@ -3,14 +3,16 @@
 //! all engines; what differs it prints, and it is expected here.
 
 use std::{
+    ffi::OsStr,
     fs,
-    os::unix::fs::symlink,
+    os::unix::{ffi::OsStrExt as _, fs::symlink},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Result, ensure};
 use magnetar_cri::{ContainerSpec, Pod};
 use magnetar_e2e::{Case, Scratch};
+use nix::{sys::stat::Mode, unistd::mkfifo};
 
 use super::engine::{Engine, ends, module, on_each_engine, pod};
 
@@ -24,6 +26,7 @@ on_each_engine! {
     standard_output_and_standard_error_are_apart,
     files_are_written_and_read_back,
     directories_are_made_and_listed,
+    names_and_kinds_of_all_sorts_are_listed,
     links_are_followed,
     no_way_leads_out_of_the_root,
     what_is_read_only_is_not_changed,
@@ -56,13 +59,12 @@ async fn arguments_and_environment_are_those_of_the_container(case: &Case, engin
 
 async fn what_is_open_are_the_streams_and_the_root(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "descriptors").await?;
-    let said = area(case, &pod, ["descriptors"]).await?;
     // There is /dev/null. WASI's file types have one name for it and for a terminal, which Wasmtime tells apart by itself.
-    let expected = match engine {
-        Engine::Wasmtime => "standard input is no terminal\n",
-        Engine::WasmEdge => "standard input is a terminal\n",
-    };
-    assert_eq!(said, expected);
+    let input = if engine == Engine::Wasmtime { "0 is no terminal" } else { "0 is a terminal" };
+    let said = area(case, &pod, ["descriptors"]).await?;
+    assert_eq!(said.lines().collect::<Vec<_>>(), [input, "1 is no terminal", "2 is no terminal", "to standard output"]);
+    let said = holds(case, &pod, &module(PROGRAM, ["descriptors"]).stdin(false).tty()).await?;
+    assert_eq!(said.lines().collect::<Vec<_>>(), ["0 is a terminal", "1 is a terminal", "2 is a terminal", "to standard output"]);
     Ok(pod.remove().await?)
 }
 
@@ -143,6 +145,35 @@ async fn directories_are_made_and_listed(case: &Case, engine: Engine) -> Result<
     ];
     assert_eq!(said.lines().collect::<Vec<_>>(), expected);
     assert_eq!(fs::read_dir(scratch.path().join("data"))?.count(), 0);
+    Ok(pod.remove().await?)
+}
+
+async fn names_and_kinds_of_all_sorts_are_listed(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "list").await?;
+    let scratch = Scratch::new()?;
+    let data = scratch.path();
+    let long = "n".repeat(255);
+    fs::write(data.join("a\tname with \u{1f980}"), "")?;
+    fs::create_dir(data.join(&long))?;
+    symlink("absent", data.join("link"))?;
+    mkfifo(&data.join("pipe"), Mode::S_IRWXU)?;
+    let listed = async || -> Result<Vec<String>> {
+        let said = holds(case, &pod, &module(PROGRAM, ["list", "/data"]).mount(&scratch.join(""), "/data")).await?;
+        let mut lines: Vec<_> = said.lines().filter(|line| !line.starts_with('.')).map(String::from).collect();
+        lines.sort();
+        Ok(lines)
+    };
+    let long = format!("{long}: directory");
+    let mut expected = vec!["a\tname with \u{1f980}: file", "end: done", "link: link", &long, "pipe: something else"];
+    assert_eq!(listed().await?, expected);
+
+    // All text in WASI is UTF-8. WasmEdge leaves to the module what is not; Wasmtime then lists nothing of the directory.
+    fs::write(data.join(OsStr::from_bytes(b"\xff")), "")?;
+    match engine {
+        Engine::Wasmtime => expected = vec!["opendir: Illegal byte sequence"],
+        Engine::WasmEdge => expected.push("\u{fffd}: file"),
+    }
+    assert_eq!(listed().await?, expected);
     Ok(pod.remove().await?)
 }
 
