@@ -5,12 +5,15 @@
 use std::{
     ffi::OsStr,
     fs,
-    os::unix::{ffi::OsStrExt as _, fs::symlink},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{PermissionsExt as _, chown, symlink},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Result, ensure};
-use magnetar_cri::{ContainerSpec, Pod};
+use magnetar_cri::{ContainerSpec, Pod, PodSpec};
 use magnetar_e2e::{Case, Scratch};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 
@@ -30,6 +33,7 @@ on_each_engine! {
     links_are_followed,
     no_way_leads_out_of_the_root,
     what_is_read_only_is_not_changed,
+    what_belongs_to_nobody_in_the_user_namespace_is_not_changed,
     clocks_tell_the_time,
     random_numbers_are_random,
     waiting_takes_its_time,
@@ -267,6 +271,32 @@ async fn what_is_read_only_is_not_changed(case: &Case, engine: Engine) -> Result
     let said = holds(case, &pod, &spec).await?;
     let results = CHANGES.map(|change| format!("{change}: {}", if change == "unlink" { "No such file or directory" } else { "done" }));
     assert_eq!(said.lines().collect::<Vec<_>>(), results);
+    Ok(pod.remove().await?)
+}
+
+/// What a user gets to hear who may not change anything there.
+fn denied(engine: Engine) -> [String; 10] {
+    CHANGES.map(|change| match change {
+        // It asks for the time that it is, and not for now, which the kernel leaves to the owner.
+        "set times" if engine == Engine::Wasmtime => "set times: Operation not permitted".into(),
+        // By the sysctl fs.protected_hardlinks, which distributions set.
+        "link" => "link: Operation not permitted".into(),
+        _ => format!("{change}: Permission denied"),
+    })
+}
+
+async fn what_belongs_to_nobody_in_the_user_namespace_is_not_changed(case: &Case, engine: Engine) -> Result<()> {
+    let spec = PodSpec::new("namespace", engine.handler()).own_pid().user_namespace(100_000, 65_536);
+    let pod = case.node().run_pod(&spec).await?;
+    let scratch = Scratch::new()?;
+    let spec = to_be_changed(&scratch)?.mount(&scratch.join("data"), "/fixed");
+    for name in ["data", "data/file", "data/directory"] {
+        chown(scratch.path().join(name), Some(4_000_000), Some(4_000_000))?;
+        fs::set_permissions(scratch.path().join(name), fs::Permissions::from_mode(0o755))?;
+    }
+    let said = holds(case, &pod, &spec).await?;
+    assert_eq!(said.lines().collect::<Vec<_>>(), denied(engine));
+    is_unchanged(&scratch)?;
     Ok(pod.remove().await?)
 }
 
