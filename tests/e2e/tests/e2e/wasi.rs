@@ -34,6 +34,7 @@ on_each_engine! {
     no_way_leads_out_of_the_root,
     what_is_read_only_is_not_changed,
     what_belongs_to_nobody_in_the_user_namespace_is_not_changed,
+    the_container_s_user_decides_what_may_be_changed,
     clocks_tell_the_time,
     random_numbers_are_random,
     waiting_takes_its_time,
@@ -297,6 +298,25 @@ async fn what_belongs_to_nobody_in_the_user_namespace_is_not_changed(case: &Case
     let said = holds(case, &pod, &spec).await?;
     assert_eq!(said.lines().collect::<Vec<_>>(), denied(engine));
     is_unchanged(&scratch)?;
+    Ok(pod.remove().await?)
+}
+
+async fn the_container_s_user_decides_what_may_be_changed(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "user").await?;
+    let scratch = Scratch::new()?;
+    let spec = to_be_changed(&scratch)?.mount(&scratch.join("data"), "/fixed").user(1000);
+    let (data, file) = (scratch.path().join("data"), scratch.path().join("data/file"));
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o755))?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644))?;
+    let said = holds(case, &pod, &spec).await?;
+    assert_eq!(said.lines().collect::<Vec<_>>(), denied(engine));
+    is_unchanged(&scratch)?;
+
+    let show = || module(PROGRAM, ["show", "/fixed/file"]).mount(&scratch.join("data"), "/fixed").user(1000);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+    assert_eq!(holds(case, &pod, &show()).await?, "/fixed/file: Permission denied\n");
+    chown(&file, Some(1000), Some(1000))?;
+    assert_eq!(holds(case, &pod, &show()).await?, "/fixed/file: it says content\n");
     Ok(pod.remove().await?)
 }
 

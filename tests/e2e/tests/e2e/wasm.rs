@@ -36,6 +36,7 @@ on_each_engine! {
     a_module_sees_its_image_and_its_volumes_and_nothing_else,
     a_module_holds_nothing_of_what_made_its_container,
     no_process_of_the_container_reaches_into_the_engine,
+    a_module_has_the_credentials_that_a_native_program_would_have,
     a_module_writes_where_it_may,
     native_programs_run_beside_modules_and_in_their_containers,
 }
@@ -235,6 +236,46 @@ async fn no_process_of_the_container_reaches_into_the_engine(case: &Case, engine
     }
     ensure!(files > 0, "the module is not open");
     container.stop(10).await?;
+    Ok(pod.remove().await?)
+}
+
+/// What the kernel allows a container's process, from its `/proc/PID/status`.
+async fn allowed(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<Vec<String>> {
+    let container = running(case, pod, spec).await?;
+    let status = fs::read_to_string(format!("/proc/{}/status", container.pid().await?))?;
+    container.stop(0).await?;
+    container.remove().await?;
+    let names = ["Uid:", "Gid:", "Groups:", "CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "NoNewPrivs:"];
+    Ok(status
+        .lines()
+        .filter(|line| names.iter().any(|name| line.starts_with(name)))
+        .map(|line| line.trim_end().replace('\t', " "))
+        .collect())
+}
+
+/// What a container is asked to have.
+type Kind = fn(ContainerSpec) -> ContainerSpec;
+
+/// There is no execve between the container's making and the module, which would have taken capabilities away.
+async fn a_module_has_the_credentials_that_a_native_program_would_have(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "credentials").await?;
+    let kinds: [(&str, Kind); 6] = [
+        ("root", |spec| spec),
+        ("root-without", |spec| spec.capabilities(&[], &["ALL"])),
+        ("user", |spec| spec.user(1000).group(1000).supplemental_groups(&[2000])),
+        ("user-without", |spec| spec.user(1000).capabilities(&[], &["ALL"])),
+        ("user-with-more", |spec| spec.user(1000).capabilities(&["NET_ADMIN"], &["CHOWN"])),
+        ("no-new-privileges", |spec| spec.user(1000).no_new_privs()),
+    ];
+    let mut differences = Vec::new();
+    for (name, kind) in kinds {
+        let native =
+            allowed(case, &pod, &kind(ContainerSpec::new(&format!("{name}-native"), BUSYBOX).shell("echo ready; sleep 1000"))).await?;
+        let module = allowed(case, &pod, &kind(ContainerSpec::new(&format!("{name}-module"), MODULES))).await?;
+        assert_eq!(native.len(), 9, "{native:?}");
+        differences.extend(native.iter().zip(&module).filter(|(a, b)| a != b).map(|(a, b)| format!("{name}: native {a}, module {b}")));
+    }
+    ensure!(differences.is_empty(), "{differences:#?}");
     Ok(pod.remove().await?)
 }
 
