@@ -15,5 +15,6 @@ pub mod cache;
 pub mod engine;
 pub mod guest;
 pub mod payload;
+mod privileges;
 pub mod program;
 mod signals;

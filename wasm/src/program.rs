@@ -5,6 +5,7 @@ use crate::cache::{self, Cache};
 use crate::engine::{End, Engine};
 use crate::guest::Guest;
 use crate::payload::{self, Format, Module, Payload};
+use crate::privileges;
 use crate::signals;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
@@ -13,6 +14,7 @@ use magnetar_core::runtime::libcontainer::{Images, Native, Program, failed, look
 use rustix::process::DumpableBehavior;
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::ffi::{CString, OsStr};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::marker::PhantomData;
@@ -88,7 +90,7 @@ impl<E: Engine> Executor for WasmOrNative<E> {
         program_runs();
         // Of what this process has made the container with, nothing is to be in the reach of what may break out of the engine.
         module.close_all_others();
-        let end = match keep_to_itself().and_then(|()| signals::end_when_asked()) {
+        let end = match privileges::of_program().and_then(|()| keep_to_itself(module)).and_then(|()| signals::end_when_asked()) {
             Ok(()) => E::run(module, &Guest::new(spec)),
             Err(error) => End::Refused(error.to_string()),
         };
@@ -101,7 +103,10 @@ impl<E: Engine> Executor for WasmOrNative<E> {
 
 /// Other processes of the container, of the same user, are not to trace this one, nor to open what it has open: what it
 /// compiles is for other containers too.
-fn keep_to_itself() -> Result<()> {
+fn keep_to_itself(module: &Module) -> Result<()> {
+    let name = Path::new(module.name()).file_name().map(OsStr::as_encoded_bytes).unwrap_or_default();
+    // Cut by the kernel, and only for those who look; without, it is that of what made the container.
+    let _unnamed = CString::new(name).map(|name| rustix::thread::set_name(&name));
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context(|| "cannot keep other processes out".into())
 }
 

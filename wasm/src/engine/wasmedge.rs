@@ -17,7 +17,7 @@ use std::os::fd::OwnedFd;
 use wasmedge_sdk::config::{CommonConfigOptions, Config, ConfigBuilder, RuntimeConfigOptions};
 use wasmedge_sdk::error::{CoreError, WasmEdgeError};
 use wasmedge_sdk::wasi::WasiModule;
-use wasmedge_sdk::{AsInstance, ExternalInstanceType, Instance, Store, Vm};
+use wasmedge_sdk::{AsInstance, ExternalInstanceType, Instance, LogManager, Store, Vm};
 
 /// The C interface of WasmEdge 0.15 and later, by the name that Debian's loader knows.
 const LIBRARY: &str = "libwasmedge.so.0";
@@ -67,6 +67,8 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
     if is_component(&binary) {
         return Err(End::Refused("it is a component, and this engine runs core modules only".into()));
     }
+    // It would go to the module's standard output.
+    LogManager::log_off();
     bound_memory(module, guest).map_err(|error| End::Refused(error.to_string()))?;
     let config = config(guest).map_err(refused)?;
     let core = wasmedge_sdk::Module::from_bytes(Some(&config), &binary).map_err(refused)?;

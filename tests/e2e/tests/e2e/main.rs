@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod disk;
+mod engine;
 mod events;
 mod exec;
 mod faults;
@@ -20,5 +21,6 @@ mod stdio;
 mod stop;
 mod task_api;
 mod tools;
+mod wasi;
 mod wasm;
 mod wasm_cache;

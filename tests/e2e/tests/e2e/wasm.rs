@@ -6,18 +6,17 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use magnetar_cri::{Container, ContainerSpec, Pod, PodSpec, v1::ContainerStatus};
+use magnetar_cri::{Container, ContainerSpec, Pod, PodSpec};
 use magnetar_e2e::{BUSYBOX, Case, Scratch, on_node};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// Modules and nothing else.
-const MODULES: &str = "localhost/magnetar/wasm:1";
-/// The same beside busybox.
+use super::engine::{Engine, MODULES, ends, module, on_each_engine, pod};
+
+/// The modules beside busybox.
 const WITH_TOOLS: &str = "localhost/magnetar/wasm-tools:1";
 
 /// Numbers of errors in WASI preview 1 (`errno`).
@@ -26,44 +25,6 @@ const NOENT: i32 = 44;
 const ROFS: i32 = 69;
 const NOTCAPABLE: i32 = 76;
 const PERM: i32 = 63;
-
-/// The engines, each with a handler of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Engine {
-    Wasmtime,
-    WasmEdge,
-}
-
-impl Engine {
-    fn handler(self) -> &'static str {
-        match self {
-            Self::Wasmtime => "magnetar-wasmtime",
-            Self::WasmEdge => "magnetar-wasmedge",
-        }
-    }
-
-    /// The exit code of a module that was stopped by a trap, which is that of the engine's own command line.
-    fn trapped(self) -> i32 {
-        match self {
-            Self::Wasmtime => 134,
-            Self::WasmEdge => 1,
-        }
-    }
-}
-
-/// Makes a test of each engine out of a function.
-macro_rules! on_each_engine {
-    ($($name:ident,)*) => {
-        mod wasmtime {
-            use super::{Engine, on_node};
-            $(#[test] fn $name() { on_node(async |case| super::$name(case, Engine::Wasmtime).await); })*
-        }
-        mod wasmedge {
-            use super::{Engine, on_node};
-            $(#[test] fn $name() { on_node(async |case| super::$name(case, Engine::WasmEdge).await); })*
-        }
-    };
-}
 
 on_each_engine! {
     a_component_is_a_command_too_where_the_engine_has_them,
@@ -80,29 +41,9 @@ on_each_engine! {
     a_large_module_runs_or_says_that_it_is_too_large,
     a_module_connects_to_its_pods_network,
     an_artifact_is_a_module_too,
+    a_module_has_the_credentials_that_a_native_program_would_have,
     a_module_writes_where_it_may,
     native_programs_run_beside_modules_and_in_their_containers,
-}
-
-fn module<const N: usize>(name: &str, args: [&str; N]) -> ContainerSpec {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let words = [format!("/modules/{name}")].into_iter().chain(args.map(String::from));
-    // A name of its own for each: containers of one name share a log.
-    let name = format!("{}-{}", name.replace(['.', '#'], "-"), COUNT.fetch_add(1, Ordering::Relaxed));
-    ContainerSpec::new(&name, MODULES).command(words)
-}
-
-async fn pod(case: &Case, engine: Engine, name: &str) -> Result<Pod> {
-    Ok(case.node().run_pod(&PodSpec::new(name, engine.handler()).own_pid()).await?)
-}
-
-/// Runs a container to its end: how it ended, and what it said on standard output and standard error.
-async fn ends(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<(ContainerStatus, String, String)> {
-    let container = pod.run(spec).await?;
-    let status = container.exited(case.within(30)).await?;
-    let log = case.whole_log(&container).await?;
-    container.remove().await?;
-    Ok((status, log.stdout(), log.stderr()))
 }
 
 /// A module ends with this code, and its log names the cause.
@@ -373,6 +314,46 @@ async fn an_artifact_is_a_module_too(case: &Case, engine: Engine) -> Result<()> 
     let missing = pod.run(&ContainerSpec::new("missing", BUSYBOX).command(["/nonesuch.wasm"])).await;
     let message = missing.err().map(|error| error.to_string()).unwrap_or_default();
     ensure!(message.contains("cannot run \"/nonesuch.wasm\""), "{message:?}");
+    Ok(pod.remove().await?)
+}
+
+/// What the kernel allows a container's process, from its `/proc/PID/status`.
+async fn allowed(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<Vec<String>> {
+    let container = running(case, pod, spec).await?;
+    let status = fs::read_to_string(format!("/proc/{}/status", container.pid().await?))?;
+    container.stop(0).await?;
+    container.remove().await?;
+    let names = ["Uid:", "Gid:", "Groups:", "CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "NoNewPrivs:"];
+    Ok(status
+        .lines()
+        .filter(|line| names.iter().any(|name| line.starts_with(name)))
+        .map(|line| line.trim_end().replace('\t', " "))
+        .collect())
+}
+
+/// What a container is asked to have.
+type Kind = fn(ContainerSpec) -> ContainerSpec;
+
+/// There is no execve between the container's making and the module, which would have taken capabilities away.
+async fn a_module_has_the_credentials_that_a_native_program_would_have(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "credentials").await?;
+    let kinds: [(&str, Kind); 6] = [
+        ("root", |spec| spec),
+        ("root-without", |spec| spec.capabilities(&[], &["ALL"])),
+        ("user", |spec| spec.user(1000).group(1000).supplemental_groups(&[2000])),
+        ("user-without", |spec| spec.user(1000).capabilities(&[], &["ALL"])),
+        ("user-with-more", |spec| spec.user(1000).capabilities(&["NET_ADMIN"], &["CHOWN"])),
+        ("no-new-privileges", |spec| spec.user(1000).no_new_privs()),
+    ];
+    let mut differences = Vec::new();
+    for (name, kind) in kinds {
+        let native =
+            allowed(case, &pod, &kind(ContainerSpec::new(&format!("{name}-native"), BUSYBOX).shell("echo ready; sleep 1000"))).await?;
+        let module = allowed(case, &pod, &kind(ContainerSpec::new(&format!("{name}-module"), MODULES))).await?;
+        assert_eq!(native.len(), 9, "{native:?}");
+        differences.extend(native.iter().zip(&module).filter(|(a, b)| a != b).map(|(a, b)| format!("{name}: native {a}, module {b}")));
+    }
+    ensure!(differences.is_empty(), "{differences:#?}");
     Ok(pod.remove().await?)
 }
 
