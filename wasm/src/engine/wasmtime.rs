@@ -196,7 +196,7 @@ fn surroundings(guest: &Guest) -> wasmtime::Result<WasiCtxBuilder> {
     let mut wasi = WasiCtxBuilder::new();
     wasi.inherit_stdio().args(&guest.args).envs(&guest.env).initial_cwd(&guest.directory);
     // The pod's network namespace is the border.
-    wasi.inherit_network().allow_ip_name_lookup(true);
+    wasi.inherit_network().allow_ip_name_lookup(true).allow_tcp(true).allow_udp(true);
     wasi.preopened_dir(GUEST_ROOT, "/", FsPerms::ReadWrite)?;
     Ok(wasi)
 }
