@@ -28,6 +28,8 @@ pub struct Usage {
     pub pss_kib: f64,
     /// The container's own process, in KiB: private. For a Wasm module that is the engine, too.
     pub payload_kib: f64,
+    /// All that the node has less of, per pod and in KiB: processes, kernel, page cache that cannot be given back.
+    pub node_kib: f64,
     /// How many processes per pod, by name.
     pub processes: BTreeMap<String, f64>,
     /// The resident process by number of pods, in KiB: private and proportional. Empty where the
@@ -53,7 +55,7 @@ pub async fn measure(bench: &Bench, handlers: &[String], pods: u32, many: u32) -
 
 async fn usage(bench: &Bench, handler: &str, pods: u32) -> Result<Usage> {
     let alone = resident(handler)?;
-    let Seen { management, payload, resident } = with_pods(bench, handler, pods).await?;
+    let Seen { management, payload, node, resident } = with_pods(bench, handler, pods).await?;
     let per_pod = |bytes: u64| kib(bytes) / f64::from(pods);
     let mut processes = BTreeMap::<String, f64>::new();
     for process in management.iter().map(|(name, _)| name) {
@@ -65,6 +67,7 @@ async fn usage(bench: &Bench, handler: &str, pods: u32) -> Result<Usage> {
         uss_kib: per_pod(sum.uss),
         pss_kib: per_pod(sum.pss),
         payload_kib: per_pod(payload.uss),
+        node_kib: per_pod(node),
         processes,
         resident: alone.map(|memory| (0, memory)).into_iter().chain(resident.map(|memory| (pods, memory))).collect(),
     })
@@ -74,12 +77,14 @@ async fn usage(bench: &Bench, handler: &str, pods: u32) -> Result<Usage> {
 struct Seen {
     management: Vec<(String, Memory)>,
     payload: Memory,
+    node: u64,
     resident: Option<(f64, f64)>,
 }
 
 /// Runs that many pods and looks at what came with them.
 async fn with_pods(bench: &Bench, handler: &str, count: u32) -> Result<Seen> {
     let before = Processes::now()?;
+    let available = available()?;
     let mut pods: Vec<Pod> = Vec::new();
     let mut payload = Vec::new();
     for _ in 0..count {
@@ -92,11 +97,20 @@ async fn with_pods(bench: &Bench, handler: &str, count: u32) -> Result<Seen> {
     let new = all.since(&before).without(&payload);
     let management = new.iter().map(|process| (process.name.clone(), process.memory())).collect();
     let payload = all.only(|process| payload.contains(&process.pid)).memory();
+    let node = available.saturating_sub(self::available()?);
     let resident = resident(handler)?;
     for pod in pods {
         pod.remove().await?;
     }
-    Ok(Seen { management, payload, resident })
+    Ok(Seen { management, payload, node, resident })
+}
+
+/// What programs could still have, in bytes (`MemAvailable` of proc_meminfo(5)).
+fn available() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("the kernel does not say what is available")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context(line.to_owned())?;
+    Ok(kib * 1024)
 }
 
 /// Memory of the resident process of our handlers, none for others.

@@ -61,6 +61,7 @@ impl Report {
             rows.push(self.sized(format!("management per pod at {pods} pods, USS"), |usage| Some(usage.uss_kib)));
             rows.push(self.sized(format!("management per pod at {pods} pods, PSS"), |usage| Some(usage.pss_kib)));
             rows.push(self.sized(format!("container's process at {pods} pods, USS"), |usage| Some(usage.payload_kib)));
+            rows.push(self.sized(format!("memory of the whole node per pod at {pods} pods"), |usage| Some(usage.node_kib)));
         }
         let mut sizes: Vec<_> = self.memory.values().flat_map(|usage| usage.resident.keys().copied()).collect();
         sizes.sort_unstable();
