@@ -67,6 +67,8 @@ struct Descriptor {
 #[derive(Debug, Clone, Deserialize)]
 struct Platform {
     architecture: String,
+    #[serde(default)]
+    os: String,
 }
 
 /// A manifest or an index.
@@ -139,7 +141,11 @@ async fn fetch(image: &str, name: &str, images: &Images, largest: u64, into: &mu
     let mut manifest = store.manifest(&target).await?;
     if INDEXES.contains(&target.media_type.as_str()) {
         let Some(chosen) = choose(manifest.manifests) else { return Ok(false) };
-        manifest = store.manifest(&chosen).await?;
+        manifest = match store.manifest(&chosen).await {
+            // Not the one that was pulled: it is no artifact for this node, and the program is just missing.
+            Err(error) if error.code() == Code::NotFound => return Ok(false),
+            manifest => manifest?,
+        };
     }
     let Some(layer) = layer(manifest.layers, name)? else { return Ok(false) };
     store.read(&layer, largest, into).await?;
@@ -153,11 +159,8 @@ fn choose(manifests: Vec<Descriptor>) -> Option<Descriptor> {
         "aarch64" => "arm64",
         other => other,
     };
-    let of = |architecture: &str| {
-        let is = |manifest: &&Descriptor| manifest.platform.as_ref().is_some_and(|platform| platform.architecture == architecture);
-        manifests.iter().find(is).cloned()
-    };
-    of("wasm").or_else(|| of(machine))
+    let of = |is: &dyn Fn(&Platform) -> bool| manifests.iter().find(|manifest| manifest.platform.as_ref().is_some_and(is)).cloned();
+    of(&|platform| platform.architecture == "wasm").or_else(|| of(&|platform| platform.architecture == machine && platform.os == "linux"))
 }
 
 /// The layer that is meant.

@@ -43,6 +43,11 @@ impl Guest {
         Self { memory: limit.map(linear_memory), port, ..guest }
     }
 
+    /// What [`new`](Self::new) will say of its memory, from the specification as it is on the host.
+    pub fn memory_of(spec: &serde_json::Value) -> Option<u64> {
+        spec["linux"]["resources"]["memory"]["limit"].as_u64().filter(|limit| *limit > 0).map(linear_memory)
+    }
+
     fn empty() -> Self {
         Self { args: Vec::new(), env: Vec::new(), directory: "/".into(), memory: None, port: Ok(PORT) }
     }

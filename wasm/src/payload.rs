@@ -165,13 +165,14 @@ pub fn find(spec: &Value, bundle: &Path) -> Result<Payload> {
     Ok(Payload::Missing)
 }
 
-/// The module that is the program of a container whose image has no files, but is one.
+/// The module that is the program of a container whose image has no files, but is one, where there is so much `memory` for it,
+/// in bytes.
 ///
 /// # Errors
 /// Those of [`artifact::find`].
-pub fn find_in_image(spec: &Value, images: &Images) -> Result<Option<Module>> {
+pub fn find_in_image(spec: &Value, images: &Images, memory: Option<u64>) -> Result<Option<Module>> {
     let (name, function) = program(spec)?;
-    let found = artifact::find(spec, name, images, LARGEST)?;
+    let found = artifact::find(spec, name, images, memory.map_or(LARGEST, |memory| memory.min(LARGEST)))?;
     Ok(found.map(|file| {
         // The layer's type says that it is one: the engine says what is wrong with it.
         let format = format(&file, Path::new(name)).unwrap_or(Format::Binary);

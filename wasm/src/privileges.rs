@@ -2,7 +2,8 @@
 //! The capabilities of a module's process: those that a native program would have.
 //!
 //! What makes a container has all that it needs for it, and leaves it to `execve` to take away what the container's user is not
-//! to have. A module is run without one, so the same is done here.
+//! to have. A module is run without one, so the same is done here. Rules of AppArmor and SELinux, which begin with it too, are
+//! not taken on.
 
 use magnetar_core::error::{Context, Result};
 use rustix::thread::{CapabilitySet, CapabilitySets};

@@ -55,14 +55,15 @@ impl<E: Engine> Program for WasmOrNative<E> {
                 module.protect()?;
                 module
             }
-            (Payload::Missing, Some(images)) => match payload::find_in_image(spec, images)? {
+            (Payload::Missing, Some(images)) => match payload::find_in_image(spec, images, Guest::memory_of(spec))? {
                 Some(module) => module,
                 None => return Ok(()),
             },
             (Payload::Missing | Payload::Native, _) => return Ok(()),
         };
+        check_confinement(spec, &module)?;
         E::load()?;
-        if module.format() != Format::Precompiled && !may_trace(spec) {
+        if module.format() != Format::Precompiled && !may_be_traced(spec) {
             look_in_cache::<E>(&module);
         }
         mount_guest_root(spec, bundle)?;
@@ -110,10 +111,30 @@ fn keep_to_itself(module: &Module) -> Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context(|| "cannot keep other processes out".into())
 }
 
-/// Whether the container's processes can trace each other in spite of that.
-fn may_trace(spec: &Value) -> bool {
-    let bounding = spec["process"]["capabilities"]["bounding"].as_array().map(Vec::as_slice).unwrap_or_default();
-    bounding.iter().any(|capability| capability == "CAP_SYS_PTRACE")
+/// Whether the pod may have processes that can trace this one in spite of that: the container's own, or any in a PID namespace
+/// that it shares.
+fn may_be_traced(spec: &Value) -> bool {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let own_processes = list(&spec["linux"]["namespaces"])
+        .iter()
+        .any(|namespace| namespace["type"] == "pid" && namespace["path"].as_str().is_none_or(str::is_empty));
+    !own_processes || list(&spec["process"]["capabilities"]["bounding"]).iter().any(|capability| capability == "CAP_SYS_PTRACE")
+}
+
+/// Refuses code of the image where a native program would be under a security module's rule: such a rule begins with an `execve`,
+/// which there is none of here.
+fn check_confinement(spec: &Value, module: &Module) -> Result<()> {
+    let rule = ["apparmorProfile", "selinuxLabel"]
+        .into_iter()
+        .find(|key| spec["process"][key].as_str().is_some_and(|rule| !["", "unconfined"].contains(&rule)));
+    match rule {
+        Some(key) if module.format() == Format::Precompiled => {
+            let message =
+                format!("{} is precompiled: such code is not run in a container with {key}, which does not hold for it", module.name());
+            Err(Error::precondition(message))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn look_in_cache<E: Engine>(module: &Module) {
@@ -212,5 +233,16 @@ mod tests {
         assert_eq!(mounts[6]["destination"], "/dev/wasm/system");
         let mut volume = json!({"mounts": [{"destination": "/dev", "type": "bind", "source": "/dev"}]});
         assert!(mount_guest_root(&mut volume, Path::new("/bundle")).is_err());
+    }
+
+    #[test]
+    fn who_may_be_traced_offers_nothing_to_others() {
+        let spec = |namespaces: Value, bounding: Value| {
+            may_be_traced(&json!({"linux": {"namespaces": namespaces}, "process": {"capabilities": {"bounding": bounding}}}))
+        };
+        assert!(!spec(json!([{"type": "pid"}]), json!(["CAP_CHOWN"])));
+        assert!(spec(json!([{"type": "pid"}]), json!(["CAP_SYS_PTRACE"])));
+        assert!(spec(json!([{"type": "pid", "path": "/proc/1/ns/pid"}]), json!([])));
+        assert!(spec(json!([{"type": "mount"}]), json!([])));
     }
 }

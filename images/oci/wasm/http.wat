@@ -1,6 +1,6 @@
 ;; SPDX-License-Identifier: Apache-2.0
 ;; A component of the world wasi:http/proxy: answers with the path that was asked for, and how many requests this instance has
-;; seen. Traps for paths that begin with /trap.
+;; seen. Traps for paths that begin with /trap, and when it has begun to answer for those that begin with /late.
 (component
   (import "wasi:io/error@0.2.0" (instance $io-error (export "error" (type (sub resource)))))
   (alias export $io-error "error" (type $io-error-type))
@@ -110,6 +110,8 @@
       (local.set $body (i32.load (i32.const 68)))
       (call $set (local.get $out) (i32.const 0) (local.get $answer) (i32.const 0) (i64.const 0) (i32.const 0) (i32.const 0)
         (i32.const 0) (i32.const 0))
+      ;; "/lat"
+      (if (i32.eq (i32.load (i32.load (i32.const 4))) (i32.const 0x74616c2f)) (then unreachable))
       (call $stream (local.get $body) (i32.const 64))
       (local.set $stream (i32.load (i32.const 68)))
       (call $write (local.get $stream) (i32.const 512) (i32.const 28) (i32.const 128))

@@ -31,7 +31,7 @@ pub fn of_cache(engine: &Engine, kept: &File) -> Option<Compiled> {
 }
 
 /// Code of the image. It is native code, and gets no more than a native program of the image would: this process is in the
-/// container, with its rights, and holds nothing else.
+/// container, with its rights, and holds nothing else. (Not so with a rule of a security module, for which it must not be called.)
 ///
 /// # Errors
 /// Where it was compiled by another version, with other settings or for another processor, or is damaged.

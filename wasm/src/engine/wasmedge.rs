@@ -22,6 +22,9 @@ use wasmedge_sdk::{AsInstance, ExternalInstanceType, Instance, LogManager, Store
 /// The C interface of WasmEdge 0.15 and later, by the name that Debian's loader knows.
 const LIBRARY: &str = "libwasmedge.so.0";
 
+/// What version 0.17 has and those before it have not.
+const NEWEST: &str = "WasmEdge_ConfigureSetRunMode";
+
 /// The name by which modules import WASI preview 1.
 const WASI: &str = "wasi_snapshot_preview1";
 
@@ -45,8 +48,8 @@ impl Engine for WasmEdge {
     const TRAPPED: u8 = 1;
 
     fn load() -> Result<()> {
-        library::load(LIBRARY)
-            .map_err(|error| Error::precondition(format!("WasmEdge is not installed on this node, or does not work: {error}")))
+        library::load(LIBRARY, NEWEST)
+            .map_err(|error| Error::precondition(format!("WasmEdge 0.17 is not installed on this node, or does not work: {error}")))
     }
 
     fn compatibility() -> Result<Option<String>> {
@@ -62,14 +65,14 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
     if module.format() == Format::Precompiled {
         return Err(End::Refused("it is code that Wasmtime has compiled, for that engine alone".into()));
     }
+    // It would go to the module's standard output.
+    LogManager::log_off();
+    bound_memory(module, guest).map_err(|error| End::Refused(error.to_string()))?;
     let bytes = module.read(guest.memory).map_err(|error| End::Refused(error.to_string()))?;
     let binary = binary(module, &bytes).map_err(End::Refused)?;
     if is_component(&binary) {
         return Err(End::Refused("it is a component, and this engine runs core modules only".into()));
     }
-    // It would go to the module's standard output.
-    LogManager::log_off();
-    bound_memory(module, guest).map_err(|error| End::Refused(error.to_string()))?;
     let config = config(guest).map_err(refused)?;
     let core = wasmedge_sdk::Module::from_bytes(Some(&config), &binary).map_err(refused)?;
     drop(binary);
@@ -96,9 +99,13 @@ fn bound_memory(module: &Module, guest: &Guest) -> Result<()> {
     // Data and stack, in pages (proc_pid_statm(5)).
     let now: u64 = sizes.split(' ').nth(5).and_then(|pages| pages.parse().ok()).unwrap_or_default();
     let limit = now * rustix::param::page_size() as u64 + guest.memory.unwrap_or(UNLIMITED);
+    // The container may have less already.
+    let before = rustix::process::getrlimit(Resource::Data);
+    let limit = [before.current, before.maximum].into_iter().flatten().fold(limit, u64::min);
     let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
     rustix::process::setrlimit(Resource::Data, limit).context(what)?;
-    let text = program::last_words::<WasmEdge>(module, "out of memory, which calls without end take too");
+    let text =
+        program::last_words::<WasmEdge>(module, "the engine has given up, as it does out of memory, which calls without end take too");
     let log = program::termination_log().map(OwnedFd::from).into_iter().collect();
     abort::explain(text, log, ABORTED).context(what)
 }

@@ -174,3 +174,22 @@ fn a_precompiled_module_runs_and_a_truncated_one_is_named() {
         Ok(pod.remove().await?)
     });
 }
+
+#[test]
+fn nothing_is_kept_of_a_pod_whose_containers_could_reach_into_the_engine() {
+    on_node(async |case| {
+        clear()?;
+        let shared = case.node().run_pod(&PodSpec::new("cache-shared", "magnetar-wasmtime").host_network()).await?;
+        run(case, &shared, "shared").await?;
+        let own = pod(case, "cache-tracing").await?;
+        let tracing = ContainerSpec::new("tracing", MODULES).command(["/modules/exit.wat"]).capabilities(&["SYS_PTRACE"], &[]);
+        let container = own.run(&tracing).await?;
+        assert_eq!(container.exited(case.within(30)).await?.exit_code, 7);
+        container.remove().await?;
+        // Whatever keeps code has ended with the pods.
+        shared.remove().await?;
+        own.remove().await?;
+        ensure!(kept()?.is_empty(), "kept: {:?}", kept()?);
+        Ok(())
+    });
+}

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 use wasmtime_wasi_http::WasiHttpView;
@@ -35,6 +35,9 @@ const HANDLER: &str = "wasi:http/incoming-handler@";
 
 /// How many clients are listened to at a time. More wait in the kernel's queue.
 const CLIENTS: usize = 1024;
+
+/// How many instances there are at a time: they may go on when they have answered.
+const INSTANCES: usize = 1024;
 
 /// How long a client may take to send the head of a request.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -59,7 +62,13 @@ pub async fn serve(engine: &Engine, component: &Component, guest: &Guest) -> was
     let port = guest.port.clone().map_err(|text| wasmtime::Error::msg(format!("{text:?} is no port to answer HTTP on")))?;
     let listener = listen(port).await?;
     say(&format!("answers HTTP on port {port}"));
-    let server = Arc::new(Server { pre, guest: guest.clone(), budget: Budget::new(guest.memory), requests: TaskTracker::new() });
+    let server = Arc::new(Server {
+        pre,
+        guest: guest.clone(),
+        budget: Budget::new(guest.memory),
+        requests: TaskTracker::new(),
+        places: Arc::new(Semaphore::new(INSTANCES)),
+    });
     let places = Arc::new(Semaphore::new(CLIENTS));
     let clients = TaskTracker::new();
     loop {
@@ -83,7 +92,8 @@ pub async fn serve(engine: &Engine, component: &Component, guest: &Guest) -> was
 /// All addresses of the pod, where it has IPv6 or not.
 async fn listen(port: u16) -> wasmtime::Result<TcpListener> {
     let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
-        Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::AddrNotAvailable) => {
+        // Without IPv6 the kernel knows neither the family nor the address, as it is configured.
+        Err(error) if !matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::PermissionDenied) => {
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
         }
         other => other,
@@ -97,6 +107,7 @@ struct Server {
     guest: Guest,
     budget: Budget,
     requests: TaskTracker,
+    places: Arc<Semaphore>,
 }
 
 impl Server {
@@ -114,27 +125,44 @@ impl Server {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<HyperOutgoingBody> {
         let what = format!("{} {}", request.method(), request.uri());
-        self.ask(request).await.unwrap_or_else(|error| {
+        self.ask(request, what.clone()).await.unwrap_or_else(|error| {
             say(&format!("{what}: {error:?}"));
             failed()
         })
     }
 
-    /// Has the component answer. It may go on when it has answered, above all to send the body.
-    async fn ask(&self, request: Request<Incoming>) -> wasmtime::Result<Response<HyperOutgoingBody>> {
+    /// Has the component answer. It may go on when it has answered, above all to send the body; where the client leaves before,
+    /// it ends.
+    async fn ask(&self, request: Request<Incoming>, what: String) -> wasmtime::Result<Response<HyperOutgoingBody>> {
+        let place = self.places.clone().acquire_owned().await?;
         let mut store = store(self.pre.engine(), Preview2::new(surroundings(&self.guest)?.build()), &self.budget);
         let (answer, answered) = oneshot::channel();
         let request = store.data_mut().http().new_incoming_request(Scheme::Http, request)?;
         let out = store.data_mut().http().new_response_outparam(answer)?;
         let pre = self.pre.clone();
+        let (told, tells) = oneshot::channel();
         let run = self.requests.spawn(async move {
-            let proxy = pre.instantiate_async(&mut store).await?;
-            proxy.wasi_http_incoming_handler().call_handle(&mut store, request, out).await
+            let outcome = async {
+                let proxy = pre.instantiate_async(&mut store).await?;
+                proxy.wasi_http_incoming_handler().call_handle(&mut store, request, out).await
+            };
+            let outcome = outcome.await;
+            // The memory before the news.
+            drop((store, place));
+            // Nobody listens any more when there was an answer.
+            if let Err(Err(error)) = told.send(outcome) {
+                say(&format!("{what}, after its answer: {error:?}"));
+            }
         });
+        let run = AbortOnDropHandle::new(run);
         match answered.await {
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(response)) => {
+                drop(tells);
+                run.detach();
+                Ok(response)
+            }
             Ok(Err(code)) => Err(wasmtime::Error::msg(format!("it answers with an error: {code:?}"))),
-            Err(_) => match run.await? {
+            Err(_) => match tells.await? {
                 Ok(()) => Err(wasmtime::Error::msg("it has not answered")),
                 Err(error) => Err(error),
             },

@@ -60,11 +60,18 @@ impl Drop for Limits {
 }
 
 impl ResourceLimiter for Limits {
-    fn memory_growing(&mut self, now: usize, wanted: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(&mut self, now: usize, wanted: usize, most: Option<usize>) -> wasmtime::Result<bool> {
+        // The engine looks at that later, and would not give back.
+        if most.is_some_and(|most| wanted > most) {
+            return Ok(false);
+        }
         self.take(wanted.saturating_sub(now))
     }
 
-    fn table_growing(&mut self, now: usize, wanted: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+    fn table_growing(&mut self, now: usize, wanted: usize, most: Option<usize>) -> wasmtime::Result<bool> {
+        if most.is_some_and(|most| wanted > most) {
+            return Ok(false);
+        }
         self.take(wanted.saturating_sub(now).saturating_mul(size_of::<usize>()))
     }
 }
@@ -93,6 +100,16 @@ mod tests {
         drop((one, other));
         assert!(budget.limits().memory_growing(0, 100, None).unwrap(), "what they had is there again");
         assert!(budget.limits().table_growing(0, 13, None).is_err(), "tables are memory");
+    }
+
+    #[test]
+    fn what_a_memory_cannot_have_costs_nothing() {
+        let mut limits = Budget::new(Some(100)).limits();
+        for _ in 0..3 {
+            assert!(!limits.memory_growing(0, 60, Some(50)).unwrap());
+            assert!(!limits.table_growing(0, 6, Some(5)).unwrap());
+        }
+        assert!(limits.memory_growing(0, 100, Some(100)).unwrap());
     }
 
     #[test]
