@@ -206,7 +206,8 @@ async fn a_module_holds_nothing_of_what_made_its_container(case: &Case, engine: 
     // The event loop watches for signals through a pair of sockets of its own, one of which it has twice.
     let (mut sockets, events): (_, &[_]) = match engine {
         Engine::Wasmtime => (3, &["anon_inode:[eventpoll]", "anon_inode:[eventfd]"]),
-        Engine::WasmEdge => (0, &[]),
+        // Waiting for a clock is done with these.
+        Engine::WasmEdge => (0, &["anon_inode:[eventpoll]", "anon_inode:[timerfd]"]),
     };
     let ends = ["-stdout", "-stderr", "/dev/null", "/dev/wasm", "/dev/urandom"];
     for entry in fs::read_dir(format!("/proc/{}/fd", container.pid().await?))? {

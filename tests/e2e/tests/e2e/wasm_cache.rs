@@ -189,7 +189,8 @@ fn nothing_is_kept_of_a_pod_whose_containers_could_reach_into_the_engine() {
         // Whatever keeps code has ended with the pods.
         shared.remove().await?;
         own.remove().await?;
-        ensure!(kept()?.is_empty(), "kept: {:?}", kept()?);
+        let kept = if Path::new(CACHE).exists() { kept()? } else { Vec::new() };
+        ensure!(kept.is_empty(), "kept: {kept:?}");
         Ok(())
     });
 }

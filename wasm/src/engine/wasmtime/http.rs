@@ -140,7 +140,8 @@ impl Server {
         let request = store.data_mut().http().new_incoming_request(Scheme::Http, request)?;
         let out = store.data_mut().http().new_response_outparam(answer)?;
         let pre = self.pre.clone();
-        let (told, tells) = oneshot::channel();
+        let (told, mut tells) = oneshot::channel();
+        let late = what.clone();
         let run = self.requests.spawn(async move {
             let outcome = async {
                 let proxy = pre.instantiate_async(&mut store).await?;
@@ -150,14 +151,18 @@ impl Server {
             // The memory before the news.
             drop((store, place));
             // Nobody listens any more when there was an answer.
-            if let Err(Err(error)) = told.send(outcome) {
-                say(&format!("{what}, after its answer: {error:?}"));
+            if let Err(outcome) = told.send(outcome) {
+                say_afterwards(&late, outcome);
             }
         });
         let run = AbortOnDropHandle::new(run);
         match answered.await {
             Ok(Ok(response)) => {
-                drop(tells);
+                tells.close();
+                // It may have been quicker.
+                if let Ok(outcome) = tells.try_recv() {
+                    say_afterwards(&what, outcome);
+                }
                 run.detach();
                 Ok(response)
             }
@@ -176,6 +181,13 @@ fn failed() -> Response<HyperOutgoingBody> {
     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("text/plain"));
     response
+}
+
+/// Says how an instance has ended that had answered.
+fn say_afterwards(what: &str, outcome: wasmtime::Result<()>) {
+    if let Err(error) = outcome {
+        say(&format!("{what}, after its answer: {error:?}"));
+    }
 }
 
 /// A line of the container's log.
