@@ -15,7 +15,6 @@
 
 mod folder;
 
-use crate::payload::Module;
 use folder::Folder;
 use magnetar_core::error::{Context, Error, Result};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -92,12 +91,12 @@ impl Cache {
         Ok(Self { folder: Folder::open(root, compatible)? })
     }
 
-    /// The code of a module, or a place to put it. For a process with one thread.
+    /// The code of a module that is read from its beginning, or a place to put it. For a process with one thread.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn look(self, module: &Module) -> Result<Found> {
-        let digest = digest(&mut module.reader())?;
+    pub fn look(self, mut module: impl Read) -> Result<Found> {
+        let digest = digest(&mut module)?;
         match self.folder.find(&digest)? {
             Some(code) => Ok(Found::Code(code)),
             None => self.offer(digest).map(Found::Missing),

@@ -139,7 +139,7 @@ fn check_confinement(spec: &Value, module: &Module) -> Result<()> {
 
 fn look_in_cache<E: Engine>(module: &Module) {
     let look = |name: String| {
-        let found = Cache::open(Path::new(cache::ROOT), &name).and_then(|cache| cache.look(module))?;
+        let found = Cache::open(Path::new(cache::ROOT), &name).and_then(|cache| cache.look(module.reader()))?;
         found.protected()
     };
     match E::compatibility().and_then(|name| name.map(look).transpose()) {
