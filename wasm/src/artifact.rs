@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -134,7 +135,16 @@ fn ask(image: &str, name: &str, images: &Images, largest: u64, into: BorrowedFd<
 
 /// Copies the module, if there is one.
 async fn fetch(image: &str, name: &str, images: &Images, largest: u64, into: &mut File) -> Result<bool> {
-    let silent = |error: containerd_client::tonic::transport::Error| Error::new(Code::Unavailable, error.to_string());
+    let silent = |error: containerd_client::tonic::transport::Error| {
+        // It says no more than that it is an error of the transport.
+        let mut said = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            said.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        Error::new(Code::Unavailable, said)
+    };
     let channel = containerd_client::connect(&images.address).await.map_err(silent)?;
     let store = Store { channel, namespace: &images.namespace };
     let Some(target) = store.target(image).await? else { return Ok(false) };

@@ -8,7 +8,7 @@
 use crate::artifact;
 use crate::cache::Found;
 use magnetar_core::error::{Code, Context, Error, Result};
-use magnetar_core::runtime::libcontainer::Images;
+use magnetar_core::runtime::libcontainer::{self, Images};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use serde_json::Value;
@@ -18,9 +18,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-
-/// Where programs are looked for in a container whose environment does not say.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The largest module, in bytes: an engine needs several times as much memory to compile it.
 const LARGEST: u64 = 512 << 20;
@@ -194,15 +191,10 @@ fn program(spec: &Value) -> Result<(&str, Option<&str>)> {
 /// Where the program may be, absolute.
 fn candidates(name: &str, process: &Value) -> Vec<PathBuf> {
     let directory = Path::new(process["cwd"].as_str().unwrap_or("/"));
-    if name.contains('/') {
-        return vec![directory.join(name)];
-    }
     let env = process["env"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let path = env.iter().filter_map(Value::as_str).find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
-    let mut all: Vec<_> = path.split(':').map(|folder| directory.join(folder).join(name)).collect();
+    let natives = libcontainer::candidates(name, env.iter().filter_map(Value::as_str));
     // An image that holds a module and nothing else names it without a folder.
-    all.push(directory.join(name));
-    all
+    natives.iter().map(PathBuf::as_path).chain([Path::new(name)]).map(|candidate| directory.join(candidate)).collect()
 }
 
 /// A regular file of the container to be; `None` where there is none.

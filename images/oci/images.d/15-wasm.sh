@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Wasm modules: those of images/oci/wasm, of which the ones in C become a single program, in an image that has nothing else, and beside busybox in one that has.
+# Wasm modules: those of images/oci/wasm, of which the ones in C become a single program, in an image that has nothing else,
+# and beside busybox in one that has.
 
 tree=$work/wasm
 mkdir -p "$tree/modules" "$tree/tmp"

@@ -3,7 +3,7 @@
 # Wasm modules that are the layer of their image: no files, nothing to unpack. They are put together by hand, as umoci makes
 # file systems only.
 
-# Writes a line and returns: what wat2wasm makes of
+# Writes a line and returns. The binary format of
 #   (module
 #     (import "wasi_snapshot_preview1" "fd_write" (func $w (param i32 i32 i32 i32) (result i32)))
 #     (memory (export "memory") 1)

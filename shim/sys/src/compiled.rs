@@ -14,8 +14,9 @@ pub enum Compiled {
     Component(Component),
 }
 
-/// Code of the cache, which takes only what this engine has compiled, and checks that it is that still. A core module is mapped, so that containers that run the same share its pages; a component the engine
-/// takes from memory only. `None` where the engine does not take it: then it is compiled again.
+/// Code of the cache, which takes only what this engine has compiled, and checks that it is that still. A core module is mapped,
+/// so that containers that run the same share its pages; a component the engine takes from memory only. `None` where the engine
+/// does not take it: then it is compiled again.
 pub fn of_cache(engine: &Engine, kept: &File) -> Option<Compiled> {
     let mapped = kept.try_clone().ok()?;
     // SAFETY: the file is root's alone, was written by this engine of what it had compiled, and has its digest still

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How modules are written down, for all engines.
+//! What modules have to be, for all engines.
 
 use crate::payload::{Format, Module};
 use std::borrow::Cow;
@@ -23,4 +23,14 @@ pub fn binary<'a>(module: &Module, bytes: &'a [u8]) -> Result<Cow<'a, [u8]>, Str
 /// Whether the header is a component's: its layer field is 1 (the component model's binary format).
 pub fn is_component(binary: &[u8]) -> bool {
     binary.get(6..8) == Some(&[1, 0])
+}
+
+/// What is said of a module without the function that is to be called.
+pub fn no_function(name: &str) -> String {
+    format!("it exports no function {name:?}")
+}
+
+/// What is said of a function that cannot be called by its name alone.
+pub fn with_parameters(name: &str) -> String {
+    format!("its function {name:?} takes parameters: only one that takes none can be called")
 }

@@ -4,7 +4,7 @@
 //! Its library need not be installed where no pod asks for this engine, and only the process that runs a module loads it: it
 //! brings LLVM along.
 
-use super::format::{binary, is_component};
+use super::format::{self, binary, is_component};
 use super::{COMMAND, End, Engine};
 use crate::guest::Guest;
 use crate::payload::{Format, Module};
@@ -97,7 +97,7 @@ fn bound_memory(module: &Module, guest: &Guest) -> Result<()> {
     let what = || "cannot bound the engine's memory".to_string();
     let sizes = std::fs::read_to_string("/proc/self/statm").context(what)?;
     // Data and stack, in pages (proc_pid_statm(5)).
-    let now: u64 = sizes.split(' ').nth(5).and_then(|pages| pages.parse().ok()).unwrap_or_default();
+    let now: u64 = sizes.split(' ').nth(5).and_then(|pages| pages.parse().ok()).ok_or_else(|| Error::internal(what()))?;
     let limit = now * rustix::param::page_size() as u64 + guest.memory.unwrap_or(UNLIMITED);
     // The container may have less already.
     let before = rustix::process::getrlimit(Resource::Data);
@@ -134,10 +134,8 @@ fn surroundings(guest: &Guest) -> std::result::Result<WasiModule, End> {
 fn check_function(core: &wasmedge_sdk::Module, name: &str) -> std::result::Result<(), End> {
     match core.get_export(name) {
         Some(ExternalInstanceType::Func(kind)) if kind.args_len() == 0 => Ok(()),
-        Some(ExternalInstanceType::Func(_)) => {
-            Err(End::Refused(format!("its function {name:?} takes parameters: only one that takes none can be called")))
-        }
-        _ => Err(End::Refused(format!("it exports no function {name:?}"))),
+        Some(ExternalInstanceType::Func(_)) => Err(End::Refused(format::with_parameters(name))),
+        _ => Err(End::Refused(format::no_function(name))),
     }
 }
 

@@ -6,7 +6,7 @@
 mod http;
 mod limits;
 
-use super::format::{binary, is_component};
+use super::format::{self, binary, is_component};
 use super::{COMMAND, End, Engine};
 use crate::cache::Found;
 use crate::guest::Guest;
@@ -89,17 +89,19 @@ enum Code {
 fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
     let engine = engine()?;
     let code = code(&engine, module, guest)?;
+    let answers = matches!(&code, Code::Component(component) if http::answers(&engine, component));
     // A command has one thread, and nothing else runs in this process; requests are answered side by side.
-    let mut event_loop = match &code {
-        Code::Component(component) if http::answers(&engine, component) => tokio::runtime::Builder::new_multi_thread(),
-        Code::Component(_) | Code::Core(_) => tokio::runtime::Builder::new_current_thread(),
-    };
+    let mut event_loop = if answers { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
     let event_loop =
         event_loop.enable_all().build().map_err(|error| wasmtime::Error::msg(format!("cannot start the event loop: {error}")))?;
     event_loop.block_on(async {
         match &code {
             Code::Core(core) => run_core(&engine, core, module, guest).await,
-            Code::Component(component) => run_component(&engine, component, module, guest).await,
+            Code::Component(_) if module.function().is_some() => {
+                Err(wasmtime::Error::msg("it is a component, of which no function can be called"))
+            }
+            Code::Component(component) if answers => http::serve(&engine, component, guest).await.map(|never| match never {}),
+            Code::Component(component) => run_component(&engine, component, guest).await,
         }
     })
 }
@@ -158,23 +160,17 @@ async fn run_core(engine: &wasmtime::Engine, core: &wasmtime::Module, module: &M
     let instance = linker.instantiate_async(&mut store, core).await?;
     let name = module.function().unwrap_or(COMMAND);
     let Some(function) = instance.get_func(&mut store, name) else {
-        return Err(wasmtime::Error::msg(format!("it exports no function {name:?}")));
+        return Err(wasmtime::Error::msg(format::no_function(name)));
     };
     let mut results = vec![wasmtime::Val::I32(0); function.ty(&store).results().len()];
     if function.ty(&store).params().len() != 0 {
-        return Err(wasmtime::Error::msg(format!("its function {name:?} takes parameters: only one that takes none can be called")));
+        return Err(wasmtime::Error::msg(format::with_parameters(name)));
     }
     function.call_async(&mut store, &[], &mut results).await?;
     Ok(0)
 }
 
-async fn run_component(engine: &wasmtime::Engine, component: &Component, module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
-    if let Some(function) = module.function() {
-        return Err(wasmtime::Error::msg(format!("it is a component, of which #{function} cannot be called: only wasi:cli/run can")));
-    }
-    if http::answers(engine, component) {
-        return http::serve(engine, component, guest).await.map(|never| match never {});
-    }
+async fn run_component(engine: &wasmtime::Engine, component: &Component, guest: &Guest) -> wasmtime::Result<u8> {
     let mut linker = wasmtime::component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     let wasi = Preview2::new(command(guest)?.build());

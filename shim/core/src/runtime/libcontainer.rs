@@ -43,7 +43,7 @@ mod report;
 mod wire;
 
 #[cfg(feature = "libcontainer")]
-pub use executor::{Native, Program, look_for_program};
+pub use executor::{Native, Program, candidates, look_for_program};
 #[cfg(feature = "libcontainer")]
 pub use maker::run_if_asked;
 #[cfg(feature = "libcontainer")]

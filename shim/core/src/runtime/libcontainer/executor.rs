@@ -89,9 +89,8 @@ fn find(process: &Process) -> Result<PathBuf> {
     if name.is_empty() {
         return Err(Error::invalid("no program was given"));
     }
-    let path = process.env().iter().flatten().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
     let mut worst = Errno::ENOENT;
-    for candidate in candidates(name, path) {
+    for candidate in candidates(name, process.env().iter().flatten().map(String::as_str)) {
         match access(&candidate, AccessFlags::X_OK) {
             Ok(()) if !candidate.is_dir() => return Ok(candidate),
             Ok(()) => worst = Errno::EACCES,
@@ -102,10 +101,12 @@ fn find(process: &Process) -> Result<PathBuf> {
     Err(failure(Path::new(name), worst))
 }
 
-fn candidates(name: &str, path: &str) -> Vec<PathBuf> {
+/// Where a shell looks for a program, with this environment; what is not absolute is below the working directory.
+pub fn candidates<'a>(name: &str, mut env: impl Iterator<Item = &'a str>) -> Vec<PathBuf> {
     if name.contains('/') {
         return vec![name.into()];
     }
+    let path = env.find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
     // An empty element means the working directory.
     path.split(':').map(|dir| if dir.is_empty() { Path::new(".").join(name) } else { Path::new(dir).join(name) }).collect()
 }
