@@ -108,6 +108,12 @@ impl Events {
         (Self { queue }, forward_all(address, namespace, events))
     }
 
+    /// A queue whose events go elsewhere: those of an agent in a guest, which has no containerd.
+    pub fn queue() -> (Self, mpsc::Receiver<(SystemTime, Event)>) {
+        let (queue, events) = mpsc::channel(QUEUE);
+        (Self { queue }, events)
+    }
+
     /// Tells an event. If containerd has been away for so long that the queue is full, it is lost,
     /// and the log says so: containerd asks for the state of every task when it comes back.
     pub fn publish(&self, event: Event) {

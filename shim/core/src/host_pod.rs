@@ -6,7 +6,8 @@
 mod namespaces;
 
 use crate::cgroup::{Cgroup, moves, stats};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
+use crate::home::{EMPTY, Home};
 use crate::reaper::Reaper;
 use crate::record::{PodDir, PodRecord};
 use crate::runtime::Runtime;
@@ -15,14 +16,8 @@ use crate::sandbox_files::SandboxFiles;
 use crate::task::Containers;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use namespaces::Plan;
-use nix::sched::{CloneFlags, setns};
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
 use tracing::debug;
-
-/// How long the kernel may take to let an empty cgroup go.
-const CGROUP_EMPTY: Duration = Duration::from_secs(10);
 
 /// The one pod of this process.
 #[derive(Debug)]
@@ -38,34 +33,10 @@ pub struct HostPod<R> {
     parent_cgroup: Option<String>,
 }
 
-#[derive(Debug)]
-struct Home {
-    cgroup: Cgroup,
-    network: OwnedFd,
-}
-
 impl<R: Runtime> HostPod<R> {
     /// A pod that nothing was made for yet.
     pub fn new(dir: PodDir, record: PodRecord, containers: Containers<R>, reaper: Reaper) -> Self {
         Self { dir, record, containers, reaper, home: None, files: None, parent_cgroup: None }
-    }
-
-    /// Makes the pod's own cgroup, beside those of its containers, for this process and what it runs.
-    fn make_cgroup(&mut self, parent: Option<&str>) -> Result<()> {
-        let id = &self.record.sandbox;
-        let path = match parent {
-            Some(slice) if slice.ends_with(".slice") => {
-                let slice = slice.rsplit('/').next().unwrap_or(slice);
-                format!("{slice}:magnetar:{id}")
-            }
-            Some(parent) => format!("{}/{id}", parent.trim_end_matches('/')),
-            None => format!("/magnetar/{id}"),
-        };
-        let home = Home { cgroup: Cgroup::of_process(std::process::id())?, network: namespaces::open(Path::new("/proc/self/ns/net"))? };
-        self.record.cgroup = Some(path.clone());
-        self.dir.write_pod(&self.record)?;
-        self.home = Some(home);
-        Cgroup::at(&path)?.create()
     }
 
     async fn stop_holder(&mut self) -> Result<()> {
@@ -87,7 +58,7 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
         self.record.mounts = files.owned_mounts();
         self.parent_cgroup.clone_from(&config.cgroup_parent);
         // Writes the record, mounts included, before the first thing is made.
-        self.make_cgroup(config.cgroup_parent.as_deref())?;
+        self.home = Some(Home::leave(&self.dir, &mut self.record, config.cgroup_parent.as_deref())?);
         self.files = Some(files.clone());
         files.create(config, Path::new("/etc"))?;
         self.containers.keep_published(files);
@@ -117,12 +88,10 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
             files.remove()?;
         }
         if let Some(home) = self.home.take() {
-            setns(&home.network, CloneFlags::CLONE_NEWNET).context(|| "cannot leave the pod's network namespace".into())?;
-            // The kubelet removes the pod's cgroup as soon as the pod has stopped.
-            moves::join(&home.cgroup)?;
+            home.go_back()?;
         }
         if let Some(path) = &self.record.cgroup {
-            Cgroup::at(path)?.remove(CGROUP_EMPTY).await?;
+            Cgroup::at(path)?.remove(EMPTY).await?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@
 //! - [`sandbox`] and [`task`] are the two protocols; wire types stop there.
 //! - [`process`] is the life of one process; [`reaper`] the one place that reaps.
 //! - [`host_pod`] is the pod of those sandboxers whose containers are processes of this host.
+//! - [`home`] is where a sandbox process comes from, and goes back to.
 //! - [`cgroup`], [`mount`], [`stdio`], [`terminal`], [`sandbox_files`] are the kernel's side of a container.
 //!
 //! Deliberately absent: anything that only one kind of sandbox needs, a scheduler of retries, a second thread.
@@ -21,6 +22,7 @@ pub mod cleanup;
 pub mod config;
 pub mod error;
 pub mod events;
+pub mod home;
 pub mod host_pod;
 pub mod idle;
 pub mod ids;

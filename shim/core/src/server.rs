@@ -13,12 +13,10 @@ use crate::idle::Idle;
 use crate::logging;
 use crate::reaper::Reaper;
 use crate::record::{PodDir, PodLock, PodRecord};
-use crate::runtime::Runtime;
 use crate::sandbox::{Pod, PodRequest, SandboxService, Sandboxer};
-use crate::task::{Containers, TaskService};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_async::create_sandbox;
-use containerd_shim_protos::shim_async::create_task;
+use containerd_shim_protos::shim_async::{Task, create_task};
 use magnetar_sys::listener;
 use magnetar_sys::notification::Notification;
 use std::io::Write;
@@ -111,14 +109,14 @@ impl Inherited {
         Ok(Self { dir, record, listener, _lock: lock })
     }
 
-    /// Serves the pod until ShutdownSandbox. `build` makes the sandboxer and its runtime.
+    /// Serves the pod until ShutdownSandbox. `build` makes the sandboxer and what serves the Task API.
     ///
     /// # Errors
     /// Where the process cannot begin to serve.
-    pub fn serve<S, R>(self, build: impl FnOnce(&PodDir, PodRecord, &Parts) -> Result<(S, Containers<R>)>) -> Result<()>
+    pub fn serve<S, T>(self, build: impl FnOnce(&PodDir, PodRecord, &Parts) -> Result<(S, T)>) -> Result<()>
     where
         S: Sandboxer,
-        R: Runtime,
+        T: Task + Send + Sync + 'static,
     {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
@@ -126,21 +124,21 @@ impl Inherited {
         runtime.block_on(self.run(build).instrument(span))
     }
 
-    async fn run<S, R>(self, build: impl FnOnce(&PodDir, PodRecord, &Parts) -> Result<(S, Containers<R>)>) -> Result<()>
+    async fn run<S, T>(self, build: impl FnOnce(&PodDir, PodRecord, &Parts) -> Result<(S, T)>) -> Result<()>
     where
         S: Sandboxer,
-        R: Runtime,
+        T: Task + Send + Sync + 'static,
     {
         let Self { dir, record, listener, _lock } = self;
-        let tasks = TaskTracker::new();
+        let background = TaskTracker::new();
         let (reaper, reap) = Reaper::start()?;
         let (events, forward) = Events::new(record.config.containerd.ttrpc_address.clone(), record.namespace.clone());
         let id = record.sandbox.clone();
         let (idle, give_back) = Idle::new();
-        let parts = Parts { reaper, events, idle: idle.clone(), tasks };
+        let parts = Parts { reaper, events, idle: idle.clone(), tasks: background };
         // Who asks for a pod that cannot be is to read why, not that a process has ended.
-        let (sandboxer, containers) = match build(&dir, record, &parts) {
-            Ok((sandboxer, containers)) => (Perhaps(Ok(sandboxer)), Some(containers)),
+        let (sandboxer, tasks) = match build(&dir, record, &parts) {
+            Ok((sandboxer, tasks)) => (Perhaps(Ok(sandboxer)), Some(tasks)),
             Err(error) => (Perhaps(Err(error)), None),
         };
         let (pod, own) = Pod::new(sandboxer);
@@ -149,8 +147,8 @@ impl Inherited {
         let mut server = ttrpc::asynchronous::Server::new()
             .add_listener(connections::counted(listener, &connections))
             .register_service(create_sandbox(Arc::new(SandboxService::new(id.clone(), pod.clone()))));
-        if let Some(containers) = containers {
-            server = server.register_service(create_task(Arc::new(TaskService::new(id, containers))));
+        if let Some(tasks) = tasks {
+            server = server.register_service(create_task(Arc::new(tasks)));
         }
         let mut forwarder = tokio::task::JoinSet::new();
         forwarder.spawn(forward);

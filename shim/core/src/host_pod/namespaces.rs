@@ -7,12 +7,12 @@
 //! then a holder is forked.
 
 use crate::error::{Context, Error, Result};
+use crate::home::namespace;
 use crate::pod_config::{NamespaceMode, PodConfig};
 use crate::sandbox::PodRequest;
 use magnetar_sys::holder::{self, HolderError};
 use magnetar_sys::namespace::owning_user_namespace;
 use nix::sched::{CloneFlags, setns, unshare};
-use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -36,7 +36,7 @@ impl Plan {
     /// that would change the host, and what the kernel says of the paths.
     pub fn new(request: &PodRequest) -> Result<Self> {
         let config = &request.config;
-        let network = request.netns.as_deref().map(open).transpose()?;
+        let network = request.netns.as_deref().map(namespace).transpose()?;
         let user = match (&config.userns, &network) {
             (None, _) => None,
             (Some(_), Some(network)) => {
@@ -93,15 +93,6 @@ impl Plan {
         }
         Ok(())
     }
-}
-
-/// A namespace file of this process.
-///
-/// # Errors
-/// What the kernel says.
-pub fn open(path: &Path) -> Result<OwnedFd> {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .context(|| format!("cannot open the namespace {}", path.display()))
 }
 
 /// The pod's sysctls, and the two that containerd sets for every pod with a network of its own, so

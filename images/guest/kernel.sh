@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+# The kernel of microVMs: Debian's cloud flavour, of the node's suite. It is fetched by an apt that knows nothing of the
+# machine's own, and only unpacked. What stays is the kernel and the few modules that a guest loads.
+
+# In this order, each after what it needs. Which of them are modules differs from time to time; what a guest cannot do
+# without comes first: the bus, then the shared files.
+wanted=(virtio_pci fuse virtiofs vmw_vsock_virtio_transport virtio_net virtio_blk overlay)
+
+kernel_dir() {
+    printf '%s/guest/%s\n' "$cache" "$({ echo "$suite"; recipe images/guest/kernel.sh; } | sha256sum | cut -c1-16)"
+}
+
+# intact DIR - whether a kernel is there, as it was built.
+intact() { (cd "$1" && sha256sum --check --status --strict sums) 2>/dev/null; }
+
+# private_apt DIR - configures an apt that has all of its state in DIR and this suite only. The machine's own configuration
+# is not read, since it may have hooks that run after an update; how it reaches the network is taken from it.
+private_apt() {
+    local dir=$1 keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror
+    mirror=$(mirror)
+    mkdir -p "$dir"/{lists,archives}/partial
+    : >"$dir/status"
+    echo "deb [signed-by=$keyring] $mirror $suite main" >"$dir/sources.list"
+    cat >"$dir/apt.conf" <<END
+Dir::Etc::main "/dev/null";
+Dir::Etc::parts "/dev/null";
+Dir::Etc::sourcelist "$dir/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::State "$dir";
+Dir::State::status "$dir/status";
+Dir::Cache "$dir";
+APT::Architecture "amd64";
+// The download's user cannot write to a cache in root's home.
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+// A mirror may be a snapshot whose Release file is past its date; the signature is still checked.
+Acquire::Check-Valid-Until "false";
+END
+    apt-config dump | grep -E '^Acquire::(http|https|ftp)::' >>"$dir/apt.conf" || true
+}
+
+# fetch APT DIR - unpacks the kernel's packages. Only those with a version in their name hold something: the kernel, its
+# modules, and the list of what is built in are packages of their own.
+fetch() {
+    local apt=$1 dir=$2 names
+    APT_CONFIG=$apt/apt.conf apt-get -qq update
+    names=$(APT_CONFIG=$apt/apt.conf apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts \
+        --no-breaks --no-replaces --no-enhances linux-image-cloud-amd64 |
+        grep -E '^linux-(image|binary|modules|base)-[0-9].*-cloud-amd64$' | sort -u) || fail "no cloud kernel in $suite"
+    mapfile -t names <<<"$names"
+    (cd "$apt/archives" && APT_CONFIG=$apt/apt.conf apt-get download -qq "${names[@]}")
+    find "$apt/archives" -name '*.deb' -exec dpkg-deb -x {} "$dir" \;
+}
+
+# field FILE OFFSET SIZE - a number in a bzImage's header (Documentation/arch/x86/boot.rst in the kernel).
+field() { od -An -v -t "u$3" -j "$2" -N "$3" "$1" | tr -d ' '; }
+
+# unpack BZIMAGE VMLINUX - the ELF file that a bzImage unpacks at every boot, which an emulated processor takes seconds for.
+# It has a note with the entry for PVH. What is lost is the address randomisation, which the unpacker does.
+unpack() {
+    local image=$1 vmlinux=$2 start length
+    [[ $(field "$image" $((0x202)) 4) == $((0x53726448)) ]] || fail "not a bzImage: $image" # "HdrS"
+    start=$((($(field "$image" $((0x1f1)) 1) + 1) * 512 + $(field "$image" $((0x248)) 4)))
+    length=$(field "$image" $((0x24c)) 4)
+    [[ $(field "$image" "$start" 4) == $((0xfd2fb528)) ]] || fail "the kernel is not packed by zstd: $image"
+    # The payload's last four bytes are not zstd's: they are the size of what is packed.
+    dd if="$image" bs=1M iflag=skip_bytes,count_bytes skip="$start" count=$((length - 4)) status=none | zstd -dcq >"$vmlinux"
+    [[ $(stat -c %s "$vmlinux") == $(field "$image" $((start + length - 4)) 4) ]] || fail "the kernel is torn: $image"
+    [[ $(LC_ALL=C readelf -n "$vmlinux") == *Xen* ]] || fail "the kernel has no entry for PVH: $image"
+}
+
+# files ROOT RELEASE MODULE… - the modules' files and those of what they need, in the order of loading.
+files() {
+    local root=$1 release=$2 module answer
+    shift 2
+    for module in "$@"; do
+        answer=$(/usr/sbin/modprobe --dirname "$root" --set-version "$release" --show-depends "$module")
+        [[ $answer != builtin* ]] || say "$module is built in"
+        printf '%s\n' "$answer"
+    done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }'
+}
+
+build_kernel() {
+    local dir=$1 work=$1/work modules release file names n=100
+    say "fetching a kernel from $(mirror) $suite"
+    private_apt "$work/apt"
+    fetch "$work/apt" "$work"
+    ln -s usr/lib "$work/lib" # where modprobe looks, whether or not its Debian has it merged
+    modules=("$work"/usr/lib/modules/*)
+    release=${modules[0]##*/}
+    unpack "${modules[0]}/vmlinuz" "$dir/vmlinux"
+    /usr/sbin/depmod --basedir "$work" "$release"
+    names=$(files "$work" "$release" "${wanted[@]}")
+    mkdir "$dir/modules"
+    for file in $names; do
+        # Unpacked here, once, and not by an emulated processor at every boot.
+        xz -dc "$file" >"$dir/modules/$n-$(basename "$file" .xz)"
+        n=$((n + 1))
+    done
+    rm -rf "$work"
+    say "$release with the modules $(cd "$dir/modules" && echo *)"
+    (cd "$dir" && find . -type f ! -name sums -print0 | sort -z | xargs -0 sha256sum >sums)
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Messages on a connection: their length in four bytes, the largest first, and JSON.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io::{Error, ErrorKind, Result};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// The longest message of the host, in bytes: an OCI specification may be as large.
+pub const FROM_HOST: usize = 16 << 20;
+
+/// The longest message of a guest, in bytes. All of them are short.
+pub const FROM_GUEST: usize = 64 << 10;
+
+/// Sends a message. Not cancel-safe.
+///
+/// # Errors
+/// Where the connection fails.
+pub async fn write<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), message: &T) -> Result<()> {
+    let text = serde_json::to_vec(message)?;
+    let length = u32::try_from(text.len()).map_err(|_| Error::new(ErrorKind::InvalidInput, "a message is too long"))?;
+    let mut bytes = Vec::with_capacity(4 + text.len());
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.extend_from_slice(&text);
+    to.write_all(&bytes).await?;
+    to.flush().await
+}
+
+/// Receives a message of at most `longest` bytes. Not cancel-safe.
+///
+/// # Errors
+/// `UnexpectedEof` at the end of the connection, `InvalidData` for what is no such message.
+pub async fn read<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin), longest: usize) -> Result<T> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length).await?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > longest {
+        return Err(Error::new(ErrorKind::InvalidData, format!("a message of {length} bytes, more than {longest}")));
+    }
+    // It grows with what arrives, not with what is promised.
+    let mut text = Vec::new();
+    from.take(length as u64).read_to_end(&mut text).await?;
+    if text.len() < length {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    serde_json::from_slice(&text).map_err(|error| Error::new(ErrorKind::InvalidData, format!("a message does not parse: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Answer, Event, Opening, Purpose, VERSION};
+
+    #[tokio::test]
+    async fn a_message_arrives_whole() {
+        let opening = Opening { version: VERSION, purpose: Purpose::Forward { port: 80 } };
+        let mut wire = Vec::new();
+        write(&mut wire, &opening).await.unwrap();
+        assert_eq!(read::<Opening>(&mut wire.as_slice(), FROM_HOST).await.unwrap(), opening);
+        for end in 0..wire.len() {
+            assert_eq!(read::<Opening>(&mut &wire[..end], FROM_HOST).await.unwrap_err().kind(), ErrorKind::UnexpectedEof, "{end}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_guest_may_not_say_is_refused() {
+        let long = ((FROM_GUEST + 1) as u32).to_be_bytes();
+        assert_eq!(read::<Answer>(&mut &long[..], FROM_GUEST).await.unwrap_err().kind(), ErrorKind::InvalidData);
+        for text in ["", "{", r#"{"Exited":{"container":"a","code":-1}}"#, r#"{"Exited":{"container":"a","exec":null,"code":1,"x":1}}"#] {
+            let mut wire = (text.len() as u32).to_be_bytes().to_vec();
+            wire.extend_from_slice(text.as_bytes());
+            assert_eq!(read::<Event>(&mut wire.as_slice(), FROM_GUEST).await.unwrap_err().kind(), ErrorKind::InvalidData, "{text}");
+        }
+    }
+}

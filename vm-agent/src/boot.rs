@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From the kernel's first process to a system in which containers can be made.
+
+use magnetar_core::config::LogLevel;
+use magnetar_core::error::{Context, Result};
+use magnetar_vm_agent_api as api;
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
+use std::ffi::CStr;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+/// Kernel modules, in the order of their names.
+const MODULES: &str = "/modules";
+
+/// A word of the kernel's command line: how much is logged.
+const LOG: &str = "magnetar.log=";
+
+/// The pod's /dev/shm: 64 MiB, as everywhere.
+const SHM: &CStr = c"mode=1777,size=65536k";
+
+/// What the command line asks for. /proc is mounted for it.
+pub fn log_level() -> Option<LogLevel> {
+    let _said_again_by_prepare = mount_fresh("proc", "/proc", c"");
+    let line = fs::read_to_string("/proc/cmdline").ok()?;
+    let level = line.split_ascii_whitespace().find_map(|word| word.strip_prefix(LOG))?;
+    serde_json::from_value(level.into()).ok()
+}
+
+/// Makes the system. To be called once, by process 1, with one thread.
+///
+/// # Errors
+/// What the kernel says.
+pub fn prepare() -> Result<()> {
+    load_modules()?;
+    change_root()?;
+    mount_fresh("sysfs", "/sys", c"")?;
+    mount_fresh("devpts", "/dev/pts", c"newinstance,ptmxmode=0666,mode=0620,gid=5")?;
+    link("pts/ptmx", "/dev/ptmx")?;
+    link("/proc/self/fd", "/dev/fd")?;
+    mount_fresh("mqueue", "/dev/mqueue", c"")?;
+    mount_fresh("cgroup2", "/sys/fs/cgroup", c"")?;
+    share_controllers()?;
+    for dir in [api::BUNDLES, api::STREAMS, api::MEMORY] {
+        make_dir(dir)?;
+    }
+    mount_fresh("tmpfs", api::SHM, SHM)?;
+    make_dir(api::SHARE)?;
+    mount(api::SHARE_TAG, api::SHARE, "virtiofs", MountFlags::NODEV, None).context(|| format!("cannot mount {}", api::SHARE))
+}
+
+fn load_modules() -> Result<()> {
+    let what = || format!("cannot list {MODULES}");
+    let mut names = fs::read_dir(MODULES).and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>()).context(what)?;
+    names.sort();
+    for name in names {
+        let file = fs::File::open(&name).context(|| format!("cannot open {}", name.display()))?;
+        rustix::system::finit_module(file, c"", 0).context(|| format!("cannot load {}", name.display()))?;
+    }
+    Ok(())
+}
+
+/// Nobody can pivot from the kernel's first root: so there is another one, a tmpfs, which has this program and nothing else.
+fn change_root() -> Result<()> {
+    let what = || "cannot change to a root that containers can leave".to_string();
+    let root = Path::new("/root");
+    mount_fresh("tmpfs", "/root", c"mode=755")?;
+    for dir in ["dev", "proc", "sys", "run", "tmp", "etc"] {
+        make_dir(root.join(dir))?;
+    }
+    let program = root.join("init");
+    fs::write(&program, "").context(what)?;
+    mount_bind("/init", &program).context(what)?;
+    mount_fresh("devtmpfs", "/root/dev", c"mode=755")?;
+    mount_move("/proc", "/root/proc").context(what)?;
+    rustix::process::chdir(root).context(what)?;
+    mount_move(".", "/").context(what)?;
+    rustix::process::chroot(".").context(what)?;
+    rustix::process::chdir("/").context(what)?;
+    mount_fresh("tmpfs", "/run", c"mode=755")?;
+    // The kernel opened these in the root that is gone.
+    let console = rustix::fs::open("/dev/console", OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).context(what)?;
+    rustix::stdio::dup2_stdin(&console).context(what)?;
+    rustix::stdio::dup2_stdout(&console).context(what)?;
+    rustix::stdio::dup2_stderr(&console).context(what)
+}
+
+/// Containers are below a cgroup of their own, whose numbers are the pod's.
+fn share_controllers() -> Result<()> {
+    let root = Path::new("/sys/fs/cgroup");
+    let available = fs::read_to_string(root.join("cgroup.controllers")).context(|| "cannot read the cgroup controllers".into())?;
+    let wanted = available.split_ascii_whitespace().map(|name| format!("+{name} ")).collect::<String>();
+    let pod = root.join(api::CGROUP.trim_start_matches('/'));
+    make_dir(&pod)?;
+    for dir in [root, &pod] {
+        fs::write(dir.join("cgroup.subtree_control"), &wanted).context(|| format!("cannot enable {wanted:?} in {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+fn mount_fresh(kind: &str, at: &str, options: &CStr) -> Result<()> {
+    make_dir(at)?;
+    let flags = match kind {
+        "proc" | "sysfs" | "cgroup2" | "mqueue" => MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        "devpts" => MountFlags::NOSUID | MountFlags::NOEXEC,
+        _ => MountFlags::NOSUID,
+    };
+    mount(kind, at, kind, flags, options).context(|| format!("cannot mount {kind} at {at}"))
+}
+
+fn make_dir(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    fs::create_dir_all(path).context(|| format!("cannot make {}", path.display()))
+}
+
+fn link(to: &str, at: &str) -> Result<()> {
+    // The kernel makes /dev/ptmx, which is of another instance of devpts.
+    let _there_may_be_none = fs::remove_file(at);
+    symlink(to, at).context(|| format!("cannot make {at}"))
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The host's connections. Each says what it is for, and has a task of its own.
+
+use crate::{events, pod, streams};
+use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::events::Event;
+use magnetar_core::ids::SandboxId;
+use magnetar_core::runtime::libcontainer::Libcontainer;
+use magnetar_core::task::{Containers, TaskService};
+use magnetar_vm_agent_api::{self as api, Opened, Opening, Purpose, frame};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+use tracing::{debug, info, warn};
+use ttrpc::asynchronous::transport::Listener;
+
+/// How many connections for the Task API may wait to be served.
+const QUEUE: usize = 8;
+
+/// All that a connection may be for.
+pub struct Doors {
+    listener: VsockListener,
+    tasks: TaskTracker,
+    inside: Arc<Inside>,
+    /// What serves the Task API.
+    server: ttrpc::asynchronous::Server,
+}
+
+struct Inside {
+    containers: Containers<Libcontainer>,
+    calls: mpsc::Sender<std::io::Result<VsockStream>>,
+    /// Taken by the one connection that is for them.
+    events: Mutex<Option<mpsc::Receiver<(SystemTime, Event)>>>,
+}
+
+impl Doors {
+    /// Listens.
+    pub fn open(
+        sandbox: SandboxId,
+        containers: Containers<Libcontainer>,
+        events: mpsc::Receiver<(SystemTime, Event)>,
+        tasks: TaskTracker,
+    ) -> Result<Self> {
+        let address = VsockAddr::new(VMADDR_CID_ANY, api::PORT);
+        let listener = VsockListener::bind(address).context(|| format!("cannot listen on the vsock port {}", api::PORT))?;
+        let (calls, connections) = mpsc::channel(QUEUE);
+        let server = ttrpc::asynchronous::Server::new()
+            .add_listener(Listener::new(ReceiverStream::new(connections)))
+            .register_service(containerd_shim_protos::shim_async::create_task(Arc::new(TaskService::new(sandbox, containers.clone()))));
+        let inside = Arc::new(Inside { containers, calls, events: Mutex::new(Some(events)) });
+        Ok(Self { listener, tasks, inside, server })
+    }
+
+    /// Tells the host, who waits for it, that there is somebody to talk to.
+    pub async fn announce(&self) -> Result<()> {
+        let address = VsockAddr::new(VMADDR_CID_HOST, api::READY_PORT);
+        // That there was a connection is all there is to know.
+        VsockStream::connect(address).await.map(drop).context(|| "cannot reach the host".into())
+    }
+
+    /// Takes connections until the host wants the guest to end.
+    pub async fn serve(mut self) -> Result<()> {
+        self.server.start().await?;
+        let (off, mut switched_off) = mpsc::channel(1);
+        loop {
+            tokio::select! {
+                accepted = self.listener.accept() => {
+                    let (stream, peer) = accepted.context(|| "cannot accept connections".into())?;
+                    if peer.cid() != VMADDR_CID_HOST {
+                        warn!(cid = peer.cid(), "a connection that is not the host's");
+                        continue;
+                    }
+                    self.tasks.spawn(take(self.inside.clone(), stream, off.clone()));
+                }
+                _ = switched_off.recv() => {
+                    info!("switched off");
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// One connection, from its first word to its end.
+async fn take(inside: Arc<Inside>, mut stream: VsockStream, off: mpsc::Sender<()>) {
+    let opening = match frame::read::<Opening>(&mut stream, frame::FROM_HOST).await {
+        Ok(opening) => opening,
+        Err(error) => {
+            warn!(%error, "a connection without a word");
+            return;
+        }
+    };
+    debug!(?opening, "connection");
+    let refuse = |reason: String| Opened::Refused { version: api::VERSION, reason };
+    if opening.version != api::VERSION {
+        let reason = format!("the agent speaks version {} of the guest protocol, not {}", api::VERSION, opening.version);
+        let _gone = frame::write(&mut stream, &refuse(reason)).await;
+        return;
+    }
+    let ended = match opening.purpose {
+        Purpose::Control => match welcome(&mut stream).await {
+            Ok(()) => pod::answer(&inside.containers, stream, off).await,
+            gone => gone,
+        },
+        Purpose::Events => {
+            let events = inside.events.lock().unwrap_or_else(PoisonError::into_inner).take();
+            match events {
+                Some(events) => match welcome(&mut stream).await {
+                    Ok(()) => {
+                        events::tell(stream, events).await;
+                        Ok(())
+                    }
+                    gone => gone,
+                },
+                None => frame::write(&mut stream, &refuse("somebody is told events already".into())).await,
+            }
+        }
+        Purpose::Tasks => match welcome(&mut stream).await {
+            // It fails only when the guest ends.
+            Ok(()) => inside.calls.send(Ok(stream)).await.map_err(|_| std::io::ErrorKind::BrokenPipe.into()),
+            gone => gone,
+        },
+        Purpose::Stream(name) => match streams::open(&name) {
+            Ok(fifo) => match welcome(&mut stream).await {
+                Ok(()) => streams::copy(fifo, name.kind, stream).await,
+                gone => gone,
+            },
+            Err(error) => frame::write(&mut stream, &refuse(error.to_string())).await,
+        },
+        Purpose::Forward { port } => match TcpStream::connect(("127.0.0.1", port)).await {
+            Ok(mut tcp) => match welcome(&mut stream).await {
+                Ok(()) => tokio::io::copy_bidirectional(&mut stream, &mut tcp).await.map(drop),
+                gone => gone,
+            },
+            Err(error) => frame::write(&mut stream, &refuse(format!("nothing listens on port {port}: {error}"))).await,
+        },
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a connection has ended");
+    }
+}
+
+async fn welcome(stream: &mut VsockStream) -> std::io::Result<()> {
+    frame::write(stream, &Opened::Ready).await
+}
+
+/// The host's word for an error.
+pub fn failed(error: &Error) -> api::Answer {
+    api::Answer::Failed(error.to_line())
+}

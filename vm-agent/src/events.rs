@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the host is told unasked, in the order in which it happened. The core tells much more; the host knows the rest.
+
+use magnetar_core::events::Event;
+use magnetar_vm_agent_api::{self as api, frame};
+use std::time::SystemTime;
+use tokio::io::AsyncWrite;
+use tokio::sync::mpsc;
+
+/// Tells events for as long as somebody listens.
+pub async fn tell(mut to: impl AsyncWrite + Unpin, mut events: mpsc::Receiver<(SystemTime, Event)>) {
+    while let Some((_, event)) = events.recv().await {
+        let told = match event {
+            Event::Oom(oom) => api::Event::OutOfMemory { container: oom.container_id },
+            Event::Exit(exit) => {
+                let exec = (exit.id != exit.container_id).then_some(exit.id);
+                api::Event::Exited { container: exit.container_id, exec, code: exit.exit_status }
+            }
+            Event::Create(_)
+            | Event::Start(_)
+            | Event::Delete(_)
+            | Event::ExecAdded(_)
+            | Event::ExecStarted(_)
+            | Event::Paused(_)
+            | Event::Resumed(_) => continue,
+        };
+        if frame::write(&mut to, &told).await.is_err() {
+            // Without its host a guest has nobody to live for; the host ends it.
+            return;
+        }
+    }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//! vm-agent: process 1 of a guest, and all that runs there beside the pod's containers.
+//!
+//! ```text
+//!  boot     mounts, kernel modules, a root that containers can pivot from
+//!  doors    takes the host's connections, each for one purpose
+//!  pod      makes the guest the pod: name, sysctls, network, clock; bundles of containers
+//!  streams  a process's FIFOs, and their connections
+//!  events   what the host is told unasked
+//!           containers: the core's, with libcontainer, and this program as the maker
+//! ```
+//!
+//! It has no settings of its own: what there is to know, the host tells. When it cannot go on it says why on the console and
+//! ends, and the machine with it.
+//!
+//! Deliberately absent: a shell, a log file, and anything that reaches out to the host.
+
+mod boot;
+mod doors;
+mod events;
+mod network;
+mod pod;
+mod streams;
+
+use magnetar_core::config::{LogLevel, RuntimeConfig};
+use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::events::Events;
+use magnetar_core::idle::Idle;
+use magnetar_core::ids::{Namespace, SandboxId};
+use magnetar_core::logging;
+use magnetar_core::reaper::Reaper;
+use magnetar_core::record::PodDir;
+use magnetar_core::runtime::libcontainer::{self, Libcontainer, Native};
+use magnetar_core::server::Parts;
+use magnetar_core::task::Containers;
+use rustix::system::RebootCommand;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tokio_util::task::TaskTracker;
+use tracing::error;
+
+/// This program, as long as there is a guest.
+const PROGRAM: &str = "/init";
+
+/// Where the containers' records are.
+const STATE: &str = "/run/magnetar/state";
+
+fn main() -> ExitCode {
+    if let Some(code) = libcontainer::run_if_asked(Native) {
+        return code;
+    }
+    if std::process::id() != 1 {
+        eprintln!("vm-agent: this program is process 1 of a guest that magnetar-vmm has made");
+        return ExitCode::FAILURE;
+    }
+    logging::start(boot::log_level().unwrap_or(LogLevel::Info));
+    if let Err(error) = run() {
+        // The host shows the end of the console.
+        error!(%error, "the guest cannot go on");
+    }
+    rustix::fs::sync();
+    // It returns only where it fails, and then the kernel panics because process 1 has ended.
+    let _failed = rustix::system::reboot(RebootCommand::PowerOff);
+    ExitCode::FAILURE
+}
+
+fn run() -> Result<()> {
+    boot::prepare()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
+    runtime.block_on(serve())
+}
+
+async fn serve() -> Result<()> {
+    let (reaper, reap) = Reaper::start()?;
+    let (events, told) = Events::queue();
+    let (idle, give_back) = Idle::new();
+    let tasks = TaskTracker::new();
+    let parts = Parts { reaper: reaper.clone(), events, idle, tasks: tasks.clone() };
+    // Nobody sees these names: a guest is one pod.
+    let (namespace, sandbox) = (Namespace::parse("guest")?, SandboxId::parse("pod")?);
+    let dir = PodDir::new(Path::new(STATE), &namespace, &sandbox)?;
+    dir.make()?;
+    let config = RuntimeConfig { name: libcontainer::NAME.into(), systemd_cgroup: false };
+    let runtime = Libcontainer::new(&config, &dir, reaper, PathBuf::from(PROGRAM))?;
+    let containers = Containers::new(runtime, dir, &parts);
+    let doors = doors::Doors::open(sandbox, containers, told, tasks)?;
+    doors.announce().await?;
+    tokio::select! {
+        ended = doors.serve() => ended,
+        () = reap => Err(Error::internal("the loop that reaps has ended")),
+        () = give_back => Err(Error::internal("the loop that gives memory back has ended")),
+    }
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the host asks for beside the Task API.
+
+use crate::{doors, network};
+use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::ids::ContainerId;
+use magnetar_core::runtime::libcontainer::Libcontainer;
+use magnetar_core::task::Containers;
+use magnetar_sys::holder::{self, HolderError};
+use magnetar_vm_agent_api::{self as api, Answer, Bundle, Memory, Request, Setup, frame};
+use rustix::mount::{MountFlags, mount, mount_bind};
+use rustix::time::{ClockId, Timespec};
+use std::ffi::CString;
+use std::path::{Component, Path, PathBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tracing::info;
+
+/// Answers requests, one after the other, until the host is gone or wants the guest to end.
+pub async fn answer(
+    containers: &Containers<Libcontainer>,
+    mut host: impl AsyncRead + AsyncWrite + Unpin,
+    off: mpsc::Sender<()>,
+) -> std::io::Result<()> {
+    loop {
+        let request = frame::read::<Request>(&mut host, frame::FROM_HOST).await?;
+        let done = match request {
+            Request::SetUp(setup) => set_up(&setup).await,
+            Request::Bundle(bundle) => write_bundle(&bundle),
+            Request::Forget { container } => forget(container),
+            Request::Clock { now } => set_clock(now),
+            Request::Ping => Ok(()),
+            Request::SwitchOff => {
+                let done = containers.kill_all().await;
+                // It fails where the guest is ending already.
+                let _ending = off.send(()).await;
+                done
+            }
+        };
+        let answer = done.map_or_else(|error| doors::failed(&error), |()| Answer::Done);
+        frame::write(&mut host, &answer).await?;
+    }
+}
+
+async fn set_up(setup: &Setup) -> Result<()> {
+    set_clock(setup.now)?;
+    if !setup.hostname.is_empty() {
+        nix::unistd::sethostname(&setup.hostname).context(|| format!("cannot set the hostname {:?}", setup.hostname))?;
+    }
+    for (name, value) in &setup.sysctls {
+        if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(Error::invalid(format!("{name:?} is no sysctl")));
+        }
+        std::fs::write(Path::new("/proc/sys").join(name), value).context(|| format!("cannot set the sysctl {name} = {value:?}"))?;
+    }
+    if setup.shared_pid {
+        hold_pid_namespace()?;
+    }
+    network::configure(&setup.network).await?;
+    info!(sandbox = setup.sandbox, "ready");
+    Ok(())
+}
+
+/// Containers that share their process ids have a process 1 that is not this one.
+fn hold_pid_namespace() -> Result<()> {
+    let held = holder::spawn(true, || Ok(())).map_err(|error| match error {
+        HolderError::Fork(error) => Error::internal(format!("cannot fork the process that holds the PID namespace: {error}")),
+        HolderError::Prepare(message) => Error::internal(message),
+    })?;
+    let what = || "cannot keep the pod's PID namespace".to_string();
+    std::fs::write(api::PID_NAMESPACE, "").context(what)?;
+    mount_bind(format!("/proc/{held}/ns/pid"), api::PID_NAMESPACE).context(what)
+}
+
+fn set_clock(now: u64) -> Result<()> {
+    let time = Timespec { tv_sec: (now / 1_000_000_000) as i64, tv_nsec: (now % 1_000_000_000) as _ };
+    rustix::time::clock_settime(ClockId::Realtime, time).context(|| "cannot set the clock".into())
+}
+
+fn write_bundle(bundle: &Bundle) -> Result<()> {
+    let container = ContainerId::parse(bundle.container.clone())?;
+    for memory in &bundle.memory {
+        make_memory(memory)?;
+    }
+    let dir = bundle_dir(&container);
+    std::fs::create_dir_all(&dir).context(|| format!("cannot make {}", dir.display()))?;
+    std::fs::write(dir.join("config.json"), &bundle.spec).context(|| format!("cannot write the specification of container {container}"))
+}
+
+fn make_memory(memory: &Memory) -> Result<()> {
+    let path = format!("{}/{}", api::MEMORY, memory.name);
+    let what = || format!("cannot make the volume {path}");
+    if Path::new(&path).exists() {
+        return Ok(());
+    }
+    std::fs::create_dir(&path).context(what)?;
+    let mut options = format!("mode={:o}", memory.mode & 0o7777);
+    if let Some(size) = memory.size {
+        options.push_str(&format!(",size={size}"));
+    }
+    let options = CString::new(options).map_err(|_| Error::internal(what()))?;
+    mount("tmpfs", &path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str()).context(what)
+}
+
+/// Removes what [`write_bundle`] and the streams have made.
+fn forget(container: String) -> Result<()> {
+    let container = ContainerId::parse(container)?;
+    for dir in [bundle_dir(&container), Path::new(api::STREAMS).join(container.as_str())] {
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context(|| format!("cannot remove {}", dir.display())),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn bundle_dir(container: &ContainerId) -> PathBuf {
+    Path::new(api::BUNDLES).join(container.as_str())
+}
