@@ -1,1 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+//! magnetar-vmm: pods that are virtual machines.
+#![allow(dead_code, reason = "being built")]
+mod hypervisor;
+mod spec;
 fn main() {}

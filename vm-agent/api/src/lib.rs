@@ -18,6 +18,7 @@
 //!
 //! Deliberately absent: names of files on the host, and any call that makes the host act.
 
+pub mod chunk;
 pub mod frame;
 pub mod network;
 

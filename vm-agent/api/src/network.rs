@@ -1,7 +1,85 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The guest's network.
+//! The guest's network: what the pod's network namespace has on the host, for the guest to have the same.
+
 use serde::{Deserialize, Serialize};
-/// stub
+use std::fmt;
+use std::net::IpAddr;
+
+/// All of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Network {}
+pub struct Network {
+    /// Interfaces beside the loopback.
+    pub interfaces: Vec<Interface>,
+    /// Routes that do not follow from the addresses alone, in the order in which they can be made.
+    pub routes: Vec<Route>,
+    /// Neighbours that are known for good.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// One interface. The guest finds it by its hardware address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interface {
+    /// Its name in the pod, such as `eth0`: at most 15 bytes.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: Mac,
+    /// Its MTU, in bytes.
+    pub mtu: u32,
+    /// Its addresses.
+    pub addresses: Vec<Prefix>,
+}
+
+/// An address with the length of its network's prefix, in bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prefix {
+    /// The address.
+    pub ip: IpAddr,
+    /// At most 32, or 128 with IPv6.
+    pub length: u8,
+}
+
+/// One route of the main table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Where to. A default route has a length of 0.
+    pub to: Prefix,
+    /// By way of whom; none for what is on the link.
+    pub gateway: Option<IpAddr>,
+    /// The [`Interface::name`] of where it leaves.
+    pub interface: String,
+    /// Preferred source address.
+    pub source: Option<IpAddr>,
+    /// Scope, as in rtnetlink(7): 0 is the universe, 253 the link.
+    pub scope: u8,
+    /// Whether the gateway is on the link although no address says so.
+    pub on_link: bool,
+    /// Metric; the kernel's choice if none.
+    pub metric: Option<u32>,
+}
+
+/// A neighbour with its hardware address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Neighbour {
+    /// The [`Interface::name`] of where it is.
+    pub interface: String,
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its hardware address.
+    pub mac: Mac,
+}
+
+/// A hardware address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a hypervisor is to the rest of this program. One file each; what one of them alone knows stays in its file.
+
+pub mod qemu;
+
+use crate::spec::VmSpec;
+use magnetar_core::error::Result;
+use std::ffi::OsString;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+/// What a hypervisor can do. Asked before anything is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Whether it can emulate a processor where there is no KVM.
+    pub emulates: bool,
+    /// Whether a virtiofsd can share files with its guests.
+    pub virtiofs: bool,
+    /// Whether a vhost-user device can be its guests' vsock.
+    pub user_vsock: bool,
+    /// Whether the kernel's vhost-vsock can.
+    pub kernel_vsock: bool,
+}
+
+/// A program to be run, with the descriptors that it inherits.
+#[derive(Debug)]
+pub struct Invocation<'a> {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Descriptors, and the numbers that they have there.
+    pub descriptors: Vec<(BorrowedFd<'a>, RawFd)>,
+}
+
+/// Whether a machine runs, as its hypervisor has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineState {
+    /// Its processors execute.
+    Running,
+    /// Somebody has paused it.
+    Paused,
+    /// Its kernel has panicked.
+    Panicked,
+    /// It is being made, or ends.
+    Other,
+}
+
+/// A kind of hypervisor.
+pub trait Hypervisor: Send + Sync + 'static {
+    /// The connection to one that runs.
+    type Control: Control;
+
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// How it is run: nothing but a function of the machine. Its standard output is the guest's console.
+    fn invocation<'a>(&self, spec: &'a VmSpec) -> Invocation<'a>;
+
+    /// Connects to one that was just run for a machine whose [`VmSpec::dir`] is `dir`, and lets the guest begin if it waits.
+    fn connect(&self, dir: &Path) -> impl Future<Output = Result<Self::Control>> + Send;
+}
+
+/// The connection to a hypervisor that runs.
+pub trait Control: Send + 'static {
+    /// Whether the machine runs. Not cancel-safe.
+    fn state(&mut self) -> impl Future<Output = Result<MachineState>> + Send;
+
+    /// Ends it at once, without the guest's help. Not cancel-safe.
+    fn quit(&mut self) -> impl Future<Output = Result<()>> + Send;
+}

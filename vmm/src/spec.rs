@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a virtual machine is made of: checked, and the same for every hypervisor.
+
+use magnetar_core::ids::SandboxId;
+use magnetar_vm_agent_api::network::Mac;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// A machine to be started.
+#[derive(Debug)]
+pub struct VmSpec {
+    /// The pod that it is, for names.
+    pub sandbox: SandboxId,
+    /// The kernel: an ELF file with a PVH entry.
+    pub kernel: PathBuf,
+    /// What the kernel unpacks into its first root.
+    pub initramfs: PathBuf,
+    /// Words of the kernel's command line that are not the hypervisor's to choose.
+    pub parameters: Vec<String>,
+    /// Its memory, in MiB: at least [`LEAST_MEMORY`].
+    pub memory_mib: u32,
+    /// Its processors, at least one.
+    pub vcpus: u32,
+    /// What executes its code.
+    pub acceleration: Acceleration,
+    /// The vhost-user socket of the virtiofsd that shares files with it, under [`magnetar_vm_agent_api::SHARE_TAG`].
+    pub share: PathBuf,
+    /// How it is talked to.
+    pub vsock: Vsock,
+    /// Its network interfaces.
+    pub nics: Vec<Nic>,
+    /// The directory for the hypervisor's own sockets, which nobody but root can enter.
+    pub dir: PathBuf,
+}
+
+/// Less memory than this does not boot, in MiB.
+pub const LEAST_MEMORY: u32 = 96;
+
+/// What executes a guest's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acceleration {
+    /// The processor, through /dev/kvm.
+    Kvm,
+    /// A program that translates it: about ten times slower.
+    Tcg,
+}
+
+/// The host's end of a guest's vsock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Vsock {
+    /// The kernel's: /dev/vhost-vsock, and AF_VSOCK sockets on the host.
+    Kernel {
+        /// The guest's address, at least 3.
+        cid: u32,
+    },
+    /// A process's: a vhost-user device, and Unix sockets on the host.
+    User {
+        /// The device's vhost-user socket.
+        device: PathBuf,
+    },
+}
+
+/// A network interface.
+#[derive(Debug)]
+pub struct Nic {
+    /// The host's end: a tap device with a virtio-net header, opened with one queue.
+    pub tap: OwnedFd,
+    /// The guest's hardware address.
+    pub mac: Mac,
+    /// Its MTU, in bytes.
+    pub mtu: u32,
+}
