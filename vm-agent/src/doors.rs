@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The host's connections. Each says what it is for, and has a task of its own.
 
-use crate::{events, pod, streams};
+use crate::streams::Streams;
+use crate::{events, pod};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::events::Event;
 use magnetar_core::ids::SandboxId;
@@ -32,6 +33,7 @@ pub struct Doors {
 
 struct Inside {
     containers: Containers<Libcontainer>,
+    streams: Streams,
     calls: mpsc::Sender<std::io::Result<VsockStream>>,
     /// Taken by the one connection that is for them.
     events: Mutex<Option<mpsc::Receiver<(SystemTime, Event)>>>,
@@ -51,7 +53,7 @@ impl Doors {
         let server = ttrpc::asynchronous::Server::new()
             .add_listener(Listener::new(ReceiverStream::new(connections)))
             .register_service(containerd_shim_protos::shim_async::create_task(Arc::new(TaskService::new(sandbox, containers.clone()))));
-        let inside = Arc::new(Inside { containers, calls, events: Mutex::new(Some(events)) });
+        let inside = Arc::new(Inside { containers, streams: Streams::default(), calls, events: Mutex::new(Some(events)) });
         Ok(Self { listener, tasks, inside, server })
     }
 
@@ -103,7 +105,7 @@ async fn take(inside: Arc<Inside>, mut stream: VsockStream, off: mpsc::Sender<()
     }
     let ended = match opening.purpose {
         Purpose::Control => match welcome(&mut stream).await {
-            Ok(()) => pod::answer(&inside.containers, stream, off).await,
+            Ok(()) => pod::answer(&inside.containers, &inside.streams, stream, off).await,
             gone => gone,
         },
         Purpose::Events => {
@@ -124,9 +126,9 @@ async fn take(inside: Arc<Inside>, mut stream: VsockStream, off: mpsc::Sender<()
             Ok(()) => inside.calls.send(Ok(stream)).await.map_err(|_| std::io::ErrorKind::BrokenPipe.into()),
             gone => gone,
         },
-        Purpose::Stream(name) => match streams::open(&name) {
-            Ok(fifo) => match welcome(&mut stream).await {
-                Ok(()) => streams::copy(fifo, name.kind, stream).await,
+        Purpose::Stream(name) => match inside.streams.open(&name) {
+            Ok(opened) => match welcome(&mut stream).await {
+                Ok(()) => opened.copy(stream).await,
                 gone => gone,
             },
             Err(error) => frame::write(&mut stream, &refuse(error.to_string())).await,

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the host asks for beside the Task API.
 
+use crate::streams::Streams;
 use crate::{doors, network};
 use magnetar_core::error::{Context, Error, Result};
-use magnetar_core::ids::ContainerId;
+use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::runtime::libcontainer::Libcontainer;
 use magnetar_core::task::Containers;
 use magnetar_sys::holder::{self, HolderError};
@@ -12,13 +13,18 @@ use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::time::{ClockId, Timespec};
 use std::ffi::CString;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tracing::info;
 
+/// How far the clock may be from the host's. A request may be on its way for as long.
+const WRONG: Duration = Duration::from_secs(1);
+
 /// Answers requests, one after the other, until the host is gone or wants the guest to end.
 pub async fn answer(
     containers: &Containers<Libcontainer>,
+    streams: &Streams,
     mut host: impl AsyncRead + AsyncWrite + Unpin,
     off: mpsc::Sender<()>,
 ) -> std::io::Result<()> {
@@ -27,9 +33,8 @@ pub async fn answer(
         let done = match request {
             Request::SetUp(setup) => set_up(&setup).await,
             Request::Bundle(bundle) => write_bundle(&bundle),
-            Request::Forget { container } => forget(container),
-            Request::Clock { now } => set_clock(now),
-            Request::Ping => Ok(()),
+            Request::Forget { container, exec } => forget(streams, container, exec),
+            Request::Ping { now } => keep_clock(now),
             Request::SwitchOff => {
                 let done = containers.kill_all().await;
                 // It fails where the guest is ending already.
@@ -72,6 +77,17 @@ fn hold_pid_namespace() -> Result<()> {
     mount_bind(format!("/proc/{held}/ns/pid"), api::PID_NAMESPACE).context(what)
 }
 
+/// Sets the clock where it is wrong: only after a pause is it, and setting it for less would make it jump back and forth.
+fn keep_clock(now: u64) -> Result<()> {
+    let here = rustix::time::clock_gettime(ClockId::Realtime);
+    let here = Duration::new(here.tv_sec.max(0) as u64, here.tv_nsec as u32);
+    if here.abs_diff(Duration::from_nanos(now)) < WRONG {
+        return Ok(());
+    }
+    info!("the clock was wrong");
+    set_clock(now)
+}
+
 fn set_clock(now: u64) -> Result<()> {
     let time = Timespec { tv_sec: (now / 1_000_000_000) as i64, tv_nsec: (now % 1_000_000_000) as _ };
     rustix::time::clock_settime(ClockId::Realtime, time).context(|| "cannot set the clock".into())
@@ -103,15 +119,28 @@ fn make_memory(memory: &Memory) -> Result<()> {
 }
 
 /// Removes what [`write_bundle`] and the streams have made.
-fn forget(container: String) -> Result<()> {
+fn forget(streams: &Streams, container: String, exec: Option<String>) -> Result<()> {
     let container = ContainerId::parse(container)?;
-    for dir in [bundle_dir(&container), Path::new(api::STREAMS).join(container.as_str())] {
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context(|| format!("cannot remove {}", dir.display())),
-            Ok(()) | Err(_) => {}
-        }
+    if let Some(exec) = exec {
+        return streams.forget(&container, Some(&ExecId::parse(exec)?));
     }
-    Ok(())
+    streams.forget(&container, None)?;
+    leave_share(&container)?;
+    let dir = bundle_dir(&container);
+    match std::fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context(|| format!("cannot remove {}", dir.display())),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Lets go of what the host shares of a container: its file systems, and all that this kernel remembers of their files, which
+/// the host keeps open for it.
+fn leave_share(container: &ContainerId) -> Result<()> {
+    for mounted in magnetar_core::mount::mounts_below(&Path::new(api::SHARE).join(container.as_str()))? {
+        magnetar_core::mount::unmount(&mounted)?;
+    }
+    // Entries and inodes that nobody uses; proc(5).
+    std::fs::write("/proc/sys/vm/drop_caches", "2").context(|| "cannot drop what is remembered of files".into())
 }
 
 fn bundle_dir(container: &ContainerId) -> PathBuf {

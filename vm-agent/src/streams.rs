@@ -7,76 +7,151 @@
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_sys::readiness;
-use magnetar_vm_agent_api::{StreamKind, StreamName};
+use magnetar_vm_agent_api::{self as api, StreamKind, StreamName, chunk};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest};
+use tokio_util::sync::CancellationToken;
 
-/// Bytes moved at a time.
-const BUFFER: usize = 32 << 10;
+/// The processes that have streams.
+#[derive(Debug, Default)]
+pub struct Streams(Mutex<BTreeMap<(ContainerId, Option<ExecId>), Process>>);
 
-/// Makes a FIFO, and opens the end of it that is not the process's.
-///
-/// # Errors
-/// `InvalidArgument` for a name that is none, and what the kernel says.
-pub fn open(name: &StreamName) -> Result<AsyncFd<OwnedFd>> {
-    ContainerId::parse(name.container.clone())?;
-    name.exec.clone().map(ExecId::parse).transpose()?;
-    let path = PathBuf::from(name.path());
-    let what = || format!("cannot make the stream {}", path.display());
-    let dir = path.parent().ok_or_else(|| Error::internal(what()))?;
-    std::fs::create_dir_all(dir).context(what)?;
-    rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).context(what)?;
-    // For writing: open for reading too, so that it can be opened before its process is there.
-    let flags = if name.kind == StreamKind::Stdin { OFlags::RDWR } else { OFlags::RDONLY };
-    let fifo = rustix::fs::open(&path, flags | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).context(what)?;
-    readiness::watch(fifo).context(what)
+#[derive(Debug, Default)]
+struct Process {
+    paths: Vec<PathBuf>,
+    forgotten: CancellationToken,
 }
 
-/// Copies until the process has closed its end, or the host its.
-pub async fn copy(fifo: AsyncFd<OwnedFd>, kind: StreamKind, connection: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
+/// One stream that was opened.
+#[derive(Debug)]
+pub struct Opened {
+    fifo: AsyncFd<OwnedFd>,
+    kind: StreamKind,
+    forgotten: CancellationToken,
+}
+
+impl Streams {
+    /// Makes a FIFO, and opens the end of it that is not the process's.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name that is none, and what the kernel says.
+    pub fn open(&self, name: &StreamName) -> Result<Opened> {
+        let container = ContainerId::parse(name.container.clone())?;
+        let exec = name.exec.clone().map(ExecId::parse).transpose()?;
+        let path = PathBuf::from(name.path());
+        let what = || format!("cannot make the stream {}", path.display());
+        let dir = path.parent().ok_or_else(|| Error::internal(what()))?;
+        std::fs::create_dir_all(dir).context(what)?;
+        rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).context(what)?;
+        let forgotten = {
+            let mut processes = self.processes();
+            let process = processes.entry((container, exec)).or_default();
+            process.paths.push(path.clone());
+            process.forgotten.clone()
+        };
+        // For writing: open for reading too, so that it can be opened before its process is there.
+        let flags = if name.kind == StreamKind::Stdin { OFlags::RDWR } else { OFlags::RDONLY };
+        let fifo = rustix::fs::open(&path, flags | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).context(what)?;
+        Ok(Opened { fifo: readiness::watch(fifo).context(what)?, kind: name.kind, forgotten })
+    }
+
+    /// Ends what is left of a process's streams; with a container, those of its execs too.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn forget(&self, container: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
+        let gone: Vec<Process> = {
+            let mut processes = self.processes();
+            let names = processes.keys().filter(|(of, its)| of == container && (exec.is_none() || its.as_ref() == exec));
+            let names: Vec<_> = names.cloned().collect();
+            names.iter().filter_map(|name| processes.remove(name)).collect()
+        };
+        for process in gone {
+            process.forgotten.cancel();
+            for path in process.paths {
+                remove(std::fs::remove_file(&path), &path)?;
+            }
+        }
+        if exec.is_none() {
+            let dir = Path::new(api::STREAMS).join(container.as_str());
+            remove(std::fs::remove_dir(&dir), &dir)?;
+        }
+        Ok(())
+    }
+
+    fn processes(&self) -> MutexGuard<'_, BTreeMap<(ContainerId, Option<ExecId>), Process>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn remove(removed: std::io::Result<()>, path: &Path) -> Result<()> {
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context(|| format!("cannot remove {}", path.display())),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+impl Opened {
+    /// Copies until the process has closed its end, the host its, or the process is forgotten.
+    ///
+    /// # Errors
+    /// Where one of the ends fails.
+    pub async fn copy(self, connection: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
+        let Self { fifo, kind, forgotten } = self;
+        let copied = async {
+            match kind {
+                StreamKind::Stdin => copy_in(&fifo, connection).await,
+                StreamKind::Stdout | StreamKind::Stderr => copy_out(&fifo, connection).await,
+            }
+        };
+        tokio::select! {
+            copied = copied => copied,
+            () = forgotten.cancelled() => Ok(()),
+        }
+    }
+}
+
+async fn copy_in(fifo: &AsyncFd<OwnedFd>, mut host: impl AsyncRead + Unpin) -> std::io::Result<()> {
+    let mut buffer = chunk::Buffer::default();
+    while let Some(mut rest) = buffer.receive(&mut host).await? {
+        while !rest.is_empty() {
+            let written = fifo.async_io(Interest::WRITABLE, |fifo| Ok(rustix::io::write(fifo, rest)?)).await?;
+            rest = &rest[written..];
+        }
+    }
+    Ok(())
+}
+
+async fn copy_out(fifo: &AsyncFd<OwnedFd>, connection: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
     let (mut host, mut to_host) = tokio::io::split(connection);
-    match kind {
-        StreamKind::Stdin => {
-            let mut buffer = vec![0; BUFFER];
-            loop {
-                let length = host.read(&mut buffer).await?;
-                if length == 0 {
-                    return Ok(());
+    let mut word = [0];
+    let all = async {
+        let mut buffer = chunk::Buffer::default();
+        loop {
+            // Waits before it reads: a FIFO that nobody has opened for writing yet reads as if it had ended.
+            let mut ready = fifo.readable().await?;
+            match ready.try_io(|fifo| Ok(rustix::io::read(fifo, buffer.space())?)) {
+                Ok(Ok(length)) => {
+                    buffer.send(length, &mut to_host).await?;
+                    if length == 0 {
+                        return Ok(());
+                    }
                 }
-                let mut rest = &buffer[..length];
-                while !rest.is_empty() {
-                    let written = fifo.async_io(Interest::WRITABLE, |fifo| Ok(rustix::io::write(fifo, rest)?)).await?;
-                    rest = &rest[written..];
-                }
+                Ok(Err(error)) => return Err(error),
+                Err(_would_block) => {}
             }
         }
-        StreamKind::Stdout | StreamKind::Stderr => {
-            let mut word = [0];
-            tokio::select! {
-                copied = copy_out(&fifo, &mut to_host) => copied?,
-                // The host says nothing here: it has gone.
-                ended = host.read(&mut word) => return ended.map(drop),
-            }
-            to_host.shutdown().await?;
-            // Closed by us alone, the connection might end before its last bytes have arrived.
-            host.read(&mut word).await.map(drop)
-        }
+    };
+    tokio::select! {
+        sent = all => sent?,
+        // The host says nothing here: it has gone.
+        ended = host.read(&mut word) => return ended.map(drop),
     }
-}
-
-async fn copy_out(fifo: &AsyncFd<OwnedFd>, to: &mut (impl AsyncWrite + Unpin)) -> std::io::Result<()> {
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        // Waits before it reads: a FIFO that nobody has opened for writing yet reads as if it had ended.
-        let mut ready = fifo.readable().await?;
-        match ready.try_io(|fifo| Ok(rustix::io::read(fifo, &mut buffer)?)) {
-            Ok(Ok(0)) => return Ok(()),
-            Ok(Ok(length)) => to.write_all(&buffer[..length]).await?,
-            Ok(Err(error)) => return Err(error),
-            Err(_would_block) => {}
-        }
-    }
+    // Whoever has the end closes. Closed here, what is on its way might be lost.
+    host.read(&mut word).await.map(drop)
 }

@@ -1,6 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
-//! magnetar-vmm: pods that are virtual machines.
-#![allow(dead_code, reason = "being built")]
+//! magnetar-vmm: pods that are virtual machines, each with a kernel of its own.
+//!
+//! ```text
+//! containerd ──ttrpc──> this process, one per pod
+//!                        │  pod      cgroup, network, files of the pod; the Sandbox API's side
+//!                        │  relay    the Task API: book-keeping here, containers in the guest
+//!                        │  machine  ├── the hypervisor ──── the guest: vm-agent is its init
+//!                        │           ├── virtiofsd           files, by way of share
+//!                        │           └── vhost-device-vsock  connections to the agent, by way of guest
+//!                        └─ forward  connections to the pod's loopback, carried into the guest
+//! ```
+//!
+//! What one hypervisor alone knows is in its file in `hypervisor`. Deliberately absent: anything that the guest could have
+//! the host do, and a cache of anything: a machine is made from what is on disk, and goes with its pod.
+
+mod acceleration;
+mod config;
+mod devices;
+mod forward;
+mod guest;
 mod hypervisor;
+mod machine;
+mod network;
+mod pod;
+mod processes;
+mod program;
+mod relay;
+mod share;
 mod spec;
-fn main() {}
+mod streams;
+mod translate;
+mod words;
+
+use config::{HypervisorName, VmConfig};
+use hypervisor::qemu::Qemu;
+use magnetar_core::sandbox_files::SandboxFiles;
+use magnetar_core::server;
+use pod::VmPod;
+use relay::Relay;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    server::main("magnetar-vmm", |inherited| {
+        inherited.serve(|dir, record, parts| {
+            let config = VmConfig::parse(&record.config.vm)?;
+            let files = SandboxFiles::new(&record.config.containerd, &record.sandbox, dir);
+            let relay = Relay::new(record.sandbox.clone(), dir.clone(), files.state_dir.join("shm"), parts);
+            let hypervisor = match config.hypervisor {
+                HypervisorName::Qemu => Qemu::new(config.program.as_deref())?,
+            };
+            Ok((VmPod::new(hypervisor, config, dir.clone(), record, relay.clone(), parts.clone()), relay))
+        })
+    })
+}

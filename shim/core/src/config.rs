@@ -18,6 +18,8 @@ pub struct HandlerConfig {
     pub containerd: Containerd,
     /// How containers are made.
     pub runtime: RuntimeConfig,
+    /// The table `vm`, which the sandboxer of virtual machines reads, and refuses if it does not know all of it.
+    pub vm: serde_json::Map<String, serde_json::Value>,
     /// What the sandbox process logs: `error`, `warn`, `info`, `debug` or `trace`.
     pub log_level: LogLevel,
 }
@@ -71,6 +73,7 @@ impl Default for HandlerConfig {
             sandboxer: "runc".into(),
             containerd: Containerd::default(),
             runtime: RuntimeConfig::default(),
+            vm: serde_json::Map::new(),
             log_level: LogLevel::default(),
         }
     }

@@ -18,6 +18,7 @@
 use crate::config::HandlerConfig;
 use crate::error::{Code, Context, Error, Result};
 use crate::ids::{ContainerId, Namespace, SandboxId};
+use crate::mount;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -147,7 +148,13 @@ impl PodDir {
     }
 
     /// Removes the directory; gone already is fine.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` while something is mounted in it, which would be emptied; and what the kernel says.
     pub fn remove(&self) -> Result<()> {
+        if let Some(mounted) = mount::mounts_below(&self.0)?.first() {
+            return Err(Error::precondition(format!("cannot remove {}: {} is mounted", self.0.display(), mounted.display())));
+        }
         match std::fs::remove_dir_all(&self.0) {
             Ok(()) => Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -13,7 +13,7 @@ use crate::idle::Idle;
 use crate::logging;
 use crate::reaper::Reaper;
 use crate::record::{PodDir, PodLock, PodRecord};
-use crate::sandbox::{Pod, PodRequest, SandboxService, Sandboxer};
+use crate::sandbox::{Death, Pod, PodRequest, SandboxService, Sandboxer};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::{Task, create_task};
@@ -209,6 +209,14 @@ impl<S: Sandboxer> Sandboxer for Perhaps<S> {
         match &self.0 {
             Ok(sandboxer) => sandboxer.metrics(),
             Err(error) => Err(error.clone()),
+        }
+    }
+
+    async fn died(&mut self) -> Death {
+        match &mut self.0 {
+            Ok(sandboxer) => sandboxer.died().await,
+            // It was never ready.
+            Err(_) => std::future::pending().await,
         }
     }
 }

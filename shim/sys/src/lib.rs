@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! abort          the last words of a process that aborts
+//! bound          programs that do not outlive whoever runs them
 //! compiled       code of a Wasm engine (feature `wasmtime`)
 //! library        libraries that are loaded when they are needed (feature `library`)
 //! listener       the socket that a sandbox process is born with
@@ -20,6 +21,7 @@
 //! What rustix or nix offer safely is called from where it is needed, not from here.
 
 pub mod abort;
+pub mod bound;
 #[cfg(feature = "wasmtime")]
 pub mod compiled;
 pub mod device_filter;

@@ -13,7 +13,8 @@
 //!        Forward   bytes of a TCP connection to a port in the guest
 //! ```
 //!
-//! Every connection is made by the host but one, [`READY_PORT`]: the guest has no way to ask for anything. Messages are JSON in frames ([`frame`]).
+//! Every connection is made by the host but one, [`READY_PORT`]: the guest has no way to ask for anything. Messages are JSON
+//! in frames ([`frame`]), bytes come in chunks ([`chunk`]).
 //! The bundle of a container is told by [`Request::Bundle`]; all else about containers is the Task API.
 //!
 //! Deliberately absent: names of files on the host, and any call that makes the host act.
@@ -151,18 +152,18 @@ pub enum Request {
     SetUp(Box<Setup>),
     /// Writes the bundle of a container, to be created by the Task API.
     Bundle(Bundle),
-    /// Removes what was made for a container beside it: its bundle and its FIFOs.
+    /// Removes what was made for a process beside it: its streams, and with a container all else that was made for it.
     Forget {
         /// The container.
         container: String,
+        /// The exec; the container itself if there is none.
+        exec: Option<String>,
     },
-    /// Sets the clock.
-    Clock {
+    /// Whether the agent lives. It sets its clock, which stood still if the machine was paused.
+    Ping {
         /// Nanoseconds since the epoch.
         now: u64,
     },
-    /// Whether the agent lives.
-    Ping,
     /// Ends all that runs and switches the guest off. Has no answer.
     SwitchOff,
 }

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// How many commands may wait for the one that runs. containerd sends one at a time.
 const QUEUE: usize = 8;
@@ -47,6 +47,20 @@ pub trait Sandboxer: Send + 'static {
 
     /// What the pod uses, in containerd's metric types.
     fn metrics(&self) -> Result<Any>;
+
+    /// Waits until a pod that is ready has ended by itself, and says how. Cancel-safe. Namespaces do not end by themselves.
+    fn died(&mut self) -> impl Future<Output = Death> + Send {
+        std::future::pending()
+    }
+}
+
+/// The end of a pod that nobody asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// How it ended.
+    pub exit: Exit,
+    /// Why, in a sentence: whoever looks at the pod gets to read it.
+    pub reason: Arc<str>,
 }
 
 /// Where a pod is in its life.
@@ -85,6 +99,7 @@ enum Command {
 pub struct Pod {
     commands: mpsc::Sender<Command>,
     phase: watch::Receiver<PodPhase>,
+    death: watch::Receiver<Option<Arc<str>>>,
     shutdown: Arc<watch::Sender<bool>>,
 }
 
@@ -93,12 +108,19 @@ impl Pod {
     pub fn new<S: Sandboxer>(sandboxer: S) -> (Self, impl Future<Output = ()> + Send) {
         let (commands, received) = mpsc::channel(QUEUE);
         let (phase_sender, phase) = watch::channel(PodPhase::Empty);
-        (Self { commands, phase, shutdown: Arc::new(watch::Sender::new(false)) }, own(sandboxer, received, phase_sender))
+        let (death_sender, death) = watch::channel(None);
+        let pod = Self { commands, phase, death, shutdown: Arc::new(watch::Sender::new(false)) };
+        (pod, own(sandboxer, received, phase_sender, death_sender))
     }
 
     /// The phase now.
     pub fn phase(&self) -> PodPhase {
         *self.phase.borrow()
+    }
+
+    /// Why the pod has ended, where nobody asked it to.
+    pub fn reason(&self) -> Option<Arc<str>> {
+        self.death.borrow().clone()
     }
 
     /// Prepares the pod.
@@ -153,9 +175,29 @@ impl Pod {
 }
 
 /// The owner: one command after another, to its end, whether or not the caller still waits.
-async fn own<S: Sandboxer>(mut sandboxer: S, mut commands: mpsc::Receiver<Command>, phase: watch::Sender<PodPhase>) {
-    while let Some(command) = commands.recv().await {
+async fn own<S: Sandboxer>(
+    mut sandboxer: S,
+    mut commands: mpsc::Receiver<Command>,
+    phase: watch::Sender<PodPhase>,
+    death: watch::Sender<Option<Arc<str>>>,
+) {
+    loop {
         let now = *phase.borrow();
+        let command = tokio::select! {
+            // A death that is seen is told before anything is asked of the dead.
+            biased;
+            died = sandboxer.died(), if matches!(now, PodPhase::Ready { .. }) => {
+                let PodPhase::Ready { since, .. } = now else { continue };
+                error!(reason = %died.reason, "the pod has died");
+                death.send_replace(Some(died.reason));
+                phase.send_replace(PodPhase::Stopped { since, exit: died.exit });
+                continue;
+            }
+            command = commands.recv() => match command {
+                Some(command) => command,
+                None => return,
+            },
+        };
         match command {
             Command::Create(request, answer) => {
                 let result = match now {

@@ -153,7 +153,10 @@ impl Sandbox for SandboxService {
 impl SandboxService {
     /// What `crictl inspectp` shows under `info`: a map of JSON texts.
     fn info(&self, pid: u32) -> HashMap<String, String> {
-        let info = serde_json::json!({ "pid": pid, "sandboxProcess": std::process::id(), "version": env!("CARGO_PKG_VERSION") });
+        let mut info = serde_json::json!({ "pid": pid, "sandboxProcess": std::process::id(), "version": env!("CARGO_PKG_VERSION") });
+        if let Some(reason) = self.pod.reason() {
+            info["reason"] = reason.as_ref().into();
+        }
         HashMap::from([("info".to_string(), info.to_string())])
     }
 }

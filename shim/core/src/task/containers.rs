@@ -151,7 +151,7 @@ impl<R: Runtime> Containers<R> {
         match made {
             Ok(pid) => {
                 info!(container = %id, pid, "created");
-                report::created(&self.0.events, &container, pid, checkpoint.as_deref());
+                report::created(&self.0.events, &id, &container.bundle, &container.init.stdio, pid, checkpoint.as_deref());
                 Ok(pid)
             }
             Err(error) => {

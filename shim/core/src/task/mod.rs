@@ -5,11 +5,12 @@
 
 mod container;
 mod containers;
-mod report;
+pub mod report;
 mod spec;
 
 pub use container::{Container, Process};
 pub use containers::{Containers, CreateRequest};
+pub use spec::read_bundle;
 
 use crate::cgroup::stats;
 use crate::error::{Error, Result};
@@ -68,22 +69,7 @@ impl<R: Runtime> Task for TaskService<R> {
         let (id, exec) = names(req.id, req.exec_id)?;
         let container = self.containers.get(&id)?;
         let process = container.process(exec.as_ref())?;
-        let phase = process.life.phase();
-        let text = |path: Option<&Path>| path.map(|p| p.display().to_string()).unwrap_or_default();
-        Ok(api::StateResponse {
-            id: id.to_string(),
-            bundle: container.bundle.display().to_string(),
-            pid: phase.pid(),
-            status: status(phase).into(),
-            stdin: text(process.stdio.stdin.as_deref()),
-            stdout: text(process.stdio.stdout.as_ref().map(Output::path)),
-            stderr: text(process.stdio.stderr.as_ref().map(Output::path)),
-            terminal: process.stdio.terminal,
-            exit_status: phase.exit().map(|exit| exit.code).unwrap_or_default(),
-            exited_at: phase.exit().map(|exit| exit.at.into()).into(),
-            exec_id: exec.map(String::from).unwrap_or_default(),
-            ..Default::default()
-        })
+        Ok(state(&id, exec.as_ref(), &container.bundle, process.life.phase(), &process.stdio))
     }
 
     async fn delete(&self, _ctx: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
@@ -202,7 +188,30 @@ impl<R: Runtime> Task for TaskService<R> {
     }
 }
 
-fn names(id: String, exec: String) -> Result<(ContainerId, Option<ExecId>)> {
+/// The answer to State.
+pub fn state(id: &ContainerId, exec: Option<&ExecId>, bundle: &Path, phase: Phase, stdio: &StdioSpec) -> api::StateResponse {
+    let text = |path: Option<&Path>| path.map(|p| p.display().to_string()).unwrap_or_default();
+    api::StateResponse {
+        id: id.to_string(),
+        bundle: bundle.display().to_string(),
+        pid: phase.pid(),
+        status: status(phase).into(),
+        stdin: text(stdio.stdin.as_deref()),
+        stdout: text(stdio.stdout.as_ref().map(Output::path)),
+        stderr: text(stdio.stderr.as_ref().map(Output::path)),
+        terminal: stdio.terminal,
+        exit_status: phase.exit().map(|exit| exit.code).unwrap_or_default(),
+        exited_at: phase.exit().map(|exit| exit.at.into()).into(),
+        exec_id: exec.map(|exec| exec.to_string()).unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+/// The names in a request; an empty one is no exec.
+///
+/// # Errors
+/// `InvalidArgument` for what is no name.
+pub fn names(id: String, exec: String) -> Result<(ContainerId, Option<ExecId>)> {
     let exec = if exec.is_empty() { None } else { Some(ExecId::parse(exec)?) };
     Ok((ContainerId::parse(id)?, exec))
 }

@@ -1,22 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What containerd is told of a task, in its event types.
 
-use super::container::Container;
 use crate::events::{Event, Events};
 use crate::ids::{ContainerId, ExecId};
 use crate::reaper::Exit;
-use crate::stdio::Output;
+use crate::stdio::{Output, StdioSpec};
 use containerd_shim_protos::events::task as message;
 use containerd_shim_protos::protobuf::MessageField;
 use std::path::Path;
 
 /// A container was made.
-pub fn created(events: &Events, container: &Container, pid: u32, checkpoint: Option<&Path>) {
+pub fn created(events: &Events, container: &ContainerId, bundle: &Path, stdio: &StdioSpec, pid: u32, checkpoint: Option<&Path>) {
     let text = |path: Option<&Path>| path.map(|p| p.display().to_string()).unwrap_or_default();
-    let stdio = &container.init.stdio;
     events.publish(Event::Create(message::TaskCreate {
-        container_id: container.id.to_string(),
-        bundle: container.bundle.display().to_string(),
+        container_id: container.to_string(),
+        bundle: bundle.display().to_string(),
         io: MessageField::some(message::TaskIO {
             stdin: text(stdio.stdin.as_deref()),
             stdout: text(stdio.stdout.as_ref().map(Output::path)),

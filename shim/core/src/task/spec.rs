@@ -73,16 +73,7 @@ impl Spec {
     /// `InvalidArgument` for a bundle that is a symbolic link, not absolute, or whose file does not
     /// parse; `NotFound` where there is none.
     pub fn read(bundle: &Path) -> Result<Self> {
-        check_bundle(bundle)?;
-        let path = bundle.join("config.json");
-        let dir = rustix::fs::open(bundle, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-            .context(|| format!("cannot open the bundle {}", bundle.display()))?;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let file = rustix::fs::openat2(&dir, "config.json", flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
-            .context(|| format!("cannot open {}", path.display()))?;
-        let mut bytes = Vec::new();
-        std::fs::File::from(file).take(MAX_SIZE).read_to_end(&mut bytes).context(|| format!("cannot read {}", path.display()))?;
-        parse(&bytes).map_err(|e| Error::invalid(format!("{} is no OCI specification: {e}", path.display())))
+        parse(&read_bundle(bundle)?).map_err(|e| Error::invalid(format!("{}/config.json is no OCI specification: {e}", bundle.display())))
     }
 
     /// Where the container's cgroup is to be.
@@ -107,6 +98,23 @@ impl Spec {
         };
         Some((host(&self.linux.uid_mappings, self.process.user.uid)?, host(&self.linux.gid_mappings, self.process.user.gid)?))
     }
+}
+
+/// The text of a bundle's `config.json`, as far as it is read.
+///
+/// # Errors
+/// As [`Spec::read`], but for what is in it.
+pub fn read_bundle(bundle: &Path) -> Result<Vec<u8>> {
+    check_bundle(bundle)?;
+    let path = bundle.join("config.json");
+    let dir = rustix::fs::open(bundle, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        .context(|| format!("cannot open the bundle {}", bundle.display()))?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = rustix::fs::openat2(&dir, "config.json", flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+        .context(|| format!("cannot open {}", path.display()))?;
+    let mut bytes = Vec::new();
+    std::fs::File::from(file).take(MAX_SIZE).read_to_end(&mut bytes).context(|| format!("cannot read {}", path.display()))?;
+    Ok(bytes)
 }
 
 /// A specification is an object; serde would take a list of its fields too.

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The handler's table `vm`: what a machine is made of, where the pod does not say.
+
+use crate::acceleration::Choice;
+use crate::spec::LEAST_MEMORY;
+use magnetar_core::error::{Error, Result};
+use magnetar_core::pod_config::{PodConfig, Resources};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// The table, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmConfig {
+    /// Which hypervisor.
+    pub hypervisor: HypervisorName,
+    /// Its program: a name to look for in `PATH`, or an absolute path; the hypervisor's own name if not given.
+    pub program: Option<String>,
+    /// The kernel; the one that is installed beside this program if not given.
+    pub kernel: Option<PathBuf>,
+    /// The initramfs that goes with it, likewise.
+    pub initramfs: Option<PathBuf>,
+    /// Further words of the kernel's command line.
+    pub kernel_parameters: String,
+    /// The guest's memory beyond what the pod's limits say, in MiB: its kernel, the agent, what is cached of files.
+    pub memory_mib: u32,
+    /// The memory of a pod without a limit, in MiB, of which it has what it touches.
+    pub unlimited_memory_mib: u32,
+    /// The processors of a pod without a limit.
+    pub vcpus: u32,
+    /// What executes the guest's code.
+    pub acceleration: Choice,
+}
+
+/// The hypervisors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HypervisorName {
+    /// QEMU.
+    Qemu,
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self {
+            hypervisor: HypervisorName::Qemu,
+            program: None,
+            kernel: None,
+            initramfs: None,
+            kernel_parameters: String::new(),
+            memory_mib: 128,
+            unlimited_memory_mib: 1024,
+            vcpus: 1,
+            acceleration: Choice::Auto,
+        }
+    }
+}
+
+/// How large a machine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Its memory, in MiB.
+    pub memory_mib: u32,
+    /// Its processors.
+    pub vcpus: u32,
+}
+
+/// The most processors of a machine.
+const MOST_VCPUS: u64 = 255;
+
+impl VmConfig {
+    /// Reads and checks the table.
+    ///
+    /// # Errors
+    /// `InvalidArgument`, naming the key.
+    pub fn parse(table: &Map<String, Value>) -> Result<Self> {
+        let invalid = |what: String| Error::invalid(format!("the handler's options, table vm: {what}"));
+        let config: Self = serde_json::from_value(Value::Object(table.clone())).map_err(|e| invalid(e.to_string()))?;
+        if config.memory_mib < LEAST_MEMORY {
+            return Err(invalid(format!("memory_mib = {} is less than {LEAST_MEMORY}, with which no guest starts", config.memory_mib)));
+        }
+        if config.unlimited_memory_mib < config.memory_mib {
+            return Err(invalid("unlimited_memory_mib is less than memory_mib".into()));
+        }
+        if !(1..=MOST_VCPUS).contains(&u64::from(config.vcpus)) {
+            return Err(invalid(format!("vcpus = {} is not between 1 and {MOST_VCPUS}", config.vcpus)));
+        }
+        for (key, path) in [("kernel", &config.kernel), ("initramfs", &config.initramfs)] {
+            if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+                return Err(invalid(format!("{key} must be an absolute path")));
+            }
+        }
+        Ok(config)
+    }
+
+    /// The guest's files: as configured, or those in `share/magnetar/guest` of the prefix whose `libexec/magnetar` has this program.
+    pub fn guest_file(&self, configured: Option<&Path>, name: &str, program: &Path) -> PathBuf {
+        match configured {
+            Some(path) => path.to_owned(),
+            None => program.ancestors().nth(3).unwrap_or(Path::new("/")).join("share/magnetar/guest").join(name),
+        }
+    }
+
+    /// The size of a pod's machine: the sum of its containers' limits, as the kubelet tells it, and what the machine itself needs.
+    pub fn size(&self, pod: &PodConfig, host_cpus: u32) -> Size {
+        let limits = pod.resources.as_ref();
+        let memory = limits.and_then(|limits| limits.memory_limit).and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
+        let memory_mib = match memory {
+            Some(bytes) => u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).saturating_add(self.memory_mib),
+            None => self.unlimited_memory_mib,
+        };
+        let vcpus = limits.and_then(processors).unwrap_or(self.vcpus).clamp(1, host_cpus.max(1));
+        Size { memory_mib, vcpus }
+    }
+}
+
+/// How many processors a quota is, rounded up.
+fn processors(limits: &Resources) -> Option<u32> {
+    let quota = limits.cpu_quota.and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0)?;
+    let period = limits.cpu_period.filter(|period| *period > 0)?;
+    u32::try_from(quota.div_ceil(period).min(MOST_VCPUS)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(table: Value) -> Result<VmConfig> {
+        VmConfig::parse(table.as_object().unwrap())
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert_eq!(parse(serde_json::json!({})).unwrap(), VmConfig::default());
+        for (table, named) in [
+            (serde_json::json!({"memory": 1}), "memory"),
+            (serde_json::json!({"memory_mib": 16}), "memory_mib"),
+            (serde_json::json!({"vcpus": 0}), "vcpus"),
+            (serde_json::json!({"kernel": "vmlinux"}), "kernel"),
+            (serde_json::json!({"hypervisor": "xen"}), "xen"),
+        ] {
+            let error = parse(table).unwrap_err();
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_machine_follows_the_pods_limits() {
+        let config = VmConfig::default();
+        let mut pod = PodConfig::default();
+        assert_eq!(config.size(&pod, 4), Size { memory_mib: 1024, vcpus: 1 });
+        let limits = Resources { memory_limit: Some(100 << 20), cpu_quota: Some(150_000), cpu_period: Some(100_000), ..Resources::default() };
+        pod.resources = Some(limits.clone());
+        assert_eq!(config.size(&pod, 4), Size { memory_mib: 228, vcpus: 2 });
+        assert_eq!(config.size(&pod, 1).vcpus, 1, "not more than the host has");
+        pod.resources = Some(Resources { memory_limit: Some(-1), cpu_quota: Some(-1), ..limits });
+        assert_eq!(config.size(&pod, 4), Size { memory_mib: 1024, vcpus: 1 });
+    }
+
+    #[test]
+    fn the_guests_files_are_beside_this_program() {
+        let program = Path::new("/usr/local/libexec/magnetar/magnetar-vmm");
+        let config = VmConfig::default();
+        assert_eq!(config.guest_file(None, "vmlinux", program), Path::new("/usr/local/share/magnetar/guest/vmlinux"));
+        assert_eq!(config.guest_file(Some(Path::new("/boot/vmlinux")), "vmlinux", program), Path::new("/boot/vmlinux"));
+    }
+}

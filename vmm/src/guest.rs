@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent in the guest, as the host talks to it.
+//!
+//! ```text
+//! dial ──vsock──> agent     one connection for each purpose (magnetar_vm_agent_api)
+//! Guest::ask                requests, one after the other, on the one connection that is for them
+//! Guest::tasks              containerd's Task API
+//! ```
+//!
+//! A guest that does not answer within the deadline is as good as dead; who asks is told so.
+
+use magnetar_core::error::{Code, Context, Error, Result};
+use magnetar_vm_agent_api::{self as api, Answer, Opened, Opening, Purpose, Request, VERSION, frame};
+use containerd_shim_protos::shim_async::TaskClient;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+
+/// How long a guest may take for its first word on a connection.
+const OPENED: Duration = Duration::from_secs(10);
+
+/// How many requests may wait for the one that is being answered.
+const QUEUE: usize = 16;
+
+/// The longest answer of the vsock device to CONNECT, in bytes.
+const LONGEST_GREETING: usize = 32;
+
+/// A connection to the agent.
+pub type Connection = UnixStream;
+
+/// How the guest is reached.
+#[derive(Debug, Clone)]
+pub struct Dialer {
+    socket: PathBuf,
+}
+
+impl Dialer {
+    /// Through the Unix socket of a hybrid vsock device (Firecracker's docs/vsock.md has its protocol).
+    pub fn hybrid(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// Connects for a purpose.
+    ///
+    /// # Errors
+    /// `Unavailable` where there is nobody to talk to, `FailedPrecondition` where the agent refuses, with its reason.
+    pub async fn dial(&self, purpose: Purpose) -> Result<Connection> {
+        match tokio::time::timeout(OPENED, self.open(purpose)).await {
+            Ok(opened) => opened,
+            Err(_) => Err(Error::new(Code::Unavailable, format!("the agent in the guest has not answered within {OPENED:?}"))),
+        }
+    }
+
+    async fn open(&self, purpose: Purpose) -> Result<Connection> {
+        let what = || "cannot reach the agent in the guest".to_string();
+        let mut stream = UnixStream::connect(&self.socket).await.context(what)?;
+        stream.write_all(format!("CONNECT {}\n", api::PORT).as_bytes()).await.context(what)?;
+        greeting(&mut stream).await?;
+        frame::write(&mut stream, &Opening { version: VERSION, purpose }).await.context(what)?;
+        match frame::read::<Opened>(&mut stream, frame::FROM_GUEST).await.context(what)? {
+            Opened::Ready => Ok(stream),
+            Opened::Refused { version, .. } if version != VERSION => Err(Error::precondition(format!(
+                "the agent in the guest speaks version {version} of the guest protocol, this program {VERSION}: \
+                 install an initramfs and a magnetar-vmm of the same release"
+            ))),
+            Opened::Refused { reason, .. } => Err(Error::precondition(format!("the agent in the guest refuses: {reason}"))),
+        }
+    }
+}
+
+/// `OK <port>` and a line feed, read byte by byte: what follows is the guest's.
+async fn greeting(stream: &mut UnixStream) -> Result<()> {
+    let what = || "the vsock device has no connection to the agent in the guest".to_string();
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        if line.len() == LONGEST_GREETING {
+            return Err(Error::new(Code::Unavailable, what()));
+        }
+        line.push(stream.read_u8().await.map_err(|error| Error::new(Code::Unavailable, format!("{}: {error}", what())))?);
+    }
+    if line.starts_with(b"OK ") { Ok(()) } else { Err(Error::new(Code::Unavailable, what())) }
+}
+
+/// The agent of a guest that runs. Cheap to clone.
+#[derive(Clone)]
+pub struct Guest {
+    dialer: Dialer,
+    requests: mpsc::Sender<(Request, oneshot::Sender<Result<()>>)>,
+    tasks: TaskClient,
+}
+
+impl Guest {
+    /// Connects for requests and for tasks. Returns the guest, and the loop that carries its requests, which ends with the
+    /// connection.
+    ///
+    /// # Errors
+    /// As [`Dialer::dial`].
+    pub async fn connect(dialer: Dialer) -> Result<(Self, impl Future<Output = ()> + Send)> {
+        let control = dialer.dial(Purpose::Control).await?;
+        let tasks = TaskClient::new(Client::new(Socket::new(dialer.dial(Purpose::Tasks).await?)));
+        let (requests, asked) = mpsc::channel(QUEUE);
+        Ok((Self { dialer, requests, tasks }, carry(control, asked)))
+    }
+
+    /// Has the agent do something, within `patience`.
+    ///
+    /// # Errors
+    /// What the agent says; `Unavailable` where it does not answer.
+    pub async fn ask(&self, request: Request, patience: Duration) -> Result<()> {
+        let gone = || Error::new(Code::Unavailable, "the agent in the guest is gone");
+        let (answer, answered) = oneshot::channel();
+        let asked = async {
+            self.requests.send((request, answer)).await.map_err(|_| gone())?;
+            answered.await.map_err(|_| gone())?
+        };
+        match tokio::time::timeout(patience, asked).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Error::new(Code::Unavailable, format!("the agent in the guest has not answered within {patience:?}"))),
+        }
+    }
+
+    /// The Task API in the guest.
+    pub fn tasks(&self) -> &TaskClient {
+        &self.tasks
+    }
+
+    /// A further connection.
+    ///
+    /// # Errors
+    /// As [`Dialer::dial`].
+    pub async fn dial(&self, purpose: Purpose) -> Result<Connection> {
+        self.dialer.dial(purpose).await
+    }
+}
+
+/// Carries requests one after the other, whether or not whoever asked still waits.
+async fn carry(mut control: Connection, mut asked: mpsc::Receiver<(Request, oneshot::Sender<Result<()>>)>) {
+    while let Some((request, answer)) = asked.recv().await {
+        let answered = async {
+            frame::write(&mut control, &request).await?;
+            frame::read::<Answer>(&mut control, frame::FROM_GUEST).await
+        };
+        let outcome = match answered.await {
+            Ok(Answer::Done) => Ok(()),
+            Ok(Answer::Failed(line)) => Err(Error::from_line(&line)),
+            Err(_) => return,
+        };
+        let _unheard = answer.send(outcome);
+    }
+}
+
+/// The time now, as the agent is told it: nanoseconds since the epoch.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Where a hybrid vsock device passes a guest's connection to a port of the host.
+pub fn hybrid_port(socket: &Path, port: u32) -> PathBuf {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(format!("_{port}"));
+    name.into()
+}

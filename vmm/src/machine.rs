@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A virtual machine from its first process to its last.
+//!
+//! ```text
+//! boot:  virtiofsd, vsock device ─> hypervisor ─> guest says hello ─> connections to its agent
+//! watch: one task has all of it; it ends with the first of these
+//!            a process that ends · an agent that does not answer · a connection that breaks · an order
+//!        then every process is killed and reaped, and why is told
+//! ```
+
+use crate::devices;
+use crate::guest::{self, Dialer, Guest, hybrid_port};
+use crate::hypervisor::{Control, Hypervisor, MachineState};
+use crate::processes::Process;
+use crate::program::Invocation;
+use crate::spec::VmSpec;
+use crate::words::{Words, panic_in};
+use magnetar_core::error::{Code, Context, Error, Result};
+use magnetar_core::reaper::Reaper;
+use magnetar_core::server::Parts;
+use magnetar_vm_agent_api::{Event, Purpose, READY_PORT, Request, frame};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info};
+
+/// How long a guest may take to say hello, in software emulation on a busy host. One that works says it within seconds.
+const HELLO: Duration = Duration::from_secs(120);
+
+/// Between two questions whether the agent lives.
+const PULSE: Duration = Duration::from_secs(1);
+
+/// How long it may take to answer: with the time between and what is asked of the hypervisor then, less than five seconds.
+const ANSWER: Duration = Duration::from_millis(3400);
+
+/// How long the hypervisor may take to say whether the machine runs.
+const STATE: Duration = Duration::from_millis(500);
+
+/// How long a guest may take to switch itself off.
+const OFF: Duration = Duration::from_secs(5);
+
+/// How long the reason for a broken connection, a process that ends, may be in coming.
+const CAUSE: Duration = Duration::from_millis(500);
+
+/// The files of a machine, in [`VmSpec::dir`]. Short: a socket's path has its limits.
+pub mod files {
+    /// virtiofsd's vhost-user socket.
+    pub const SHARE: &str = "fs.sock";
+    /// The vsock device's vhost-user socket.
+    pub const VSOCK_DEVICE: &str = "vd.sock";
+    /// The vsock device's end on the host.
+    pub const VSOCK: &str = "v.sock";
+    /// What the guest's console says.
+    pub const CONSOLE: &str = "console.log";
+}
+
+/// A machine that runs. Cheap to clone.
+#[derive(Clone)]
+pub struct Machine {
+    /// Its agent.
+    pub guest: Guest,
+    /// The hypervisor's process.
+    pub pid: u32,
+    /// Why it has ended, once it has.
+    pub death: watch::Receiver<Option<Arc<str>>>,
+    off: Arc<watch::Sender<bool>>,
+}
+
+/// What a machine is made with, beside its [`VmSpec`].
+#[derive(Debug)]
+pub struct Making<'a> {
+    /// virtiofsd.
+    pub virtiofsd: PathBuf,
+    /// The vsock device.
+    pub vsock_device: PathBuf,
+    /// What the guest may see.
+    pub share: &'a Path,
+    /// The user of those processes that need not be root.
+    pub user: u32,
+}
+
+/// All processes of a machine.
+struct Processes {
+    hypervisor: Process,
+    virtiofsd: Process,
+    vsock: Process,
+    console: Words,
+}
+
+impl Machine {
+    /// Starts a machine, and returns when its agent can be talked to. `told` is called with whatever the guest tells, and
+    /// `ended` once, when it has ended.
+    ///
+    /// # Errors
+    /// Where a process cannot be run, or ends; `DeadlineExceeded` for a guest that says nothing. Then none of it is left.
+    pub async fn boot<H: Hypervisor>(
+        hypervisor: &H,
+        spec: &VmSpec,
+        making: &Making<'_>,
+        parts: &Parts,
+        told: impl Fn(Event) + Send + 'static,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> Result<Self> {
+        let host = spec.dir.join(files::VSOCK);
+        let ready = hybrid_port(&host, READY_PORT);
+        let hello = UnixListener::bind(&ready).context(|| format!("cannot listen at {}", ready.display()))?;
+        rustix::fs::chown(&ready, Some(rustix::fs::Uid::from_raw(making.user)), None).context(|| "cannot give a socket away".into())?;
+        let mut processes = Processes::run(hypervisor, spec, making, parts).await?;
+        let dialer = Dialer::hybrid(host);
+        let connected = async {
+            let control = hypervisor.connect(&spec.dir).await?;
+            let (_hello, _from) = hello.accept().await.context(|| "cannot hear the guest".into())?;
+            debug!("the guest says hello");
+            let (guest, carry) = Guest::connect(dialer.clone()).await?;
+            let events = dialer.dial(Purpose::Events).await?;
+            Ok((control, guest, carry, events))
+        };
+        let connected = tokio::select! {
+            connected = tokio::time::timeout(HELLO, connected) => connected.unwrap_or_else(|_| {
+                let said = processes.console.last_line().map(|line| format!("; the last line on its console: {line}"));
+                let what = format!("the guest has not started within {HELLO:?}{}", said.unwrap_or_default());
+                Err(Error::new(Code::DeadlineExceeded, what))
+            }),
+            reason = processes.one_ended() => Err(Error::internal(format!("the virtual machine did not start: {reason}"))),
+        };
+        let (control, guest, carry, mut events) = match connected {
+            Ok(connected) => connected,
+            Err(error) => {
+                processes.kill().await;
+                return Err(error);
+            }
+        };
+        let (death_sender, death) = watch::channel(None);
+        let off = Arc::new(watch::Sender::new(false));
+        let machine = Self { guest: guest.clone(), pid: processes.hypervisor.pid, death, off: off.clone() };
+        parts.tasks.spawn(async move {
+            let listen = async {
+                while let Ok(event) = frame::read::<Event>(&mut events, frame::FROM_GUEST).await {
+                    told(event);
+                }
+            };
+            let broken = async {
+                tokio::select! {
+                    () = listen => {}
+                    () = carry => {}
+                }
+            };
+            let mut off = off.subscribe();
+            let reason = tokio::select! {
+                reason = processes.one_ended() => reason,
+                reason = pulse(&guest, control) => reason,
+                () = broken => match tokio::time::timeout(CAUSE, processes.one_ended()).await {
+                    Ok(reason) => reason,
+                    Err(_) => "the agent in the guest has closed its connections".into(),
+                },
+                // It cannot fail: the sender is held.
+                _ = off.wait_for(|off| *off) => {
+                    let _too_long = tokio::time::timeout(OFF, processes.hypervisor.ended()).await;
+                    "it was stopped".into()
+                }
+            };
+            processes.kill().await;
+            info!(reason, "the virtual machine has ended");
+            death_sender.send_replace(Some(reason.into()));
+            ended();
+        });
+        Ok(machine)
+    }
+
+    /// Switches it off, and returns when it has ended. Idempotent, and cancel-safe.
+    pub async fn switch_off(&self) {
+        if self.death.borrow().is_none() {
+            if let Err(error) = self.guest.ask(Request::SwitchOff, OFF).await {
+                debug!(%error, "the guest does not switch itself off");
+            }
+            self.off.send_replace(true);
+        }
+        let mut death = self.death.clone();
+        // It fails where the task that had the machine is gone, and the machine with it.
+        let _ended = death.wait_for(Option::is_some).await;
+    }
+}
+
+impl Processes {
+    async fn run<H: Hypervisor>(hypervisor: &H, spec: &VmSpec, making: &Making<'_>, parts: &Parts) -> Result<Self> {
+        let Parts { reaper, tasks, .. } = parts;
+        let virtiofsd = devices::virtiofsd(&making.virtiofsd, spec.dir.join(files::SHARE), making.share);
+        let (device, host) = (spec.dir.join(files::VSOCK_DEVICE), spec.dir.join(files::VSOCK));
+        let vsock = devices::vsock(&making.vsock_device, &device, &host, making.user);
+        let mut vsock = Process::run("vhost-device-vsock", &vsock, None, reaper, tasks)?;
+        let virtiofsd = Process::run("virtiofsd", &virtiofsd, None, reaper, tasks)?;
+        tokio::select! {
+            listens = devices::listens(&device) => listens?,
+            exit = vsock.ended() => return Err(Error::internal(format!("the virtual machine did not start: {}", vsock.describe(exit)))),
+        }
+        let console = Words::default();
+        let hypervisor = run_hypervisor(&hypervisor.invocation(spec), &console, spec, reaper, tasks)?;
+        Ok(Self { hypervisor, virtiofsd, vsock, console })
+    }
+
+    /// Waits until one of them has ended, and says why. Cancel-safe.
+    async fn one_ended(&mut self) -> String {
+        let Self { hypervisor, virtiofsd, vsock, console } = self;
+        let reason = tokio::select! {
+            // The others end with the hypervisor.
+            biased;
+            exit = hypervisor.ended() => return of_hypervisor(hypervisor, exit, console),
+            exit = virtiofsd.ended() => virtiofsd.describe(exit),
+            exit = vsock.ended() => vsock.describe(exit),
+        };
+        // Whichever of them was seen first, where the hypervisor has ended that is why.
+        match tokio::time::timeout(CAUSE / 5, hypervisor.ended()).await {
+            Ok(exit) if exit.code <= 128 => of_hypervisor(hypervisor, exit, console),
+            Ok(_) | Err(_) => reason,
+        }
+    }
+
+    async fn kill(&mut self) {
+        self.hypervisor.kill().await;
+        self.vsock.kill().await;
+        self.virtiofsd.kill().await;
+    }
+}
+
+fn run_hypervisor(invocation: &Invocation<'_>, console: &Words, spec: &VmSpec, reaper: &Reaper, tasks: &TaskTracker) -> Result<Process> {
+    Process::run("the hypervisor", invocation, Some((console.clone(), spec.dir.join(files::CONSOLE))), reaper, tasks)
+}
+
+/// A hypervisor that ends well does so because its guest has ended.
+fn of_hypervisor(hypervisor: &Process, exit: magnetar_core::reaper::Exit, console: &Words) -> String {
+    let said = console.last();
+    match (panic_in(&said), exit.code) {
+        (Some(panic), _) => format!("the guest's kernel has panicked: {panic}"),
+        (None, 0) => match console.last_line() {
+            Some(line) => format!("the guest has switched itself off; the last line on its console: {line}"),
+            None => "the guest has switched itself off".into(),
+        },
+        (None, _) => hypervisor.describe(exit),
+    }
+}
+
+/// Asks the agent whether it lives, for as long as it does. Says why not.
+async fn pulse(guest: &Guest, mut control: impl Control) -> String {
+    loop {
+        tokio::time::sleep(PULSE).await;
+        let Err(error) = guest.ask(Request::Ping { now: guest::now() }, ANSWER).await else { continue };
+        if error.code() != Code::Unavailable {
+            // It answers.
+            continue;
+        }
+        return match tokio::time::timeout(STATE, control.state()).await {
+            Ok(Ok(MachineState::Paused)) => "the virtual machine was paused from outside".into(),
+            Ok(Ok(MachineState::Panicked)) => "the guest's kernel has panicked".into(),
+            Ok(Ok(MachineState::Running | MachineState::Other)) => format!("it hangs: {error}"),
+            Ok(Err(_)) | Err(_) => format!("the hypervisor hangs: {error}, and neither has the hypervisor"),
+        };
+    }
+}
+

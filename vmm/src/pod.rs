@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The pod that is a virtual machine: its cgroup, files and network on the host, and the machine.
+//!
+//! This process and all of the machine's are in the pod's cgroup and network namespace, and in a mount namespace of their
+//! own, so that what the pod costs is accounted to it, and what it has mounted goes with it.
+
+use crate::acceleration;
+use crate::config::VmConfig;
+use crate::devices::{VIRTIOFSD, VSOCK_DEVICE};
+use crate::forward;
+use crate::guest;
+use crate::hypervisor::Hypervisor;
+use crate::machine::{Machine, Making, files};
+use crate::network;
+use crate::relay::{Relay, Running};
+use crate::share::Share;
+use crate::spec::{VmSpec, Vsock};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use magnetar_core::cgroup::{Cgroup, moves, stats};
+use magnetar_core::config::LogLevel;
+use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::home::{EMPTY, Home, namespace};
+use magnetar_core::pod_config::{NamespaceMode, PodConfig};
+use magnetar_core::reaper::Exit;
+use magnetar_core::record::{PodDir, PodRecord};
+use magnetar_core::sandbox::{Death, PodRequest, Sandboxer};
+use magnetar_core::sandbox_files::SandboxFiles;
+use magnetar_core::server::Parts;
+use magnetar_vm_agent_api::{Purpose, Request, Setup};
+use nix::sched::{CloneFlags, setns};
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How long the agent may take to make the guest the pod, in software emulation on a busy host.
+const SET_UP: Duration = Duration::from_secs(60);
+
+/// Users of processes that need not be root: one for each pod that lives, and nobody else's. The kubelet gives user namespaces
+/// ids below, logins have ids far below.
+const FIRST_USER: u32 = 2_000_000_000;
+
+/// Sysctls that containerd sets for every pod with a network of its own, so that an unprivileged server can listen on port 80 and
+/// ping works.
+const SYSCTLS: [(&str, &str); 2] = [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")];
+
+/// The one pod of this process.
+pub struct VmPod<H> {
+    hypervisor: H,
+    config: VmConfig,
+    dir: PodDir,
+    record: PodRecord,
+    relay: Relay,
+    parts: Parts,
+    request: Option<PodRequest>,
+    home: Option<Home>,
+    files: Option<SandboxFiles>,
+    share: Option<Share>,
+    machine: Option<Machine>,
+    /// Ends what listens for port-forward.
+    forwarding: CancellationToken,
+}
+
+impl<H: Hypervisor> VmPod<H> {
+    /// A pod that nothing was made for yet.
+    pub fn new(hypervisor: H, config: VmConfig, dir: PodDir, record: PodRecord, relay: Relay, parts: Parts) -> Self {
+        let (request, home, files, share, machine) = (None, None, None, None, None);
+        let forwarding = CancellationToken::new();
+        Self { hypervisor, config, dir, record, relay, parts, request, home, files, share, machine, forwarding }
+    }
+
+    /// Where the machine's sockets and its console's log are.
+    fn vm_dir(&self) -> PathBuf {
+        self.dir.path().join("vm")
+    }
+
+    fn spec(&self, pod: &PodConfig, nics: Vec<crate::spec::Nic>) -> Result<VmSpec> {
+        let program = std::env::current_exe().context(|| "cannot tell where this program is".into())?;
+        let kernel = self.config.guest_file(self.config.kernel.as_deref(), "vmlinux", &program);
+        let initramfs = self.config.guest_file(self.config.initramfs.as_deref(), "initramfs", &program);
+        for file in [&kernel, &initramfs] {
+            if !file.is_file() {
+                return Err(Error::precondition(format!("there is no {}, which the virtual machine starts from", file.display())));
+            }
+        }
+        let size = self.config.size(pod, std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)));
+        let dir = self.vm_dir();
+        let mut parameters = vec![format!("magnetar.log={}", level(self.record.config.log_level))];
+        parameters.extend(self.config.kernel_parameters.split_ascii_whitespace().map(String::from));
+        Ok(VmSpec {
+            sandbox: self.record.sandbox.clone(),
+            kernel,
+            initramfs,
+            parameters,
+            memory_mib: size.memory_mib,
+            vcpus: size.vcpus,
+            acceleration: acceleration::choose(
+                self.config.acceleration,
+                self.hypervisor.name(),
+                self.hypervisor.capabilities().emulates,
+            )?,
+            share: dir.join(files::SHARE),
+            vsock: Vsock::User { device: dir.join(files::VSOCK_DEVICE) },
+            nics,
+            dir,
+        })
+    }
+
+    fn make_dir(&self, user: u32) -> Result<()> {
+        let dir = self.vm_dir();
+        let what = || format!("cannot make {}", dir.display());
+        std::fs::DirBuilder::new().mode(0o700).create(&dir).context(what)?;
+        let user = rustix::fs::Uid::from_raw(user);
+        rustix::fs::chown(&dir, Some(user), None).context(what)?;
+        // Through it, its user gets to the directory within, and to nothing else.
+        std::fs::set_permissions(self.dir.path(), Permissions::from_mode(0o711)).context(what)
+    }
+}
+
+impl<H: Hypervisor> Sandboxer for VmPod<H> {
+    async fn create(&mut self, request: &PodRequest) -> Result<()> {
+        let config = &request.config;
+        refuse(config)?;
+        let netns = request.netns.as_deref().ok_or_else(no_host_network)?;
+        let netns = namespace(netns)?;
+        let files = SandboxFiles::new(&self.record.config.containerd, &self.record.sandbox, &self.dir);
+        self.home = Some(Home::leave(&self.dir, &mut self.record, config.cgroup_parent.as_deref())?);
+        self.files = Some(files.clone());
+        // /dev/shm is in the guest: nothing is mounted for it here.
+        files.create(&PodConfig { ipc: NamespaceMode::Node, ..config.clone() }, Path::new("/etc"))?;
+        self.relay.keep_published(files);
+        self.share = Some(Share::make(self.dir.path())?);
+        setns(netns, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the pod's network namespace".into())?;
+        self.request = Some(request.clone());
+        Ok(())
+    }
+
+    async fn start(&mut self) -> Result<u32> {
+        let (Some(request), Some(share)) = (self.request.clone(), self.share.clone()) else {
+            return Err(Error::precondition("the sandbox was not created"));
+        };
+        let virtiofsd = VIRTIOFSD.find("")?;
+        let vsock_device = VSOCK_DEVICE.find("")?;
+        if let Some(path) = &self.record.cgroup {
+            // What is run from here on is accounted to the pod.
+            moves::join(&Cgroup::at(path)?)?;
+        }
+        let network::Attached { network, nics } = network::attach().await?;
+        let user = FIRST_USER + std::process::id();
+        self.make_dir(user)?;
+        let spec = self.spec(&request.config, nics)?;
+        let making = Making { virtiofsd, vsock_device, share: share.dir(), user };
+        let (told, ended) = (self.relay.clone(), self.relay.clone());
+        let machine =
+            Machine::boot(&self.hypervisor, &spec, &making, &self.parts, move |event| told.told(event), move || ended.all_ended()).await?;
+        self.machine = Some(machine.clone());
+        let config = &request.config;
+        let setup = Setup {
+            sandbox: self.record.sandbox.to_string(),
+            now: guest::now(),
+            hostname: config.hostname.clone(),
+            sysctls: sysctls(config),
+            network,
+            shared_pid: config.pid == NamespaceMode::Pod,
+        };
+        machine.guest.ask(Request::SetUp(Box::new(setup)), SET_UP).await?;
+        let guest = machine.guest.clone();
+        let dial = move |port| {
+            let guest = guest.clone();
+            async move { guest.dial(Purpose::Forward { port }).await }
+        };
+        forward::start(&self.parts.tasks, self.forwarding.clone(), dial)?;
+        self.relay.runs(Running { guest: machine.guest, share, pid: machine.pid, death: machine.death });
+        Ok(std::process::id())
+    }
+
+    async fn stop(&mut self) -> Result<()> {
+        self.forwarding.cancel();
+        if let Some(machine) = self.machine.take() {
+            machine.switch_off().await;
+        }
+        if self.request.take().is_some() {
+            network::detach().await?;
+        }
+        if let Some(share) = self.share.take() {
+            share.remove()?;
+        }
+        if let Some(files) = self.files.take() {
+            files.remove()?;
+        }
+        if let Some(home) = self.home.take() {
+            home.go_back()?;
+        }
+        if let Some(path) = &self.record.cgroup {
+            Cgroup::at(path)?.remove(EMPTY).await?;
+        }
+        Ok(())
+    }
+
+    fn metrics(&self) -> Result<Any> {
+        // The kubelet's cgroup of the whole pod, if there is one: the machine's is in it.
+        let parent = self.request.as_ref().and_then(|request| request.config.cgroup_parent.as_ref());
+        let path = parent.or(self.record.cgroup.as_ref());
+        let path = path.ok_or_else(|| Error::precondition("the sandbox has no cgroup: it was not created"))?;
+        stats::metrics(&Cgroup::at(path)?)
+    }
+
+    async fn died(&mut self) -> Death {
+        let Some(machine) = &self.machine else { return std::future::pending().await };
+        let mut death = machine.death.clone();
+        let reason = match death.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(reason)) => reason.clone(),
+            Ok(None) | Err(_) => "nobody knows why".into(),
+        };
+        Death { exit: Exit::killed(), reason }
+    }
+}
+
+/// What a pod in a virtual machine cannot be, said before anything is made.
+fn refuse(config: &PodConfig) -> Result<()> {
+    if config.network == NamespaceMode::Node {
+        return Err(no_host_network());
+    }
+    let kept = |what: &str| Error::unimplemented(format!("a pod in a virtual machine cannot have {what}: its kernel is not the host's"));
+    if config.pid == NamespaceMode::Node {
+        return Err(kept("the host's process ids (hostPID)"));
+    }
+    if config.ipc == NamespaceMode::Node {
+        return Err(kept("the host's IPC namespace (hostIPC)"));
+    }
+    if config.userns.is_some() {
+        return Err(kept("a user namespace of the host (hostUsers: false)"));
+    }
+    Ok(())
+}
+
+fn no_host_network() -> Error {
+    Error::unimplemented(
+        "a pod in a virtual machine cannot have the host's network (hostNetwork): its kernel has one of its own; use magnetar-runc for this pod",
+    )
+}
+
+fn sysctls(config: &PodConfig) -> BTreeMap<String, String> {
+    let ours = SYSCTLS.map(|(name, value)| (name.to_string(), value.to_string()));
+    let pods = config.sysctl_files().map(|(path, value)| {
+        let name = path.strip_prefix("/proc/sys").unwrap_or(&path).to_string_lossy().into_owned();
+        (name, value.to_string())
+    });
+    // The pod's own wish comes last, and counts.
+    ours.into_iter().chain(pods).collect()
+}
+
+fn level(level: LogLevel) -> &'static str {
+    match level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    }
+}

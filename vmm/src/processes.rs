@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The processes of a machine: the hypervisor and its helpers. They die with this process, gain no privileges, and are
+//! reaped where all are.
+
+use crate::program::Invocation;
+use crate::words::Words;
+use magnetar_core::error::{Context, Result};
+use magnetar_core::reaper::{Exit, Reaper};
+use std::path::PathBuf;
+use std::process::Stdio;
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
+/// One of them.
+#[derive(Debug)]
+pub struct Process {
+    /// As it is called.
+    pub name: &'static str,
+    /// Its process id.
+    pub pid: u32,
+    /// What it says on standard error.
+    pub errors: Words,
+    ended: oneshot::Receiver<Exit>,
+    exit: Option<Exit>,
+}
+
+impl Process {
+    /// Runs a program. Its standard output goes to `output`, if that is wanted, and a file.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn run(
+        name: &'static str,
+        invocation: &Invocation<'_>,
+        output: Option<(Words, PathBuf)>,
+        reaper: &Reaper,
+        tasks: &TaskTracker,
+    ) -> Result<Self> {
+        let what = || format!("cannot run {}", invocation.program.display());
+        let mut command = invocation.command()?;
+        command.env_clear().current_dir("/");
+        let (reader, writer) = std::io::pipe().context(what)?;
+        command.stderr(writer);
+        let errors = Words::default();
+        tasks.spawn(errors.clone().listen(name, reader.into(), None));
+        match output {
+            None => {
+                command.stdout(Stdio::null());
+            }
+            Some((words, file)) => {
+                let (reader, writer) = std::io::pipe().context(what)?;
+                command.stdout(writer);
+                tasks.spawn(words.listen(name, reader.into(), Some(file)));
+            }
+        }
+        magnetar_sys::bound::bind(&mut command);
+        let child = command.spawn().context(what)?;
+        // It holds the sockets that the program has inherited.
+        drop(command);
+        // Nothing was awaited since the spawn, so the reaper cannot have come first.
+        let ended = reaper.watch(child.id());
+        Ok(Self { name, pid: child.id(), errors, ended, exit: None })
+    }
+
+    /// Waits for its end. Cancel-safe, and can be called again.
+    pub async fn ended(&mut self) -> Exit {
+        if let Some(exit) = self.exit {
+            return exit;
+        }
+        let exit = (&mut self.ended).await.unwrap_or_else(|_| Exit::killed());
+        self.exit = Some(exit);
+        exit
+    }
+
+    /// Kills it, and waits until it is gone.
+    pub async fn kill(&mut self) {
+        if self.exit.is_none() {
+            // It is not reaped before its end is told, so the id is its own; it may have ended.
+            let _ended_meanwhile = magnetar_sys::process::signal(self.pid, libc::SIGKILL as u32);
+            self.ended().await;
+        }
+    }
+
+    /// How it ended, in words.
+    pub fn describe(&self, exit: Exit) -> String {
+        let how = match exit.code {
+            code @ 129.. => format!("was ended by signal {}", code - 128),
+            code => format!("ended with code {code}"),
+        };
+        match self.errors.last_line() {
+            Some(line) => format!("{} {how}: {line}", self.name),
+            None => format!("{} {how}", self.name),
+        }
+    }
+}

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The Task API of a pod that is a virtual machine: what containerd asks is asked of the agent, whose containers they are.
+//!
+//! The host's part is files, streams and book-keeping. State and Wait are answered from the book; the rest ends with the
+//! guest's answer or with the machine.
+
+mod container;
+mod containers;
+mod memory;
+
+use crate::guest::Guest;
+use crate::share::Share;
+use async_trait::async_trait;
+use container::{Container, Process};
+use containerd_shim_protos::api;
+use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::shim_async::Task;
+use magnetar_core::error::{Code, Error, Result};
+use magnetar_core::events::Events;
+use magnetar_core::idle::Idle;
+use magnetar_core::ids::{ContainerId, ExecId, SandboxId};
+use magnetar_core::mount::Mount;
+use magnetar_core::process::Phase;
+use magnetar_core::record::PodDir;
+use magnetar_core::sandbox_files::SandboxFiles;
+use magnetar_core::server::Parts;
+use magnetar_core::stdio::StdioSpec;
+use magnetar_core::task::{CreateRequest, names, state};
+use memory::Volumes;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+use ttrpc::asynchronous::TtrpcContext;
+use ttrpc::context::Context;
+
+/// The Task API of one pod. Cheap to clone.
+#[derive(Clone)]
+pub struct Relay(Arc<Shared>);
+
+struct Shared {
+    sandbox: SandboxId,
+    pod: PodDir,
+    events: Events,
+    idle: Idle,
+    tasks: TaskTracker,
+    /// The pod's /dev/shm, as the specifications of containers have it.
+    shm: PathBuf,
+    files: OnceLock<SandboxFiles>,
+    running: OnceLock<Running>,
+    memory: Volumes,
+    containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
+}
+
+/// A machine that runs.
+pub struct Running {
+    /// Its agent.
+    pub guest: Guest,
+    /// What it sees of the host's files.
+    pub share: Share,
+    /// The process that it is on the host.
+    pub pid: u32,
+    /// Why it has ended, once it has.
+    pub death: watch::Receiver<Option<Arc<str>>>,
+}
+
+impl Running {
+    /// Why it has ended, once it has.
+    pub fn death(&self) -> Option<Arc<str>> {
+        self.death.borrow().clone()
+    }
+
+    /// What a call to the guest brings, or the machine's end.
+    async fn call<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T> {
+        let mut death = self.death.clone();
+        let ended = |reason: &str| Error::new(Code::Unavailable, format!("the pod's virtual machine has ended: {reason}"));
+        tokio::select! {
+            biased;
+            outcome = call => match (outcome, self.death()) {
+                (Err(ttrpc::Error::RpcStatus(status)), _) => Err(ttrpc::Error::RpcStatus(status).into()),
+                (Err(_), Some(reason)) => Err(ended(&reason)),
+                (outcome, _) => outcome.map_err(Error::from),
+            },
+            reason = death.wait_for(Option::is_some) => {
+                Err(ended(reason.ok().as_deref().and_then(Option::as_deref).unwrap_or("it was stopped")))
+            }
+        }
+    }
+}
+
+impl Relay {
+    /// The Task API of `sandbox`, whose machine does not run yet. `shm` is what its containers mount as /dev/shm.
+    pub fn new(sandbox: SandboxId, pod: PodDir, shm: PathBuf, parts: &Parts) -> Self {
+        let Parts { events, idle, tasks, .. } = parts.clone();
+        let (files, running, memory, containers) = (OnceLock::new(), OnceLock::new(), Volumes::default(), Mutex::default());
+        Self(Arc::new(Shared { sandbox, pod, events, idle, tasks, shm, files, running, memory, containers }))
+    }
+
+    /// Sees to it that every container finds these files.
+    pub fn keep_published(&self, files: SandboxFiles) {
+        let _the_first_counts = self.0.files.set(files);
+    }
+
+    /// The machine runs.
+    pub fn runs(&self, running: Running) {
+        let _the_first_counts = self.0.running.set(running);
+    }
+
+    fn running(&self) -> Result<&Running> {
+        self.0.running.get().ok_or_else(|| Error::precondition("the sandbox has not been started"))
+    }
+
+    fn get(&self, id: &ContainerId) -> Result<Arc<Container>> {
+        self.registry().get(id).cloned().ok_or_else(|| Error::not_found(format!("there is no container {id} in this pod")))
+    }
+
+    fn register(&self, container: &Arc<Container>) -> Result<()> {
+        let mut registry = self.registry();
+        if registry.contains_key(&container.id) {
+            return Err(Error::new(Code::AlreadyExists, format!("there is a container {} in this pod already", container.id)));
+        }
+        registry.insert(container.id.clone(), container.clone());
+        Ok(())
+    }
+
+    fn registry(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Arc<Container>>> {
+        self.0.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Task for Relay {
+    async fn create(&self, _ctx: &TtrpcContext, req: api::CreateTaskRequest) -> ttrpc::Result<api::CreateTaskResponse> {
+        debug!(container = req.id, bundle = req.bundle, "Create");
+        let request = CreateRequest {
+            container: ContainerId::parse(req.id)?,
+            bundle: PathBuf::from(req.bundle),
+            rootfs: req.rootfs.iter().map(|m| Mount::parse(&m.type_, &m.source, &m.options)).collect::<Result<_>>()?,
+            stdio: StdioSpec::parse(&req.stdin, &req.stdout, &req.stderr, req.terminal)?,
+            checkpoint: (!req.checkpoint.is_empty()).then(|| PathBuf::from(req.checkpoint)),
+        };
+        let pid = Relay::create(self, request).await?;
+        Ok(api::CreateTaskResponse { pid, ..Default::default() })
+    }
+
+    async fn start(&self, _ctx: &TtrpcContext, req: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
+        debug!(container = req.id, exec = req.exec_id, "Start");
+        let (id, exec) = names(req.id, req.exec_id)?;
+        let pid = Relay::start(self, &id, exec.as_ref()).await?;
+        Ok(api::StartResponse { pid, ..Default::default() })
+    }
+
+    async fn state(&self, _ctx: &TtrpcContext, req: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
+        let (id, exec) = names(req.id, req.exec_id)?;
+        let container = self.get(&id)?;
+        let process = container.process(exec.as_ref())?;
+        Ok(state(&id, exec.as_ref(), &container.bundle, process.life.phase(), &process.stdio))
+    }
+
+    async fn delete(&self, _ctx: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
+        debug!(container = req.id, exec = req.exec_id, "Delete");
+        let (id, exec) = names(req.id, req.exec_id)?;
+        let (pid, exit) = Relay::delete(self, &id, exec.as_ref()).await?;
+        Ok(api::DeleteResponse { pid, exit_status: exit.code, exited_at: MessageField::some(exit.at.into()), ..Default::default() })
+    }
+
+    /// One process stands for all of a machine's: the host knows no others.
+    async fn pids(&self, _ctx: &TtrpcContext, req: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
+        let pid = if req.id == self.0.sandbox.as_str() {
+            std::process::id()
+        } else {
+            self.get(&ContainerId::parse(req.id)?)?.init.life.phase().pid()
+        };
+        Ok(api::PidsResponse { processes: vec![api::ProcessInfo { pid, ..Default::default() }], ..Default::default() })
+    }
+
+    async fn pause(&self, _ctx: &TtrpcContext, req: api::PauseRequest) -> ttrpc::Result<api::Empty> {
+        self.freeze(&ContainerId::parse(req.id)?, true).await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn resume(&self, _ctx: &TtrpcContext, req: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
+        self.freeze(&ContainerId::parse(req.id)?, false).await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn checkpoint(&self, _ctx: &TtrpcContext, _req: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
+        Err(containers::no_checkpoints().into())
+    }
+
+    async fn kill(&self, _ctx: &TtrpcContext, req: api::KillRequest) -> ttrpc::Result<api::Empty> {
+        debug!(container = req.id, exec = req.exec_id, signal = req.signal, all = req.all, "Kill");
+        let (id, exec) = names(req.id, req.exec_id)?;
+        Relay::kill(self, &id, exec.as_ref(), req.signal, req.all).await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn exec(&self, _ctx: &TtrpcContext, req: api::ExecProcessRequest) -> ttrpc::Result<api::Empty> {
+        let id = ContainerId::parse(req.id)?;
+        let exec = ExecId::parse(req.exec_id)?;
+        let stdio = StdioSpec::parse(&req.stdin, &req.stdout, &req.stderr, req.terminal)?;
+        let Some(process) = req.spec.into_option() else {
+            return Err(Error::invalid(format!("exec {exec} of container {id} has no process")).into());
+        };
+        Relay::exec(self, &id, exec, Process::new(stdio, process.value, Phase::Created { pid: 0 }))?;
+        Ok(api::Empty::new())
+    }
+
+    async fn resize_pty(&self, _ctx: &TtrpcContext, req: api::ResizePtyRequest) -> ttrpc::Result<api::Empty> {
+        let (id, exec) = names(req.id.clone(), req.exec_id.clone())?;
+        self.get(&id)?.process(exec.as_ref())?;
+        let running = self.running()?;
+        Ok(running.call(running.guest.tasks().resize_pty(Context::default(), &req)).await?)
+    }
+
+    async fn close_io(&self, _ctx: &TtrpcContext, req: api::CloseIORequest) -> ttrpc::Result<api::Empty> {
+        let (id, exec) = names(req.id.clone(), req.exec_id.clone())?;
+        let process = self.get(&id)?.process(exec.as_ref())?;
+        if !req.stdin || process.life.phase().exit().is_some() {
+            return Ok(api::Empty::new());
+        }
+        process.close_input();
+        let running = self.running()?;
+        Ok(running.call(running.guest.tasks().close_io(Context::default(), &req)).await?)
+    }
+
+    async fn update(&self, _ctx: &TtrpcContext, req: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
+        let id = ContainerId::parse(req.id)?;
+        let Some(resources) = req.resources.into_option() else {
+            return Err(Error::invalid(format!("the update of container {id} has no resources")).into());
+        };
+        Relay::update(self, &id, &resources.value).await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn wait(&self, _ctx: &TtrpcContext, req: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
+        let (id, exec) = names(req.id, req.exec_id)?;
+        let process = self.get(&id)?.process(exec.as_ref())?;
+        let exit = process.life.exit().await;
+        Ok(api::WaitResponse { exit_status: exit.code, exited_at: MessageField::some(exit.at.into()), ..Default::default() })
+    }
+
+    async fn stats(&self, _ctx: &TtrpcContext, req: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
+        self.get(&ContainerId::parse(req.id.clone())?)?;
+        let running = self.running()?;
+        Ok(running.call(running.guest.tasks().stats(Context::default(), &req)).await?)
+    }
+
+    async fn connect(&self, _ctx: &TtrpcContext, req: api::ConnectRequest) -> ttrpc::Result<api::ConnectResponse> {
+        // containerd asks a shim for its pid with the sandbox's id too, which has no task.
+        let task_pid = ContainerId::parse(req.id).and_then(|id| self.get(&id)).map(|c| c.init.life.phase().pid()).unwrap_or_default();
+        Ok(api::ConnectResponse { shim_pid: std::process::id(), task_pid, version: env!("CARGO_PKG_VERSION").into(), ..Default::default() })
+    }
+
+    /// A pod ends with its sandbox, not with a task: ShutdownSandbox ends the process.
+    async fn shutdown(&self, _ctx: &TtrpcContext, _req: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
+        Ok(api::Empty::new())
+    }
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container in the guest and its processes, as containerd sees them. What State and Wait ask for is known here: neither
+//! waits for the guest.
+
+use crate::streams::Streams;
+use magnetar_core::error::{Code, Error, Result};
+use magnetar_core::ids::{ContainerId, ExecId};
+use magnetar_core::process::{Life, Phase};
+use magnetar_core::stdio::StdioSpec;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// One container.
+#[derive(Debug)]
+pub struct Container {
+    /// Its name.
+    pub id: ContainerId,
+    /// Its bundle on the host.
+    pub bundle: PathBuf,
+    /// Its first process.
+    pub init: Arc<Process>,
+    execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
+}
+
+/// One process.
+#[derive(Debug)]
+pub struct Process {
+    /// Where its streams lead on the host.
+    pub stdio: StdioSpec,
+    /// Its life. Its process id is the virtual machine's: on the host it has no other.
+    pub life: Life,
+    /// `process` of the OCI specification, as JSON; empty for an init.
+    pub process: Vec<u8>,
+    streams: Mutex<Option<Streams>>,
+}
+
+impl Container {
+    /// A container that is about to be made.
+    pub fn new(id: ContainerId, bundle: PathBuf, stdio: StdioSpec) -> Self {
+        Self { id, bundle, init: Arc::new(Process::new(stdio, Vec::new(), Phase::Creating)), execs: Mutex::default() }
+    }
+
+    /// Its init, or one of its execs.
+    ///
+    /// # Errors
+    /// `NotFound` for an exec that was not announced or has been deleted.
+    pub fn process(&self, exec: Option<&ExecId>) -> Result<Arc<Process>> {
+        match exec {
+            None => Ok(self.init.clone()),
+            Some(exec) => {
+                self.execs().get(exec).cloned().ok_or_else(|| Error::not_found(format!("container {} has no exec {exec}", self.id)))
+            }
+        }
+    }
+
+    /// Announces an exec.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a name in use.
+    pub fn add_exec(&self, exec: ExecId, process: Process) -> Result<()> {
+        let mut execs = self.execs();
+        if execs.contains_key(&exec) {
+            return Err(Error::new(Code::AlreadyExists, format!("container {} has an exec {exec} already", self.id)));
+        }
+        execs.insert(exec, Arc::new(process));
+        Ok(())
+    }
+
+    /// Forgets an exec.
+    pub fn remove_exec(&self, exec: &ExecId) {
+        self.execs().remove(exec);
+    }
+
+    /// All execs that it has now.
+    pub fn all_execs(&self) -> Vec<(ExecId, Arc<Process>)> {
+        self.execs().iter().map(|(id, process)| (id.clone(), process.clone())).collect()
+    }
+
+    fn execs(&self) -> MutexGuard<'_, BTreeMap<ExecId, Arc<Process>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Process {
+    /// A process that does not run yet.
+    pub fn new(stdio: StdioSpec, process: Vec<u8>, phase: Phase) -> Self {
+        Self { stdio, life: Life::new(phase), process, streams: Mutex::default() }
+    }
+
+    /// Remembers its streams.
+    pub fn attach(&self, streams: Streams) {
+        *self.streams() = Some(streams);
+    }
+
+    /// Lets its input end.
+    pub fn close_input(&self) {
+        if let Some(streams) = self.streams().as_ref() {
+            streams.close_input();
+        }
+    }
+
+    /// Lets go of its streams: it has ended.
+    pub fn detach(&self) {
+        if let Some(streams) = self.streams().take() {
+            streams.process_ended();
+        }
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Option<Streams>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Volumes in memory: an emptyDir with `medium: Memory` is the guest's, so that it costs no way through the share and counts
+//! against the pod's own memory.
+
+use magnetar_vm_agent_api::Memory;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// The folder in which the kubelet has a pod's emptyDirs.
+const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+
+/// `TMPFS_MAGIC` of linux/magic.h.
+const TMPFS: i64 = 0x0102_1994;
+
+/// Those of a pod, by the host's directories that stand for them. Containers that mount the same one share it.
+#[derive(Debug, Default)]
+pub struct Volumes(Mutex<BTreeMap<PathBuf, u32>>);
+
+impl Volumes {
+    /// Those that a specification mounts, with the directory of each.
+    pub fn used_by(&self, spec: &Value) -> Vec<(PathBuf, Memory)> {
+        let mounts = spec.get("mounts").and_then(Value::as_array).into_iter().flatten();
+        let sources = mounts.filter_map(|mount| mount["source"].as_str()).map(PathBuf::from);
+        sources.filter_map(|source| self.volume(&source).map(|memory| (source, memory))).collect()
+    }
+
+    /// The number of the one that `source` stands for.
+    pub fn number(used: &[(PathBuf, Memory)], source: &Path) -> Option<u32> {
+        used.iter().find(|(directory, _)| directory == source).map(|(_, memory)| memory.name)
+    }
+
+    fn volume(&self, source: &Path) -> Option<Memory> {
+        let in_place = source.parent().and_then(Path::file_name).is_some_and(|name| name == EMPTY_DIR);
+        if !in_place || rustix::fs::statfs(source).ok().is_none_or(|stat| stat.f_type != TMPFS) {
+            return None;
+        }
+        let mode = source.metadata().ok()?.permissions().mode();
+        let stat = rustix::fs::statvfs(source).ok()?;
+        let size = Some(stat.f_blocks.saturating_mul(stat.f_frsize)).filter(|size| *size > 0);
+        let mut numbers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = u32::try_from(numbers.len()).ok()?;
+        let name = *numbers.entry(source.to_owned()).or_insert(next);
+        Some(Memory { name, size, mode })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_a_tmpfs_of_the_kubelet_is_one() {
+        let disk = tempfile::tempdir_in("/var/tmp").unwrap();
+        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let make = |at: &Path| {
+            let dir = at.join(EMPTY_DIR).join("cache");
+            std::fs::create_dir_all(&dir).unwrap();
+            dir
+        };
+        let (on_disk, in_memory) = (make(disk.path()), make(memory.path()));
+        let spec = json!({"mounts": [{"source": on_disk}, {"source": in_memory}, {"source": memory.path()}, {"source": "proc"}]});
+        let volumes = Volumes::default();
+        let used = volumes.used_by(&spec);
+        assert_eq!(used.iter().map(|(source, memory)| (source, memory.name)).collect::<Vec<_>>(), [(&in_memory, 0)]);
+        assert_eq!(Volumes::number(&volumes.used_by(&spec), &in_memory), Some(0), "the same the second time");
+        assert_eq!(Volumes::number(&used, &on_disk), None);
+    }
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A process's streams between containerd's FIFOs and the guest: a connection and a task for each.
+//!
+//! An output ends when the guest has said its end, after the last byte, so nothing is lost however quickly a process ends.
+//! An input ends with CloseIO, once containerd has closed its end too, or with the process.
+
+use crate::guest::{Connection, Guest};
+use magnetar_core::error::{Context, Result};
+use magnetar_core::ids::{ContainerId, ExecId};
+use magnetar_core::stdio::{Output, StdioSpec, meet_reader};
+use magnetar_vm_agent_api::{Purpose, StreamKind, StreamName, chunk};
+use rustix::fs::{FileType, Mode, OFlags};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+/// The streams of one process.
+#[derive(Debug, Default)]
+pub struct Streams {
+    /// Keeps the input open while nobody writes.
+    input: Mutex<Option<OwnedFd>>,
+    ended: CancellationToken,
+}
+
+/// The names of a process's streams in the guest, as the Task API there is told; an empty one is none.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// Standard input.
+    pub stdin: String,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+/// Where an output goes on the host.
+enum Sink {
+    /// A FIFO, with a reader that keeps it open while containerd is away.
+    Fifo(pipe::Sender, #[allow(dead_code, reason = "it is there to be open")] pipe::Receiver),
+    /// A file.
+    File(std::fs::File),
+}
+
+impl Streams {
+    /// Opens a process's streams, on both sides, and begins to carry them in tasks of `tasks`. To be called before the process
+    /// is made. Returns the streams, and how the guest knows them.
+    ///
+    /// # Errors
+    /// Where a FIFO cannot be opened, nobody reads it, or the guest refuses.
+    pub async fn open(
+        guest: &Guest,
+        container: &ContainerId,
+        exec: Option<&ExecId>,
+        stdio: &StdioSpec,
+        tasks: &TaskTracker,
+    ) -> Result<(Self, Paths)> {
+        let streams = Self::default();
+        let mut paths = Paths::default();
+        let name = |kind| StreamName { container: container.to_string(), exec: exec.map(ExecId::to_string), kind };
+        if let Some(path) = &stdio.stdin {
+            let what = || format!("cannot open the stream {}", path.display());
+            let receiver = pipe::OpenOptions::new().open_receiver(path).context(what)?;
+            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+            let keeper = rustix::fs::open(path, flags, Mode::empty()).context(what)?;
+            *streams.input.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
+            let name = name(StreamKind::Stdin);
+            paths.stdin = name.path();
+            let connection = guest.dial(Purpose::Stream(name)).await?;
+            let ended = streams.ended.clone();
+            tasks.spawn(async move {
+                tokio::select! {
+                    sent = carry_in(receiver, connection) => if let Err(error) = sent {
+                        debug!(%error, "an input has ended early");
+                    },
+                    () = ended.cancelled() => {}
+                }
+            });
+        }
+        for (output, kind, path) in
+            [(&stdio.stdout, StreamKind::Stdout, &mut paths.stdout), (&stdio.stderr, StreamKind::Stderr, &mut paths.stderr)]
+        {
+            let Some(output) = output else { continue };
+            let sink = Sink::open(output).await?;
+            let name = name(kind);
+            *path = name.path();
+            let connection = guest.dial(Purpose::Stream(name)).await?;
+            tasks.spawn(async move {
+                if let Err(error) = sink.fill(connection).await {
+                    debug!(%error, "an output has ended early");
+                }
+            });
+        }
+        Ok((streams, paths))
+    }
+
+    /// Lets the input end once containerd has closed its end.
+    pub fn close_input(&self) {
+        drop(self.input.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// The process has ended: it takes no input any more. Its outputs end by themselves.
+    pub fn process_ended(&self) {
+        self.close_input();
+        self.ended.cancel();
+    }
+}
+
+async fn carry_in(mut from: pipe::Receiver, mut connection: Connection) -> std::io::Result<()> {
+    chunk::send_all(&mut from, &mut connection).await?;
+    // The agent closes when it has passed the end on.
+    connection.read(&mut [0]).await.map(drop)
+}
+
+impl Sink {
+    async fn open(output: &Output) -> Result<Self> {
+        let path = output.path();
+        let what = || format!("cannot open the stream {}", path.display());
+        let append = |create: bool| {
+            let file = std::fs::OpenOptions::new().append(true).create(create).open(path);
+            file.map(Sink::File).context(what)
+        };
+        match output {
+            Output::File(_) => append(true),
+            Output::Fifo(path) => {
+                let stat = rustix::fs::stat(path.as_path()).context(what)?;
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo { Self::fifo(path).await } else { append(false) }
+            }
+        }
+    }
+
+    async fn fifo(path: &Path) -> Result<Self> {
+        let what = || format!("cannot open the stream {}", path.display());
+        let sender = pipe::Sender::from_owned_fd(meet_reader(path).await?).context(what)?;
+        Ok(Self::Fifo(sender, pipe::OpenOptions::new().open_receiver(path).context(what)?))
+    }
+
+    async fn fill(mut self, mut connection: Connection) -> std::io::Result<()> {
+        let mut buffer = chunk::Buffer::default();
+        while let Some(bytes) = buffer.receive(&mut connection).await? {
+            match &mut self {
+                Sink::Fifo(fifo, _) => fifo.write_all(bytes).await?,
+                Sink::File(file) => file.write_all(bytes)?,
+            }
+        }
+        Ok(())
+    }
+}

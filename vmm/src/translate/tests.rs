@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use super::*;
+use magnetar_core::error::Code;
+
+fn inside(spec: Value) -> Result<Translated> {
+    let memory = |source: &Path| (source == Path::new("/kubelet/empty-dir")).then_some(7);
+    let context = Context { sandbox_pid: 42, shm: Path::new("/run/cri/shm"), memory: &memory };
+    translate(spec, &ContainerId::parse("c1").unwrap(), &context)
+}
+
+/// The least that the guest takes, with more in `linux`.
+fn with_linux(more: Value) -> Value {
+    let mut linux = json!({"namespaces": [{"type": "pid"}]});
+    linux.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    json!({"linux": linux})
+}
+
+#[test]
+fn root_cgroup_and_namespaces_are_the_guests() {
+    let spec = json!({
+        "root": {"path": "rootfs", "readonly": true},
+        "hostname": "web",
+        "process": {"apparmorProfile": "x", "selinuxLabel": "y", "args": ["sh"]},
+        "linux": {
+            "cgroupsPath": "/kubepods/pod1/c1",
+            "mountLabel": "y",
+            "namespaces": [
+                {"type": "pid", "path": "/proc/42/ns/pid"}, {"type": "ipc", "path": "/proc/42/ns/ipc"},
+                {"type": "network", "path": "/proc/42/ns/net"}, {"type": "uts", "path": "/proc/42/ns/uts"}, {"type": "mount"},
+            ],
+        },
+    });
+    let spec = inside(spec).unwrap().spec;
+    assert_eq!(spec["root"], json!({"path": "/run/magnetar/share/c1/rootfs", "readonly": true}));
+    assert_eq!(spec["process"], json!({"args": ["sh"]}));
+    assert_eq!(spec.get("hostname"), None);
+    assert_eq!(spec["linux"]["cgroupsPath"], "/pod/c1");
+    assert_eq!(
+        spec["linux"]["namespaces"],
+        json!([{"type": "mount"}, {"type": "cgroup"}, {"type": "pid", "path": "/run/magnetar/pid"}])
+    );
+}
+
+#[test]
+fn volumes_are_shared_and_memory_is_the_guests() {
+    let bind = |source: &str, options: Value| json!({"type": "bind", "source": source, "destination": "/d", "options": options});
+    let mut spec = with_linux(json!({}));
+    spec["mounts"] = json!([
+        {"type": "proc", "source": "proc", "destination": "/proc"},
+        bind("/run/cri/shm", json!(["rbind", "ro"])),
+        bind("/var/data", json!(["rbind", "rprivate", "ro"])),
+        bind("/kubelet/empty-dir", json!(["rbind", "rw"])),
+        bind("/etc/file", json!(["bind", "rslave"])),
+    ]);
+    let Translated { spec, volumes } = inside(spec).unwrap();
+    let sources: Vec<&str> = spec["mounts"].as_array().unwrap().iter().map(|mount| mount["source"].as_str().unwrap()).collect();
+    let share = "/run/magnetar/share/c1";
+    assert_eq!(sources, ["proc", "/run/magnetar/shm", &format!("{share}/0"), "/run/magnetar/memory/7", &format!("{share}/1")]);
+    assert_eq!(
+        volumes,
+        [
+            Volume { name: "0".into(), source: "/var/data".into(), read_only: true, recursive: true },
+            Volume { name: "1".into(), source: "/etc/file".into(), read_only: false, recursive: false },
+        ]
+    );
+    assert_eq!(spec["mounts"][4]["options"], json!(["bind", "rprivate"]));
+}
+
+#[test]
+fn what_would_be_missed_is_refused_with_the_reason() {
+    let cases = [
+        (json!({"hooks": {"prestart": [{"path": "/bin/true"}]}}), "prestart hooks"),
+        (json!({"linux": {"namespaces": []}}), "host's process ids"),
+        (with_linux(json!({"namespaces": [{"type": "pid", "path": "/proc/43/ns/pid"}]})), "of another one"),
+        (with_linux(json!({"namespaces": [{"type": "pid"}, {"type": "user"}]})), "hostUsers"),
+        (with_linux(json!({"devices": [{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]})), "/dev/sda (8:0)"),
+        (with_linux(json!({"seccomp": {"listenerPath": "/run/x"}})), "listener"),
+    ];
+    for (spec, reason) in cases {
+        let error = inside(spec.clone()).unwrap_err();
+        assert_eq!(error.code(), Code::Unimplemented, "{spec}");
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+    let mut shared = with_linux(json!({}));
+    shared["mounts"] = json!([{"type": "bind", "source": "/v", "destination": "/d", "options": ["rbind", "rshared"]}]);
+    assert!(inside(shared).unwrap_err().to_string().contains("Bidirectional"));
+}
+
+#[test]
+fn limits_lose_what_names_the_hosts_hardware() {
+    let mut limits = json!({"cpu": {"quota": 1, "cpus": "0-3", "mems": "0"}, "memory": {"limit": 1}, "blockIO": {"weight": 10}});
+    resources(&mut limits);
+    assert_eq!(limits, json!({"cpu": {"quota": 1}, "memory": {"limit": 1}}));
+    let null = json!({"devices": [{"path": "/dev/null", "type": "c", "major": 1, "minor": 3}]});
+    assert!(inside(with_linux(null)).is_ok());
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What programs say: the guest's console, and the standard error of the hypervisor and its helpers.
+//!
+//! The last of it is kept for the reason of a pod's end; of the console, more of it in a file, for people. Both are bounded,
+//! whatever a guest prints.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tracing::debug;
+
+/// How much is kept in memory, in bytes.
+const KEPT: usize = 4 << 10;
+
+/// How much of the console is kept in its file, in bytes: then it begins anew.
+const IN_FILE: u64 = 256 << 10;
+
+/// The last words of a program.
+#[derive(Debug, Clone, Default)]
+pub struct Words(Arc<Mutex<VecDeque<u8>>>);
+
+impl Words {
+    /// What was said last, without what cannot be printed.
+    pub fn last(&self) -> String {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = String::from_utf8_lossy(kept.make_contiguous());
+        text.chars().filter(|c| *c == '\n' || !c.is_control()).collect()
+    }
+
+    /// The last line that says something.
+    pub fn last_line(&self) -> Option<String> {
+        self.last().lines().rev().map(str::trim).find(|line| !line.is_empty()).map(String::from)
+    }
+
+    fn hear(&self, bytes: &[u8]) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(bytes);
+        let excess = kept.len().saturating_sub(KEPT);
+        kept.drain(..excess);
+    }
+
+    /// Listens to a pipe until its end; `file` is written to as well. Where that fails, the pipe is read all the same: a
+    /// program that nobody listens to would stop.
+    pub async fn listen(self, of: &'static str, from: OwnedFd, file: Option<PathBuf>) {
+        let Ok(mut from) = pipe::Receiver::from_owned_fd(from) else { return };
+        let mut file = file.and_then(|path| File::create(path).map_err(|error| debug!(of, %error, "no file for it")).ok());
+        let mut buffer = vec![0; 4096];
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            self.hear(&buffer[..length]);
+            if let Some(file) = &mut file
+                && let Err(error) = append(file, &buffer[..length])
+            {
+                debug!(of, %error, "cannot write what it says");
+            }
+        }
+    }
+}
+
+fn append(file: &mut File, bytes: &[u8]) -> std::io::Result<()> {
+    if file.stream_position()? > IN_FILE {
+        file.set_len(0)?;
+        file.rewind()?;
+    }
+    file.write_all(bytes)
+}
+
+/// Why a guest's kernel has ended, where its console says so.
+pub fn panic_in(console: &str) -> Option<&str> {
+    let (_, said) = console.rsplit_once("Kernel panic - not syncing: ")?;
+    said.lines().next().map(str::trim).filter(|reason| !reason.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_found_among_other_words() {
+        let console = "[    1.0] Run /init\n[    2.0] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n[    2.1] CPU: 0";
+        assert_eq!(panic_in(console), Some("Attempted to kill init! exitcode=0x00000100"));
+        assert_eq!(panic_in("all is well"), None);
+    }
+
+    #[test]
+    fn only_the_last_words_are_kept() {
+        let words = Words::default();
+        for n in 0..10_000 {
+            words.hear(format!("line {n}\r\n\x1b").as_bytes());
+        }
+        assert_eq!(words.last_line().as_deref(), Some("line 9999"));
+        assert!(words.last().len() <= KEPT);
+    }
+
+    #[tokio::test]
+    async fn the_file_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console");
+        let (reader, writer) = std::io::pipe().unwrap();
+        let talk = std::thread::spawn(move || {
+            let mut writer = File::from(OwnedFd::from(writer));
+            for _ in 0..200 {
+                writer.write_all(&[b'x'; 4096]).unwrap();
+            }
+        });
+        Words::default().listen("test", reader.into(), Some(path.clone())).await;
+        talk.join().unwrap();
+        assert!(path.metadata().unwrap().len() <= IN_FILE + 4096);
+    }
+}
