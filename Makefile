@@ -10,7 +10,7 @@ HANDLER ?= magnetar-runc
 NEWER := /opt/containerd-next/bin
 TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 CARGO_TARGET ?= $(or $(CARGO_TARGET_DIR),target)
-BINARIES := containerd-shim-magnetar-v2 magnetar-runc magnetar-wasm
+BINARIES := containerd-shim-magnetar-v2 magnetar-runc magnetar-wasm magnetar-vmm magnetar-vm-agent
 export CARGO_TERM_COLOR ?= never
 
 .PHONY: build clippy install deps demo test test-unit test-e2e test-vm conformance bench node lint clean
@@ -23,9 +23,10 @@ build: deps ## all binaries and configuration, as an install prefix in out/
 	cargo build --profile engine --locked -p magnetar-wasm --bin magnetar-wasmtime
 	wasm/cargo-wasmedge build
 	@install -Dm755 -t $(OUT)/bin $(CARGO_TARGET)/$(TARGET)/release/containerd-shim-magnetar-v2
-	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-{runc,maker,wasm}
+	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-{runc,maker,wasm,vmm}
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-wasmtime
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/dynamic/$(TARGET)/engine/magnetar-wasmedge
+	@images/guest/build $(OUT)/share/magnetar/guest $(CARGO_TARGET)/$(TARGET)/release/vm-agent
 	@install -Dm644 -t $(OUT)/etc/magnetar shim/etc/magnetar/*.toml
 	@install -Dm644 -t $(OUT)/etc/containerd/conf.d shim/etc/containerd/conf.d/magnetar.toml
 	@install -Dm644 -t $(OUT)/etc/kubernetes shim/etc/kubernetes/runtimeclasses.yaml

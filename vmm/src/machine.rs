@@ -78,8 +78,6 @@ pub struct Making<'a> {
     pub vsock_device: PathBuf,
     /// What the guest may see.
     pub share: &'a Path,
-    /// The user of those processes that need not be root.
-    pub user: u32,
 }
 
 /// All processes of a machine.
@@ -101,13 +99,13 @@ impl Machine {
         spec: &VmSpec,
         making: &Making<'_>,
         parts: &Parts,
-        told: impl Fn(Event) + Send + 'static,
+        told: impl Fn(Event) + Send + Sync + 'static,
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
         let host = spec.dir.join(files::VSOCK);
         let ready = hybrid_port(&host, READY_PORT);
         let hello = UnixListener::bind(&ready).context(|| format!("cannot listen at {}", ready.display()))?;
-        rustix::fs::chown(&ready, Some(rustix::fs::Uid::from_raw(making.user)), None).context(|| "cannot give a socket away".into())?;
+        rustix::fs::chown(&ready, Some(rustix::fs::Uid::from_raw(spec.user)), None).context(|| "cannot give a socket away".into())?;
         let mut processes = Processes::run(hypervisor, spec, making, parts).await?;
         let dialer = Dialer::hybrid(host);
         let connected = async {
@@ -149,6 +147,7 @@ impl Machine {
                 }
             };
             let mut off = off.subscribe();
+            let ordered = async { drop(off.wait_for(|off| *off).await) };
             let reason = tokio::select! {
                 reason = processes.one_ended() => reason,
                 reason = pulse(&guest, control) => reason,
@@ -156,8 +155,7 @@ impl Machine {
                     Ok(reason) => reason,
                     Err(_) => "the agent in the guest has closed its connections".into(),
                 },
-                // It cannot fail: the sender is held.
-                _ = off.wait_for(|off| *off) => {
+                () = ordered => {
                     let _too_long = tokio::time::timeout(OFF, processes.hypervisor.ended()).await;
                     "it was stopped".into()
                 }
@@ -189,7 +187,7 @@ impl Processes {
         let Parts { reaper, tasks, .. } = parts;
         let virtiofsd = devices::virtiofsd(&making.virtiofsd, spec.dir.join(files::SHARE), making.share);
         let (device, host) = (spec.dir.join(files::VSOCK_DEVICE), spec.dir.join(files::VSOCK));
-        let vsock = devices::vsock(&making.vsock_device, &device, &host, making.user);
+        let vsock = devices::vsock(&making.vsock_device, &device, &host, spec.user);
         let mut vsock = Process::run("vhost-device-vsock", &vsock, None, reaper, tasks)?;
         let virtiofsd = Process::run("virtiofsd", &virtiofsd, None, reaper, tasks)?;
         tokio::select! {

@@ -33,7 +33,7 @@ mod translate;
 mod words;
 
 use config::{HypervisorName, VmConfig};
-use hypervisor::qemu::Qemu;
+use hypervisor::qemu::{PROGRAM, Qemu};
 use magnetar_core::sandbox_files::SandboxFiles;
 use magnetar_core::server;
 use pod::VmPod;
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
             let files = SandboxFiles::new(&record.config.containerd, &record.sandbox, dir);
             let relay = Relay::new(record.sandbox.clone(), dir.clone(), files.state_dir.join("shm"), parts);
             let hypervisor = match config.hypervisor {
-                HypervisorName::Qemu => Qemu::new(config.program.as_deref())?,
+                HypervisorName::Qemu => Qemu::new(PROGRAM.find(config.program.as_deref().unwrap_or_default())?),
             };
             Ok((VmPod::new(hypervisor, config, dir.clone(), record, relay.clone(), parts.clone()), relay))
         })

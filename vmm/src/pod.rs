@@ -14,7 +14,7 @@ use crate::machine::{Machine, Making, files};
 use crate::network;
 use crate::relay::{Relay, Running};
 use crate::share::Share;
-use crate::spec::{VmSpec, Vsock};
+use crate::spec::{Nic, VmSpec, Vsock, user_of};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use magnetar_core::cgroup::{Cgroup, moves, stats};
 use magnetar_core::config::LogLevel;
@@ -37,10 +37,6 @@ use tokio_util::sync::CancellationToken;
 
 /// How long the agent may take to make the guest the pod, in software emulation on a busy host.
 const SET_UP: Duration = Duration::from_secs(60);
-
-/// Users of processes that need not be root: one for each pod that lives, and nobody else's. The kubelet gives user namespaces
-/// ids below, logins have ids far below.
-const FIRST_USER: u32 = 2_000_000_000;
 
 /// Sysctls that containerd sets for every pod with a network of its own, so that an unprivileged server can listen on port 80 and
 /// ping works.
@@ -76,7 +72,7 @@ impl<H: Hypervisor> VmPod<H> {
         self.dir.path().join("vm")
     }
 
-    fn spec(&self, pod: &PodConfig, nics: Vec<crate::spec::Nic>) -> Result<VmSpec> {
+    fn spec(&self, pod: &PodConfig, nics: Vec<Nic>, user: u32) -> Result<VmSpec> {
         let program = std::env::current_exe().context(|| "cannot tell where this program is".into())?;
         let kernel = self.config.guest_file(self.config.kernel.as_deref(), "vmlinux", &program);
         let initramfs = self.config.guest_file(self.config.initramfs.as_deref(), "initramfs", &program);
@@ -105,6 +101,7 @@ impl<H: Hypervisor> VmPod<H> {
             vsock: Vsock::User { device: dir.join(files::VSOCK_DEVICE) },
             nics,
             dir,
+            user,
         })
     }
 
@@ -148,10 +145,10 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             moves::join(&Cgroup::at(path)?)?;
         }
         let network::Attached { network, nics } = network::attach().await?;
-        let user = FIRST_USER + std::process::id();
+        let user = user_of(std::process::id());
         self.make_dir(user)?;
-        let spec = self.spec(&request.config, nics)?;
-        let making = Making { virtiofsd, vsock_device, share: share.dir(), user };
+        let spec = self.spec(&request.config, nics, user)?;
+        let making = Making { virtiofsd, vsock_device, share: share.dir() };
         let (told, ended) = (self.relay.clone(), self.relay.clone());
         let machine =
             Machine::boot(&self.hypervisor, &spec, &making, &self.parts, move |event| told.told(event), move || ended.all_ended()).await?;

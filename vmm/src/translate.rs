@@ -15,14 +15,14 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// What there is to know of the pod.
-#[derive(Debug, Clone)]
+#[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// The process whose PID namespace on the host stands for the pod's.
     pub sandbox_pid: u32,
     /// The pod's /dev/shm on the host.
     pub shm: &'a Path,
     /// The number of the volume in memory that a directory of the host stands for, if it does.
-    pub memory: &'a dyn Fn(&Path) -> Option<u32>,
+    pub memory: &'a (dyn Fn(&Path) -> Option<u32> + Sync),
 }
 
 /// What comes of it.
