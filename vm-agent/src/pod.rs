@@ -58,9 +58,6 @@ async fn set_up(setup: &Setup) -> Result<()> {
         }
         std::fs::write(Path::new("/proc/sys").join(name), value).context(|| format!("cannot set the sysctl {name} = {value:?}"))?;
     }
-    if setup.shared_pid {
-        hold_pid_namespace()?;
-    }
     network::configure(&setup.network).await?;
     info!(sandbox = setup.sandbox, "ready");
     Ok(())
@@ -68,6 +65,9 @@ async fn set_up(setup: &Setup) -> Result<()> {
 
 /// Containers that share their process ids have a process 1 that is not this one.
 fn hold_pid_namespace() -> Result<()> {
+    if Path::new(api::PID_NAMESPACE).exists() {
+        return Ok(());
+    }
     let held = holder::spawn(true, || Ok(())).map_err(|error| match error {
         HolderError::Fork(error) => Error::internal(format!("cannot fork the process that holds the PID namespace: {error}")),
         HolderError::Prepare(message) => Error::internal(message),
@@ -97,6 +97,9 @@ fn write_bundle(bundle: &Bundle) -> Result<()> {
     let container = ContainerId::parse(bundle.container.clone())?;
     for memory in &bundle.memory {
         make_memory(memory)?;
+    }
+    if bundle.shared_pid {
+        hold_pid_namespace()?;
     }
     let dir = bundle_dir(&container);
     std::fs::create_dir_all(&dir).context(|| format!("cannot make {}", dir.display()))?;

@@ -160,7 +160,6 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             hostname: config.hostname.clone(),
             sysctls: sysctls(config),
             network,
-            shared_pid: config.pid == NamespaceMode::Pod,
         };
         machine.guest.ask(Request::SetUp(Box::new(setup)), SET_UP).await?;
         let guest = machine.guest.clone();

@@ -32,6 +32,8 @@ pub struct Translated {
     pub spec: Value,
     /// What the guest must be shown.
     pub volumes: Vec<Volume>,
+    /// Whether it joins the pod's PID namespace.
+    pub shared_pid: bool,
 }
 
 /// Devices that are the same in every kernel, by their numbers (Documentation/admin-guide/devices.txt in the kernel).
@@ -61,7 +63,7 @@ pub fn translate(mut spec: Value, container: &ContainerId, context: &Context<'_>
     for of_the_host in ["mountLabel", "intelRdt", "rootfsPropagation"] {
         linux.remove(of_the_host);
     }
-    namespaces(linux, context)?;
+    let shared_pid = namespaces(linux, context)?;
     devices(linux)?;
     if let Some(limits) = linux.get_mut("resources") {
         resources(limits);
@@ -69,7 +71,7 @@ pub fn translate(mut spec: Value, container: &ContainerId, context: &Context<'_>
     if linux.get("seccomp").and_then(|seccomp| seccomp.get("listenerPath")).is_some() {
         return Err(Error::unimplemented("a seccomp profile with a listener on the host does not reach into a virtual machine"));
     }
-    Ok(Translated { spec, volumes })
+    Ok(Translated { spec, volumes, shared_pid })
 }
 
 /// Limits for the guest: without what names the host's processors, memory nodes and devices.
@@ -135,14 +137,17 @@ fn mounts(object: &mut Map<String, Value>, share: &str, context: &Context<'_>) -
     Ok(volumes)
 }
 
-fn namespaces(linux: &mut Map<String, Value>, context: &Context<'_>) -> Result<()> {
+/// Says whether the pod's PID namespace is one of them.
+fn namespaces(linux: &mut Map<String, Value>, context: &Context<'_>) -> Result<bool> {
     let mut inside = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
+    let mut shared_pid = false;
     let asked = linux.get("namespaces").and_then(Value::as_array).cloned().unwrap_or_default();
     for namespace in &asked {
         let path = namespace["path"].as_str().unwrap_or_default();
         match namespace["type"].as_str().unwrap_or_default() {
             "pid" if path.is_empty() => inside.push(json!({"type": "pid"})),
             "pid" if path == format!("/proc/{}/ns/pid", context.sandbox_pid) => {
+                shared_pid = true;
                 inside.push(json!({"type": "pid", "path": api::PID_NAMESPACE}));
             }
             "pid" => {
@@ -160,7 +165,7 @@ fn namespaces(linux: &mut Map<String, Value>, context: &Context<'_>) -> Result<(
         return Err(Error::unimplemented("the container is to have the host's process ids, which a virtual machine keeps it from"));
     }
     linux.insert("namespaces".into(), inside.into());
-    Ok(())
+    Ok(shared_pid)
 }
 
 fn devices(linux: &mut Map<String, Value>) -> Result<()> {

@@ -192,8 +192,6 @@ pub struct Setup {
     pub sysctls: BTreeMap<String, String>,
     /// Its interfaces, routes and neighbours.
     pub network: Network,
-    /// Whether its containers share a PID namespace.
-    pub shared_pid: bool,
 }
 
 /// A container to be made.
@@ -206,6 +204,8 @@ pub struct Bundle {
     pub spec: String,
     /// Volumes in memory that it uses, which are made where there is none of the name yet.
     pub memory: Vec<Memory>,
+    /// Whether it joins the pod's PID namespace, [`PID_NAMESPACE`], which is made with the first that does.
+    pub shared_pid: bool,
 }
 
 /// A volume in the guest's memory: a tmpfs at `<MEMORY>/<name>`, for the pod's life.

@@ -44,7 +44,12 @@ impl Relay {
     pub async fn create(&self, request: CreateRequest) -> Result<u32> {
         let running = self.running()?;
         let id = request.container.clone();
-        let named = |error: Error| Error::new(error.code(), format!("cannot create container {id}: {error}"));
+        // The guest's own errors say so already.
+        let subject = format!("cannot create container {id}: ");
+        let named = |error: Error| match error.to_string() {
+            said if said.starts_with(&subject) => error,
+            said => Error::new(error.code(), subject.clone() + &said),
+        };
         if request.checkpoint.is_some() {
             return Err(named(no_checkpoints()));
         }
@@ -78,10 +83,10 @@ impl Relay {
             shm: &self.0.shm,
             memory: &|source| Volumes::number(&memory, source),
         };
-        let Translated { spec, volumes } = translate::translate(spec, id, &context)?;
+        let Translated { spec, volumes, shared_pid } = translate::translate(spec, id, &context)?;
         running.share.show(id, &container.bundle.join("rootfs"), &request.rootfs, &volumes)?;
         let memory = memory.into_iter().map(|(_, memory)| memory).collect();
-        let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory };
+        let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory, shared_pid };
         running.guest.ask(Request::Bundle(bundle), ASKED).await?;
         let (streams, paths) = Streams::open(&running.guest, id, None, &request.stdio, &self.0.tasks).await?;
         container.init.attach(streams);

@@ -31,7 +31,8 @@ fn root_cgroup_and_namespaces_are_the_guests() {
             ],
         },
     });
-    let spec = inside(spec).unwrap().spec;
+    let Translated { spec, shared_pid, .. } = inside(spec).unwrap();
+    assert!(shared_pid);
     assert_eq!(spec["root"], json!({"path": "/run/magnetar/share/c1/rootfs", "readonly": true}));
     assert_eq!(spec["process"], json!({"args": ["sh"]}));
     assert_eq!(spec.get("hostname"), None);
@@ -53,9 +54,10 @@ fn volumes_are_shared_and_memory_is_the_guests() {
         bind("/kubelet/empty-dir", json!(["rbind", "rw"])),
         bind("/etc/file", json!(["bind", "rslave"])),
     ]);
-    let Translated { spec, volumes } = inside(spec).unwrap();
+    let Translated { spec, volumes, shared_pid } = inside(spec).unwrap();
     let sources: Vec<&str> = spec["mounts"].as_array().unwrap().iter().map(|mount| mount["source"].as_str().unwrap()).collect();
     let share = "/run/magnetar/share/c1";
+    assert!(!shared_pid);
     assert_eq!(sources, ["proc", "/run/magnetar/shm", &format!("{share}/0"), "/run/magnetar/memory/7", &format!("{share}/1")]);
     assert_eq!(
         volumes,
