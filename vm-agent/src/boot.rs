@@ -47,7 +47,7 @@ pub fn prepare() -> Result<()> {
     }
     mount_fresh("tmpfs", api::SHM, SHM)?;
     make_dir(api::SHARE)?;
-    mount(api::SHARE_TAG, api::SHARE, "virtiofs", MountFlags::NODEV, None).context(|| format!("cannot mount {}", api::SHARE))
+    mount(api::SHARE_TAG, api::SHARE, "virtiofs", MountFlags::empty(), None).context(|| format!("cannot mount {}", api::SHARE))
 }
 
 fn load_modules() -> Result<()> {

@@ -65,10 +65,16 @@ impl Case {
         self.within(15)
     }
 
+    /// Whether the handler under test runs virtual machines.
+    pub fn is_vm(&self) -> bool {
+        self.handler == "magnetar-qemu"
+    }
+
     /// A pod to be run by the handler under test: the node's network, which most tests do not
-    /// look at and which is quick.
+    /// look at and which is quick. A virtual machine cannot have that one.
     pub fn pod_spec(&self, name: &str) -> PodSpec {
-        PodSpec::new(name, &self.handler).own_pid().host_network()
+        let spec = self.pod_spec_with_network(name);
+        if self.is_vm() { spec } else { spec.host_network() }
     }
 
     /// A pod to be run by the handler under test with a network of its own.
@@ -76,7 +82,7 @@ impl Case {
         PodSpec::new(name, &self.handler).own_pid()
     }
 
-    /// Runs a pod with the node's network.
+    /// Runs a pod of [`pod_spec`](Self::pod_spec).
     pub async fn pod(&self, name: &str) -> Result<Pod> {
         Ok(self.node.run_pod(&self.pod_spec(name)).await?)
     }

@@ -21,6 +21,7 @@ mod stdio;
 mod stop;
 mod task_api;
 mod tools;
+mod vm;
 mod wasi;
 mod wasm;
 mod wasm_cache;

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What only pods in virtual machines have: how a machine can end, what it refuses, and what it keeps from the host.
+
+use std::{
+    io::{BufRead, BufReader, Write as _},
+    os::unix::net::{UnixListener, UnixStream},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use magnetar_cri::{Container, Pod, v1::MountPropagation, v1::PodSandboxState};
+use magnetar_e2e::{Case, Scratch, eventually, on_node};
+use magnetar_observe::{Process, Processes};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// Within this containerd must know of a machine's end, on a node that is not busy.
+const KNOWN: u32 = 5;
+
+/// A test for handlers whose pods are virtual machines. With others there is nothing to be tested.
+fn on_vm(test: impl AsyncFnOnce(&Case) -> Result<()>) {
+    on_node(async |case| {
+        if case.is_vm() {
+            return test(case).await;
+        }
+        writeln!(std::io::stderr(), "skipped {}: {} makes no virtual machines", std::thread::current().name().unwrap_or_default(), case.handler())
+            .context("stderr")
+    });
+}
+
+/// A process of the pod's machine, by a word of its command line.
+fn process(case: &Case, pod: &Pod, word: &str) -> Result<Process> {
+    let sandbox = case.sandbox_pid(pod)?;
+    let all = Processes::now()?;
+    let found = all.iter().find(|process| process.parent == sandbox && process.name.contains(word)).cloned();
+    found.with_context(|| format!("the pod has no process {word}"))
+}
+
+fn send(process: &Process, signal: Signal) -> Result<()> {
+    Ok(kill(Pid::from_raw(process.pid), signal)?)
+}
+
+/// The pod is seen to be dead in time, with `reason` in its status; it can be removed, and nothing is left (`on_node` looks).
+async fn dies(case: &Case, pod: Pod, container: &Container, reason: &str) -> Result<()> {
+    container.exited(case.within(KNOWN)).await.context("the container")?;
+    eventually("the pod is not ready", case.within(KNOWN), async || {
+        Ok((pod.state().await? == PodSandboxState::SandboxNotready).then_some(()))
+    })
+    .await?;
+    let told = pod.info().await?;
+    ensure!(told.contains(reason), "the pod's status does not say {reason:?}: {told}");
+    let refused = container.exec(["true"]).await;
+    ensure!(refused.is_err(), "a command was executed in a machine that is gone");
+    Ok(pod.remove().await?)
+}
+
+async fn running(case: &Case, name: &str) -> Result<(Pod, Container)> {
+    let pod = case.pod(name).await?;
+    let container = pod.run(&case.sleeper()).await?;
+    Ok((pod, container))
+}
+
+#[test]
+fn a_killed_hypervisor_is_the_pods_end() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "vmm-killed").await?;
+        send(&process(case, &pod, "qemu-system")?, Signal::SIGKILL)?;
+        dies(case, pod, &container, "the hypervisor was ended by signal 9").await
+    });
+}
+
+#[test]
+fn a_killed_virtiofsd_is_the_pods_end() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "virtiofsd-killed").await?;
+        send(&process(case, &pod, "virtiofsd")?, Signal::SIGKILL)?;
+        dies(case, pod, &container, "virtiofsd was ended by signal 9").await
+    });
+}
+
+#[test]
+fn a_killed_vsock_device_is_the_pods_end() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "vsock-killed").await?;
+        send(&process(case, &pod, "vhost-device")?, Signal::SIGKILL)?;
+        dies(case, pod, &container, "vhost-device-vsock was ended by signal 9").await
+    });
+}
+
+#[test]
+fn a_guest_whose_kernel_panics_says_why() {
+    on_vm(async |case| {
+        let pod = case.node().run_pod(&case.pod_spec("panics").privileged()).await?;
+        let container = pod.run(&case.sleeper().privileged()).await?;
+        // It does not come back.
+        let _never = container.shell("echo c > /proc/sysrq-trigger").await;
+        dies(case, pod, &container, "the guest's kernel has panicked: sysrq triggered crash").await
+    });
+}
+
+#[test]
+fn a_machine_that_somebody_has_paused_is_taken_for_dead() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "paused").await?;
+        let mut monitor = UnixStream::connect(case.state_dir(&pod).join("vm/debug.sock"))?;
+        let mut answers = BufReader::new(monitor.try_clone()?).lines();
+        answers.next().context("no greeting")??;
+        for command in ["qmp_capabilities", "stop"] {
+            writeln!(monitor, "{{\"execute\": \"{command}\"}}")?;
+            let answer = answers.find(|line| line.as_ref().map_or(true, |line| line.contains("return"))).context("no answer")??;
+            ensure!(answer.contains("return"), "{answer}");
+        }
+        dies(case, pod, &container, "the virtual machine was paused from outside").await
+    });
+}
+
+#[test]
+fn an_agent_that_does_not_answer_is_taken_for_dead() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "hangs").await?;
+        send(&process(case, &pod, "vhost-device")?, Signal::SIGSTOP)?;
+        dies(case, pod, &container, "has not answered within").await
+    });
+}
+
+#[test]
+fn a_hypervisor_that_hangs_is_taken_for_dead() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "frozen").await?;
+        send(&process(case, &pod, "qemu-system")?, Signal::SIGSTOP)?;
+        dies(case, pod, &container, "the hypervisor hangs").await
+    });
+}
+
+#[test]
+fn a_short_pause_is_survived_and_the_clock_is_right_afterwards() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "short-pause").await?;
+        let hypervisor = process(case, &pod, "qemu-system")?;
+        send(&hypervisor, Signal::SIGSTOP)?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        send(&hypervisor, Signal::SIGCONT)?;
+        eventually("the clock is right", case.soon(), async || {
+            let there: f64 = container.exec(["date", "+%s"]).await?.stdout.trim().parse()?;
+            let here = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64();
+            Ok(((here - there).abs() < 2.0).then_some(()))
+        })
+        .await?;
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn what_a_machine_cannot_be_is_refused_with_the_reason() {
+    on_vm(async |case| {
+        let spec = || case.pod_spec("refused");
+        let cases = [
+            (spec().host_network(), "hostNetwork"),
+            (spec().host_pid(), "hostPID"),
+            (spec().host_ipc(), "hostIPC"),
+            (spec().user_namespace(100_000, 65_536), "user namespace"),
+        ];
+        for (spec, reason) in cases {
+            match case.node().run_pod(&spec).await {
+                Ok(pod) => {
+                    pod.remove().await?;
+                    bail!("a pod was made that should be refused: {reason}");
+                }
+                Err(error) => ensure!(error.to_string().contains(reason), "{error}"),
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn volumes_that_cannot_be_shared_are_refused_with_the_reason() {
+    on_vm(async |case| {
+        let scratch = Scratch::new()?;
+        let (socket, fifo) = (scratch.join("socket"), scratch.join("fifo"));
+        let _listens = UnixListener::bind(&socket)?;
+        nix::unistd::mkfifo(Path::new(&fifo), nix::sys::stat::Mode::S_IRWXU)?;
+        let pod = case.pod("volumes").await?;
+        let sleeper = || case.sleeper();
+        let cases = [
+            (sleeper().mount(&socket, "/v"), "a socket"),
+            (sleeper().mount(&fifo, "/v"), "a FIFO"),
+            (sleeper().mount("/dev/null", "/v"), "a device of the host"),
+            (sleeper().mount_with("/tmp", "/v", false, MountPropagation::PropagationBidirectional), "Bidirectional"),
+        ];
+        for (spec, reason) in cases {
+            let refused = pod.run(&spec).await.err().with_context(|| format!("made, although {reason} cannot be shared"))?;
+            ensure!(refused.to_string().contains(reason), "{refused}");
+        }
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_megabyte_that_is_printed_at_the_end_arrives() {
+    on_vm(async |case| {
+        let pod = case.pod("tail").await?;
+        let output = case.output(&pod, &case.script("yes 123456789012345 | head -c 1048576")).await?;
+        assert_eq!(output.len(), 1 << 20);
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_pod_has_a_kernel_of_its_own() {
+    on_vm(async |case| {
+        let pod = case.pod("kernel").await?;
+        let inside = case.output(&pod, &case.script("cat /proc/version; cat /proc/cmdline")).await?;
+        let host = std::fs::read_to_string("/proc/version")?;
+        ensure!(!inside.contains(host.trim()), "the container runs on the host's kernel");
+        ensure!(inside.contains("magnetar.log="), "{inside}");
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_volume_is_the_hosts_and_read_only_means_so() {
+    on_vm(async |case| {
+        let scratch = Scratch::new()?;
+        std::fs::write(scratch.path().join("given"), "from the host")?;
+        let pod = case.pod("shared").await?;
+        let volume = scratch.path().to_string_lossy().into_owned();
+        let container = pod.run(&case.sleeper().mount(&volume, "/rw").mount_read_only(&volume, "/ro")).await?;
+        let read = container.shell("cat /ro/given; echo -n from the guest > /rw/made; touch /ro/no 2>/dev/null || echo , refused").await?;
+        assert_eq!(read.stdout, "from the host, refused\n");
+        assert_eq!(std::fs::read_to_string(scratch.path().join("made"))?, "from the guest");
+        // What the kubelet does to a ConfigMap.
+        std::fs::write(scratch.path().join("new"), "later")?;
+        std::fs::rename(scratch.path().join("new"), scratch.path().join("given"))?;
+        eventually("the change is seen", case.soon(), async || Ok((container.exec(["cat", "/ro/given"]).await?.stdout == "later").then_some(()))).await?;
+        Ok(pod.remove().await?)
+    });
+}
