@@ -2,5 +2,6 @@
 //! magnetar-vmm: pods that are virtual machines.
 #![allow(dead_code, reason = "being built")]
 mod hypervisor;
+mod network;
 mod spec;
 fn main() {}

@@ -14,6 +14,7 @@
 //! process        signals by number
 //! readiness      descriptors in the event loop
 //! sealed         a program, safe from those who run it
+//! tap            network interfaces whose other end is a descriptor
 //! memory         giving freed pages back
 //! ```
 //!
@@ -34,3 +35,4 @@ pub mod notification;
 pub mod process;
 pub mod readiness;
 pub mod sealed;
+pub mod tap;
