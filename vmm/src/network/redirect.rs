@@ -54,7 +54,7 @@ impl Redirects<'_> {
         }
         let (name, index) = (name(link), link.header.index);
         if is_tap(link) {
-            return self.0.link().del(index).execute().await.or_else(none(Errno::NODEV)).context(|| format!("cannot remove {name}"));
+            return self.0.link().del(index).execute().await.or_else(unless(Errno::NODEV)).context(|| format!("cannot remove {name}"));
         }
         self.remove_rule(index as i32).await.context(|| format!("cannot remove the rule of the pod's interface {name}"))
     }
@@ -71,7 +71,7 @@ impl Redirects<'_> {
     /// Sends out by `to` whatever arrives on `from`.
     async fn redirect(&self, from: u32, to: u32) -> Answer<()> {
         let from = from as i32;
-        self.0.qdisc().add(from).ingress().execute().await.or_else(none(Errno::EXIST))?;
+        self.0.qdisc().add(from).ingress().execute().await.or_else(unless(Errno::EXIST))?;
         // The parent is that of a qdisc `ingress` as well as of a `clsact`, if somebody has put one there.
         let rule = self.0.traffic_filter(from).add().ingress().priority(PRIORITY).protocol(ANY_PROTOCOL);
         rule.redirect(to)?.execute().await
@@ -94,11 +94,11 @@ impl Redirects<'_> {
         }
         let mut removal = self.0.qdisc().del(index);
         removal.message_mut().header.parent = TcHandle::INGRESS;
-        removal.execute().await.or_else(none(Errno::NOENT))
+        removal.execute().await.or_else(unless(Errno::NOENT))
     }
 }
 
 /// Takes one failure for a success.
-fn none(failure: Errno) -> impl FnOnce(rtnetlink::Error) -> Answer<()> {
+fn unless(failure: Errno) -> impl FnOnce(rtnetlink::Error) -> Answer<()> {
     move |error| if netlink::errno(&error) == Some(failure) { Ok(()) } else { Err(error) }
 }

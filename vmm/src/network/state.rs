@@ -28,9 +28,13 @@ pub type Interfaces = BTreeMap<u32, Interface>;
 /// All that the kernel says of a namespace.
 #[derive(Debug, Default)]
 pub struct State {
+    /// Its interfaces.
     pub links: Vec<LinkMessage>,
+    /// Their addresses.
     pub addresses: Vec<AddressMessage>,
+    /// The routes of all tables.
     pub routes: Vec<RouteMessage>,
+    /// Neighbours of all states.
     pub neighbours: Vec<NeighbourMessage>,
 }
 
