@@ -14,6 +14,7 @@
 //! - [`host_pod`] is the pod of those sandboxers whose containers are processes of this host.
 //! - [`home`] is where a sandbox process comes from, and goes back to.
 //! - [`cgroup`], [`mount`], [`stdio`], [`terminal`], [`sandbox_files`] are the kernel's side of a container.
+//! - `netlink` (a feature) is how the kernel's network is asked.
 //!
 //! Deliberately absent: anything that only one kind of sandbox needs, a scheduler of retries, a second thread.
 
@@ -28,6 +29,8 @@ pub mod idle;
 pub mod ids;
 pub mod logging;
 pub mod mount;
+#[cfg(feature = "netlink")]
+pub mod netlink;
 pub mod pod_config;
 pub mod process;
 pub mod reaper;

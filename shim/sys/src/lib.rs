@@ -16,6 +16,7 @@
 //! kvm            what the kernel's hypervisor says of itself
 //! readiness      descriptors in the event loop
 //! sealed         a program, safe from those who run it
+//! tap            network interfaces whose other end is a descriptor
 //! memory         giving freed pages back
 //! ```
 //!
@@ -38,3 +39,4 @@ pub mod notification;
 pub mod process;
 pub mod readiness;
 pub mod sealed;
+pub mod tap;

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 pub struct Network {
     /// Interfaces beside the loopback.
     pub interfaces: Vec<Interface>,
-    /// Routes that do not follow from the addresses alone, in the order in which they can be made.
+    /// All routes of the main table, in the order in which they can be made. No route follows from an address alone.
     pub routes: Vec<Route>,
     /// Neighbours that are known for good.
     pub neighbours: Vec<Neighbour>,
@@ -47,12 +47,14 @@ pub struct Prefix {
 pub struct Route {
     /// Where to. A default route has a length of 0.
     pub to: Prefix,
-    /// By way of whom; none for what is on the link.
+    /// By way of whom, who may be of the other family; none for what is on the link.
     pub gateway: Option<IpAddr>,
     /// The [`Interface::name`] of where it leaves.
     pub interface: String,
     /// Preferred source address.
     pub source: Option<IpAddr>,
+    /// MTU of what goes there, in bytes; the interface's if none.
+    pub mtu: Option<u32>,
     /// Scope, as in rtnetlink(7): 0 is the universe, 253 the link.
     pub scope: u8,
     /// Whether the gateway is on the link although no address says so.
