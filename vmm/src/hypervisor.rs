@@ -3,11 +3,10 @@
 
 pub mod qemu;
 
+use crate::program::Invocation;
 use crate::spec::VmSpec;
 use magnetar_core::error::Result;
-use std::ffi::OsString;
-use std::os::fd::{BorrowedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What a hypervisor can do. Asked before anything is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,17 +19,6 @@ pub struct Capabilities {
     pub user_vsock: bool,
     /// Whether the kernel's vhost-vsock can.
     pub kernel_vsock: bool,
-}
-
-/// A program to be run, with the descriptors that it inherits.
-#[derive(Debug)]
-pub struct Invocation<'a> {
-    /// The program.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub arguments: Vec<OsString>,
-    /// Descriptors, and the numbers that they have there.
-    pub descriptors: Vec<(BorrowedFd<'a>, RawFd)>,
 }
 
 /// Whether a machine runs, as its hypervisor has it.

@@ -31,10 +31,20 @@ pub struct VmSpec {
     pub nics: Vec<Nic>,
     /// The directory for the hypervisor's own sockets, which nobody but root can enter.
     pub dir: PathBuf,
+    /// The user, and the group, that the hypervisor becomes when it has opened what only root can: [`user_of`] its pod.
+    pub user: u32,
 }
 
 /// Less memory than this does not boot, in MiB.
 pub const LEAST_MEMORY: u32 = 96;
+
+/// The user that a pod's hypervisor becomes, by the sandbox process's id: while that lives, no other process has the id, and
+/// so no two machines have a user in common. The range is one that distributions leave unused, and above what kubelets give to
+/// pods with user namespaces (systemd's UIDS-GIDS.md has the list).
+pub fn user_of(sandbox_process: u32) -> u32 {
+    // PID_MAX_LIMIT of the kernel is 2^22.
+    2_000_000_000 + (sandbox_process & ((1 << 22) - 1))
+}
 
 /// What executes a guest's code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

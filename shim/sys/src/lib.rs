@@ -12,6 +12,7 @@
 //! holder         a process that only holds namespaces
 //! namespace      user namespaces, and mounts that follow their maps
 //! process        signals by number
+//! kvm            what the kernel's hypervisor says of itself
 //! readiness      descriptors in the event loop
 //! sealed         a program, safe from those who run it
 //! memory         giving freed pages back
@@ -25,6 +26,7 @@ pub mod compiled;
 pub mod device_filter;
 pub mod fork;
 pub mod holder;
+pub mod kvm;
 #[cfg(feature = "library")]
 pub mod library;
 pub mod listener;

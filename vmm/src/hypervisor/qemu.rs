@@ -1,2 +1,225 @@
 // SPDX-License-Identifier: Apache-2.0
-//! QEMU.
+//! QEMU: runs everywhere, with KVM or without, and has every device.
+//!
+//! The machine is a q35 with nothing on it that a pod does not need. The kernel is entered directly (PVH). The guest's console is
+//! a serial port, which works from the first message to a panic, and is our standard output. There are two sockets for QEMU's
+//! own protocol, both inherited listening: `qmp.sock` for us, and `debug.sock` for whoever has to look at a machine that is ill.
+//!
+//! After a panic the guest reboots at once, and on a reboot, as on a power-off, QEMU ends: there is no machine without its guest.
+
+mod qmp;
+
+use super::{Capabilities, Control, Hypervisor, MachineState};
+use crate::program::{Invocation, Program};
+use crate::spec::{Acceleration, Nic, VmSpec, Vsock};
+use magnetar_core::error::{Code, Context, Result};
+use magnetar_vm_agent_api::SHARE_TAG;
+use qmp::Qmp;
+use serde::Deserialize;
+use serde_json::Value;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use tokio::net::UnixStream;
+
+/// The program.
+pub const PROGRAM: Program = Program { name: "qemu-system-x86_64", places: &["/usr/libexec", "/usr/lib/qemu"], package: "qemu-system-x86" };
+
+/// The socket on which we talk to it, in [`VmSpec::dir`].
+const CONTROL: &str = "qmp.sock";
+
+/// The socket on which others may.
+const DEBUG: &str = "debug.sock";
+
+/// QEMU, where it is on this node.
+#[derive(Debug, Clone)]
+pub struct Qemu {
+    program: PathBuf,
+}
+
+impl Qemu {
+    /// QEMU at this path.
+    pub fn new(program: PathBuf) -> Self {
+        Self { program }
+    }
+}
+
+impl Hypervisor for Qemu {
+    type Control = Connection;
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { emulates: true, virtiofs: true, user_vsock: true, kernel_vsock: true }
+    }
+
+    fn invocation<'a>(&self, spec: &'a VmSpec) -> Invocation<'a> {
+        let mut invocation = Invocation::new(&self.program);
+        let own = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name"];
+        invocation.arguments(own);
+        invocation.arguments([spec.sandbox.as_str()]);
+        confine(&mut invocation, spec);
+        board(&mut invocation, spec);
+        kernel(&mut invocation, spec);
+        monitors(&mut invocation, spec);
+        devices(&mut invocation, spec);
+        invocation
+    }
+
+    /// Cancel-safe.
+    async fn connect(&self, dir: &Path) -> Result<Connection> {
+        let socket = dir.join(CONTROL);
+        let stream = UnixStream::connect(&socket).await.context(|| format!("cannot connect to QEMU at {}", socket.display()))?;
+        Ok(Connection(Qmp::begin(stream).await?))
+    }
+}
+
+/// What a QEMU that its guest has taken over can still do: nothing but what it is there for.
+fn confine(invocation: &mut Invocation, spec: &VmSpec) {
+    invocation.arguments([
+        "-sandbox".into(),
+        // No other programs, no scheduling, no system calls of the past. set*uid cannot be forbidden, since QEMU itself drops
+        // its privileges after this filter is in place; without them, and with no_new_privs, which comes with the filter, these
+        // calls give nothing.
+        "on,obsolete=deny,elevateprivileges=allow,spawn=deny,resourcecontrol=deny".into(),
+        "-run-with".into(),
+        // When all is open that root must open, it becomes somebody who owns nothing, in a directory that only root can enter.
+        joined(&[&format!("user={0}:{0},chroot=", spec.user), &escaped(&spec.dir)]),
+    ]);
+}
+
+/// Processor, memory, and the chips that are soldered on.
+fn board(invocation: &mut Invocation, spec: &VmSpec) {
+    let (accelerator, processor) = match spec.acceleration {
+        // Nested virtualisation is no part of a pod.
+        Acceleration::Kvm => ("kvm", "host,-vmx,-svm"),
+        // What says that strings of bytes are copied quickest by one instruction is false here: each byte is a step.
+        Acceleration::Tcg => ("tcg,thread=multi", "max,-svm,-erms,-fsrm,-fzrm,-fsrs,-fsrc"),
+    };
+    let memory = spec.memory_mib;
+    invocation.arguments([
+        // A pod has no use for keyboard, disks on SATA, SMBus, VMware's port. Linux would look for each of them.
+        "-machine",
+        "q35,memory-backend=ram,i8042=off,sata=off,smbus=off,usb=off,vmport=off,hpet=off,dump-guest-core=off",
+        "-accel",
+        accelerator,
+        "-cpu",
+        processor,
+        "-smp",
+        &spec.vcpus.to_string(),
+        "-m",
+        &format!("size={memory}M"),
+        // The vhost-user devices map the guest's memory too.
+        "-object",
+        &format!("memory-backend-memfd,id=ram,size={memory}M,share=on"),
+        "-device",
+        "virtio-rng-pci,disable-legacy=on",
+    ]);
+}
+
+/// What is booted, and how it is told to behave.
+fn kernel(invocation: &mut Invocation, spec: &VmSpec) {
+    let parameters = [
+        "console=ttyS0",
+        // Each character is an exit from the guest: only warnings and worse, and a panic in full.
+        "quiet",
+        // Reboot at once after a panic, by a triple fault, which is quickest; QEMU ends on it.
+        "panic=-1",
+        "reboot=t",
+    ];
+    let parameters: Vec<&str> = parameters.into_iter().chain(spec.parameters.iter().map(String::as_str)).collect();
+    invocation.arguments::<OsString>([
+        "-kernel".into(),
+        spec.kernel.clone().into(),
+        "-initrd".into(),
+        spec.initramfs.clone().into(),
+        "-append".into(),
+        parameters.join(" ").into(),
+    ]);
+}
+
+/// The guest's console on standard output, and the sockets of QEMU's own protocol.
+fn monitors(invocation: &mut Invocation, spec: &VmSpec) {
+    invocation.arguments(["-chardev", "stdio,id=console,signal=off", "-device", "isa-serial,chardev=console"]);
+    for name in [CONTROL, DEBUG] {
+        let socket = invocation.listen(spec.dir.join(name));
+        let id = name.trim_end_matches(".sock");
+        invocation.arguments([
+            "-chardev",
+            &format!("socket,id={id},fd={socket},server=on,wait=off"),
+            "-mon",
+            &format!("chardev={id},mode=control"),
+        ]);
+    }
+}
+
+/// What the pod has.
+fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec) {
+    let mut user_device = |id: &str, socket: &Path, device: &str| {
+        invocation.arguments([
+            "-chardev".into(),
+            joined(&[&format!("socket,id={id},path="), &escaped(socket)]),
+            "-device".into(),
+            format!("{device},chardev={id}").into(),
+        ]);
+    };
+    user_device("share", &spec.share, &format!("vhost-user-fs-pci,tag={SHARE_TAG}"));
+    match &spec.vsock {
+        Vsock::User { device } => user_device("vsock", device, "vhost-user-vsock-pci"),
+        Vsock::Kernel { cid } => invocation.arguments(["-device", &format!("vhost-vsock-pci,guest-cid={cid}")]),
+    }
+    for (number, nic) in spec.nics.iter().enumerate() {
+        network(invocation, number, nic);
+    }
+}
+
+fn network<'a>(invocation: &mut Invocation<'a>, number: usize, nic: &'a Nic) {
+    let tap = invocation.open(nic.tap.as_fd());
+    invocation.arguments([
+        "-netdev",
+        &format!("tap,id=net{number},fd={tap}"),
+        "-device",
+        // Nobody boots from the network, so the ROM that could is left out.
+        &format!("virtio-net-pci,netdev=net{number},mac={},host_mtu={},disable-legacy=on,romfile=", nic.mac, nic.mtu),
+    ]);
+}
+
+/// A path as a value among others: QEMU separates them by commas, and takes two for one of the value's own.
+fn escaped(path: &Path) -> OsString {
+    let bytes = path.as_os_str().as_bytes().iter();
+    OsString::from_vec(bytes.flat_map(|&byte| std::iter::repeat_n(byte, if byte == b',' { 2 } else { 1 })).collect())
+}
+
+fn joined(parts: &[&dyn AsRef<OsStr>]) -> OsString {
+    parts.iter().map(|part| part.as_ref()).collect()
+}
+
+/// The connection to a QEMU that runs.
+#[derive(Debug)]
+pub struct Connection(Qmp<UnixStream>);
+
+impl Control for Connection {
+    async fn state(&mut self) -> Result<MachineState> {
+        #[derive(Deserialize)]
+        struct Status {
+            status: String,
+        }
+        let Status { status } = self.0.execute("query-status").await?;
+        Ok(match status.as_str() {
+            "running" => MachineState::Running,
+            "paused" => MachineState::Paused,
+            "guest-panicked" => MachineState::Panicked,
+            _ => MachineState::Other,
+        })
+    }
+
+    async fn quit(&mut self) -> Result<()> {
+        match self.0.execute::<Value>("quit").await {
+            // It may be gone before it has answered.
+            Err(error) if error.code() == Code::Unavailable => Ok(()),
+            outcome => outcome.map(drop),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The processes that are devices of a machine: what shares files with the guest, and what carries its vsock.
+//!
+//! Both speak vhost-user: the hypervisor connects to a Unix socket and hands over the guest's memory. What comes out of that
+//! memory is the guest's, so whoever reads it is confined as far as it lets itself be.
+
+use crate::program::{Invocation, Program};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// What shares files.
+pub const VIRTIOFSD: Program = Program { name: "virtiofsd", places: &["/usr/libexec", "/usr/lib/qemu", "/usr/lib"], package: "virtiofsd" };
+
+/// What carries the vsock where the kernel has no vhost-vsock.
+pub const VSOCK_DEVICE: Program =
+    Program { name: "vhost-device-vsock", places: &["/usr/libexec", "/usr/lib/qemu"], package: "vhost-device-vsock" };
+
+/// The guest's address. Each guest has a device of its own, so that all can have the same: the least that is no one else's.
+const GUEST_CID: u32 = 3;
+
+/// Shares `directory` with the hypervisor that connects to `socket`; ends when that one disconnects.
+///
+/// What is mounted below the directory later is seen too, if the directory is below a shared mount (mount_namespaces(7)): the
+/// process has a mount namespace of its own, which is a slave of ours. It has the mounts open as long as the guest knows files
+/// there, so they can only be unmounted lazily.
+pub fn virtiofsd(program: &Path, socket: PathBuf, directory: &Path) -> Invocation<'static> {
+    let mut invocation = Invocation::new(program);
+    let listener = invocation.listen(socket);
+    invocation.arguments([
+        format!("--fd={listener}").into(),
+        option("--shared-dir", directory),
+        // It sees nothing but the directory, and has no network, no other processes, and few capabilities.
+        "--sandbox=namespace".into(),
+        "--seccomp=kill".into(),
+        // File systems below the directory stay different ones in the guest; else two files could be one to it, by their number.
+        "--announce-submounts".into(),
+        // Handles would spare descriptors, but to open one takes a capability (CAP_DAC_READ_SEARCH) that opens all files of the
+        // file system by number, those outside of the directory too.
+        "--inode-file-handles=never".into(),
+        // Images have files with capabilities, and containers may set attributes: those named user.*, and security.capability as
+        // with any other runtime. All others, trusted.* of overlayfs among them, take CAP_SYS_ADMIN, which the process gives up.
+        "--xattr".into(),
+        // The host writes there too: the kubelet updates volumes.
+        "--cache=auto".into(),
+        // One slow fsync must not hold up the other files of the pod.
+        "--thread-pool-size=4".into(),
+        "--log-level=warn".into(),
+    ]);
+    invocation
+}
+
+/// Carries the vsock of the guest whose hypervisor connects to `socket`. Not before `socket` exists: this program takes no
+/// descriptor for it. Processes of the host reach the guest by connecting to `host` and saying `CONNECT <port>`, and are reached
+/// at `<host>_<port>`.
+///
+/// It does not confine itself, so that it is run as a `user` that owns the directory of its sockets and nothing else. It does
+/// not end with the hypervisor.
+pub fn vsock(program: &Path, socket: &Path, host: &Path, user: u32) -> Invocation<'static> {
+    let mut invocation = Invocation::new(program);
+    invocation.user = Some(user);
+    invocation.arguments([format!("--guest-cid={GUEST_CID}").into(), option("--socket", socket), option("--uds-path", host)]);
+    invocation
+}
+
+/// An option and its value in one word.
+fn option(name: &str, value: &Path) -> OsString {
+    let mut word = OsString::from(name);
+    word.push("=");
+    word.push(value);
+    word
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(invocation: &Invocation) -> Vec<String> {
+        invocation.arguments.iter().map(|word| word.to_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn virtiofsd_inherits_its_socket() {
+        let invocation = virtiofsd(Path::new("/usr/libexec/virtiofsd"), "/pod/share.sock".into(), Path::new("/pod/share"));
+        assert_eq!(invocation.program, Path::new("/usr/libexec/virtiofsd"));
+        assert_eq!(invocation.listeners().collect::<Vec<_>>(), [Path::new("/pod/share.sock")]);
+        assert_eq!(words(&invocation)[..3], ["--fd=3", "--shared-dir=/pod/share", "--sandbox=namespace"]);
+        assert_eq!(invocation.user, None, "it makes files for all users");
+    }
+
+    #[test]
+    fn the_vsock_is_not_roots() {
+        let invocation = vsock(Path::new("/usr/bin/vhost-device-vsock"), Path::new("/pod/a"), Path::new("/pod/b"), 2_000_000_007);
+        assert_eq!(words(&invocation), ["--guest-cid=3", "--socket=/pod/a", "--uds-path=/pod/b"]);
+        assert_eq!(invocation.user, Some(2_000_000_007));
+        assert_eq!(invocation.listeners().count(), 0);
+    }
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+//! QEMU's own protocol, as far as it is needed here: JSON objects, one a line.
+//!
+//! ```text
+//!   <── {"QMP": …}                            who is there
+//!   ──> {"execute": "qmp_capabilities"}       nothing beyond the basics is asked for
+//!   ──> {"execute": …, "id": n}
+//!   <── {"return": …, "id": n}, or {"error": {"desc": …}, "id": n}
+//!   <── {"event": …}                          at any time; skipped
+//! ```
+//!
+//! Not the crate `qapi`: it reads lines of any length, which a hypervisor that a guest has taken over may send, refuses what a
+//! newer QEMU says in words that it does not know, and wants a task to run beside. The types of all of QEMU's commands are more
+//! code than this.
+
+use magnetar_core::error::{Code, Context, Error, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufStream};
+
+/// The longest line that is read, in bytes. What we ask for is answered in a few hundred.
+const LONGEST: u64 = 64 << 10;
+
+/// A connection on which commands are executed, one at a time.
+#[derive(Debug)]
+pub struct Qmp<S> {
+    stream: BufStream<S>,
+    last: u64,
+}
+
+/// What may be in a line. Other fields, and new ones, do not matter.
+#[derive(Debug, Deserialize)]
+struct Line {
+    #[serde(rename = "QMP")]
+    greeting: Option<Value>,
+    id: Option<u64>,
+    #[serde(rename = "return")]
+    answer: Option<Value>,
+    error: Option<Failure>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Failure {
+    desc: String,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Qmp<S> {
+    /// Waits for the greeting and goes on from there to commands.
+    ///
+    /// # Errors
+    /// `Unavailable` where QEMU has ended, `Internal` where what is there does not speak the protocol.
+    pub async fn begin(stream: S) -> Result<Self> {
+        let mut qmp = Self { stream: BufStream::new(stream), last: 0 };
+        if qmp.line().await?.greeting.is_none() {
+            return Err(Error::internal("QEMU does not begin with a greeting"));
+        }
+        qmp.execute::<Value>("qmp_capabilities").await?;
+        Ok(qmp)
+    }
+
+    /// Executes a command. Not cancel-safe.
+    ///
+    /// # Errors
+    /// `Unavailable` where QEMU has ended, `Internal` with its own words where it refuses.
+    pub async fn execute<T: DeserializeOwned>(&mut self, command: &str) -> Result<T> {
+        self.last += 1;
+        let mut line = json!({ "execute": command, "id": self.last }).to_string();
+        line.push('\n');
+        self.stream.write_all(line.as_bytes()).await.context(|| format!("cannot send {command} to QEMU"))?;
+        self.stream.flush().await.context(|| format!("cannot send {command} to QEMU"))?;
+        loop {
+            let line = self.line().await?;
+            // Without an id is what QEMU says on its own, or of a line that it could not read.
+            match (line.id == Some(self.last), line.answer, line.error) {
+                (true, Some(answer), _) => {
+                    return serde_json::from_value(answer).map_err(|e| Error::internal(format!("QEMU's answer to {command}: {e}")));
+                }
+                (_, None, Some(failure)) => return Err(Error::internal(format!("QEMU refuses {command}: {}", failure.desc))),
+                (true | false, _, _) => {}
+            }
+        }
+    }
+
+    async fn line(&mut self) -> Result<Line> {
+        let mut line = Vec::new();
+        (&mut self.stream).take(LONGEST).read_until(b'\n', &mut line).await.context(|| "cannot hear QEMU".into())?;
+        if line.last() == Some(&b'\n') {
+            return serde_json::from_slice(&line).map_err(|e| Error::internal(format!("QEMU does not speak its protocol: {e}")));
+        }
+        match line.len() as u64 {
+            LONGEST => Err(Error::internal(format!("QEMU sends a line of more than {LONGEST} bytes"))),
+            _ => Err(Error::new(Code::Unavailable, "QEMU has closed the connection")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixStream;
+
+    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 1, "major": 11}}, "capabilities": ["oob"]}}"#;
+
+    /// A peer that greets and answers each line that it reads with the next of `answers`.
+    async fn peer(stream: UnixStream, answers: &[&str]) -> Vec<String> {
+        let mut stream = BufStream::new(stream);
+        let mut said = Vec::new();
+        for answer in [&[GREETING], answers].concat() {
+            stream.write_all(format!("{answer}\r\n").as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+            let mut line = String::new();
+            if stream.read_line(&mut line).await.unwrap() == 0 {
+                break;
+            }
+            said.push(line.trim_end().to_owned());
+        }
+        said
+    }
+
+    async fn status(answers: &[&str]) -> (Result<Value>, Vec<String>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let ask = async {
+            let mut qmp = Qmp::begin(ours).await?;
+            qmp.execute::<Value>("query-status").await
+        };
+        tokio::join!(ask, peer(theirs, answers))
+    }
+
+    #[tokio::test]
+    async fn a_command_is_answered_past_events_and_old_answers() {
+        let answer = concat!(
+            r#"{"timestamp": {"seconds": 1}, "event": "RESUME"}"#,
+            "\n",
+            r#"{"return": {"status": "paused"}, "id": 1}"#,
+            "\n",
+            r#"{"return": {"status": "running", "running": true}, "id": 2}"#
+        );
+        let (status, said) = status(&[r#"{"return": {}, "id": 1}"#, answer]).await;
+        assert_eq!(status.unwrap()["status"], "running");
+        assert_eq!(said, [r#"{"execute":"qmp_capabilities","id":1}"#, r#"{"execute":"query-status","id":2}"#]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_has_qemus_words() {
+        let refusal = r#"{"error": {"class": "GenericError", "desc": "not now"}, "id": 2}"#;
+        let (status, _) = status(&[r#"{"return": {}, "id": 1}"#, refusal]).await;
+        assert_eq!(status.unwrap_err().to_string(), "QEMU refuses query-status: not now");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_the_protocol_is_an_error() {
+        for answer in ["[]", r#"{"return":1,"id":-1}"#, "\u{0}", ""] {
+            let (status, _) = status(&[answer]).await;
+            assert!(status.as_ref().unwrap_err().to_string().contains("protocol"), "{answer:?}: {status:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_is_not_read_to_it() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let send = async { while theirs.write_all(&[b' '; 4096]).await.is_ok() {} };
+        let (begun, ()) = tokio::join!(Qmp::begin(ours), send);
+        assert!(begun.unwrap_err().to_string().contains("more than"));
+    }
+
+    #[tokio::test]
+    async fn the_end_is_said_to_be_one() {
+        let (status, _) = status(&[]).await;
+        assert_eq!(status.unwrap_err().code(), Code::Unavailable);
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"{\"QMP\"").await.unwrap();
+        drop(theirs);
+        assert_eq!(Qmp::begin(ours).await.unwrap_err().code(), Code::Unavailable);
+    }
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The command line, and how a machine's state is told.
+
+use super::*;
+use magnetar_core::ids::SandboxId;
+use magnetar_vm_agent_api::network::Mac;
+use std::os::fd::OwnedFd;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
+
+fn spec(vsock: Vsock, nics: usize) -> VmSpec {
+    let tap = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    VmSpec {
+        sandbox: SandboxId::parse("pod-1").unwrap(),
+        kernel: "/k".into(),
+        initramfs: "/i".into(),
+        parameters: vec!["a=b".into(), "c".into()],
+        memory_mib: 256,
+        vcpus: 2,
+        acceleration: Acceleration::Tcg,
+        share: "/pod/share,1".into(),
+        vsock,
+        nics: (0..nics).map(|n| Nic { tap: tap(), mac: Mac([2, 0, 0, 0, 0, n as u8]), mtu: 1450 }).collect(),
+        dir: "/pod".into(),
+        user: 2_000_000_007,
+    }
+}
+
+fn words(spec: &VmSpec) -> Vec<String> {
+    let invocation = Qemu::new("/q".into()).invocation(spec);
+    invocation.arguments.into_iter().map(|word| word.into_string().unwrap()).collect()
+}
+
+/// All values of an option.
+fn values<'a>(words: &'a [String], option: &str) -> Vec<&'a str> {
+    words.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].as_str()).collect()
+}
+
+#[test]
+fn the_same_machine_has_the_same_command_line() {
+    let device = Vsock::User { device: "/pod/vsock".into() };
+    assert_eq!(words(&spec(device.clone(), 2)), words(&spec(device, 2)));
+}
+
+#[test]
+fn the_guest_has_what_the_pod_has() {
+    let words = words(&spec(Vsock::User { device: "/pod/vsock".into() }, 2));
+    assert_eq!(values(&words, "-smp"), ["2"]);
+    assert_eq!(values(&words, "-m"), ["size=256M"]);
+    assert_eq!(values(&words, "-object"), ["memory-backend-memfd,id=ram,size=256M,share=on"]);
+    assert!(values(&words, "-append")[0].ends_with(" a=b c"));
+    let devices = values(&words, "-device").join(" ");
+    for device in
+        ["vhost-user-fs-pci,tag=magnetar,chardev=share", "vhost-user-vsock-pci,chardev=vsock", "mac=02:00:00:00:00:01,host_mtu=1450"]
+    {
+        assert!(devices.contains(device), "{device}: {devices}");
+    }
+    assert!(values(&words, "-chardev").contains(&"socket,id=share,path=/pod/share,,1"), "a comma is doubled");
+}
+
+#[test]
+fn descriptors_have_the_numbers_that_are_named() {
+    let spec = spec(Vsock::Kernel { cid: 77 }, 2);
+    let invocation = Qemu::new("/q".into()).invocation(&spec);
+    assert_eq!(invocation.listeners().collect::<Vec<_>>(), [Path::new("/pod/qmp.sock"), Path::new("/pod/debug.sock")]);
+    let words = words(&spec);
+    assert_eq!(values(&words, "-netdev"), ["tap,id=net0,fd=5", "tap,id=net1,fd=6"]);
+    assert_eq!(values(&words, "-chardev")[1..3], ["socket,id=qmp,fd=3,server=on,wait=off", "socket,id=debug,fd=4,server=on,wait=off"]);
+    assert!(values(&words, "-device").contains(&"vhost-vsock-pci,guest-cid=77"));
+}
+
+#[test]
+fn it_is_confined() {
+    let words = words(&spec(Vsock::Kernel { cid: 3 }, 0));
+    assert!(values(&words, "-sandbox")[0].contains("spawn=deny"));
+    assert_eq!(values(&words, "-run-with"), ["user=2000000007:2000000007,chroot=/pod"]);
+    assert!(words.iter().any(|word| word == "-nodefaults") && words.iter().any(|word| word == "-no-user-config"));
+}
+
+#[test]
+fn kvm_has_the_hosts_processor() {
+    let mut spec = spec(Vsock::Kernel { cid: 3 }, 0);
+    spec.acceleration = Acceleration::Kvm;
+    let words = words(&spec);
+    assert_eq!(values(&words, "-accel"), ["kvm"]);
+    assert!(values(&words, "-cpu")[0].starts_with("host,"));
+}
+
+/// A QEMU that says it is in `status`, and ends when it is told to.
+async fn fake(stream: UnixStream, status: &str) {
+    let mut stream = BufStream::new(stream);
+    stream.write_all(b"{\"QMP\": {}}\n").await.unwrap();
+    stream.flush().await.unwrap();
+    let mut line = String::new();
+    while stream.read_line(&mut line).await.unwrap() > 0 {
+        let command: Value = serde_json::from_str(&line).unwrap();
+        line.clear();
+        let answer = match command["execute"].as_str().unwrap() {
+            "qmp_capabilities" => serde_json::json!({}),
+            "query-status" => serde_json::json!({ "status": status, "running": false }),
+            "quit" => return,
+            other => panic!("{other}"),
+        };
+        let answer = serde_json::json!({ "return": answer, "id": command["id"] });
+        stream.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn states_are_told_and_an_end_without_an_answer_is_one() {
+    let states = [
+        ("running", MachineState::Running),
+        ("paused", MachineState::Paused),
+        ("guest-panicked", MachineState::Panicked),
+        ("prelaunch", MachineState::Other),
+        ("a-state-to-come", MachineState::Other),
+    ];
+    for (word, state) in states {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let ask = async {
+            let mut connection = Connection(Qmp::begin(ours).await.unwrap());
+            assert_eq!(connection.state().await.unwrap(), state);
+            connection.quit().await.unwrap();
+        };
+        tokio::join!(ask, fake(theirs, word));
+    }
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The programs that a machine is made of: where they are, and how one is run.
+
+use command_fds::{CommandFdExt, FdMapping};
+use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::runtime::cli::in_path;
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A program, as a node may have it.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    /// Its name.
+    pub name: &'static str,
+    /// Where some distributions put it, beside what is in `PATH`.
+    pub places: &'static [&'static str],
+    /// The Debian package that has it.
+    pub package: &'static str,
+}
+
+impl Program {
+    /// Finds it. What is `configured` is another name or an absolute path; empty is neither.
+    ///
+    /// # Errors
+    /// `NotFound`, with what was looked for, where, and what to install.
+    pub fn find(&self, configured: &str) -> Result<PathBuf> {
+        let name = if configured.is_empty() { self.name } else { configured };
+        if name.starts_with('/') {
+            return in_path(name).ok_or_else(|| Error::not_found(format!("{name}, which is configured, is not an executable file")));
+        }
+        let in_places = || self.places.iter().find_map(|place| in_path(&format!("{place}/{name}")));
+        in_path(name).or_else(in_places).ok_or_else(|| {
+            let places: String = self.places.iter().map(|place| format!(" nor in {place}")).collect();
+            Error::not_found(format!("{name} is neither in PATH{places}: install Debian's package {}, or configure its path", self.package))
+        })
+    }
+}
+
+/// A program to be run: nothing but data, so that what decides on it is a pure function.
+#[derive(Debug)]
+pub struct Invocation<'a> {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// The user and group that it is run as, with no other groups; root if there is none.
+    pub user: Option<u32>,
+    inherited: Vec<Inherited<'a>>,
+}
+
+#[derive(Debug)]
+enum Inherited<'a> {
+    Listener(PathBuf),
+    Open(BorrowedFd<'a>),
+}
+
+/// The number of the first descriptor beyond standard input, output and error.
+const FIRST: RawFd = 3;
+
+impl<'a> Invocation<'a> {
+    /// A program without arguments, run as root.
+    pub fn new(program: &Path) -> Self {
+        Self { program: program.to_owned(), arguments: Vec::new(), user: None, inherited: Vec::new() }
+    }
+
+    /// Adds arguments.
+    pub fn arguments<T: Into<OsString>>(&mut self, arguments: impl IntoIterator<Item = T>) {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+    }
+
+    /// Lets it inherit a Unix socket that listens at `path`: who connects before the program serves it waits in the kernel's
+    /// queue, and nobody polls. The answer is the descriptor's number in the program.
+    pub fn listen(&mut self, path: PathBuf) -> RawFd {
+        self.inherit(Inherited::Listener(path))
+    }
+
+    /// Lets it inherit an open descriptor. The answer is its number in the program.
+    pub fn open(&mut self, descriptor: BorrowedFd<'a>) -> RawFd {
+        self.inherit(Inherited::Open(descriptor))
+    }
+
+    fn inherit(&mut self, inherited: Inherited<'a>) -> RawFd {
+        self.inherited.push(inherited);
+        FIRST + self.inherited.len() as RawFd - 1
+    }
+
+    /// The paths of the sockets that it inherits.
+    pub fn listeners(&self) -> impl Iterator<Item = &Path> {
+        self.inherited.iter().filter_map(|inherited| match inherited {
+            Inherited::Listener(path) => Some(path.as_path()),
+            Inherited::Open(_) => None,
+        })
+    }
+
+    /// The command, its sockets bound, with nothing as its input. It holds the listening sockets: drop it when it is spawned,
+    /// or a connection to a program that has ended waits forever.
+    ///
+    /// # Errors
+    /// Where a socket cannot be bound, because of its path for instance.
+    pub fn command(&self) -> Result<Command> {
+        let mappings: Vec<FdMapping> = (FIRST..)
+            .zip(&self.inherited)
+            .map(|(child_fd, inherited)| Ok(FdMapping { parent_fd: inherited.descriptor()?, child_fd }))
+            .collect::<Result<_>>()?;
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).stdin(Stdio::null());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        command.fd_mappings(mappings).map_err(|error| Error::internal(format!("{}: {error}", self.program.display())))?;
+        Ok(command)
+    }
+}
+
+impl Inherited<'_> {
+    fn descriptor(&self) -> Result<OwnedFd> {
+        match self {
+            Self::Listener(path) => UnixListener::bind(path).map(OwnedFd::from).context(|| format!("cannot listen at {}", path.display())),
+            Self::Open(descriptor) => descriptor.as_fd().try_clone_to_owned().context(|| "cannot duplicate a descriptor".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use magnetar_core::error::Code;
+    use std::io::Write;
+
+    const ABSENT: Program = Program { name: "no-such-program", places: &["/usr/libexec", "/usr/lib/qemu"], package: "no-such-package" };
+
+    #[test]
+    fn what_is_missing_is_named_with_its_package() {
+        let error = ABSENT.find("").unwrap_err();
+        assert_eq!(error.code(), Code::NotFound);
+        for word in ["no-such-program", "PATH nor in /usr/libexec nor in /usr/lib/qemu", "no-such-package"] {
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_configured_path_wins() {
+        assert_eq!(ABSENT.find("/bin/sh").unwrap(), Path::new("/bin/sh"));
+        assert!(ABSENT.find("sh").unwrap().ends_with("sh"));
+        let error = ABSENT.find("/etc/passwd").unwrap_err();
+        assert!(error.to_string().starts_with("/etc/passwd, which is configured"), "{error}");
+    }
+
+    #[test]
+    fn programs_beside_the_path_are_found() {
+        let program = Program { name: "passwd-not-in-path", places: &["/nowhere", "/bin"], package: "none" };
+        assert_eq!(program.find("sh").unwrap().file_name().unwrap(), "sh");
+    }
+
+    #[test]
+    fn descriptors_arrive_under_their_numbers() {
+        let dir = std::env::temp_dir().join(format!("magnetar-program-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let mut text = std::fs::File::create_new(dir.join("text")).unwrap();
+        text.write_all(b"hello").unwrap();
+        let text = std::fs::File::open(dir.join("text")).unwrap();
+
+        let mut invocation = Invocation::new(Path::new("/bin/sh"));
+        let socket = invocation.listen(dir.join("socket"));
+        let file = invocation.open(text.as_fd());
+        assert_eq!((socket, file), (3, 4));
+        invocation.arguments(["-c", "cat <&4; test -S /proc/self/fd/3 && echo ' socket'; test -e /proc/self/fd/5 || echo none"]);
+        let output = invocation.command().unwrap().output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "hello socket\nnone\n");
+        assert_eq!(invocation.listeners().collect::<Vec<_>>(), [dir.join("socket")]);
+        assert!(invocation.command().unwrap_err().to_string().contains("socket"), "it is bound already");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}
