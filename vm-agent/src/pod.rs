@@ -52,13 +52,14 @@ async fn set_up(setup: &Setup) -> Result<()> {
     if !setup.hostname.is_empty() {
         nix::unistd::sethostname(&setup.hostname).context(|| format!("cannot set the hostname {:?}", setup.hostname))?;
     }
+    // Before sysctls, which may name an interface.
+    network::configure(&setup.network).await?;
     for (name, value) in &setup.sysctls {
         if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(Error::invalid(format!("{name:?} is no sysctl")));
         }
         std::fs::write(Path::new("/proc/sys").join(name), value).context(|| format!("cannot set the sysctl {name} = {value:?}"))?;
     }
-    network::configure(&setup.network).await?;
     info!(sandbox = setup.sandbox, "ready");
     Ok(())
 }

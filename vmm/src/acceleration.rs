@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn the_flags_are_read_as_words() {
-        let info = |flags: &str| format!("processor\t: 0\nmodel name\t: A vmx CPU\nflags\t\t: fpu {flags} sse2\nvmx flags\t: vnmi\nbugs\t\t:\n");
+        let info =
+            |flags: &str| format!("processor\t: 0\nmodel name\t: A vmx CPU\nflags\t\t: fpu {flags} sse2\nvmx flags\t: vnmi\nbugs\t\t:\n");
         assert!(has_virtualisation(&info("vmx")));
         assert!(has_virtualisation(&info("svm")));
         assert!(!has_virtualisation(&info("svm_lock")));

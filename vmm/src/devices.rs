@@ -5,11 +5,8 @@
 //! memory is the guest's, so whoever reads it is confined as far as it lets itself be.
 
 use crate::program::{Invocation, Program};
-use magnetar_core::error::{Code, Error, Result};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use tokio::time::Instant;
 
 /// What shares files.
 pub const VIRTIOFSD: Program = Program { name: "virtiofsd", places: &["/usr/libexec", "/usr/lib/qemu", "/usr/lib"], package: "virtiofsd" };
@@ -64,24 +61,6 @@ pub fn vsock(program: &Path, socket: &Path, host: &Path, user: u32) -> Invocatio
     invocation.arguments([format!("--guest-cid={GUEST_CID}").into(), option("--socket", socket), option("--uds-path", host)]);
     invocation
 }
-
-/// Waits until somebody listens at `socket`, or there is nothing to wait for. Cancel-safe.
-///
-/// # Errors
-/// `DeadlineExceeded` where nobody does.
-pub async fn listens(socket: &Path) -> Result<()> {
-    let deadline = Instant::now() + LISTENS;
-    while !socket.exists() {
-        if Instant::now() > deadline {
-            return Err(Error::new(Code::DeadlineExceeded, format!("nobody listens at {}: waited for {LISTENS:?}", socket.display())));
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    Ok(())
-}
-
-/// How long a device may take to listen.
-const LISTENS: Duration = Duration::from_secs(10);
 
 /// An option and its value in one word.
 fn option(name: &str, value: &Path) -> OsString {

@@ -11,7 +11,7 @@
 use crate::devices;
 use crate::guest::{self, Dialer, Guest, hybrid_port};
 use crate::hypervisor::{Control, Hypervisor, MachineState};
-use crate::processes::Process;
+use crate::processes::{Process, listens};
 use crate::program::Invocation;
 use crate::spec::VmSpec;
 use crate::words::{Words, panic_in};
@@ -191,7 +191,7 @@ impl Processes {
         let mut vsock = Process::run("vhost-device-vsock", &vsock, None, reaper, tasks)?;
         let virtiofsd = Process::run("virtiofsd", &virtiofsd, None, reaper, tasks)?;
         tokio::select! {
-            listens = devices::listens(&device) => listens?,
+            listens = listens(&device) => listens?,
             exit = vsock.ended() => return Err(Error::internal(format!("the virtual machine did not start: {}", vsock.describe(exit)))),
         }
         let console = Words::default();

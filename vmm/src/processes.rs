@@ -4,11 +4,13 @@
 
 use crate::program::Invocation;
 use crate::words::Words;
-use magnetar_core::error::{Context, Result};
+use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::reaper::{Exit, Reaper};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 /// One of them.
@@ -92,4 +94,22 @@ impl Process {
             None => format!("{} {how}", self.name),
         }
     }
+}
+
+/// How long a program may take to listen.
+const LISTENS: Duration = Duration::from_secs(10);
+
+/// Waits until a program that makes its socket itself has done so. Cancel-safe.
+///
+/// # Errors
+/// `DeadlineExceeded` where it does not.
+pub async fn listens(socket: &Path) -> Result<()> {
+    let deadline = Instant::now() + LISTENS;
+    while !socket.exists() {
+        if Instant::now() > deadline {
+            return Err(Error::new(Code::DeadlineExceeded, format!("nobody listens at {}: waited for {LISTENS:?}", socket.display())));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
 }

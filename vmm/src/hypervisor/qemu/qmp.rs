@@ -150,11 +150,18 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_the_protocol_is_an_error() {
-        let long = format!("{:>1$}", "}", LONGEST as usize + 1);
-        for (answer, said) in [(long.as_str(), "more than"), ("[]", "protocol"), (r#"{"return":1,"id":-1}"#, "protocol"), ("\u{0}", "protocol")] {
+        for answer in ["[]", r#"{"return":1,"id":-1}"#, "\u{0}", ""] {
             let (status, _) = status(&[answer]).await;
-            assert!(status.as_ref().unwrap_err().to_string().contains(said), "{answer:.20}: {status:?}");
+            assert!(status.as_ref().unwrap_err().to_string().contains("protocol"), "{answer:?}: {status:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_is_not_read_to_it() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let send = async { while theirs.write_all(&[b' '; 4096]).await.is_ok() {} };
+        let (begun, ()) = tokio::join!(Qmp::begin(ours), send);
+        assert!(begun.unwrap_err().to_string().contains("more than"));
     }
 
     #[tokio::test]

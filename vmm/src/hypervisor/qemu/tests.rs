@@ -49,7 +49,9 @@ fn the_guest_has_what_the_pod_has() {
     assert_eq!(values(&words, "-object"), ["memory-backend-memfd,id=ram,size=256M,share=on"]);
     assert!(values(&words, "-append")[0].ends_with(" a=b c"));
     let devices = values(&words, "-device").join(" ");
-    for device in ["vhost-user-fs-pci,tag=magnetar,chardev=share", "vhost-user-vsock-pci,chardev=vsock", "mac=02:00:00:00:00:01,host_mtu=1450"] {
+    for device in
+        ["vhost-user-fs-pci,tag=magnetar,chardev=share", "vhost-user-vsock-pci,chardev=vsock", "mac=02:00:00:00:00:01,host_mtu=1450"]
+    {
         assert!(devices.contains(device), "{device}: {devices}");
     }
     assert!(values(&words, "-chardev").contains(&"socket,id=share,path=/pod/share,,1"), "a comma is doubled");
