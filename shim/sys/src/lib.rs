@@ -8,6 +8,7 @@
 //! listener       the socket that a sandbox process is born with
 //! notification   the pipe on which it says whether it can serve
 //! device_filter  which devices a cgroup may use
+//! loopback       who listens on the loopback of a network namespace
 //! fork           a copy of a process with one thread
 //! holder         a process that only holds namespaces
 //! namespace      user namespaces, and mounts that follow their maps
@@ -20,6 +21,7 @@
 //! What rustix or nix offer safely is called from where it is needed, not from here.
 
 pub mod abort;
+mod bpf;
 #[cfg(feature = "wasmtime")]
 pub mod compiled;
 pub mod device_filter;
@@ -28,6 +30,7 @@ pub mod holder;
 #[cfg(feature = "library")]
 pub mod library;
 pub mod listener;
+pub mod loopback;
 pub mod memory;
 pub mod namespace;
 pub mod notification;
