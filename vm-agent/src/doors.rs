@@ -8,7 +8,8 @@ use magnetar_core::events::Event;
 use magnetar_core::ids::SandboxId;
 use magnetar_core::runtime::libcontainer::Libcontainer;
 use magnetar_core::task::{Containers, TaskService};
-use magnetar_vm_agent_api::{self as api, Opened, Opening, Purpose, frame};
+use magnetar_vm_agent_api::{self as api, Opened, Opening, Purpose, chunk, frame};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 use tokio::net::TcpStream;
@@ -21,6 +22,9 @@ use ttrpc::asynchronous::transport::Listener;
 
 /// How many connections for the Task API may wait to be served.
 const QUEUE: usize = 8;
+
+/// Where a forwarded port is looked for.
+const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// All that a connection may be for.
 pub struct Doors {
@@ -133,9 +137,9 @@ async fn take(inside: Arc<Inside>, mut stream: VsockStream, off: mpsc::Sender<()
             },
             Err(error) => frame::write(&mut stream, &refuse(error.to_string())).await,
         },
-        Purpose::Forward { port } => match TcpStream::connect(("127.0.0.1", port)).await {
-            Ok(mut tcp) => match welcome(&mut stream).await {
-                Ok(()) => tokio::io::copy_bidirectional(&mut stream, &mut tcp).await.map(drop),
+        Purpose::Forward { port } => match TcpStream::connect(&LOOPBACK.map(|address| (address, port).into())[..]).await {
+            Ok(tcp) => match welcome(&mut stream).await {
+                Ok(()) => forward(tcp, stream).await,
                 gone => gone,
             },
             Err(error) => frame::write(&mut stream, &refuse(format!("nothing listens on port {port}: {error}"))).await,
@@ -144,6 +148,17 @@ async fn take(inside: Arc<Inside>, mut stream: VsockStream, off: mpsc::Sender<()
     if let Err(error) = ended {
         debug!(%error, "a connection has ended");
     }
+}
+
+/// Carries a connection to its end. What fails is reset: an end would say that all has been said.
+async fn forward(mut tcp: TcpStream, stream: VsockStream) -> std::io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let (from, to) = tcp.split();
+    let carried = chunk::carry(from, to, stream).await;
+    if carried.is_err() {
+        tcp.set_zero_linger()?;
+    }
+    carried
 }
 
 async fn welcome(stream: &mut VsockStream) -> std::io::Result<()> {

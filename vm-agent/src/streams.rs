@@ -6,15 +6,13 @@
 
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
-use magnetar_sys::readiness;
 use magnetar_vm_agent_api::{self as api, StreamKind, StreamName, chunk};
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode};
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest};
+use tokio::io::{AsyncRead, AsyncWrite, empty, sink};
+use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
 /// The processes that have streams.
@@ -30,9 +28,15 @@ struct Process {
 /// One stream that was opened.
 #[derive(Debug)]
 pub struct Opened {
-    fifo: AsyncFd<OwnedFd>,
-    kind: StreamKind,
+    fifo: Fifo,
     forgotten: CancellationToken,
+}
+
+/// The end of it that is not the process's.
+#[derive(Debug)]
+enum Fifo {
+    Input(pipe::Sender),
+    Output(pipe::Receiver),
 }
 
 impl Streams {
@@ -54,10 +58,13 @@ impl Streams {
             process.paths.push(path.clone());
             process.forgotten.clone()
         };
-        // For writing: open for reading too, so that it can be opened before its process is there.
-        let flags = if name.kind == StreamKind::Stdin { OFlags::RDWR } else { OFlags::RDONLY };
-        let fifo = rustix::fs::open(&path, flags | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).context(what)?;
-        Ok(Opened { fifo: readiness::watch(fifo).context(what)?, kind: name.kind, forgotten })
+        let mut options = pipe::OpenOptions::new();
+        let fifo = match name.kind {
+            // Open for reading too, so that it can be opened before its process is there.
+            StreamKind::Stdin => Fifo::Input(options.read_write(true).open_sender(&path).context(what)?),
+            StreamKind::Stdout | StreamKind::Stderr => Fifo::Output(options.open_receiver(&path).context(what)?),
+        };
+        Ok(Opened { fifo, forgotten })
     }
 
     /// Ends what is left of a process's streams; with a container, those of its execs too.
@@ -101,12 +108,13 @@ impl Opened {
     ///
     /// # Errors
     /// Where one of the ends fails.
-    pub async fn copy(self, connection: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
-        let Self { fifo, kind, forgotten } = self;
+    pub async fn copy(self, connection: impl AsyncRead + AsyncWrite) -> std::io::Result<()> {
+        let Self { fifo, forgotten } = self;
         let copied = async {
-            match kind {
-                StreamKind::Stdin => copy_in(&fifo, connection).await,
-                StreamKind::Stdout | StreamKind::Stderr => copy_out(&fifo, connection).await,
+            match fifo {
+                // It waits before it reads: a FIFO that nobody has opened for writing yet reads as if it had ended.
+                Fifo::Output(fifo) => chunk::carry(fifo, sink(), connection).await,
+                Fifo::Input(fifo) => chunk::carry(empty(), fifo, connection).await,
             }
         };
         tokio::select! {
@@ -114,44 +122,4 @@ impl Opened {
             () = forgotten.cancelled() => Ok(()),
         }
     }
-}
-
-async fn copy_in(fifo: &AsyncFd<OwnedFd>, mut host: impl AsyncRead + Unpin) -> std::io::Result<()> {
-    let mut buffer = chunk::Buffer::default();
-    while let Some(mut rest) = buffer.receive(&mut host).await? {
-        while !rest.is_empty() {
-            let written = fifo.async_io(Interest::WRITABLE, |fifo| Ok(rustix::io::write(fifo, rest)?)).await?;
-            rest = &rest[written..];
-        }
-    }
-    Ok(())
-}
-
-async fn copy_out(fifo: &AsyncFd<OwnedFd>, connection: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
-    let (mut host, mut to_host) = tokio::io::split(connection);
-    let mut word = [0];
-    let all = async {
-        let mut buffer = chunk::Buffer::default();
-        loop {
-            // Waits before it reads: a FIFO that nobody has opened for writing yet reads as if it had ended.
-            let mut ready = fifo.readable().await?;
-            match ready.try_io(|fifo| Ok(rustix::io::read(fifo, buffer.space())?)) {
-                Ok(Ok(length)) => {
-                    buffer.send(length, &mut to_host).await?;
-                    if length == 0 {
-                        return Ok(());
-                    }
-                }
-                Ok(Err(error)) => return Err(error),
-                Err(_would_block) => {}
-            }
-        }
-    };
-    tokio::select! {
-        sent = all => sent?,
-        // The host says nothing here: it has gone.
-        ended = host.read(&mut word) => return ended.map(drop),
-    }
-    // Whoever has the end closes. Closed here, what is on its way might be lost.
-    host.read(&mut word).await.map(drop)
 }

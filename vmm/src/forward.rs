@@ -1,4 +1,190 @@
-//! stub
-use magnetar_core::error::Result;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-pub fn start<D>(_t: &TaskTracker, _c: CancellationToken, _d: D) -> Result<()> { Ok(()) }
+// SPDX-License-Identifier: Apache-2.0
+//! The loopback of the pod's network namespace, which is not that of its processes: theirs is in the guest. Whoever dials it
+//! from the host (containerd, for `kubectl port-forward`) means them.
+//!
+//! ```text
+//! dial 127.0.0.1:PORT ──loopback::steer──> our listener ──dial(PORT), chunks──> agent ──> 127.0.0.1:PORT or [::1]:PORT
+//! ```
+//!
+//! That nothing listens there turns out only in the guest, when the connection has been accepted here: it is reset at once.
+//! So is one whose other side fails, for an end would say that all has been said.
+
+use magnetar_core::error::{Context, Error, Result};
+use magnetar_sys::loopback::{self, Steering};
+use magnetar_sys::readiness;
+use magnetar_vm_agent_api::chunk;
+use rustix::io::Errno;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+/// How many connections are carried at once. Each takes three descriptors and up to 64 KiB. More wait in the kernel's queues,
+/// which have an end, too.
+const AT_ONCE: usize = 256;
+
+/// How long nothing is accepted after it has failed, as for lack of descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections to the pod's loopback are carried into the guest for as long as this lives.
+#[derive(Debug)]
+pub struct Forwarder {
+    _end: DropGuard,
+}
+
+/// Carries all TCP connections to the loopback of the calling thread's network namespace, which is the pod's, into the guest,
+/// until `cancel` or the end of the [`Forwarder`]. Then they are reset.
+///
+/// Not to be called in the network namespace of the host: all that is dialed on the host's loopback would go to the guest.
+///
+/// `dial` connects to a port of the guest, or says that nothing listens there. It should have a deadline.
+///
+/// # Errors
+/// `Unimplemented` where the kernel cannot do it, and what else it says.
+pub fn start<D, F, C>(tasks: &TaskTracker, cancel: &CancellationToken, dial: D) -> Result<Forwarder>
+where
+    D: Fn(u16) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<C>> + Send + 'static,
+    C: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let what = || "cannot listen on the pod's loopback".to_string();
+    let v4 = listen(Ipv4Addr::LOCALHOST.into()).context(what)?;
+    let v6 = match listen(Ipv6Addr::LOCALHOST.into()) {
+        Ok(listener) => Some(listener),
+        Err(error) if has_no_ipv6(&error) => None,
+        Err(error) => return Err(error).context(what),
+    };
+    let steering = match loopback::steer(v4.as_fd(), v6.as_ref().map(AsFd::as_fd)) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            return Err(Error::unimplemented(format!("no port-forward: {error}")));
+        }
+        steered => steered.context(|| "cannot steer the pod's loopback".into())?,
+    };
+    let cancel = cancel.child_token();
+    tasks.spawn(accept(Loopback { v4, v6, _steering: steering }, tasks.clone(), cancel.clone(), Arc::new(dial)));
+    Ok(Forwarder { _end: cancel.drop_guard() })
+}
+
+/// Where connections come from.
+struct Loopback {
+    _steering: Steering,
+    v4: TcpListener,
+    v6: Option<TcpListener>,
+}
+
+impl Loopback {
+    /// Cancel-safe.
+    async fn next(&self) -> io::Result<TcpStream> {
+        let v6 = async {
+            match &self.v6 {
+                Some(v6) => v6.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        let (client, _) = tokio::select! {
+            accepted = self.v4.accept() => accepted,
+            accepted = v6 => accepted,
+        }?;
+        Ok(client)
+    }
+}
+
+/// On a port that does not matter: connections come from all.
+fn listen(address: IpAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind((address, 0))?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// In the kernel, or in the namespace.
+fn has_no_ipv6(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].contains(&Errno::from_raw_os_error(code)))
+}
+
+async fn accept<D, F, C>(loopback: Loopback, tasks: TaskTracker, cancel: CancellationToken, dial: Arc<D>)
+where
+    D: Fn(u16) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<C>> + Send + 'static,
+    C: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let mut failing = false;
+    let next = async || {
+        let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+        Ok::<_, io::Error>((loopback.next().await?, place))
+    };
+    while let Some(accepted) = cancel.run_until_cancelled(next()).await {
+        match accepted {
+            Ok((client, place)) => {
+                failing = false;
+                let (cancel, dial) = (cancel.clone(), dial.clone());
+                tasks.spawn(async move {
+                    let _place = place;
+                    serve(client, &cancel, &*dial).await;
+                });
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(%error, "cannot accept connections to the pod's loopback");
+                }
+                let _cancelled = cancel.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+            }
+        }
+    }
+}
+
+/// One connection, to its end or to that of all.
+async fn serve<D, F, C>(mut client: TcpStream, cancel: &CancellationToken, dial: &D)
+where
+    D: Fn(u16) -> F,
+    F: Future<Output = Result<C>>,
+    C: AsyncRead + AsyncWrite,
+{
+    let ended = cancel.run_until_cancelled(carry(&mut client, dial)).await;
+    if let Some(Ok(())) = ended {
+        return;
+    }
+    if let Some(Err(error)) = ended {
+        debug!(%error, "a connection to the pod's loopback has failed");
+    }
+    if let Err(error) = client.set_zero_linger() {
+        debug!(%error, "a connection cannot be reset");
+    }
+}
+
+async fn carry<D, F, C>(client: &mut TcpStream, dial: &D) -> Result<()>
+where
+    D: Fn(u16) -> F,
+    F: Future<Output = Result<C>>,
+    C: AsyncRead + AsyncWrite,
+{
+    let what = || "cannot serve a connection".to_string();
+    let port = client.local_addr().context(what)?.port();
+    client.set_nodelay(true).context(what)?;
+    // Once a client has said all, nothing is read from it any more, and there may be nothing to write to it for long: that it
+    // has been reset would not be seen.
+    let watched = readiness::watch(client.as_fd().try_clone_to_owned().context(what)?).context(what)?;
+    let carried = async {
+        let guest = dial(port).await?;
+        let (from, to) = client.split();
+        chunk::carry(from, to, guest).await.context(|| format!("port {port}"))
+    };
+    tokio::select! {
+        biased;
+        carried = carried => carried,
+        failed = watched.ready(Interest::ERROR) => {
+            let _ready = failed.context(what)?;
+            Err(Error::internal(format!("port {port}: the client has failed")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

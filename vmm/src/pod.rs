@@ -7,7 +7,7 @@
 use crate::acceleration;
 use crate::config::VmConfig;
 use crate::devices::{VIRTIOFSD, VSOCK_DEVICE};
-use crate::forward;
+use crate::forward::{self, Forwarder};
 use crate::guest;
 use crate::hypervisor::Hypervisor;
 use crate::machine::{Machine, Making, files};
@@ -55,16 +55,14 @@ pub struct VmPod<H> {
     files: Option<SandboxFiles>,
     share: Option<Share>,
     machine: Option<Machine>,
-    /// Ends what listens for port-forward.
-    forwarding: CancellationToken,
+    forwarder: Option<Forwarder>,
 }
 
 impl<H: Hypervisor> VmPod<H> {
     /// A pod that nothing was made for yet.
     pub fn new(hypervisor: H, config: VmConfig, dir: PodDir, record: PodRecord, relay: Relay, parts: Parts) -> Self {
         let (request, home, files, share, machine) = (None, None, None, None, None);
-        let forwarding = CancellationToken::new();
-        Self { hypervisor, config, dir, record, relay, parts, request, home, files, share, machine, forwarding }
+        Self { hypervisor, config, dir, record, relay, parts, request, home, files, share, machine, forwarder: None }
     }
 
     /// Where the machine's sockets and its console's log are.
@@ -167,13 +165,13 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             let guest = guest.clone();
             async move { guest.dial(Purpose::Forward { port }).await }
         };
-        forward::start(&self.parts.tasks, self.forwarding.clone(), dial)?;
+        self.forwarder = Some(forward::start(&self.parts.tasks, &CancellationToken::new(), dial)?);
         self.relay.runs(Running { guest: machine.guest, share, pid: machine.pid, death: machine.death });
         Ok(std::process::id())
     }
 
     async fn stop(&mut self) -> Result<()> {
-        self.forwarding.cancel();
+        self.forwarder = None;
         if let Some(machine) = self.machine.take() {
             machine.switch_off().await;
         }

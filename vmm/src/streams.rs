@@ -10,11 +10,14 @@ use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::stdio::{Output, StdioSpec, meet_reader};
 use magnetar_vm_agent_api::{Purpose, StreamKind, StreamName, chunk};
 use rustix::fs::{FileType, Mode, OFlags};
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use std::task::{self, Poll};
+use tokio::io::{AsyncWrite, empty, sink};
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,9 +45,9 @@ pub struct Paths {
 /// Where an output goes on the host.
 enum Sink {
     /// A FIFO, with a reader that keeps it open while containerd is away.
-    Fifo(pipe::Sender, #[allow(dead_code, reason = "it is there to be open")] pipe::Receiver),
+    Fifo(pipe::Sender, pipe::Receiver),
     /// A file.
-    File(std::fs::File),
+    File(File),
 }
 
 impl Streams {
@@ -75,7 +78,7 @@ impl Streams {
             let ended = streams.ended.clone();
             tasks.spawn(async move {
                 tokio::select! {
-                    sent = carry_in(receiver, connection) => if let Err(error) = sent {
+                    sent = chunk::carry(receiver, sink(), connection) => if let Err(error) = sent {
                         debug!(%error, "an input has ended early");
                     },
                     () = ended.cancelled() => {}
@@ -111,12 +114,6 @@ impl Streams {
     }
 }
 
-async fn carry_in(mut from: pipe::Receiver, mut connection: Connection) -> std::io::Result<()> {
-    chunk::send_all(&mut from, &mut connection).await?;
-    // The agent closes when it has passed the end on.
-    connection.read(&mut [0]).await.map(drop)
-}
-
 impl Sink {
     async fn open(output: &Output) -> Result<Self> {
         let path = output.path();
@@ -140,14 +137,27 @@ impl Sink {
         Ok(Self::Fifo(sender, pipe::OpenOptions::new().open_receiver(path).context(what)?))
     }
 
-    async fn fill(mut self, mut connection: Connection) -> std::io::Result<()> {
-        let mut buffer = chunk::Buffer::default();
-        while let Some(bytes) = buffer.receive(&mut connection).await? {
-            match &mut self {
-                Sink::Fifo(fifo, _) => fifo.write_all(bytes).await?,
-                Sink::File(file) => file.write_all(bytes)?,
-            }
+    async fn fill(self, connection: Connection) -> std::io::Result<()> {
+        match self {
+            Sink::Fifo(fifo, _reader) => chunk::carry(empty(), fifo, connection).await,
+            Sink::File(file) => chunk::carry(empty(), Blocking(file), connection).await,
         }
-        Ok(())
+    }
+}
+
+/// A file, which is always ready: writing to it takes as long as it takes.
+struct Blocking(File);
+
+impl AsyncWrite for Blocking {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut task::Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Poll::Ready(self.0.write(bytes))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, _: &mut task::Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(self.0.flush())
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut task::Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }

@@ -9,6 +9,7 @@
 //! listener       the socket that a sandbox process is born with
 //! notification   the pipe on which it says whether it can serve
 //! device_filter  which devices a cgroup may use
+//! loopback       who listens on the loopback of a network namespace
 //! fork           a copy of a process with one thread
 //! holder         a process that only holds namespaces
 //! namespace      user namespaces, and mounts that follow their maps
@@ -24,6 +25,7 @@
 
 pub mod abort;
 pub mod bound;
+mod bpf;
 #[cfg(feature = "wasmtime")]
 pub mod compiled;
 pub mod device_filter;
@@ -33,6 +35,7 @@ pub mod kvm;
 #[cfg(feature = "library")]
 pub mod library;
 pub mod listener;
+pub mod loopback;
 pub mod memory;
 pub mod namespace;
 pub mod notification;

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use super::*;
+use tokio::io::{DuplexStream, duplex, empty, sink, split};
+
+/// One side, between what it is given and the wire.
+async fn side(plain: DuplexStream, wire: DuplexStream) -> Result<()> {
+    let (from, to) = split(plain);
+    carry(from, to, wire).await
+}
+
+#[tokio::test]
+async fn bytes_arrive_with_their_end_through_the_smallest_wire() {
+    let text: Vec<u8> = (0..300_000_u32).map(|n| n as u8).collect();
+    let ((near, far), mut received) = (duplex(1), Vec::new());
+    let (sent, taken) = tokio::join!(carry(text.as_slice(), sink(), near), carry(empty(), &mut received, far));
+    sent.and(taken).unwrap();
+    assert_eq!(received, text);
+}
+
+#[tokio::test]
+async fn no_more_than_a_window_is_on_its_way() {
+    for size in [1, 1000, LONGEST] {
+        let (wire, mut other) = duplex(1 << 20);
+        let ((from, mut source), (to, _kept)) = (duplex(size), duplex(1));
+        let carried = carry(from, to, wire);
+        let talk = async {
+            let mut offered = 0;
+            // Whoever offers more is held up.
+            while tokio::time::timeout(std::time::Duration::from_millis(20), source.write_all(&vec![7; size])).await.is_ok() {
+                offered += cost(size);
+                assert!(offered <= WINDOW + 2 * cost(size), "{offered}");
+            }
+            let mut head = [0; 3];
+            other.read_exact(&mut head).await.unwrap();
+            assert_eq!(head[0], DATA);
+            // What is taken makes room.
+            other.write_all(&[TAKEN, head[1], head[2]]).await.unwrap();
+            source.write_all(&vec![7; size]).await.unwrap();
+        };
+        tokio::select! {
+            ended = carried => panic!("{ended:?}"),
+            () = talk => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_way_has_an_end_of_its_own() {
+    for client_first in [true, false] {
+        let ((mut client, near), (wire, other_wire), (far, mut server)) = (duplex(9), duplex(9), duplex(9));
+        let (first, last) = if client_first { (&mut client, &mut server) } else { (&mut server, &mut client) };
+        let talk = async {
+            first.write_all(b"a question, and no more").await.unwrap();
+            first.shutdown().await.unwrap();
+            let mut text = String::new();
+            last.read_to_string(&mut text).await.unwrap();
+            assert_eq!(text, "a question, and no more");
+            last.write_all(b"the answer").await.unwrap();
+            last.shutdown().await.unwrap();
+            text.clear();
+            first.read_to_string(&mut text).await.unwrap();
+            assert_eq!(text, "the answer");
+        };
+        let (near, far, ()) = tokio::join!(side(near, wire), side(far, other_wire), talk);
+        near.and(far).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_way_that_nobody_reads_does_not_hold_up_the_other() {
+    let ((mut client, near), (wire, other_wire), (far, mut server)) = (duplex(9), duplex(9), duplex(9));
+    let talk = async {
+        // Fills the way to the client, who does not read.
+        while tokio::time::timeout(std::time::Duration::from_millis(20), server.write_all(&[1; 4096])).await.is_ok() {}
+        let (mut server_in, _server_out) = split(server);
+        let mut text = vec![0; 200_000];
+        let (said, heard) = tokio::join!(client.write_all(&[2; 200_000]), server_in.read_exact(&mut text));
+        said.and(heard.map(drop)).unwrap();
+    };
+    tokio::select! {
+        ended = side(near, wire) => panic!("{ended:?}"),
+        ended = side(far, other_wire) => panic!("{ended:?}"),
+        () = talk => {}
+    }
+}
+
+#[tokio::test]
+async fn the_connection_is_kept_until_the_end_has_arrived() {
+    let (wire, mut other) = duplex(99);
+    let carried = carry(b"x".as_slice(), sink(), wire);
+    let mut carried = std::pin::pin!(carried);
+    let talk = async {
+        let mut said = [0; 7];
+        other.read_exact(&mut said).await.unwrap();
+        assert_eq!(said, [DATA, 0, 1, b'x', END, 0, 0]);
+        other.write_all(&[TAKEN, 0, 1, END, 0, 0]).await.unwrap();
+        let mut told = [0; 3];
+        other.read_exact(&mut told).await.unwrap();
+        assert_eq!(told, [TAKEN, 0, 0]);
+        tokio::task::yield_now().await;
+    };
+    tokio::select! {
+        biased;
+        _ = &mut carried => panic!("it is closed"),
+        () = talk => {}
+    }
+    other.write_all(&[TAKEN, 0, 0]).await.unwrap();
+    carried.await.unwrap();
+}
+
+#[tokio::test]
+async fn who_has_gone_with_our_end_was_content() {
+    let (wire, mut other) = duplex(99);
+    other.write_all(&[END, 0, 0]).await.unwrap();
+    let gone = async {
+        let mut said = [0; 6];
+        other.read_exact(&mut said).await.unwrap();
+        drop(other);
+    };
+    let (carried, ()) = tokio::join!(carry(empty(), sink(), wire), gone);
+    carried.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_fails_is_the_end_of_both_ways() {
+    let too_long = (LONGEST as u16 + 1).to_be_bytes();
+    for (said, kind) in [
+        (&[][..], ErrorKind::UnexpectedEof),
+        (&[END, 0, 0], ErrorKind::UnexpectedEof),
+        (&[DATA, 0, 2, 7], ErrorKind::UnexpectedEof),
+        (&[END, 0, 0, DATA, 0, 1, 7], ErrorKind::InvalidData),
+        (&[END, 0, 0, END, 0, 0], ErrorKind::InvalidData),
+        (&[DATA, 0, 0], ErrorKind::InvalidData),
+        (&[DATA, too_long[0], too_long[1]], ErrorKind::InvalidData),
+        (&[TAKEN, 0, 1], ErrorKind::InvalidData),
+        (&[TAKEN, 0, 0], ErrorKind::InvalidData),
+        (&[3, 0, 0], ErrorKind::InvalidData),
+    ] {
+        let ((_client, plain), (wire, mut other)) = (duplex(99), duplex(99));
+        other.write_all(said).await.unwrap();
+        if kind == ErrorKind::UnexpectedEof {
+            drop(other);
+        }
+        assert_eq!(side(plain, wire).await.unwrap_err().kind(), kind, "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_sends_more_than_the_window_is_refused() {
+    let ((_client, plain), (wire, mut other)) = (duplex(1), duplex(1 << 20));
+    for _ in 0..=WINDOW / LEAST + 2 {
+        other.write_all(&[DATA, 0, 1, 7]).await.unwrap();
+    }
+    assert_eq!(side(plain, wire).await.unwrap_err().kind(), ErrorKind::InvalidData);
+}
