@@ -37,12 +37,13 @@ pub fn virtiofsd(program: &Path, socket: PathBuf, directory: &Path) -> Invocatio
         // Handles would spare descriptors, but to open one takes a capability (CAP_DAC_READ_SEARCH) that opens all files of the
         // file system by number, those outside of the directory too.
         "--inode-file-handles=never".into(),
-        // Images have files with capabilities, and containers may set attributes: those named user.*, and security.capability as
-        // with any other runtime. All others, trusted.* of overlayfs among them, take CAP_SYS_ADMIN, which the process gives up.
+        // Images have files with capabilities, and containers may set those and attributes of their own, as with any other
+        // runtime. All other names mean something to the host: trusted.* to its overlayfs, security.selinux to its policy.
         "--xattr".into(),
-        // The host writes there too: the kubelet updates volumes.
+        "--xattrmap=:ok:all:user.:::ok:all:security.capability:::unsupported:all:::".into(),
+        // The guest may keep what it knows for a second, not for good: the host writes there too, the kubelet to volumes.
         "--cache=auto".into(),
-        // One slow fsync must not hold up the other files of the pod.
+        // One slow fsync must not hold up the other files of the pod. Without a pool, small requests are a tenth quicker.
         "--thread-pool-size=4".into(),
         "--log-level=warn".into(),
     ]);
