@@ -6,6 +6,7 @@
 
 use crate::program::{Invocation, Program};
 use std::ffi::OsString;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 /// What shares files.
@@ -14,6 +15,12 @@ pub const VIRTIOFSD: Program = Program { name: "virtiofsd", places: &["/usr/libe
 /// What carries the vsock where the kernel has no vhost-vsock.
 pub const VSOCK_DEVICE: Program =
     Program { name: "vhost-device-vsock", places: &["/usr/libexec", "/usr/lib/qemu"], package: "vhost-device-vsock" };
+
+/// The socket for the hypervisor, in the vsock device's directory.
+pub const VSOCK_SOCKET: &str = "device";
+
+/// The socket for the host, in the vsock device's directory.
+pub const VSOCK_HOST: &str = "host";
 
 /// The guest's address. Each guest has a device of its own, so that all can have the same: the least that is no one else's.
 const GUEST_CID: u32 = 3;
@@ -37,29 +44,41 @@ pub fn virtiofsd(program: &Path, socket: PathBuf, directory: &Path) -> Invocatio
         // Handles would spare descriptors, but to open one takes a capability (CAP_DAC_READ_SEARCH) that opens all files of the
         // file system by number, those outside of the directory too.
         "--inode-file-handles=never".into(),
-        // Images have files with capabilities, and containers may set attributes: those named user.*, and security.capability as
-        // with any other runtime. All others, trusted.* of overlayfs among them, take CAP_SYS_ADMIN, which the process gives up.
+        // Images have files with capabilities, and containers may set those and attributes of their own, as with any other
+        // runtime. All other names mean something to the host: trusted.* to its overlayfs, security.selinux to its policy.
         "--xattr".into(),
-        // The host writes there too: the kubelet updates volumes.
+        "--xattrmap=:ok:all:user.:::ok:all:security.capability:::unsupported:all:::".into(),
+        // The guest may keep what it knows for a second, not for good: the host writes there too, the kubelet to volumes.
         "--cache=auto".into(),
-        // One slow fsync must not hold up the other files of the pod.
+        // One slow fsync must not hold up the other files of the pod. Without a pool, small requests are a tenth quicker.
         "--thread-pool-size=4".into(),
         "--log-level=warn".into(),
     ]);
     invocation
 }
 
-/// Carries the vsock of the guest whose hypervisor connects to `socket`. Not before `socket` exists: this program takes no
-/// descriptor for it. Processes of the host reach the guest by connecting to `host` and saying `CONNECT <port>`, and are reached
-/// at `<host>_<port>`.
+/// Carries the vsock of the guest whose hypervisor connects to [`VSOCK_SOCKET`] in `directory`. Not before that exists: this
+/// program takes no descriptor for it. Processes of the host reach the guest by connecting to [`VSOCK_HOST`] and saying `CONNECT
+/// <port>`; what the guest connects to is [`vsock_door`].
 ///
-/// It does not confine itself, so that it is run as a `user` that owns the directory of its sockets and nothing else. It does
-/// not end with the hypervisor.
-pub fn vsock(program: &Path, socket: &Path, host: &Path, user: u32) -> Invocation<'static> {
+/// It does not confine itself, so that it is run as a `user` that owns this directory, and nothing else. It gets there by the
+/// descriptor, since a pod's directories are root's. It does not end with the hypervisor.
+pub fn vsock<'a>(program: &Path, directory: BorrowedFd<'a>, user: u32) -> Invocation<'a> {
     let mut invocation = Invocation::new(program);
     invocation.user = Some(user);
-    invocation.arguments([format!("--guest-cid={GUEST_CID}").into(), option("--socket", socket), option("--uds-path", host)]);
+    let directory = PathBuf::from(format!("/proc/self/fd/{}", invocation.open(directory)));
+    invocation.arguments([
+        format!("--guest-cid={GUEST_CID}").into(),
+        option("--socket", &directory.join(VSOCK_SOCKET)),
+        option("--uds-path", &directory.join(VSOCK_HOST)),
+    ]);
     invocation
+}
+
+/// The name of the socket that a connection of the guest to this port of the host arrives at, if it is there: it must be the
+/// device's user's.
+pub fn vsock_door(port: u32) -> String {
+    format!("{VSOCK_HOST}_{port}")
 }
 
 /// An option and its value in one word.
@@ -73,6 +92,7 @@ fn option(name: &str, value: &Path) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     fn words(invocation: &Invocation) -> Vec<String> {
         invocation.arguments.iter().map(|word| word.to_str().unwrap().to_owned()).collect()
@@ -89,9 +109,10 @@ mod tests {
 
     #[test]
     fn the_vsock_is_not_roots() {
-        let invocation = vsock(Path::new("/usr/bin/vhost-device-vsock"), Path::new("/pod/a"), Path::new("/pod/b"), 2_000_000_007);
-        assert_eq!(words(&invocation), ["--guest-cid=3", "--socket=/pod/a", "--uds-path=/pod/b"]);
+        let directory = std::fs::File::open("/").unwrap();
+        let invocation = vsock(Path::new("/usr/bin/vhost-device-vsock"), directory.as_fd(), 2_000_000_007);
+        assert_eq!(words(&invocation), ["--guest-cid=3", "--socket=/proc/self/fd/3/device", "--uds-path=/proc/self/fd/3/host"]);
         assert_eq!(invocation.user, Some(2_000_000_007));
-        assert_eq!(invocation.listeners().count(), 0);
+        assert_eq!(vsock_door(1025), "host_1025");
     }
 }
