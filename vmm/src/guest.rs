@@ -12,7 +12,7 @@
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_vm_agent_api::{self as api, Answer, Opened, Opening, Purpose, Request, VERSION, frame};
 use containerd_shim_protos::shim_async::TaskClient;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -156,11 +156,4 @@ async fn carry(mut control: Connection, mut asked: mpsc::Receiver<(Request, ones
 /// The time now, as the agent is told it: nanoseconds since the epoch.
 pub fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
-}
-
-/// Where a hybrid vsock device passes a guest's connection to a port of the host.
-pub fn hybrid_port(socket: &Path, port: u32) -> PathBuf {
-    let mut name = socket.as_os_str().to_owned();
-    name.push(format!("_{port}"));
-    name.into()
 }

@@ -8,8 +8,8 @@
 //!        then every process is killed and reaped, and why is told
 //! ```
 
-use crate::devices;
-use crate::guest::{self, Dialer, Guest, hybrid_port};
+use crate::devices::{self, VSOCK_HOST, VSOCK_SOCKET};
+use crate::guest::{self, Dialer, Guest};
 use crate::hypervisor::{Control, Hypervisor, MachineState};
 use crate::processes::{Process, listens};
 use crate::program::Invocation;
@@ -19,6 +19,9 @@ use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::reaper::Reaper;
 use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::{Event, Purpose, READY_PORT, Request, frame};
+use rustix::fs::{Mode, OFlags, Uid};
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,10 +52,8 @@ const CAUSE: Duration = Duration::from_millis(500);
 pub mod files {
     /// virtiofsd's vhost-user socket.
     pub const SHARE: &str = "fs.sock";
-    /// The vsock device's vhost-user socket.
-    pub const VSOCK_DEVICE: &str = "vd.sock";
-    /// The vsock device's end on the host.
-    pub const VSOCK: &str = "v.sock";
+    /// The vsock device's directory.
+    pub const VSOCK: &str = "v";
     /// What the guest's console says.
     pub const CONSOLE: &str = "console.log";
 }
@@ -102,12 +103,16 @@ impl Machine {
         told: impl Fn(Event) + Send + Sync + 'static,
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
-        let host = spec.dir.join(files::VSOCK);
-        let ready = hybrid_port(&host, READY_PORT);
+        let vsock = spec.dir.join(files::VSOCK);
+        let owner = Some(Uid::from_raw(spec.user));
+        std::fs::DirBuilder::new().mode(0o700).create(&vsock).context(|| format!("cannot make {}", vsock.display()))?;
+        let ready = vsock.join(devices::vsock_door(READY_PORT));
         let hello = UnixListener::bind(&ready).context(|| format!("cannot listen at {}", ready.display()))?;
-        rustix::fs::chown(&ready, Some(rustix::fs::Uid::from_raw(spec.user)), None).context(|| "cannot give a socket away".into())?;
+        for path in [&vsock, &ready] {
+            rustix::fs::chown(path, owner, None).context(|| format!("cannot give {} away", path.display()))?;
+        }
         let mut processes = Processes::run(hypervisor, spec, making, parts).await?;
-        let dialer = Dialer::hybrid(host);
+        let dialer = Dialer::hybrid(vsock.join(VSOCK_HOST));
         let connected = async {
             let control = hypervisor.connect(&spec.dir).await?;
             let (_hello, _from) = hello.accept().await.context(|| "cannot hear the guest".into())?;
@@ -186,12 +191,15 @@ impl Processes {
     async fn run<H: Hypervisor>(hypervisor: &H, spec: &VmSpec, making: &Making<'_>, parts: &Parts) -> Result<Self> {
         let Parts { reaper, tasks, .. } = parts;
         let virtiofsd = devices::virtiofsd(&making.virtiofsd, spec.dir.join(files::SHARE), making.share);
-        let (device, host) = (spec.dir.join(files::VSOCK_DEVICE), spec.dir.join(files::VSOCK));
-        let vsock = devices::vsock(&making.vsock_device, &device, &host, spec.user);
+        let directory = spec.dir.join(files::VSOCK);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(&directory, flags, Mode::empty()).context(|| format!("cannot open {}", directory.display()))?;
+        let vsock = devices::vsock(&making.vsock_device, opened.as_fd(), spec.user);
         let mut vsock = Process::run("vhost-device-vsock", &vsock, None, reaper, tasks)?;
         let virtiofsd = Process::run("virtiofsd", &virtiofsd, None, reaper, tasks)?;
+        let socket = directory.join(VSOCK_SOCKET);
         tokio::select! {
-            listens = listens(&device) => listens?,
+            listens = listens(&socket) => listens?,
             exit = vsock.ended() => return Err(Error::internal(format!("the virtual machine did not start: {}", vsock.describe(exit)))),
         }
         let console = Words::default();

@@ -6,7 +6,7 @@
 
 use crate::acceleration;
 use crate::config::VmConfig;
-use crate::devices::{VIRTIOFSD, VSOCK_DEVICE};
+use crate::devices::{VIRTIOFSD, VSOCK_DEVICE, VSOCK_SOCKET};
 use crate::forward::{self, Forwarder};
 use crate::guest;
 use crate::hypervisor::Hypervisor;
@@ -29,8 +29,7 @@ use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::{Purpose, Request, Setup};
 use nix::sched::{CloneFlags, setns};
 use std::collections::BTreeMap;
-use std::fs::Permissions;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -96,21 +95,11 @@ impl<H: Hypervisor> VmPod<H> {
                 self.hypervisor.capabilities().emulates,
             )?,
             share: dir.join(files::SHARE),
-            vsock: Vsock::User { device: dir.join(files::VSOCK_DEVICE) },
+            vsock: Vsock::User { device: dir.join(files::VSOCK).join(VSOCK_SOCKET) },
             nics,
             dir,
             user,
         })
-    }
-
-    fn make_dir(&self, user: u32) -> Result<()> {
-        let dir = self.vm_dir();
-        let what = || format!("cannot make {}", dir.display());
-        std::fs::DirBuilder::new().mode(0o700).create(&dir).context(what)?;
-        let user = rustix::fs::Uid::from_raw(user);
-        rustix::fs::chown(&dir, Some(user), None).context(what)?;
-        // Through it, its user gets to the directory within, and to nothing else.
-        std::fs::set_permissions(self.dir.path(), Permissions::from_mode(0o711)).context(what)
     }
 }
 
@@ -144,7 +133,8 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         }
         let network::Attached { network, nics } = network::attach().await?;
         let user = user_of(std::process::id());
-        self.make_dir(user)?;
+        let dir = self.vm_dir();
+        std::fs::DirBuilder::new().mode(0o700).create(&dir).context(|| format!("cannot make {}", dir.display()))?;
         let spec = self.spec(&request.config, nics, user)?;
         let making = Making { virtiofsd, vsock_device, share: share.dir() };
         let (told, ended) = (self.relay.clone(), self.relay.clone());

@@ -9,10 +9,11 @@
 //!   2  taken    data of that length, or with 0 the end, has reached whom it is for
 //! ```
 //!
-//! vsock has half-closed connections and flow control, but not every device that carries it to the host has both right: one
-//! loses half-closes, may lose what was on its way when a connection is closed, and stops for good once the host's socket was
-//! full (vhost-device-vsock 0.3, after some 200 KiB that the host did not read). So the end is said in words, whoever sends has no
-//! more than a window of data on its way, and a connection is closed when both ends are known to have arrived.
+//! vsock has half-closed connections and flow control, but not every device that carries it to the host has both right.
+//! vhost-device-vsock 0.3 does not pass half-closes on, may lose what is on its way when a connection is closed, and takes
+//! only the first piece of a packet that the guest's kernel has in several, as Linux has those of more than 32 KiB. So the end
+//! is said in words, a connection is closed when both ends are known to have arrived, chunks are short, and whoever sends has no
+//! more than a window of data on its way, for which there is room everywhere.
 
 use std::io::{Error, ErrorKind, Result};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
 
 /// The longest data in one chunk, in bytes.
-pub const LONGEST: usize = 32 << 10;
+pub const LONGEST: usize = (16 << 10) - 3;
 
 /// How much data may be on its way, in bytes. A device's own buffers are larger.
 pub const WINDOW: usize = 64 << 10;
@@ -48,7 +49,9 @@ struct Shared {
 struct State {
     /// What is on its way from us.
     sent: usize,
-    /// What has been taken of theirs, and is to be told.
+    /// What has come from them, and is not taken yet.
+    theirs: usize,
+    /// What has been taken of it, and is to be told.
     owed: Vec<u16>,
     /// Our end was sent.
     ended: bool,
@@ -111,6 +114,10 @@ async fn hear(mut wire: impl AsyncRead + Unpin, queue: mpsc::Sender<Vec<u8>>, sh
                 let mut data = vec![0; length];
                 wire.read_exact(&mut data).await?;
                 let Some(queue) = &queue else { return Err(senseless("data after the end")) };
+                shared.state().theirs += cost(length);
+                if shared.state().theirs > WINDOW {
+                    return Err(senseless("more data than the window"));
+                }
                 queue.try_send(data).map_err(|_| senseless("more data than the window"))?;
             }
             (END, 0) => drop(queue.take().ok_or_else(|| senseless("two ends"))?),
@@ -126,8 +133,11 @@ async fn pass_on(mut queued: mpsc::Receiver<Vec<u8>>, mut to: impl AsyncWrite + 
     while let Some(data) = queued.recv().await {
         to.write_all(&data).await?;
         to.flush().await?;
-        // It is at most LONGEST.
-        shared.change(|state| state.owed.push(data.len() as u16));
+        shared.change(|state| {
+            state.theirs -= cost(data.len());
+            // It is at most LONGEST.
+            state.owed.push(data.len() as u16);
+        });
     }
     to.shutdown().await?;
     drop(to);

@@ -9,8 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// The longest message of the host, in bytes: an OCI specification may be as large.
 pub const FROM_HOST: usize = 16 << 20;
 
-/// The longest message of a guest, in bytes. All of them are short.
-pub const FROM_GUEST: usize = 64 << 10;
+/// The longest message of a guest, in bytes. All of them are short, and one packet ([`chunk`](crate::chunk) says why).
+pub const FROM_GUEST: usize = 16 << 10;
 
 /// Sends a message. Not cancel-safe.
 ///
