@@ -50,4 +50,12 @@ pub const KINDS: &[Kind] = &[
         // The module is beside busybox, so that there is a program to execute.
         exec: (&["cat", "/etc/hostname"], "demo"),
     },
+    Kind {
+        name: "qemu",
+        what: "a virtual machine with a kernel of its own, by QEMU",
+        handler: "magnetar-qemu",
+        image: BUSYBOX,
+        command: HELLO,
+        exec: (&["hostname"], "demo"),
+    },
 ];

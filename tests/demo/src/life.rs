@@ -22,7 +22,8 @@ pub struct Shown {
     pub ready: Duration,
     /// From asking for the pod to the first line in the log.
     pub first_output: Duration,
-    /// Memory of all processes that came with the pod and are not the container's own.
+    /// Memory of all processes that came with the pod and are not the container's own. A virtual machine is one of them, with
+    /// all that its guest has touched.
     pub management: Memory,
     /// That first line.
     pub said: String,
@@ -40,6 +41,7 @@ pub async fn show(node: &Node, kind: &Kind) -> Result<Shown> {
     let pod = node.run_pod(&spec).await.context("the pod did not start")?;
     let ready = start.elapsed();
     say(format!("pod {:.12} is ready after {} with address {}", pod.id(), milliseconds(ready), pod.ip().await?));
+    let with_the_pod = Processes::now()?.since(&before);
 
     let container = pod.create(&ContainerSpec::new("demo", kind.image).command(kind.command.iter().copied())).await;
     let container = container.context("the container was not made")?;
@@ -59,15 +61,15 @@ pub async fn show(node: &Node, kind: &Kind) -> Result<Shown> {
     say(format!("statistics: the container uses {} KiB", used / 1024));
 
     let pid = container.pid().await?;
-    let management = Processes::now()?.since(&before).without(&[pid]);
-    let memory = management.memory();
-    let names: Vec<_> = management.iter().map(|process| process.name.as_str()).collect();
-    say(format!(
-        "management: {}: {} KiB private, {} KiB without the program itself",
-        names.join(", "),
-        memory.uss / 1024,
-        memory.own / 1024
-    ));
+    // A virtual machine stands for its containers, and was there before them: it is not the container's own.
+    let containers: Vec<_> = with_the_pod.find(pid).is_none().then_some(pid).into_iter().collect();
+    let management = Processes::now()?.since(&before).without(&containers);
+    for process in management.iter() {
+        let memory = process.memory();
+        let (private, own) = (memory.uss / 1024, memory.own / 1024);
+        say(format!("management: {}: {private} KiB private, {own} KiB without the program itself", process.name));
+    }
+    let management = management.memory();
 
     container.stop(10).await.context("the container did not stop")?;
     let state = container.status().await?.state;
@@ -79,7 +81,7 @@ pub async fn show(node: &Node, kind: &Kind) -> Result<Shown> {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     say("stopped and removed".to_owned());
-    Ok(Shown { ready, first_output, management: memory, said })
+    Ok(Shown { ready, first_output, management, said })
 }
 
 /// A duration as people read it.

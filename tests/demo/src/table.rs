@@ -28,7 +28,8 @@ pub fn draw(shown: &[(&Kind, Result<Shown>)]) -> String {
         let _ = writeln!(text, "{}", cells.join("  ").trim_end());
     }
     text.push_str(
-        "\nMEMORY is what one more such pod costs beyond its container: the processes that came with it, without their programs.\n",
+        "\nMEMORY is what one more such pod costs beyond its container: the processes that came with it, without their programs.\n\
+         That of a virtual machine holds the container too: it is all that the guest has touched so far, with its kernel and caches.\n",
     );
     text
 }
