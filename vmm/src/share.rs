@@ -18,7 +18,7 @@ use magnetar_core::ids::ContainerId;
 use magnetar_core::mount::{self, Mount};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{AtFlags, CWD, FileType};
-use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::mount::{MountPropagationFlags, mount_change, mount_move};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -44,6 +44,8 @@ pub struct Volume {
     pub read_only: bool,
     /// Whether what is mounted below it comes along.
     pub recursive: bool,
+    /// Whether what the host mounts below it later does, too: the propagation HostToContainer.
+    pub follows_host: bool,
 }
 
 impl Share {
@@ -94,8 +96,16 @@ impl Share {
             bind(bundle_rootfs, &rootfs, false, true)?;
         }
         for volume in volumes {
-            make_place(&volume.source, &places.join(&volume.name))?;
-            bind(&volume.source, &self.dir.join(container.as_str()).join(&volume.name), volume.read_only, volume.recursive)?;
+            let place = places.join(&volume.name);
+            make_place(&volume.source, &place)?;
+            bind(&volume.source, &place, volume.read_only, volume.recursive)?;
+            if !volume.follows_host {
+                // Before it is where others see it, whose copies would follow the host for good.
+                let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+                mount_change(&place, alone).context(|| format!("cannot keep later mounts of the host out of {}", place.display()))?;
+            }
+            let shown = self.dir.join(container.as_str()).join(&volume.name);
+            mount_move(&place, &shown).context(|| format!("cannot show the volume {}", volume.source.display()))?;
         }
         Ok(())
     }
@@ -106,10 +116,12 @@ impl Share {
     /// What the kernel says.
     pub fn hide(&self, container: &ContainerId) -> Result<()> {
         let dir = self.dir.join(container.as_str());
-        for mounted in mount::mounts_below(&dir)? {
-            mount::unmount(&mounted)?;
-        }
         let places = self.places.join(container.as_str());
+        for dir in [&dir, &places] {
+            for mounted in mount::mounts_below(dir)? {
+                mount::unmount(&mounted)?;
+            }
+        }
         gone(fs::remove_dir_all(&places), &places)
     }
 

@@ -78,11 +78,8 @@ impl Relay {
         let spec: Value = serde_json::from_slice(&read_bundle(&container.bundle)?)
             .map_err(|e| Error::invalid(format!("{}/config.json is no OCI specification: {e}", container.bundle.display())))?;
         let memory = self.0.memory.used_by(&spec);
-        let context = translate::Context {
-            sandbox_pid: std::process::id(),
-            shm: &self.0.shm,
-            memory: &|source| Volumes::number(&memory, source),
-        };
+        let context =
+            translate::Context { sandbox_pid: std::process::id(), shm: &self.0.shm, memory: &|source| Volumes::number(&memory, source) };
         let Translated { spec, volumes, shared_pid } = translate::translate(spec, id, &context)?;
         running.share.show(id, &container.bundle.join("rootfs"), &request.rootfs, &volumes)?;
         let memory = memory.into_iter().map(|(_, memory)| memory).collect();
