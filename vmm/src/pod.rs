@@ -162,6 +162,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
     }
 
     async fn stop(&mut self) -> Result<()> {
+        self.relay.close().await;
         self.forwarder = None;
         if let Some(machine) = self.machine.take() {
             machine.switch_off().await;

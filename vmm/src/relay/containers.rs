@@ -43,6 +43,7 @@ impl Relay {
     /// of it is left.
     pub async fn create(&self, request: CreateRequest) -> Result<u32> {
         let running = self.running()?;
+        let _being_made = self.0.gate.enter()?;
         let id = request.container.clone();
         // The guest's own errors say so already.
         let subject = format!("cannot create container {id}: ");
@@ -300,7 +301,9 @@ impl Relay {
     pub fn told(&self, event: agent::Event) {
         match event {
             agent::Event::OutOfMemory { container } => {
-                if let Ok(container) = ContainerId::parse(container).and_then(|id| self.get(&id)) {
+                if let Ok(container) = ContainerId::parse(container).and_then(|id| self.get(&id))
+                    && container.oom_is_news()
+                {
                     report::out_of_memory(&self.0.events, &container.id);
                 }
             }
@@ -310,8 +313,10 @@ impl Relay {
                     let container = self.get(&id)?;
                     container.process(exec.as_ref()).map(|process| (id, exec, process))
                 });
-                // Of what containerd has deleted meanwhile nobody wants to know.
-                if let Ok((id, exec, process)) = ended {
+                // Of what containerd has deleted meanwhile nobody wants to know; and a process ends once, whatever a guest says.
+                if let Ok((id, exec, process)) = ended
+                    && process.life.phase().exit().is_none()
+                {
                     self.ended(&id, exec.as_ref(), &process, Exit { code: code.min(u32::from(u8::MAX)), at: SystemTime::now() });
                 }
             }
