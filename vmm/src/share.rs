@@ -26,6 +26,9 @@ use std::path::{Path, PathBuf};
 /// The root filesystem of a container, in its folder.
 pub const ROOTFS: &str = "rootfs";
 
+/// The most directories that a guest is told to enter for a container.
+const MOST_SUBMOUNTS: usize = 1024;
+
 /// A pod's share.
 #[derive(Debug, Clone)]
 pub struct Share {
@@ -108,6 +111,18 @@ impl Share {
             mount_move(&place, &shown).context(|| format!("cannot show the volume {}", volume.source.display()))?;
         }
         Ok(())
+    }
+
+    /// The directories of a container's volumes on which something of its own is mounted, as paths below the share.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn submounts(&self, container: &ContainerId) -> Result<Vec<String>> {
+        let dir = self.dir.join(container.as_str());
+        let mounted = mount::mounts_below(&dir)?;
+        // Below a volume: it and the root filesystem are found by the guest on its way.
+        let below = mounted.iter().rev().filter(|at| at.components().count() > dir.components().count() + 1 && at.is_dir());
+        Ok(below.filter_map(|at| at.strip_prefix(&self.dir).ok()?.to_str().map(String::from)).take(MOST_SUBMOUNTS).collect())
     }
 
     /// Takes away what a container was shown. Idempotent.

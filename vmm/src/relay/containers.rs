@@ -84,7 +84,8 @@ impl Relay {
         let Translated { spec, volumes, shared_pid } = translate::translate(spec, id, &context)?;
         running.share.show(id, &container.bundle.join("rootfs"), &request.rootfs, &volumes)?;
         let memory = memory.into_iter().map(|(_, memory)| memory).collect();
-        let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory, shared_pid };
+        let bundle =
+            Bundle { container: id.to_string(), spec: spec.to_string(), memory, submounts: running.share.submounts(id)?, shared_pid };
         running.guest.ask(Request::Bundle(bundle), ASKED).await?;
         let (streams, paths) = Streams::open(&running.guest, id, None, &request.stdio, &self.0.tasks).await?;
         container.init.attach(streams);
