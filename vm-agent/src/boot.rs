@@ -52,7 +52,8 @@ pub fn prepare() -> Result<()> {
 
 fn load_modules() -> Result<()> {
     let what = || format!("cannot list {MODULES}");
-    let mut names = fs::read_dir(MODULES).and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>()).context(what)?;
+    let mut names =
+        fs::read_dir(MODULES).and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>()).context(what)?;
     names.sort();
     for name in names {
         let file = fs::File::open(&name).context(|| format!("cannot open {}", name.display()))?;
@@ -64,16 +65,16 @@ fn load_modules() -> Result<()> {
 /// Nobody can pivot from the kernel's first root: so there is another one, a tmpfs, which has this program and nothing else.
 fn change_root() -> Result<()> {
     let what = || "cannot change to a root that containers can leave".to_string();
-    let root = Path::new("/root");
-    mount_fresh("tmpfs", "/root", c"mode=755")?;
+    let root = Path::new("/new");
+    mount_fresh("tmpfs", "/new", c"mode=755")?;
     for dir in ["dev", "proc", "sys", "run", "tmp", "etc"] {
         make_dir(root.join(dir))?;
     }
     let program = root.join("init");
     fs::write(&program, "").context(what)?;
     mount_bind("/init", &program).context(what)?;
-    mount_fresh("devtmpfs", "/root/dev", c"mode=755")?;
-    mount_move("/proc", "/root/proc").context(what)?;
+    mount_fresh("devtmpfs", "/new/dev", c"mode=755")?;
+    mount_move("/proc", "/new/proc").context(what)?;
     rustix::process::chdir(root).context(what)?;
     mount_move(".", "/").context(what)?;
     rustix::process::chroot(".").context(what)?;

@@ -9,6 +9,7 @@ use magnetar_core::runtime::libcontainer::Libcontainer;
 use magnetar_core::task::Containers;
 use magnetar_sys::holder::{self, HolderError};
 use magnetar_vm_agent_api::{self as api, Answer, Bundle, Memory, Request, Setup, frame};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::time::{ClockId, Timespec};
 use std::ffi::CString;
@@ -102,9 +103,21 @@ fn write_bundle(bundle: &Bundle) -> Result<()> {
     if bundle.shared_pid {
         hold_pid_namespace()?;
     }
+    for submount in &bundle.submounts {
+        enter_submount(submount)?;
+    }
     let dir = bundle_dir(&container);
     std::fs::create_dir_all(&dir).context(|| format!("cannot make {}", dir.display()))?;
     std::fs::write(dir.join("config.json"), &bundle.spec).context(|| format!("cannot write the specification of container {container}"))
+}
+
+/// The kernel mounts a file system of the share when somebody first goes there, with the flags of the mount above: what is to be
+/// written to below a read-only volume must have been mounted before.
+fn enter_submount(submount: &str) -> Result<()> {
+    let what = || format!("cannot enter {submount} of the share");
+    let share = rustix::fs::open(api::SHARE, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context(what)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat2(share, submount, flags, Mode::empty(), ResolveFlags::BENEATH).map(drop).context(what)
 }
 
 fn make_memory(memory: &Memory) -> Result<()> {

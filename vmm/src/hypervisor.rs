@@ -17,8 +17,6 @@ pub struct Capabilities {
     pub virtiofs: bool,
     /// Whether a vhost-user device can be its guests' vsock.
     pub user_vsock: bool,
-    /// Whether the kernel's vhost-vsock can.
-    pub kernel_vsock: bool,
 }
 
 /// Whether a machine runs, as its hypervisor has it.
@@ -56,7 +54,4 @@ pub trait Hypervisor: Send + Sync + 'static {
 pub trait Control: Send + 'static {
     /// Whether the machine runs. Not cancel-safe.
     fn state(&mut self) -> impl Future<Output = Result<MachineState>> + Send;
-
-    /// Ends it at once, without the guest's help. Not cancel-safe.
-    fn quit(&mut self) -> impl Future<Output = Result<()>> + Send;
 }

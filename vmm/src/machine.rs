@@ -265,4 +265,3 @@ async fn pulse(guest: &Guest, mut control: impl Control) -> String {
         };
     }
 }
-

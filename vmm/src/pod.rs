@@ -9,12 +9,12 @@ use crate::config::VmConfig;
 use crate::devices::{VIRTIOFSD, VSOCK_DEVICE, VSOCK_SOCKET};
 use crate::forward::{self, Forwarder};
 use crate::guest;
-use crate::hypervisor::Hypervisor;
+use crate::hypervisor::{Capabilities, Hypervisor};
 use crate::machine::{Machine, Making, files};
 use crate::network;
 use crate::relay::{Relay, Running};
 use crate::share::Share;
-use crate::spec::{Nic, VmSpec, Vsock, user_of};
+use crate::spec::{Nic, VmSpec, user_of};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use magnetar_core::cgroup::{Cgroup, moves, stats};
 use magnetar_core::config::LogLevel;
@@ -89,13 +89,9 @@ impl<H: Hypervisor> VmPod<H> {
             parameters,
             memory_mib: size.memory_mib,
             vcpus: size.vcpus,
-            acceleration: acceleration::choose(
-                self.config.acceleration,
-                self.hypervisor.name(),
-                self.hypervisor.capabilities().emulates,
-            )?,
+            acceleration: acceleration::choose(self.config.acceleration, self.hypervisor.name(), self.hypervisor.capabilities().emulates)?,
             share: dir.join(files::SHARE),
-            vsock: Vsock::User { device: dir.join(files::VSOCK).join(VSOCK_SOCKET) },
+            vsock: dir.join(files::VSOCK).join(VSOCK_SOCKET),
             nics,
             dir,
             user,
@@ -125,6 +121,11 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         let (Some(request), Some(share)) = (self.request.clone(), self.share.clone()) else {
             return Err(Error::precondition("the sandbox was not created"));
         };
+        let Capabilities { virtiofs, user_vsock, .. } = self.hypervisor.capabilities();
+        if !(virtiofs && user_vsock) {
+            let what = format!("{} has neither virtiofs nor vhost-user-vsock, without which there are no pods yet", self.hypervisor.name());
+            return Err(Error::unimplemented(what));
+        }
         let virtiofsd = VIRTIOFSD.find("")?;
         let vsock_device = VSOCK_DEVICE.find("")?;
         if let Some(path) = &self.record.cgroup {
@@ -161,6 +162,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
     }
 
     async fn stop(&mut self) -> Result<()> {
+        self.relay.close().await;
         self.forwarder = None;
         if let Some(machine) = self.machine.take() {
             machine.switch_off().await;

@@ -89,6 +89,7 @@ impl<'a> Invocation<'a> {
     }
 
     /// The paths of the sockets that it inherits.
+    #[cfg(test)]
     pub fn listeners(&self) -> impl Iterator<Item = &Path> {
         self.inherited.iter().filter_map(|inherited| match inherited {
             Inherited::Listener(path) => Some(path.as_path()),

@@ -25,6 +25,7 @@ use magnetar_core::record::PodDir;
 use magnetar_core::sandbox_files::SandboxFiles;
 use magnetar_core::server::Parts;
 use magnetar_core::stdio::StdioSpec;
+use magnetar_core::task::gate::{Gate, MADE};
 use magnetar_core::task::{CreateRequest, names, state};
 use memory::Volumes;
 use std::collections::BTreeMap;
@@ -32,9 +33,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
-use tracing::debug;
+use tracing::{debug, warn};
 use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::context::Context;
+
+/// The type of a guest's statistics: it has cgroup version 2.
+const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
 
 /// The Task API of one pod. Cheap to clone.
 #[derive(Clone)]
@@ -51,6 +55,7 @@ struct Shared {
     files: OnceLock<SandboxFiles>,
     running: OnceLock<Running>,
     memory: Volumes,
+    gate: Gate,
     containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
 }
 
@@ -95,7 +100,8 @@ impl Relay {
     pub fn new(sandbox: SandboxId, pod: PodDir, shm: PathBuf, parts: &Parts) -> Self {
         let Parts { events, idle, tasks, .. } = parts.clone();
         let (files, running, memory, containers) = (OnceLock::new(), OnceLock::new(), Volumes::default(), Mutex::default());
-        Self(Arc::new(Shared { sandbox, pod, events, idle, tasks, shm, files, running, memory, containers }))
+        let gate = Gate::new();
+        Self(Arc::new(Shared { sandbox, pod, events, idle, tasks, shm, files, running, memory, gate, containers }))
     }
 
     /// Sees to it that every container finds these files.
@@ -106,6 +112,13 @@ impl Relay {
     /// The machine runs.
     pub fn runs(&self, running: Running) {
         let _the_first_counts = self.0.running.set(running);
+    }
+
+    /// Lets no more containers be made, and waits for those that are being made.
+    pub async fn close(&self) {
+        if !self.0.gate.close(MADE).await {
+            warn!("a container is still being made in a pod that is being stopped");
+        }
     }
 
     fn running(&self) -> Result<&Running> {
@@ -245,7 +258,12 @@ impl Task for Relay {
     async fn stats(&self, _ctx: &TtrpcContext, req: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
         self.get(&ContainerId::parse(req.id.clone())?)?;
         let running = self.running()?;
-        Ok(running.call(running.guest.tasks().stats(Context::default(), &req)).await?)
+        let response = running.call(running.guest.tasks().stats(Context::default(), &req)).await?;
+        // The guest does not choose what containerd is to decode.
+        match response.stats.as_ref() {
+            Some(any) if any.type_url == METRICS => Ok(response),
+            Some(_) | None => Err(Error::internal(format!("the statistics of container {} are none", req.id)).into()),
+        }
     }
 
     async fn connect(&self, _ctx: &TtrpcContext, req: api::ConnectRequest) -> ttrpc::Result<api::ConnectResponse> {

@@ -18,13 +18,16 @@ use magnetar_core::ids::ContainerId;
 use magnetar_core::mount::{self, Mount};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{AtFlags, CWD, FileType};
-use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::mount::{MountPropagationFlags, mount_change, mount_move};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The root filesystem of a container, in its folder.
 pub const ROOTFS: &str = "rootfs";
+
+/// The most directories that a guest is told to enter for a container.
+const MOST_SUBMOUNTS: usize = 1024;
 
 /// A pod's share.
 #[derive(Debug, Clone)]
@@ -44,6 +47,8 @@ pub struct Volume {
     pub read_only: bool,
     /// Whether what is mounted below it comes along.
     pub recursive: bool,
+    /// Whether what the host mounts below it later does, too: the propagation HostToContainer.
+    pub follows_host: bool,
 }
 
 impl Share {
@@ -94,10 +99,30 @@ impl Share {
             bind(bundle_rootfs, &rootfs, false, true)?;
         }
         for volume in volumes {
-            make_place(&volume.source, &places.join(&volume.name))?;
-            bind(&volume.source, &self.dir.join(container.as_str()).join(&volume.name), volume.read_only, volume.recursive)?;
+            let place = places.join(&volume.name);
+            make_place(&volume.source, &place)?;
+            bind(&volume.source, &place, volume.read_only, volume.recursive)?;
+            if !volume.follows_host {
+                // Before it is where others see it, whose copies would follow the host for good.
+                let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+                mount_change(&place, alone).context(|| format!("cannot keep later mounts of the host out of {}", place.display()))?;
+            }
+            let shown = self.dir.join(container.as_str()).join(&volume.name);
+            mount_move(&place, &shown).context(|| format!("cannot show the volume {}", volume.source.display()))?;
         }
         Ok(())
+    }
+
+    /// The directories of a container's volumes on which something of its own is mounted, as paths below the share.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn submounts(&self, container: &ContainerId) -> Result<Vec<String>> {
+        let dir = self.dir.join(container.as_str());
+        let mounted = mount::mounts_below(&dir)?;
+        // Below a volume: it and the root filesystem are found by the guest on its way.
+        let below = mounted.iter().rev().filter(|at| at.components().count() > dir.components().count() + 1 && at.is_dir());
+        Ok(below.filter_map(|at| at.strip_prefix(&self.dir).ok()?.to_str().map(String::from)).take(MOST_SUBMOUNTS).collect())
     }
 
     /// Takes away what a container was shown. Idempotent.
@@ -106,10 +131,12 @@ impl Share {
     /// What the kernel says.
     pub fn hide(&self, container: &ContainerId) -> Result<()> {
         let dir = self.dir.join(container.as_str());
-        for mounted in mount::mounts_below(&dir)? {
-            mount::unmount(&mounted)?;
-        }
         let places = self.places.join(container.as_str());
+        for dir in [&dir, &places] {
+            for mounted in mount::mounts_below(dir)? {
+                mount::unmount(&mounted)?;
+            }
+        }
         gone(fs::remove_dir_all(&places), &places)
     }
 

@@ -25,8 +25,8 @@ pub struct VmSpec {
     pub acceleration: Acceleration,
     /// The vhost-user socket of the virtiofsd that shares files with it, under [`magnetar_vm_agent_api::SHARE_TAG`].
     pub share: PathBuf,
-    /// How it is talked to.
-    pub vsock: Vsock,
+    /// The vhost-user socket of the device that carries its vsock.
+    pub vsock: PathBuf,
     /// Its network interfaces.
     pub nics: Vec<Nic>,
     /// The directory for the hypervisor's own sockets, which nobody but root can enter.
@@ -53,21 +53,6 @@ pub enum Acceleration {
     Kvm,
     /// A program that translates it: about ten times slower.
     Tcg,
-}
-
-/// The host's end of a guest's vsock.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Vsock {
-    /// The kernel's: /dev/vhost-vsock, and AF_VSOCK sockets on the host.
-    Kernel {
-        /// The guest's address, at least 3.
-        cid: u32,
-    },
-    /// A process's: a vhost-user device, and Unix sockets on the host.
-    User {
-        /// The device's vhost-user socket.
-        device: PathBuf,
-    },
 }
 
 /// A network interface.

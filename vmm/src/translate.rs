@@ -91,7 +91,9 @@ pub fn resources(limits: &mut Value) {
 fn refuse_hooks(object: &Map<String, Value>) -> Result<()> {
     let hooks = object.get("hooks").and_then(Value::as_object).into_iter().flatten();
     match hooks.filter(|(_, list)| list.as_array().is_some_and(|list| !list.is_empty())).map(|(name, _)| name).next() {
-        Some(name) => Err(Error::unimplemented(format!("the container has {name} hooks, which would run on the host and not in the virtual machine"))),
+        Some(name) => {
+            Err(Error::unimplemented(format!("the container has {name} hooks, which would run on the host and not in the virtual machine")))
+        }
         None => Ok(()),
     }
 }
@@ -103,7 +105,9 @@ fn mounts(object: &mut Map<String, Value>, share: &str, context: &Context<'_>) -
         let has = |name: &str| options.contains(&name);
         let destination = mount["destination"].as_str().unwrap_or_default();
         if mount.get("uidMappings").is_some() {
-            return Err(Error::unimplemented(format!("the volume at {destination} has ids of its own, which files of a virtual machine cannot have")));
+            return Err(Error::unimplemented(format!(
+                "the volume at {destination} has ids of its own, which files of a virtual machine cannot have"
+            )));
         }
         if !(mount["type"] == "bind" || has("bind") || has("rbind")) {
             continue;
@@ -115,9 +119,12 @@ fn mounts(object: &mut Map<String, Value>, share: &str, context: &Context<'_>) -
         }
         let source = PathBuf::from(mount["source"].as_str().unwrap_or_default());
         if !source.is_absolute() {
-            return Err(Error::invalid(format!("the volume at {destination} has the source {}, which is not an absolute path", source.display())));
+            return Err(Error::invalid(format!(
+                "the volume at {destination} has the source {}, which is not an absolute path",
+                source.display()
+            )));
         }
-        let (read_only, recursive) = (has("ro"), has("rbind"));
+        let (read_only, recursive, follows_host) = (has("ro"), has("rbind"), has("rslave") || has("slave"));
         mount["source"] = if source == context.shm {
             api::SHM.into()
         } else if let Some(number) = (context.memory)(&source) {
@@ -125,10 +132,10 @@ fn mounts(object: &mut Map<String, Value>, share: &str, context: &Context<'_>) -
         } else {
             let name = volumes.len().to_string();
             let inside = format!("{share}/{name}");
-            volumes.push(Volume { name, source, read_only, recursive });
+            volumes.push(Volume { name, source, read_only, recursive, follows_host });
             inside.into()
         };
-        // What is mounted on the host appears through the share; within the guest nothing is to spread.
+        // What is mounted on the host may appear through the share; within the guest nothing is to spread.
         if let Some(options) = mount["options"].as_array_mut() {
             options.retain(|option| !matches!(option.as_str(), Some("rslave" | "slave" | "rprivate" | "private")));
             options.push("rprivate".into());
@@ -155,7 +162,11 @@ fn namespaces(linux: &mut Map<String, Value>, context: &Context<'_>) -> Result<b
                     "the container is to share the process ids of another one: in a virtual machine only a whole pod can share them",
                 ));
             }
-            "user" => return Err(Error::unimplemented("a pod in a virtual machine has no user namespace on the host: leave out hostUsers: false")),
+            "user" => {
+                return Err(Error::unimplemented(
+                    "a pod in a virtual machine has no user namespace on the host: leave out hostUsers: false",
+                ));
+            }
             // The guest's own are the pod's.
             "network" | "ipc" | "uts" | "mount" | "cgroup" | "time" => {}
             other => return Err(Error::unimplemented(format!("the specification has a namespace of the type {other:?}"))),

@@ -80,11 +80,7 @@ impl Shared {
 /// # Errors
 /// Where a side fails, which is the end of both ways: `UnexpectedEof` for a connection that has gone, `InvalidData` for one that
 /// makes no sense.
-pub async fn carry(
-    from: impl AsyncRead + Unpin,
-    to: impl AsyncWrite + Unpin,
-    connection: impl AsyncRead + AsyncWrite,
-) -> Result<()> {
+pub async fn carry(from: impl AsyncRead + Unpin, to: impl AsyncWrite + Unpin, connection: impl AsyncRead + AsyncWrite) -> Result<()> {
     let (wire_in, wire_out) = tokio::io::split(connection);
     let shared = Shared { state: Mutex::default(), changed: Notify::new() };
     // Never full while the other side keeps to the window.

@@ -204,6 +204,8 @@ pub struct Bundle {
     pub spec: String,
     /// Volumes in memory that it uses, which are made where there is none of the name yet.
     pub memory: Vec<Memory>,
+    /// Directories below [`SHARE`] on which the host has something mounted: file systems of their own in the guest too.
+    pub submounts: Vec<String>,
     /// Whether it joins the pod's PID namespace, [`PID_NAMESPACE`], which is made with the first that does.
     pub shared_pid: bool,
 }

@@ -11,12 +11,11 @@ mod qmp;
 
 use super::{Capabilities, Control, Hypervisor, MachineState};
 use crate::program::{Invocation, Program};
-use crate::spec::{Acceleration, Nic, VmSpec, Vsock};
-use magnetar_core::error::{Code, Context, Result};
+use crate::spec::{Acceleration, Nic, VmSpec};
+use magnetar_core::error::{Context, Result};
 use magnetar_vm_agent_api::SHARE_TAG;
 use qmp::Qmp;
 use serde::Deserialize;
-use serde_json::Value;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -53,7 +52,7 @@ impl Hypervisor for Qemu {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { emulates: true, virtiofs: true, user_vsock: true, kernel_vsock: true }
+        Capabilities { emulates: true, virtiofs: true, user_vsock: true }
     }
 
     fn invocation<'a>(&self, spec: &'a VmSpec) -> Invocation<'a> {
@@ -180,10 +179,7 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec) {
         ]);
     };
     user_device("share", &spec.share, &format!("vhost-user-fs-pci,tag={SHARE_TAG}"));
-    match &spec.vsock {
-        Vsock::User { device } => user_device("vsock", device, "vhost-user-vsock-pci"),
-        Vsock::Kernel { cid } => invocation.arguments(["-device", &format!("vhost-vsock-pci,guest-cid={cid}")]),
-    }
+    user_device("vsock", &spec.vsock, "vhost-user-vsock-pci");
     for (number, nic) in spec.nics.iter().enumerate() {
         network(invocation, number, nic);
     }
@@ -227,14 +223,6 @@ impl Control for Connection {
             "guest-panicked" => MachineState::Panicked,
             _ => MachineState::Other,
         })
-    }
-
-    async fn quit(&mut self) -> Result<()> {
-        match self.0.execute::<Value>("quit").await {
-            // It may be gone before it has answered.
-            Err(error) if error.code() == Code::Unavailable => Ok(()),
-            outcome => outcome.map(drop),
-        }
     }
 }
 

@@ -10,6 +10,10 @@ use magnetar_core::stdio::StdioSpec;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Between two reports that a container is out of memory.
+const OOM_AGAIN: Duration = Duration::from_secs(1);
 
 /// One container.
 #[derive(Debug)]
@@ -21,6 +25,7 @@ pub struct Container {
     /// Its first process.
     pub init: Arc<Process>,
     execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
+    oom_told: Mutex<Option<Instant>>,
 }
 
 /// One process.
@@ -38,7 +43,8 @@ pub struct Process {
 impl Container {
     /// A container that is about to be made.
     pub fn new(id: ContainerId, bundle: PathBuf, stdio: StdioSpec) -> Self {
-        Self { id, bundle, init: Arc::new(Process::new(stdio, Vec::new(), Phase::Creating)), execs: Mutex::default() }
+        let init = Arc::new(Process::new(stdio, Vec::new(), Phase::Creating));
+        Self { id, bundle, init, execs: Mutex::default(), oom_told: Mutex::default() }
     }
 
     /// Its init, or one of its execs.
@@ -75,6 +81,16 @@ impl Container {
     /// All execs that it has now.
     pub fn all_execs(&self) -> Vec<(ExecId, Arc<Process>)> {
         self.execs().iter().map(|(id, process)| (id.clone(), process.clone())).collect()
+    }
+
+    /// Whether containerd is to be told that the guest is out of memory: it is told once in a while, however often a guest says it.
+    pub fn oom_is_news(&self) -> bool {
+        let mut told = self.oom_told.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = told.is_none_or(|told| told.elapsed() > OOM_AGAIN);
+        if news {
+            *told = Some(Instant::now());
+        }
+        news
     }
 
     fn execs(&self) -> MutexGuard<'_, BTreeMap<ExecId, Arc<Process>>> {

@@ -43,6 +43,7 @@ impl Relay {
     /// of it is left.
     pub async fn create(&self, request: CreateRequest) -> Result<u32> {
         let running = self.running()?;
+        let _being_made = self.0.gate.enter()?;
         let id = request.container.clone();
         // The guest's own errors say so already.
         let subject = format!("cannot create container {id}: ");
@@ -78,15 +79,13 @@ impl Relay {
         let spec: Value = serde_json::from_slice(&read_bundle(&container.bundle)?)
             .map_err(|e| Error::invalid(format!("{}/config.json is no OCI specification: {e}", container.bundle.display())))?;
         let memory = self.0.memory.used_by(&spec);
-        let context = translate::Context {
-            sandbox_pid: std::process::id(),
-            shm: &self.0.shm,
-            memory: &|source| Volumes::number(&memory, source),
-        };
+        let context =
+            translate::Context { sandbox_pid: std::process::id(), shm: &self.0.shm, memory: &|source| Volumes::number(&memory, source) };
         let Translated { spec, volumes, shared_pid } = translate::translate(spec, id, &context)?;
         running.share.show(id, &container.bundle.join("rootfs"), &request.rootfs, &volumes)?;
         let memory = memory.into_iter().map(|(_, memory)| memory).collect();
-        let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory, shared_pid };
+        let bundle =
+            Bundle { container: id.to_string(), spec: spec.to_string(), memory, submounts: running.share.submounts(id)?, shared_pid };
         running.guest.ask(Request::Bundle(bundle), ASKED).await?;
         let (streams, paths) = Streams::open(&running.guest, id, None, &request.stdio, &self.0.tasks).await?;
         container.init.attach(streams);
@@ -303,7 +302,9 @@ impl Relay {
     pub fn told(&self, event: agent::Event) {
         match event {
             agent::Event::OutOfMemory { container } => {
-                if let Ok(container) = ContainerId::parse(container).and_then(|id| self.get(&id)) {
+                if let Ok(container) = ContainerId::parse(container).and_then(|id| self.get(&id))
+                    && container.oom_is_news()
+                {
                     report::out_of_memory(&self.0.events, &container.id);
                 }
             }
@@ -313,8 +314,10 @@ impl Relay {
                     let container = self.get(&id)?;
                     container.process(exec.as_ref()).map(|process| (id, exec, process))
                 });
-                // Of what containerd has deleted meanwhile nobody wants to know.
-                if let Ok((id, exec, process)) = ended {
+                // Of what containerd has deleted meanwhile nobody wants to know; and a process ends once, whatever a guest says.
+                if let Ok((id, exec, process)) = ended
+                    && process.life.phase().exit().is_none()
+                {
                     self.ended(&id, exec.as_ref(), &process, Exit { code: code.min(u32::from(u8::MAX)), at: SystemTime::now() });
                 }
             }

@@ -37,10 +37,7 @@ fn root_cgroup_and_namespaces_are_the_guests() {
     assert_eq!(spec["process"], json!({"args": ["sh"]}));
     assert_eq!(spec.get("hostname"), None);
     assert_eq!(spec["linux"]["cgroupsPath"], "/pod/c1");
-    assert_eq!(
-        spec["linux"]["namespaces"],
-        json!([{"type": "mount"}, {"type": "cgroup"}, {"type": "pid", "path": "/run/magnetar/pid"}])
-    );
+    assert_eq!(spec["linux"]["namespaces"], json!([{"type": "mount"}, {"type": "cgroup"}, {"type": "pid", "path": "/run/magnetar/pid"}]));
 }
 
 #[test]
@@ -62,8 +59,8 @@ fn volumes_are_shared_and_memory_is_the_guests() {
     assert_eq!(
         volumes,
         [
-            Volume { name: "0".into(), source: "/var/data".into(), read_only: true, recursive: true },
-            Volume { name: "1".into(), source: "/etc/file".into(), read_only: false, recursive: false },
+            Volume { name: "0".into(), source: "/var/data".into(), read_only: true, recursive: true, follows_host: false },
+            Volume { name: "1".into(), source: "/etc/file".into(), read_only: false, recursive: false, follows_host: true },
         ]
     );
     assert_eq!(spec["mounts"][4]["options"], json!(["bind", "rprivate"]));

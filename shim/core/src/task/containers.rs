@@ -5,10 +5,10 @@
 //! a guest. Every container is recorded before anything of it is made.
 
 mod ends;
-mod gate;
 mod starts;
 
 use super::container::{Container, Process};
+use super::gate::{Gate, MADE};
 use super::report;
 use super::spec::{self, Spec};
 use crate::cgroup::{Cgroup, moves};
@@ -25,7 +25,6 @@ use crate::sandbox_files::SandboxFiles;
 use crate::server::Parts;
 use crate::stdio::StdioSpec;
 use crate::terminal::Terminal;
-use gate::Gate;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -36,9 +35,6 @@ use tracing::{info, warn};
 
 /// How long killed processes may take to leave their cgroup: longer is the kernel's trouble.
 const CGROUP_EMPTY: Duration = Duration::from_secs(10);
-
-/// How long a container that is being made when its pod is stopped may take.
-const MADE: Duration = Duration::from_secs(5);
 
 /// The containers of one pod. Cheap to clone.
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 
 mod container;
 mod containers;
+pub mod gate;
 pub mod report;
 mod spec;
 

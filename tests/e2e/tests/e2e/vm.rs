@@ -26,8 +26,13 @@ fn on_vm(test: impl AsyncFnOnce(&Case) -> Result<()>) {
         if case.is_vm() {
             return test(case).await;
         }
-        writeln!(std::io::stderr(), "skipped {}: {} makes no virtual machines", std::thread::current().name().unwrap_or_default(), case.handler())
-            .context("stderr")
+        writeln!(
+            std::io::stderr(),
+            "skipped {}: {} makes no virtual machines",
+            std::thread::current().name().unwrap_or_default(),
+            case.handler()
+        )
+        .context("stderr")
     });
 }
 
@@ -235,7 +240,10 @@ fn a_volume_is_the_hosts_and_read_only_means_so() {
         // What the kubelet does to a ConfigMap.
         std::fs::write(scratch.path().join("new"), "later")?;
         std::fs::rename(scratch.path().join("new"), scratch.path().join("given"))?;
-        eventually("the change is seen", case.soon(), async || Ok((container.exec(["cat", "/ro/given"]).await?.stdout == "later").then_some(()))).await?;
+        eventually("the change is seen", case.soon(), async || {
+            Ok((container.exec(["cat", "/ro/given"]).await?.stdout == "later").then_some(()))
+        })
+        .await?;
         Ok(pod.remove().await?)
     });
 }

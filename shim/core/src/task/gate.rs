@@ -7,8 +7,11 @@ use crate::error::{Error, Result};
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// How long a container that is being made when its pod is stopped may take.
+pub const MADE: Duration = Duration::from_secs(5);
+
 /// Counts containers that are being made, until it is closed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Gate(watch::Sender<State>);
 
 #[derive(Debug, Clone, Copy, Default)]
