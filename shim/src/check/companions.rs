@@ -28,10 +28,14 @@ pub fn findings() -> Vec<Finding> {
         cni(&["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"]),
         helper(
             "virtiofsd",
-            &["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd"],
-            "no images and volumes by virtiofs: microVMs need block devices",
+            &["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd"],
+            "no pods in microVMs: they have images and volumes by it",
         ),
-        helper("vhost-device-vsock", &[], "microVMs of QEMU need the kernel's vhost-vsock"),
+        helper(
+            "vhost-device-vsock",
+            &["/usr/libexec/vhost-device-vsock", "/usr/lib/qemu/vhost-device-vsock"],
+            "no pods in microVMs: they are reached through it",
+        ),
     ]
 }
 

@@ -24,9 +24,9 @@ pub fn findings() -> Vec<Finding> {
         apparmor(),
         selinux(),
         kvm(),
-        device("vhost-vsock", "/dev/vhost-vsock", "guests are reached through vhost-device-vsock, one more process for each microVM"),
         device("fuse", "/dev/fuse", "no FUSE filesystems for containers that ask for them"),
-        device("tun", "/dev/net/tun", "no network for microVMs"),
+        device("tun", "/dev/net/tun", "no pods in microVMs: they have no network"),
+        traffic_control(&Path::new("/lib/modules").join(release.trim())),
         sys_resource(&read_to_string("/proc/self/status").unwrap_or_default()),
     ]
 }
@@ -172,6 +172,33 @@ fn device(name: &str, path: &str, cost: &str) -> Finding {
     }
 }
 
+/// What carries frames between a pod's interface and its microVM's. These load by themselves when they are asked for; whether they
+/// are there is told by the lists that are installed with a kernel.
+fn traffic_control(modules: &Path) -> Finding {
+    let (name, cost) = ("traffic control", "no pods in microVMs: they have no network");
+    let lists = ["modules.builtin", "modules.dep"].map(|list| read_to_string(modules.join(list)));
+    let [Ok(built_in), Ok(loadable)] = &lists else {
+        let wanted = TRAFFIC_CONTROL.join(", ");
+        return Finding::partly(
+            name,
+            format!("not told: no lists in {}", modules.display()),
+            &format!("microVMs need {wanted} in the kernel"),
+        );
+    };
+    // The first word of a line is a file, which may be compressed: kernel/net/sched/cls_u32.ko.xz
+    let files: Vec<&str> =
+        built_in.lines().chain(loadable.lines()).filter_map(|line| line.split([' ', ':']).next()?.rsplit('/').next()).collect();
+    let has = |module: &str| files.iter().any(|file| file.split('.').next() == Some(module));
+    let missing: Vec<&str> = TRAFFIC_CONTROL.into_iter().filter(|module| !has(module)).collect();
+    if missing.is_empty() {
+        Finding::yes(name, TRAFFIC_CONTROL.join(", "))
+    } else {
+        Finding::no(name, format!("no {}", missing.join(", ")), cost)
+    }
+}
+
+const TRAFFIC_CONTROL: [&str; 3] = ["sch_ingress", "cls_u32", "act_mirred"];
+
 fn sys_resource(status: &str) -> Finding {
     let name = "CAP_SYS_RESOURCE";
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
@@ -225,6 +252,18 @@ mod tests {
         assert_eq!(cgroups(root.path()), Finding::yes("cgroups", "v2"));
         std::fs::write(root.path().join("cgroup.controllers"), "cpuset cpu pids\n").unwrap();
         assert!(cgroups(root.path()).found.contains("without memory"));
+    }
+
+    #[test]
+    fn modules_are_found_in_the_lists_of_a_kernel() {
+        let modules = tempfile::tempdir().unwrap();
+        assert_eq!(traffic_control(modules.path()).state, State::Partly);
+        std::fs::write(modules.path().join("modules.builtin"), "kernel/net/sched/sch_ingress.ko\n").unwrap();
+        std::fs::write(modules.path().join("modules.dep"), "kernel/net/sched/cls_u32.ko.xz: kernel/lib/act_mirred.ko.xz\n").unwrap();
+        assert_eq!(traffic_control(modules.path()).found, "no act_mirred");
+        let all = "kernel/net/sched/cls_u32.ko.xz:\nkernel/net/sched/act_mirred.ko:\n";
+        std::fs::write(modules.path().join("modules.dep"), all).unwrap();
+        assert_eq!(traffic_control(modules.path()).state, State::Yes);
     }
 
     #[test]

@@ -82,7 +82,7 @@ pub fn run(json: bool, libexec: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     let report = report(vec![
         Section { title: "sandboxers", findings: programs::sandboxers(&places) },
         Section { title: "OCI runtimes", findings: programs::oci_runtimes() },
-        Section { title: "VMMs", findings: programs::vmms() },
+        Section { title: "VMMs", findings: programs::vmms(&places) },
         Section { title: "Wasm engines", findings: programs::engines(&places) },
         Section { title: "kernel", findings: kernel::findings() },
         Section { title: "helpers", findings: companions::findings() },
@@ -124,7 +124,10 @@ fn report(sections: Vec<Section>) -> Report {
     if kernel_fits && state("sandboxers", "wasm") != State::No {
         usable.push("wasm");
     }
-    if kernel_fits && state("sandboxers", "vmm") != State::No && any("VMMs") {
+    // QEMU is the one hypervisor that there is a handler for.
+    let vmm = [("sandboxers", "vmm"), ("VMMs", "qemu"), ("VMMs", "guest"), ("kernel", "tun"), ("kernel", "traffic control")];
+    let helpers = [("helpers", "virtiofsd"), ("helpers", "vhost-device-vsock")];
+    if kernel_fits && vmm.iter().chain(&helpers).all(|(title, name)| state(title, name) != State::No) {
         usable.push("vmm");
     }
     if kernel_fits && state("sandboxers", "quark") != State::No && state("kernel", "KVM") == State::Yes {
@@ -168,5 +171,25 @@ mod tests {
             Section { title: "kernel", findings: ["root", "cgroups", "pidfd"].map(|name| Finding::yes(name, "")).to_vec() },
         ];
         assert_eq!(report(sections).usable, ["wasm"]);
+    }
+
+    #[test]
+    fn a_microvm_needs_all_that_it_is_made_of() {
+        let host = |missing: &str| {
+            let finding = |name: &&str| if *name == missing { Finding::no(name, "", "much") } else { Finding::yes(name, "") };
+            let section = |title, names: &[&str]| Section { title, findings: names.iter().map(finding).collect() };
+            report(vec![
+                section("sandboxers", &["vmm"]),
+                section("VMMs", &["qemu", "guest", "firecracker"]),
+                section("kernel", &["root", "cgroups", "pidfd", "tun", "traffic control", "KVM"]),
+                section("helpers", &["virtiofsd", "vhost-device-vsock"]),
+            ])
+        };
+        for dispensable in ["", "KVM", "firecracker"] {
+            assert_eq!(host(dispensable).usable, ["vmm"], "{dispensable}");
+        }
+        for missing in ["vmm", "qemu", "guest", "tun", "traffic control", "virtiofsd", "vhost-device-vsock", "root"] {
+            assert!(host(missing).usable.is_empty(), "{missing}");
+        }
     }
 }

@@ -46,8 +46,8 @@ pub fn oci_runtimes() -> Vec<Finding> {
     runtimes.into_iter().map(look).collect()
 }
 
-/// What boots microVMs.
-pub fn vmms() -> Vec<Finding> {
+/// What boots microVMs, and what they boot.
+pub fn vmms(places: &Places) -> Vec<Finding> {
     let qemu = format!("qemu-system-{}", std::env::consts::ARCH);
     let vmms = [
         ("cloud-hypervisor", "cloud-hypervisor", "no handler magnetar-clh"),
@@ -59,7 +59,24 @@ pub fn vmms() -> Vec<Finding> {
         Some(path) => Finding::yes(name, version(&path)),
         None => Finding::no(name, "not in PATH", cost),
     };
-    vmms.into_iter().map(look).collect()
+    // It is beside magnetar-vmm, in the prefix of PREFIX/libexec/magnetar/magnetar-vmm.
+    let prefix = places.find("vmm").ok().and_then(|program| program.ancestors().nth(3).map(Path::to_path_buf));
+    vmms.into_iter().map(look).chain([guest(prefix.as_deref())]).collect()
+}
+
+/// The kernel and the initramfs of guests.
+fn guest(prefix: Option<&Path>) -> Finding {
+    let (name, cost) = ("guest", "no pods in microVMs, unless [vm] of their handlers names other files");
+    let Some(prefix) = prefix else {
+        return Finding::no(name, "magnetar-vmm is not installed", "no pods in microVMs");
+    };
+    let folder = prefix.join("share/magnetar/guest");
+    let missing: Vec<&str> = ["vmlinux", "initramfs"].into_iter().filter(|file| !folder.join(file).is_file()).collect();
+    if missing.is_empty() {
+        Finding::yes(name, folder.display().to_string())
+    } else {
+        Finding::partly(name, format!("{} without {}", folder.display(), missing.join(", ")), cost)
+    }
 }
 
 /// What runs Wasm modules.
@@ -106,7 +123,20 @@ pub fn first(paths: &[&str]) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::State;
     use super::*;
+
+    #[test]
+    fn a_guest_is_a_kernel_and_an_initramfs() {
+        assert_eq!(guest(None).state, State::No);
+        let prefix = tempfile::tempdir().unwrap();
+        let folder = prefix.path().join("share/magnetar/guest");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("vmlinux"), "").unwrap();
+        assert!(guest(Some(prefix.path())).found.ends_with("guest without initramfs"));
+        std::fs::write(folder.join("initramfs"), "").unwrap();
+        assert_eq!(guest(Some(prefix.path())).state, State::Yes);
+    }
 
     #[test]
     fn versions_are_found_in_what_programs_say() {
