@@ -150,7 +150,8 @@ mod tests {
         let config = VmConfig::default();
         let mut pod = PodConfig::default();
         assert_eq!(config.size(&pod, 4), Size { memory_mib: 1024, vcpus: 1 });
-        let limits = Resources { memory_limit: Some(100 << 20), cpu_quota: Some(150_000), cpu_period: Some(100_000), ..Resources::default() };
+        let limits =
+            Resources { memory_limit: Some(100 << 20), cpu_quota: Some(150_000), cpu_period: Some(100_000), ..Resources::default() };
         pod.resources = Some(limits.clone());
         assert_eq!(config.size(&pod, 4), Size { memory_mib: 228, vcpus: 2 });
         assert_eq!(config.size(&pod, 1).vcpus, 1, "not more than the host has");

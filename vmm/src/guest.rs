@@ -9,9 +9,9 @@
 //!
 //! A guest that does not answer within the deadline is as good as dead; who asks is told so.
 
+use containerd_shim_protos::shim_async::TaskClient;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_vm_agent_api::{self as api, Answer, Opened, Opening, Purpose, Request, VERSION, frame};
-use containerd_shim_protos::shim_async::TaskClient;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

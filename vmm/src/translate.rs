@@ -53,7 +53,8 @@ pub fn translate(mut spec: Value, container: &ContainerId, context: &Context<'_>
     // The guest has the pod's name, and no namespace for a container's own.
     object.remove("hostname");
     object.remove("domainname");
-    if let Some(process) = object.get_mut("process").and_then(Value::as_object_mut) {
+    if let Some(process) = object.get_mut("process") {
+        let Some(process) = process.as_object_mut() else { return Err(Error::invalid("process of the specification is not an object")) };
         process.remove("apparmorProfile");
         process.remove("selinuxLabel");
     }
@@ -91,7 +92,9 @@ pub fn resources(limits: &mut Value) {
 fn refuse_hooks(object: &Map<String, Value>) -> Result<()> {
     let hooks = object.get("hooks").and_then(Value::as_object).into_iter().flatten();
     match hooks.filter(|(_, list)| list.as_array().is_some_and(|list| !list.is_empty())).map(|(name, _)| name).next() {
-        Some(name) => Err(Error::unimplemented(format!("the container has {name} hooks, which would run on the host and not in the virtual machine"))),
+        Some(name) => {
+            Err(Error::unimplemented(format!("the container has {name} hooks, which would run on the host and not in the virtual machine")))
+        }
         None => Ok(()),
     }
 }
@@ -99,11 +102,19 @@ fn refuse_hooks(object: &Map<String, Value>) -> Result<()> {
 fn mounts(object: &mut Map<String, Value>, share: &str, context: &Context<'_>) -> Result<Vec<Volume>> {
     let mut volumes = Vec::new();
     for mount in object.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten() {
+        if mount["destination"] == "/dev/shm" && mount["type"] == "tmpfs" {
+            // containerd leaves a container the one of its default specification where it finds none of the pod's on the host.
+            let options = ["bind", "rw", "nosuid", "nodev", "noexec", "rprivate"];
+            *mount = json!({"destination": "/dev/shm", "type": "bind", "source": api::SHM, "options": options});
+            continue;
+        }
         let options: Vec<&str> = mount["options"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let has = |name: &str| options.contains(&name);
         let destination = mount["destination"].as_str().unwrap_or_default();
         if mount.get("uidMappings").is_some() {
-            return Err(Error::unimplemented(format!("the volume at {destination} has ids of its own, which files of a virtual machine cannot have")));
+            return Err(Error::unimplemented(format!(
+                "the volume at {destination} has ids of its own, which files of a virtual machine cannot have"
+            )));
         }
         if !(mount["type"] == "bind" || has("bind") || has("rbind")) {
             continue;
@@ -115,7 +126,10 @@ fn mounts(object: &mut Map<String, Value>, share: &str, context: &Context<'_>) -
         }
         let source = PathBuf::from(mount["source"].as_str().unwrap_or_default());
         if !source.is_absolute() {
-            return Err(Error::invalid(format!("the volume at {destination} has the source {}, which is not an absolute path", source.display())));
+            return Err(Error::invalid(format!(
+                "the volume at {destination} has the source {}, which is not an absolute path",
+                source.display()
+            )));
         }
         let (read_only, recursive) = (has("ro"), has("rbind"));
         mount["source"] = if source == context.shm {
@@ -155,7 +169,11 @@ fn namespaces(linux: &mut Map<String, Value>, context: &Context<'_>) -> Result<b
                     "the container is to share the process ids of another one: in a virtual machine only a whole pod can share them",
                 ));
             }
-            "user" => return Err(Error::unimplemented("a pod in a virtual machine has no user namespace on the host: leave out hostUsers: false")),
+            "user" => {
+                return Err(Error::unimplemented(
+                    "a pod in a virtual machine has no user namespace on the host: leave out hostUsers: false",
+                ));
+            }
             // The guest's own are the pod's.
             "network" | "ipc" | "uts" | "mount" | "cgroup" | "time" => {}
             other => return Err(Error::unimplemented(format!("the specification has a namespace of the type {other:?}"))),

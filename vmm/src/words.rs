@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn a_panic_is_found_among_other_words() {
-        let console = "[    1.0] Run /init\n[    2.0] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n[    2.1] CPU: 0";
+        let console =
+            "[    1.0] Run /init\n[    2.0] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n[    2.1] CPU: 0";
         assert_eq!(panic_in(console), Some("Attempted to kill init! exitcode=0x00000100"));
         assert_eq!(panic_in("all is well"), None);
     }

@@ -37,10 +37,16 @@ fn root_cgroup_and_namespaces_are_the_guests() {
     assert_eq!(spec["process"], json!({"args": ["sh"]}));
     assert_eq!(spec.get("hostname"), None);
     assert_eq!(spec["linux"]["cgroupsPath"], "/pod/c1");
-    assert_eq!(
-        spec["linux"]["namespaces"],
-        json!([{"type": "mount"}, {"type": "cgroup"}, {"type": "pid", "path": "/run/magnetar/pid"}])
-    );
+    assert_eq!(spec["linux"]["namespaces"], json!([{"type": "mount"}, {"type": "cgroup"}, {"type": "pid", "path": "/run/magnetar/pid"}]));
+}
+
+#[test]
+fn the_pods_containers_share_its_memory_also_where_containerd_knows_of_none() {
+    let mut spec = with_linux(json!({}));
+    spec["mounts"] = json!([{"type": "tmpfs", "source": "shm", "destination": "/dev/shm", "options": ["nosuid", "size=65536k"]}]);
+    let Translated { spec, volumes, .. } = inside(spec).unwrap();
+    assert!(volumes.is_empty());
+    assert_eq!((&spec["mounts"][0]["type"], &spec["mounts"][0]["source"]), (&json!("bind"), &json!("/run/magnetar/shm")));
 }
 
 #[test]

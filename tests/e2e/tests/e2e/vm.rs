@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use magnetar_cri::{Container, Pod, v1::MountPropagation, v1::PodSandboxState};
-use magnetar_e2e::{Case, Scratch, eventually, on_node};
+use magnetar_e2e::{Case, Scratch, eventually, on_vm};
 use magnetar_observe::{Process, Processes};
 use nix::{
     sys::signal::{Signal, kill},
@@ -19,17 +19,6 @@ use nix::{
 
 /// Within this containerd must know of a machine's end, on a node that is not busy.
 const KNOWN: u32 = 5;
-
-/// A test for handlers whose pods are virtual machines. With others there is nothing to be tested.
-fn on_vm(test: impl AsyncFnOnce(&Case) -> Result<()>) {
-    on_node(async |case| {
-        if case.is_vm() {
-            return test(case).await;
-        }
-        writeln!(std::io::stderr(), "skipped {}: {} makes no virtual machines", std::thread::current().name().unwrap_or_default(), case.handler())
-            .context("stderr")
-    });
-}
 
 /// A process of the pod's machine, by a word of its command line.
 fn process(case: &Case, pod: &Pod, word: &str) -> Result<Process> {
@@ -50,7 +39,7 @@ async fn dies(case: &Case, pod: Pod, container: &Container, reason: &str) -> Res
         Ok((pod.state().await? == PodSandboxState::SandboxNotready).then_some(()))
     })
     .await?;
-    let told = pod.info().await?;
+    let told = pod.info().await?.to_string();
     ensure!(told.contains(reason), "the pod's status does not say {reason:?}: {told}");
     let refused = container.exec(["true"]).await;
     ensure!(refused.is_err(), "a command was executed in a machine that is gone");
@@ -210,6 +199,19 @@ fn a_megabyte_that_is_printed_at_the_end_arrives() {
 }
 
 #[test]
+fn the_pid_that_containerd_reports_is_the_hypervisors() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "pid").await?;
+        let second = pod.run(&case.sleeper().named("second")).await?;
+        let hypervisor = process(case, &pod, "qemu-system")?.pid;
+        assert_eq!((container.pid().await?, second.pid().await?), (hypervisor, hypervisor));
+        container.stop(5).await?;
+        assert_eq!(second.exec(["echo", "alive"]).await?.stdout, "alive\n");
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
 fn a_pod_has_a_kernel_of_its_own() {
     on_vm(async |case| {
         let pod = case.pod("kernel").await?;
@@ -235,7 +237,10 @@ fn a_volume_is_the_hosts_and_read_only_means_so() {
         // What the kubelet does to a ConfigMap.
         std::fs::write(scratch.path().join("new"), "later")?;
         std::fs::rename(scratch.path().join("new"), scratch.path().join("given"))?;
-        eventually("the change is seen", case.soon(), async || Ok((container.exec(["cat", "/ro/given"]).await?.stdout == "later").then_some(()))).await?;
+        eventually("the change is seen", case.soon(), async || {
+            Ok((container.exec(["cat", "/ro/given"]).await?.stdout == "later").then_some(()))
+        })
+        .await?;
         Ok(pod.remove().await?)
     });
 }
