@@ -180,8 +180,8 @@ fn volumes_that_cannot_be_shared_are_refused_with_the_reason() {
             (sleeper().mount("/dev/null", "/v"), "a device of the host"),
             (sleeper().mount_with("/tmp", "/v", false, MountPropagation::PropagationBidirectional), "Bidirectional"),
         ];
-        for (spec, reason) in cases {
-            let refused = pod.run(&spec).await.err().with_context(|| format!("made, although {reason} cannot be shared"))?;
+        for (n, (spec, reason)) in cases.into_iter().enumerate() {
+            let refused = pod.run(&spec.named(&format!("c{n}"))).await.err().with_context(|| format!("made, although {reason} cannot be shared"))?;
             ensure!(refused.to_string().contains(reason), "{refused}");
         }
         Ok(pod.remove().await?)
