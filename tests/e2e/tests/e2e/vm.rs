@@ -9,8 +9,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use magnetar_cri::{Container, Pod, v1::MountPropagation, v1::PodSandboxState};
-use magnetar_e2e::{Case, Scratch, eventually, on_vm};
+use magnetar_cri::{
+    Container, Pod,
+    v1::{MountPropagation, NamespaceMode, NamespaceOption, PodSandboxState},
+};
+use magnetar_e2e::{Case, Scratch, eventually, on_vm, refused};
 use magnetar_observe::{Process, Processes};
 use nix::{
     sys::signal::{Signal, kill},
@@ -181,9 +184,22 @@ fn volumes_that_cannot_be_shared_are_refused_with_the_reason() {
             (sleeper().mount_with("/tmp", "/v", false, MountPropagation::PropagationBidirectional), "Bidirectional"),
         ];
         for (n, (spec, reason)) in cases.into_iter().enumerate() {
-            let refused = pod.run(&spec.named(&format!("c{n}"))).await.err().with_context(|| format!("made, although {reason} cannot be shared"))?;
+            let refused =
+                pod.run(&spec.named(&format!("c{n}"))).await.err().with_context(|| format!("made, although {reason} cannot be shared"))?;
             ensure!(refused.to_string().contains(reason), "{refused}");
         }
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_container_that_wants_another_ones_pids_is_refused_with_the_reason() {
+    on_vm(async |case| {
+        let (pod, target) = running(case, "target").await?;
+        let modes = NamespaceOption { pid: NamespaceMode::Target.into(), target_id: target.id().to_owned(), ..Default::default() };
+        let debug = pod.create_in(&case.sleeper().named("debug"), modes).await?;
+        refused(debug.start().await, &["only a whole pod can share them"])?;
+        assert_eq!(target.exec(["echo", "alive"]).await?.stdout, "alive\n");
         Ok(pod.remove().await?)
     });
 }
