@@ -46,7 +46,7 @@ const STATE: Duration = Duration::from_millis(500);
 const OFF: Duration = Duration::from_secs(5);
 
 /// How long the reason for a broken connection, a process that ends, may be in coming.
-const CAUSE: Duration = Duration::from_millis(500);
+const CAUSE: Duration = Duration::from_secs(2);
 
 /// The files of a machine, in [`VmSpec::dir`]. Short: a socket's path has its limits.
 pub mod files {
@@ -167,8 +167,9 @@ impl Machine {
             };
             processes.kill().await;
             info!(reason, "the virtual machine has ended");
-            death_sender.send_replace(Some(reason.into()));
+            // Whoever sees the death sees the end of all that ran in it, too.
             ended();
+            death_sender.send_replace(Some(reason.into()));
         });
         Ok(machine)
     }
@@ -210,16 +211,18 @@ impl Processes {
     /// Waits until one of them has ended, and says why. Cancel-safe.
     async fn one_ended(&mut self) -> String {
         let Self { hypervisor, virtiofsd, vsock, console } = self;
-        let reason = tokio::select! {
+        let (device, reason) = tokio::select! {
             // The others end with the hypervisor.
             biased;
             exit = hypervisor.ended() => return of_hypervisor(hypervisor, exit, console),
-            exit = virtiofsd.ended() => virtiofsd.describe(exit),
-            exit = vsock.ended() => vsock.describe(exit),
+            exit = virtiofsd.ended() => (exit, virtiofsd.describe(exit)),
+            exit = vsock.ended() => (exit, vsock.describe(exit)),
         };
-        // Whichever of them was seen first, where the hypervisor has ended that is why.
-        match tokio::time::timeout(CAUSE / 5, hypervisor.ended()).await {
-            Ok(exit) if exit.code <= 128 => of_hypervisor(hypervisor, exit, console),
+        // Whichever of them was seen first, where the hypervisor has ended that is why. A device ends well only because the
+        // hypervisor has hung up, which it does some time before its own end, whatever that one will be.
+        let hung_up = device.code == 0;
+        match tokio::time::timeout(if hung_up { CAUSE } else { CAUSE / 5 }, hypervisor.ended()).await {
+            Ok(exit) if hung_up || exit.code <= 128 => of_hypervisor(hypervisor, exit, console),
             Ok(_) | Err(_) => reason,
         }
     }

@@ -24,7 +24,7 @@ use magnetar_core::pod_config::{NamespaceMode, PodConfig};
 use magnetar_core::reaper::Exit;
 use magnetar_core::record::{PodDir, PodRecord};
 use magnetar_core::sandbox::{Death, PodRequest, Sandboxer};
-use magnetar_core::sandbox_files::SandboxFiles;
+use magnetar_core::sandbox_files::{SandboxFiles, hostname};
 use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::{Purpose, Request, Setup};
 use nix::sched::{CloneFlags, setns};
@@ -146,7 +146,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         let setup = Setup {
             sandbox: self.record.sandbox.to_string(),
             now: guest::now(),
-            hostname: config.hostname.clone(),
+            hostname: hostname(config),
             sysctls: sysctls(config),
             network,
         };

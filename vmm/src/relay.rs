@@ -31,6 +31,7 @@ use memory::Volumes;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -39,6 +40,10 @@ use ttrpc::context::Context;
 
 /// The type of a guest's statistics: it has cgroup version 2.
 const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
+
+/// Between the moment when a connection to the guest breaks and the one when the machine is known to have ended: a machine
+/// that is switched off takes some seconds.
+const ENDED: Duration = Duration::from_secs(10);
 
 /// The Task API of one pod. Cheap to clone.
 #[derive(Clone)]
@@ -77,20 +82,30 @@ impl Running {
         self.death.borrow().clone()
     }
 
+    /// Waits for the machine's end. Cancel-safe.
+    async fn ended(&self) -> Error {
+        let mut death = self.death.clone();
+        let reason = death.wait_for(Option::is_some).await;
+        let reason = reason.ok().as_deref().and_then(Option::as_deref).unwrap_or("it was stopped").to_string();
+        Error::new(Code::Unavailable, format!("the pod's virtual machine has ended: {reason}"))
+    }
+
+    /// Why a connection to the guest has broken: the machine's end, which is known a moment later, or just `error`.
+    async fn broken(&self, error: Error) -> Error {
+        tokio::time::timeout(ENDED, self.ended()).await.unwrap_or(error)
+    }
+
     /// What a call to the guest brings, or the machine's end.
     async fn call<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T> {
-        let mut death = self.death.clone();
-        let ended = |reason: &str| Error::new(Code::Unavailable, format!("the pod's virtual machine has ended: {reason}"));
-        tokio::select! {
+        let outcome = tokio::select! {
             biased;
-            outcome = call => match (outcome, self.death()) {
-                (Err(ttrpc::Error::RpcStatus(status)), _) => Err(ttrpc::Error::RpcStatus(status).into()),
-                (Err(_), Some(reason)) => Err(ended(&reason)),
-                (outcome, _) => outcome.map_err(Error::from),
-            },
-            reason = death.wait_for(Option::is_some) => {
-                Err(ended(reason.ok().as_deref().and_then(Option::as_deref).unwrap_or("it was stopped")))
-            }
+            outcome = call => outcome,
+            ended = self.ended() => return Err(ended),
+        };
+        match outcome {
+            Ok(value) => Ok(value),
+            Err(error @ ttrpc::Error::RpcStatus(_)) => Err(error.into()),
+            Err(error) => Err(self.broken(error.into()).await),
         }
     }
 }

@@ -53,7 +53,8 @@ pub fn translate(mut spec: Value, container: &ContainerId, context: &Context<'_>
     // The guest has the pod's name, and no namespace for a container's own.
     object.remove("hostname");
     object.remove("domainname");
-    if let Some(process) = object.get_mut("process").and_then(Value::as_object_mut) {
+    if let Some(process) = object.get_mut("process") {
+        let Some(process) = process.as_object_mut() else { return Err(Error::invalid("process of the specification is not an object")) };
         process.remove("apparmorProfile");
         process.remove("selinuxLabel");
     }
@@ -101,6 +102,12 @@ fn refuse_hooks(object: &Map<String, Value>) -> Result<()> {
 fn mounts(object: &mut Map<String, Value>, share: &str, context: &Context<'_>) -> Result<Vec<Volume>> {
     let mut volumes = Vec::new();
     for mount in object.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten() {
+        if mount["destination"] == "/dev/shm" && mount["type"] == "tmpfs" {
+            // containerd leaves a container the one of its default specification where it finds none of the pod's on the host.
+            let options = ["bind", "rw", "nosuid", "nodev", "noexec", "rprivate"];
+            *mount = json!({"destination": "/dev/shm", "type": "bind", "source": api::SHM, "options": options});
+            continue;
+        }
         let options: Vec<&str> = mount["options"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let has = |name: &str| options.contains(&name);
         let destination = mount["destination"].as_str().unwrap_or_default();

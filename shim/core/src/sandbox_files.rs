@@ -162,7 +162,7 @@ fn same_mount(original: &Path, copy: &Path) -> bool {
 }
 
 /// The pod's hostname, or the host's where the pod has none of its own.
-fn hostname(config: &PodConfig) -> String {
+pub fn hostname(config: &PodConfig) -> String {
     match config.hostname.as_str() {
         "" => nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         own => own.to_owned(),

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the kernel says of one process: its cgroup's limits, its namespaces, its status.
+//! What the kernel says of one process: its cgroup's limits, its namespaces, its status. Of a container in a virtual machine
+//! the node's kernel knows nothing; its own, which has cgroup version 2, is asked through a command in the container.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use magnetar_cri::Container;
 pub use magnetar_observe::cgroup;
 
 use crate::{Case, eventually};
@@ -32,6 +34,28 @@ pub fn cgroup_file(pid: i32, v1: (&str, &str), v2: &str) -> Result<String> {
     let name = if cgroup::unified() { v2 } else { v1.1 };
     let file = cgroup_of(pid, v1.0)?.join(name);
     Ok(fs::read_to_string(&file).with_context(|| file.display().to_string())?.trim().to_owned())
+}
+
+/// A file of a running container's cgroup, as [`cgroup_file`].
+pub async fn container_file(case: &Case, container: &Container, v1: (&str, &str), v2: &str) -> Result<String> {
+    if case.is_vm() {
+        return asked(container, &["cat", &format!("/sys/fs/cgroup/{v2}")]).await;
+    }
+    cgroup_file(container.pid().await?, v1, v2)
+}
+
+/// Which namespace of a kind a running container is in. The numbers of different kernels cannot be compared.
+pub async fn container_namespace(case: &Case, container: &Container, kind: &str) -> Result<String> {
+    if case.is_vm() {
+        return asked(container, &["readlink", &format!("/proc/self/ns/{kind}")]).await;
+    }
+    namespace(container.pid().await?, kind)
+}
+
+async fn asked(container: &Container, command: &[&str]) -> Result<String> {
+    let output = container.exec(command.iter().copied()).await?;
+    ensure!(output.code == 0, "{}: {}", command.join(" "), output.stderr);
+    Ok(output.stdout.trim().to_owned())
 }
 
 /// Which namespace of a kind (`net`, `pid`, …) a process is in.

@@ -12,7 +12,8 @@
 //! The tests themselves (`tests/e2e.rs`) run inside a node, started by `tests/e2e/run`, and are
 //! built only with the feature `node`: without one they could do nothing but pass silently. They
 //! go through the CRI and look at the node with the kernel's eyes, so that the same tests hold
-//! for every runtime handler. What can be true for ours only says so with [`on_magnetar`].
+//! for every runtime handler. What can be true for ours only says so with [`on_magnetar`], and what a
+//! virtual machine excludes with [`on_shared_kernel`].
 //!
 //! Settings come from the environment: `MAGNETAR_HANDLER` (the runtime handler under test),
 //! `MAGNETAR_CRI_SOCKET`, and `MAGNETAR_PATIENCE` (a factor on all waiting, for slow nodes).
@@ -28,4 +29,4 @@ pub use case::{BUSYBOX, Case, Scratch, recorded_pid};
 pub use check::{eventually, refused, steady};
 pub use service::{Held, Service};
 pub use tool::{Output, Tool};
-pub use turn::{on_magnetar, on_node};
+pub use turn::{on_magnetar, on_magnetar_with_shared_kernel, on_node, on_shared_kernel, on_vm};

@@ -46,10 +46,37 @@ pub fn on_node(test: impl AsyncFnOnce(&Case) -> Result<()>) {
 /// # Panics
 /// As [`on_node`].
 pub fn on_magnetar<T: AsyncFnOnce(&Case) -> Result<()>>(because: &str, test: T) {
+    unless(|case| (!case.is_magnetar()).then_some(because), test);
+}
+
+/// The same for a test which can be true only where containers run on the node's own kernel, and why.
+///
+/// # Panics
+/// As [`on_node`].
+pub fn on_shared_kernel<T: AsyncFnOnce(&Case) -> Result<()>>(because: &str, test: T) {
+    unless(|case| case.is_vm().then_some(because), test);
+}
+
+/// The same where both must be so, and why each.
+///
+/// # Panics
+/// As [`on_node`].
+pub fn on_magnetar_with_shared_kernel<T: AsyncFnOnce(&Case) -> Result<()>>(ours: &str, kernel: &str, test: T) {
+    unless(|case| (!case.is_magnetar()).then_some(ours).or(case.is_vm().then_some(kernel)), test);
+}
+
+/// The same for a test of what only pods in virtual machines have.
+///
+/// # Panics
+/// As [`on_node`].
+pub fn on_vm<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
+    unless(|case| (!case.is_vm()).then_some("the handler makes no virtual machines"), test);
+}
+
+/// Runs a test, or says why it is skipped.
+fn unless<'a, T: AsyncFnOnce(&Case) -> Result<()>>(skipped: impl FnOnce(&Case) -> Option<&'a str>, test: T) {
     on_node(async |case| {
-        if case.is_magnetar() {
-            return test(case).await;
-        }
+        let Some(because) = skipped(case) else { return test(case).await };
         // Past libtest's capture: whoever reads the output must see what was not tested.
         let name = std::any::type_name::<T>().trim_end_matches("::{{closure}}");
         let name = name.split_once("::").map_or(name, |(_, rest)| rest);

@@ -23,6 +23,7 @@ use magnetar_core::sandbox_files::SandboxFiles;
 use magnetar_core::task::{CreateRequest, read_bundle, report};
 use magnetar_vm_agent_api::{self as agent, Bundle, Request};
 use serde_json::Value;
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -39,17 +40,20 @@ impl Relay {
     /// Makes a container, which then waits for its start. Returns the process id that stands for it.
     ///
     /// # Errors
-    /// `AlreadyExists` for a name in use, `Unimplemented` for what a virtual machine cannot do, and what the guest says; then nothing
-    /// of it is left.
+    /// `AlreadyExists` for a name in use, `FailedPrecondition` for what a virtual machine cannot do, and what the guest says; then
+    /// nothing of it is left.
     pub async fn create(&self, request: CreateRequest) -> Result<u32> {
         let running = self.running()?;
         let _being_made = self.0.gate.enter()?;
         let id = request.container.clone();
+        // containerd takes Unimplemented for the word of an older shim, asks once more in an older protocol, and tells of that
+        // failure instead of ours.
+        let code = |error: &Error| if error.code() == Code::Unimplemented { Code::FailedPrecondition } else { error.code() };
         // The guest's own errors say so already.
         let subject = format!("cannot create container {id}: ");
         let named = |error: Error| match error.to_string() {
-            said if said.starts_with(&subject) => error,
-            said => Error::new(error.code(), subject.clone() + &said),
+            said if said.starts_with(&subject) => Error::new(code(&error), said),
+            said => Error::new(code(&error), subject.clone() + &said),
         };
         if request.checkpoint.is_some() {
             return Err(named(no_checkpoints()));
@@ -76,12 +80,13 @@ impl Relay {
         let (bundle, none) = (container.bundle.clone(), None);
         self.0.pod.write_container(&ContainerRecord::new(id.clone(), bundle, none, None, PathBuf::from(PROGRAM)))?;
         self.0.files.get().map_or(Ok(()), SandboxFiles::publish)?;
-        let spec: Value = serde_json::from_slice(&read_bundle(&container.bundle)?)
-            .map_err(|e| Error::invalid(format!("{}/config.json is no OCI specification: {e}", container.bundle.display())))?;
+        let no_spec = |e: &dyn Display| Error::invalid(format!("{}/config.json is no OCI specification: {e}", container.bundle.display()));
+        let spec: Value = serde_json::from_slice(&read_bundle(&container.bundle)?).map_err(|e| no_spec(&e))?;
         let memory = self.0.memory.used_by(&spec);
         let context =
             translate::Context { sandbox_pid: std::process::id(), shm: &self.0.shm, memory: &|source| Volumes::number(&memory, source) };
-        let Translated { spec, volumes, shared_pid } = translate::translate(spec, id, &context)?;
+        let Translated { spec, volumes, shared_pid } = translate::translate(spec, id, &context)
+            .map_err(|error| if error.code() == Code::InvalidArgument { no_spec(&error) } else { error })?;
         running.share.show(id, &container.bundle.join("rootfs"), &request.rootfs, &volumes)?;
         let memory = memory.into_iter().map(|(_, memory)| memory).collect();
         let bundle =
@@ -281,10 +286,11 @@ impl Relay {
             Err(error) if error.code() != Code::NotFound && running.death().is_none() => return Err(error),
             Ok(_) | Err(_) => {}
         }
-        match running.guest.ask(Request::Forget { container: id.to_string(), exec: exec_id }, ASKED).await {
-            Err(error) if running.death().is_none() => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        let Err(error) = running.guest.ask(Request::Forget { container: id.to_string(), exec: exec_id }, ASKED).await else {
+            return Ok(());
+        };
+        let error = if error.code() == Code::Unavailable { running.broken(error).await } else { error };
+        if running.death().is_some() { Ok(()) } else { Err(error) }
     }
 
     /// Removes what was made of a container, in the reverse order. Idempotent.

@@ -41,6 +41,15 @@ fn root_cgroup_and_namespaces_are_the_guests() {
 }
 
 #[test]
+fn the_pods_containers_share_its_memory_also_where_containerd_knows_of_none() {
+    let mut spec = with_linux(json!({}));
+    spec["mounts"] = json!([{"type": "tmpfs", "source": "shm", "destination": "/dev/shm", "options": ["nosuid", "size=65536k"]}]);
+    let Translated { spec, volumes, .. } = inside(spec).unwrap();
+    assert!(volumes.is_empty());
+    assert_eq!((&spec["mounts"][0]["type"], &spec["mounts"][0]["source"]), (&json!("bind"), &json!("/run/magnetar/shm")));
+}
+
+#[test]
 fn volumes_are_shared_and_memory_is_the_guests() {
     let bind = |source: &str, options: Value| json!({"type": "bind", "source": source, "destination": "/d", "options": options});
     let mut spec = with_linux(json!({}));

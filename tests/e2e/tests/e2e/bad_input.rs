@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use magnetar_cri::v1::{ContainerState, MountPropagation};
-use magnetar_e2e::{Case, Scratch, eventually, on_node, refused};
+use magnetar_e2e::{Case, Scratch, eventually, on_node, on_shared_kernel, refused};
 
 /// After a refusal the pod must be as good as before.
 async fn still_good(case: &Case, pod: magnetar_cri::Pod) -> Result<()> {
@@ -121,7 +121,7 @@ fn a_kernel_parameter_that_does_not_exist_is_named_in_the_error() {
 
 #[test]
 fn a_kernel_parameter_of_the_nodes_own_namespace_is_refused() {
-    on_node(async |case| {
+    on_shared_kernel("in a virtual machine every kernel parameter is the pod's own", async |case| {
         let before = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?;
         let spec = case.pod_spec("host-sysctl").sysctl("net.ipv4.ip_forward", "0");
         refused(case.node().run_pod(&spec).await, &["net.ipv4.ip_forward"])?;
@@ -179,7 +179,7 @@ fn a_memory_limit_below_what_is_used_is_refused_or_kills_but_never_hangs() {
 
 #[test]
 fn a_processor_that_does_not_exist_is_an_error() {
-    on_node(async |case| {
+    on_shared_kernel("a virtual machine has processors of its own, to which the numbers of the node's do not apply", async |case| {
         let pod = case.pod("bad-cpuset").await?;
         let spec = case.sleeper().resources(|r| r.cpuset_cpus = "4000".to_owned());
         let answer = match pod.create(&spec).await {

@@ -12,7 +12,7 @@ use magnetar_cri::{
     Container, Pod,
     v1::{ContainerState, PodSandboxState},
 };
-use magnetar_e2e::{Case, Service, eventually, on_magnetar, on_node, steady};
+use magnetar_e2e::{Case, Scratch, Service, eventually, on_magnetar, on_magnetar_with_shared_kernel, on_node, on_shared_kernel, steady};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -100,7 +100,7 @@ fn killed_with_shared_pids_the_sandbox_process_leaves_nothing() {
 
 #[test]
 fn killed_with_a_user_namespace_the_sandbox_process_leaves_nothing() {
-    on_magnetar(SANDBOX_PROCESS, async |case| {
+    on_magnetar_with_shared_kernel(SANDBOX_PROCESS, "a virtual machine has no user namespace of the node, as vm.rs tests", async |case| {
         let spec = case.pod_spec_with_network("userns").user_namespace(100_000, 65_536);
         let pod = case.node().run_pod(&spec).await?;
         let container = pod.run(&case.sleeper()).await?;
@@ -277,22 +277,26 @@ async fn kill_new_sandbox(case: &Case, known: &[String], delay: Duration) -> Res
 
 #[test]
 fn a_killed_container_process_is_not_mistaken_for_a_killed_sandbox() {
-    on_node(async |case| {
-        let pod = case.pod("container-killed").await?;
-        let container = pod.run(&case.sleeper()).await?;
-        kill(Pid::from_raw(container.pid().await?), Signal::SIGKILL)?;
-        container.exited(case.soon()).await?;
-        steady("the pod is ready", case.within(1), async || Ok(pod.state().await? == PodSandboxState::SandboxReady)).await?;
-        assert_eq!(case.output(&pod, &case.script("echo fine")).await?, "fine\n");
-        Ok(pod.remove().await?)
-    });
+    on_shared_kernel(
+        "to kill the process that stands for a container in a virtual machine is the pod's end, as vm.rs tests",
+        async |case| {
+            let pod = case.pod("container-killed").await?;
+            let container = pod.run(&case.sleeper()).await?;
+            kill(Pid::from_raw(container.pid().await?), Signal::SIGKILL)?;
+            container.exited(case.soon()).await?;
+            steady("the pod is ready", case.within(1), async || Ok(pod.state().await? == PodSandboxState::SandboxReady)).await?;
+            assert_eq!(case.output(&pod, &case.script("echo fine")).await?, "fine\n");
+            Ok(pod.remove().await?)
+        },
+    );
 }
 
 #[test]
 fn without_serve_running_pods_go_on_and_with_it_again_they_can_be_stopped() {
     on_magnetar(SERVE, async |case| {
         let mut pods = Vec::new();
-        for _ in 0..20 {
+        // Each of them works without a pause, and two processors emulate few machines.
+        for _ in 0..if case.is_vm() { 3 } else { 20 } {
             pods.push(Bystander::new(case).await?);
         }
         let session = pods[0].container.exec_stream(["sh", "-c", "while :; do echo tick; sleep 0.1; done"], false, false);
@@ -380,13 +384,20 @@ fn containerd_killed_and_started_again_finds_its_pods_running() {
     on_node(async |case| {
         let pod = case.node().run_pod(&case.pod_spec_with_network("containerd")).await?;
         let container = pod.run(&case.script("trap 'exit 6' TERM; i=0; while :; do echo $i; i=$((i + 1)); sleep 0.02; done")).await?;
-        let ends = pod.run(&case.script("trap 'exit 5' TERM; while :; do sleep 0.02; done").named("ends")).await?;
+        let scratch = Scratch::new()?;
+        let ends = case
+            .script("until [ -e /volume/end ]; do sleep 0.02; done; touch /volume/ended; exit 5")
+            .named("ends")
+            .mount(&scratch.join(""), "/volume");
+        let ends = pod.run(&ends).await?;
         let created = pod.create(&case.script("echo created before").named("created")).await?;
-        let (pid, ends_pid) = (container.pid().await?, ends.pid().await?);
+        let pid = container.pid().await?;
         container.logged(case.soon(), |log| !log.entries.is_empty()).await?;
 
         let held = Service::Containerd.hold()?;
-        kill(Pid::from_raw(ends_pid), Signal::SIGTERM)?;
+        std::fs::write(scratch.path().join("end"), "")?;
+        let ended = scratch.path().join("ended");
+        eventually("the container ends meanwhile", case.soon(), async || Ok(ended.exists().then_some(()))).await?;
         held.release(case).await?;
 
         assert_eq!(pod.state().await?, PodSandboxState::SandboxReady);
@@ -415,7 +426,9 @@ fn output_while_containerd_is_down_is_not_lost_and_does_not_kill_the_writer() {
         tokio::time::sleep(Duration::from_secs(3)).await;
         held.release(case).await?;
         let before = container.log()?.entries.len();
-        let log = container.logged(case.soon(), |log| log.entries.len() > before + 300).await?.stdout();
+        // An emulated processor starts a few programs a second.
+        let more = if case.is_vm() { 30 } else { 300 };
+        let log = container.logged(case.soon(), |log| log.entries.len() > before + more).await?.stdout();
         // What containerd had read and not yet written when it was killed is lost with it: at
         // most what it had in hand. Nothing may be lost in our hands.
         let numbers: Vec<u32> = log.lines().map(str::parse).collect::<Result<_, _>>()?;

@@ -2,7 +2,7 @@
 //! The files that a sandbox gives to its containers.
 
 use anyhow::ensure;
-use magnetar_e2e::{BUSYBOX, on_node};
+use magnetar_e2e::{BUSYBOX, on_node, on_shared_kernel};
 
 #[test]
 fn the_host_name_is_the_pods() {
@@ -17,6 +17,7 @@ fn the_host_name_is_the_pods() {
 #[test]
 fn a_pod_on_the_nodes_network_has_the_nodes_name() {
     on_node(async |case| {
+        // One in a virtual machine cannot be on it; without a name of its own it has the node's all the same.
         let pod = case.pod("node-name").await?;
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
         assert_eq!(case.output(&pod, &case.script("hostname; cat /etc/hostname")).await?, format!("{name}{name}"));
@@ -68,7 +69,7 @@ fn dev_shm_is_a_tmpfs_that_the_pods_containers_share() {
 
 #[test]
 fn dev_shm_of_a_pod_with_the_nodes_ipc_is_the_nodes() {
-    on_node(async |case| {
+    on_shared_kernel("a virtual machine cannot have the node's IPC namespace, as vm.rs tests", async |case| {
         let pod = case.node().run_pod(&case.pod_spec("host-shm").host_ipc()).await?;
         let file = format!("/dev/shm/magnetar-e2e-{}", std::process::id());
         std::fs::write(&file, "from the node\n")?;

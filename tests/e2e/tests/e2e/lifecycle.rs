@@ -3,7 +3,7 @@
 
 use anyhow::{Context, ensure};
 use magnetar_cri::v1::{ContainerState, PodSandboxState};
-use magnetar_e2e::{eventually, on_node, refused, steady};
+use magnetar_e2e::{eventually, on_node, on_shared_kernel, refused, steady};
 
 #[test]
 fn output_and_exit_code_of_a_container_reach_its_log_and_status() {
@@ -157,7 +157,7 @@ fn environment_and_working_directory_are_what_was_asked_for() {
 
 #[test]
 fn the_container_sees_the_pid_that_containerd_reports() {
-    on_node(async |case| {
+    on_shared_kernel("of a virtual machine containerd knows the hypervisor's process only, as vm.rs tests", async |case| {
         let pod = case.pod("pid").await?;
         let container = pod.run(&case.sleeper()).await?;
         let pid = container.pid().await?;

@@ -6,7 +6,9 @@ use magnetar_cri::{
     Container, PodSpec,
     v1::{NamespaceMode, NamespaceOption},
 };
-use magnetar_e2e::{Case, eventually, kernel, on_node};
+use magnetar_e2e::{Case, eventually, kernel, on_node, on_shared_kernel};
+
+const NO_USERNS: &str = "a virtual machine has no user namespace of the node, as vm.rs tests";
 
 #[test]
 fn containers_of_a_pod_share_network_host_name_and_ipc_but_neither_files_nor_pids() {
@@ -26,25 +28,22 @@ fn containers_of_a_pod_with_shared_pids_share_them() {
 
 async fn check_shared(case: &Case, spec: PodSpec, shared: &[&str], own: &[&str]) -> Result<()> {
     let pod = case.node().run_pod(&spec).await?;
-    let first = pod.run(&case.sleeper().named("first")).await?.pid().await?;
-    let second = pod.run(&case.sleeper().named("second")).await?.pid().await?;
+    let first = pod.run(&case.sleeper().named("first")).await?;
+    let second = pod.run(&case.sleeper().named("second")).await?;
     let me = std::process::id().cast_signed();
-    for kind in shared {
-        let namespace = kernel::namespace(first, kind)?;
-        assert_eq!(namespace, kernel::namespace(second, kind)?, "{kind}");
-        assert_ne!(namespace, kernel::namespace(me, kind)?, "{kind} is the node's");
-    }
-    for kind in own {
-        let namespace = kernel::namespace(first, kind)?;
-        assert_ne!(namespace, kernel::namespace(second, kind)?, "{kind}");
-        assert_ne!(namespace, kernel::namespace(me, kind)?, "{kind} is the node's");
+    for kind in shared.iter().chain(own) {
+        let namespace = kernel::container_namespace(case, &first, kind).await?;
+        let same = namespace == kernel::container_namespace(case, &second, kind).await?;
+        assert_eq!(same, shared.contains(kind), "{kind}");
+        // Of another kernel's namespaces none is the node's, whatever their numbers.
+        ensure!(case.is_vm() || namespace != kernel::namespace(me, kind)?, "{kind} is the node's");
     }
     Ok(pod.remove().await?)
 }
 
 #[test]
 fn a_pod_with_the_nodes_namespaces_has_the_nodes_namespaces() {
-    on_node(async |case| {
+    on_shared_kernel("a virtual machine cannot have the node's namespaces, as vm.rs tests", async |case| {
         let spec = case.pod_spec("host").host_pid().host_ipc();
         let pod = case.node().run_pod(&spec).await?;
         let container = pod.run(&case.sleeper()).await?;
@@ -112,7 +111,7 @@ fn with_shared_pids_the_pod_survives_the_end_of_any_container() {
 
 #[test]
 fn a_container_can_look_into_another_ones_pids() {
-    on_node(async |case| {
+    on_shared_kernel("in a virtual machine only a whole pod can share its pids, as vm.rs tests", async |case| {
         let pod = case.pod("target").await?;
         let target = pod.run(&case.script("exec sleep 86422").named("target")).await?;
         // `create` gives each container its pod's modes; a debug container has its own.
@@ -132,7 +131,7 @@ fn a_container_can_look_into_another_ones_pids() {
 
 #[test]
 fn root_of_a_pod_with_a_user_namespace_is_nobody_on_the_node() {
-    on_node(async |case| {
+    on_shared_kernel(NO_USERNS, async |case| {
         let spec = case.pod_spec_with_network("userns").user_namespace(100_000, 65_536);
         let pod = case.node().run_pod(&spec).await?;
         let container = pod.run(&case.sleeper()).await?;
@@ -148,7 +147,7 @@ fn root_of_a_pod_with_a_user_namespace_is_nobody_on_the_node() {
 
 #[test]
 fn two_pods_with_different_user_namespaces_live_side_by_side() {
-    on_node(async |case| {
+    on_shared_kernel(NO_USERNS, async |case| {
         let one = case.node().run_pod(&case.pod_spec_with_network("userns-1").user_namespace(100_000, 65_536)).await?;
         let two = case.node().run_pod(&case.pod_spec_with_network("userns-2").user_namespace(200_000, 65_536)).await?;
         for (pod, first) in [(&one, "100000"), (&two, "200000")] {
@@ -162,7 +161,7 @@ fn two_pods_with_different_user_namespaces_live_side_by_side() {
 
 #[test]
 fn volumes_of_a_pod_with_a_user_namespace_keep_their_owners() {
-    on_node(async |case| {
+    on_shared_kernel(NO_USERNS, async |case| {
         let scratch = magnetar_e2e::Scratch::new()?;
         std::fs::write(scratch.path().join("from-node"), "hello")?;
         let spec = case.pod_spec_with_network("userns-volume").user_namespace(100_000, 65_536);

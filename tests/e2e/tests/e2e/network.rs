@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use magnetar_cri::{ContainerSpec, Pod};
-use magnetar_e2e::{BUSYBOX, Case, eventually, kernel, on_node};
+use magnetar_e2e::{BUSYBOX, Case, eventually, kernel, on_node, on_shared_kernel};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -60,7 +60,7 @@ fn a_forwarded_port_reaches_a_server_on_the_pods_loopback() {
 
 #[test]
 fn a_port_can_be_forwarded_to_a_pod_on_the_nodes_network() {
-    on_node(async |case| {
+    on_shared_kernel("a virtual machine cannot be on the node's network, as vm.rs tests", async |case| {
         let pod = case.pod("forward-host").await?;
         check_forward(case, pod).await
     });

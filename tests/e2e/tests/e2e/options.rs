@@ -5,9 +5,10 @@
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use magnetar_e2e::{Case, Scratch, on_magnetar, refused};
+use magnetar_e2e::{Case, Scratch, on_magnetar, on_magnetar_with_shared_kernel, refused};
 
 const OURS: &str = "only our handlers have options of ours";
+const NO_RUNTIME: &str = "containers in a virtual machine are made there, by no OCI runtime of the node";
 
 /// The handler's options, other than they were until this value is dropped.
 struct Replaced {
@@ -106,7 +107,7 @@ fn a_sandboxer_that_is_no_program_is_named_in_the_error() {
 
 #[test]
 fn an_oci_runtime_that_is_not_there_is_named_in_the_error() {
-    on_magnetar(OURS, async |case| {
+    on_magnetar_with_shared_kernel(OURS, NO_RUNTIME, async |case| {
         let replaced = Replaced::with(case, "[runtime]\nname = \"no-such-runtime\"\n")?;
         // It may be missed when the pod is made, or when its first container is.
         match case.node().run_pod(&case.pod_spec("no-runtime")).await {
@@ -124,7 +125,7 @@ fn an_oci_runtime_that_is_not_there_is_named_in_the_error() {
 
 #[test]
 fn an_oci_runtime_that_fails_is_named_in_the_error_and_the_pod_can_be_removed() {
-    on_magnetar(OURS, async |case| {
+    on_magnetar_with_shared_kernel(OURS, NO_RUNTIME, async |case| {
         let replaced = Replaced::with(case, "[runtime]\nname = \"/bin/false\"\n")?;
         match case.node().run_pod(&case.pod_spec("bad-runtime")).await {
             Err(error) => refused(Err::<(), _>(error), &["/bin/false"])?,
@@ -141,7 +142,7 @@ fn an_oci_runtime_that_fails_is_named_in_the_error_and_the_pod_can_be_removed() 
 
 #[test]
 fn every_oci_runtime_of_the_node_runs_containers() {
-    on_magnetar(OURS, async |case| {
+    on_magnetar_with_shared_kernel(OURS, NO_RUNTIME, async |case| {
         for runtime in ["runc", "crun"] {
             let replaced = Replaced::with(case, &format!("[runtime]\nname = {runtime:?}\n"))?;
             let pod = case.pod(runtime).await?;

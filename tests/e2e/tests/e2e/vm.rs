@@ -9,8 +9,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use magnetar_cri::{Container, Pod, v1::MountPropagation, v1::PodSandboxState};
-use magnetar_e2e::{Case, Scratch, eventually, on_node};
+use magnetar_cri::{
+    Container, Pod,
+    v1::{MountPropagation, NamespaceMode, NamespaceOption, PodSandboxState},
+};
+use magnetar_e2e::{Case, Scratch, eventually, on_vm, refused};
 use magnetar_observe::{Process, Processes};
 use nix::{
     sys::signal::{Signal, kill},
@@ -19,22 +22,6 @@ use nix::{
 
 /// Within this containerd must know of a machine's end, on a node that is not busy.
 const KNOWN: u32 = 5;
-
-/// A test for handlers whose pods are virtual machines. With others there is nothing to be tested.
-fn on_vm(test: impl AsyncFnOnce(&Case) -> Result<()>) {
-    on_node(async |case| {
-        if case.is_vm() {
-            return test(case).await;
-        }
-        writeln!(
-            std::io::stderr(),
-            "skipped {}: {} makes no virtual machines",
-            std::thread::current().name().unwrap_or_default(),
-            case.handler()
-        )
-        .context("stderr")
-    });
-}
 
 /// A process of the pod's machine, by a word of its command line.
 fn process(case: &Case, pod: &Pod, word: &str) -> Result<Process> {
@@ -55,7 +42,7 @@ async fn dies(case: &Case, pod: Pod, container: &Container, reason: &str) -> Res
         Ok((pod.state().await? == PodSandboxState::SandboxNotready).then_some(()))
     })
     .await?;
-    let told = pod.info().await?;
+    let told = pod.info().await?.to_string();
     ensure!(told.contains(reason), "the pod's status does not say {reason:?}: {told}");
     let refused = container.exec(["true"]).await;
     ensure!(refused.is_err(), "a command was executed in a machine that is gone");
@@ -196,10 +183,23 @@ fn volumes_that_cannot_be_shared_are_refused_with_the_reason() {
             (sleeper().mount("/dev/null", "/v"), "a device of the host"),
             (sleeper().mount_with("/tmp", "/v", false, MountPropagation::PropagationBidirectional), "Bidirectional"),
         ];
-        for (spec, reason) in cases {
-            let refused = pod.run(&spec).await.err().with_context(|| format!("made, although {reason} cannot be shared"))?;
+        for (n, (spec, reason)) in cases.into_iter().enumerate() {
+            let refused =
+                pod.run(&spec.named(&format!("c{n}"))).await.err().with_context(|| format!("made, although {reason} cannot be shared"))?;
             ensure!(refused.to_string().contains(reason), "{refused}");
         }
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_container_that_wants_another_ones_pids_is_refused_with_the_reason() {
+    on_vm(async |case| {
+        let (pod, target) = running(case, "target").await?;
+        let modes = NamespaceOption { pid: NamespaceMode::Target.into(), target_id: target.id().to_owned(), ..Default::default() };
+        let debug = pod.create_in(&case.sleeper().named("debug"), modes).await?;
+        refused(debug.start().await, &["only a whole pod can share them"])?;
+        assert_eq!(target.exec(["echo", "alive"]).await?.stdout, "alive\n");
         Ok(pod.remove().await?)
     });
 }
@@ -210,6 +210,19 @@ fn a_megabyte_that_is_printed_at_the_end_arrives() {
         let pod = case.pod("tail").await?;
         let output = case.output(&pod, &case.script("yes 123456789012345 | head -c 1048576")).await?;
         assert_eq!(output.len(), 1 << 20);
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn the_pid_that_containerd_reports_is_the_hypervisors() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "pid").await?;
+        let second = pod.run(&case.sleeper().named("second")).await?;
+        let hypervisor = process(case, &pod, "qemu-system")?.pid;
+        assert_eq!((container.pid().await?, second.pid().await?), (hypervisor, hypervisor));
+        container.stop(5).await?;
+        assert_eq!(second.exec(["echo", "alive"]).await?.stdout, "alive\n");
         Ok(pod.remove().await?)
     });
 }
