@@ -193,8 +193,9 @@ impl Relay {
     pub async fn kill(&self, id: &ContainerId, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
         let process = self.get(id)?.process(exec)?;
         let phase = process.life.phase();
+        let ended = || Error::not_found(format!("{} has ended", subject(id, exec)));
         if phase.exit().is_some() {
-            return Err(Error::not_found(format!("{} has ended", subject(id, exec))));
+            return Err(ended());
         }
         if phase.living_pid().is_none() {
             return Err(Error::precondition(format!("{} has not been started", subject(id, exec))));
@@ -202,7 +203,11 @@ impl Relay {
         let running = self.running()?;
         let exec_id = exec.map(ExecId::to_string).unwrap_or_default();
         let asked = api::KillRequest { id: id.to_string(), exec_id, signal, all, ..Default::default() };
-        running.call(running.guest.tasks().kill(Context::default(), &asked)).await.map(drop)
+        match running.call(running.guest.tasks().kill(Context::default(), &asked)).await {
+            // Meanwhile, and be it with the machine.
+            Err(_) if process.life.phase().exit().is_some() => Err(ended()),
+            outcome => outcome.map(drop),
+        }
     }
 
     /// Freezes or thaws a container.
