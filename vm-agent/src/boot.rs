@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From the kernel's first process to a system in which containers can be made.
 
+use crate::modules;
 use magnetar_core::config::LogLevel;
 use magnetar_core::error::{Context, Result};
 use magnetar_vm_agent_api as api;
@@ -10,9 +11,6 @@ use std::ffi::CStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-
-/// Kernel modules, in the order of their names.
-const MODULES: &str = "/modules";
 
 /// A word of the kernel's command line: how much is logged.
 const LOG: &str = "magnetar.log=";
@@ -33,8 +31,9 @@ pub fn log_level() -> Option<LogLevel> {
 /// # Errors
 /// What the kernel says.
 pub fn prepare() -> Result<()> {
-    load_modules()?;
+    modules::load_all()?;
     change_root()?;
+    modules::answer_kernel()?;
     mount_fresh("sysfs", "/sys", c"")?;
     mount_fresh("devpts", "/dev/pts", c"newinstance,ptmxmode=0666,mode=0620,gid=5")?;
     link("pts/ptmx", "/dev/ptmx")?;
@@ -50,19 +49,7 @@ pub fn prepare() -> Result<()> {
     mount(api::SHARE_TAG, api::SHARE, "virtiofs", MountFlags::empty(), None).context(|| format!("cannot mount {}", api::SHARE))
 }
 
-fn load_modules() -> Result<()> {
-    let what = || format!("cannot list {MODULES}");
-    let mut names =
-        fs::read_dir(MODULES).and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>()).context(what)?;
-    names.sort();
-    for name in names {
-        let file = fs::File::open(&name).context(|| format!("cannot open {}", name.display()))?;
-        rustix::system::finit_module(file, c"", 0).context(|| format!("cannot load {}", name.display()))?;
-    }
-    Ok(())
-}
-
-/// Nobody can pivot from the kernel's first root: so there is another one, a tmpfs, which has this program and nothing else.
+/// Nobody can pivot from the kernel's first root: so there is another one, a tmpfs, which has this program and the modules.
 fn change_root() -> Result<()> {
     let what = || "cannot change to a root that containers can leave".to_string();
     let root = Path::new("/new");
@@ -73,6 +60,8 @@ fn change_root() -> Result<()> {
     let program = root.join("init");
     fs::write(&program, "").context(what)?;
     mount_bind("/init", &program).context(what)?;
+    make_dir(root.join("modules"))?;
+    mount_bind(modules::DIR, root.join("modules")).context(what)?;
     mount_fresh("devtmpfs", "/new/dev", c"mode=755")?;
     mount_move("/proc", "/new/proc").context(what)?;
     rustix::process::chdir(root).context(what)?;

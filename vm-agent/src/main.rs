@@ -2,7 +2,8 @@
 //! vm-agent: process 1 of a guest, and all that runs there beside the pod's containers.
 //!
 //! ```text
-//!  boot     mounts, kernel modules, a root that containers can pivot from
+//!  boot     mounts, a root that containers can pivot from
+//!  modules  the kernel's: those of the boot, and those that it asks for later, of this program in place of modprobe
 //!  doors    takes the host's connections, each for one purpose
 //!  pod      makes the guest the pod: name, sysctls, network, clock; bundles of containers
 //!  streams  a process's FIFOs, and their connections
@@ -18,6 +19,7 @@
 mod boot;
 mod doors;
 mod events;
+mod modules;
 mod network;
 mod pod;
 mod streams;
@@ -46,6 +48,9 @@ const PROGRAM: &str = "/init";
 const STATE: &str = "/run/magnetar/state";
 
 fn main() -> ExitCode {
+    if let Some(code) = modules::run_if_asked() {
+        return code;
+    }
     if let Some(code) = libcontainer::run_if_asked(Native) {
         return code;
     }

@@ -28,7 +28,7 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info};
+use tracing::{Instrument, debug, info};
 
 /// How long a guest may take to say hello, in software emulation on a busy host. One that works says it within seconds.
 const HELLO: Duration = Duration::from_secs(120);
@@ -139,7 +139,7 @@ impl Machine {
         let (death_sender, death) = watch::channel(None);
         let off = Arc::new(watch::Sender::new(false));
         let machine = Self { guest: guest.clone(), pid: processes.hypervisor.pid, death, off: off.clone() };
-        parts.tasks.spawn(async move {
+        let watch = async move {
             let listen = async {
                 while let Ok(event) = frame::read::<Event>(&mut events, frame::FROM_GUEST).await {
                     told(event);
@@ -170,7 +170,8 @@ impl Machine {
             // Whoever sees the death sees the end of all that ran in it, too.
             ended();
             death_sender.send_replace(Some(reason.into()));
-        });
+        };
+        parts.tasks.spawn(watch.in_current_span());
         Ok(machine)
     }
 

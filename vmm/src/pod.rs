@@ -16,9 +16,9 @@ use crate::relay::{Relay, Running};
 use crate::share::Share;
 use crate::spec::{Nic, VmSpec, user_of};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use magnetar_core::cgroup::{Cgroup, moves, stats};
+use magnetar_core::cgroup::{Cgroup, moves, oom, stats};
 use magnetar_core::config::LogLevel;
-use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::home::{EMPTY, Home, namespace};
 use magnetar_core::pod_config::{NamespaceMode, PodConfig};
 use magnetar_core::reaper::Exit;
@@ -33,6 +33,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 /// How long the agent may take to make the guest the pod, in software emulation on a busy host.
 const SET_UP: Duration = Duration::from_secs(60);
@@ -62,6 +63,12 @@ impl<H: Hypervisor> VmPod<H> {
     pub fn new(hypervisor: H, config: VmConfig, dir: PodDir, record: PodRecord, relay: Relay, parts: Parts) -> Self {
         let (request, home, files, share, machine) = (None, None, None, None, None);
         Self { hypervisor, config, dir, record, relay, parts, request, home, files, share, machine, forwarder: None }
+    }
+
+    /// Whether the host has killed a process of the machine because the pod's cgroup was full.
+    fn ran_out_of_memory(&self) -> bool {
+        let cgroup = self.record.cgroup.as_deref().map(Cgroup::at);
+        cgroup.and_then(Result::ok).is_some_and(|cgroup| oom::oom_kills(&cgroup) > 0)
     }
 
     /// Where the machine's sockets and its console's log are.
@@ -156,7 +163,15 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             let guest = guest.clone();
             async move { guest.dial(Purpose::Forward { port }).await }
         };
-        self.forwarder = Some(forward::start(&self.parts.tasks, &CancellationToken::new(), dial)?);
+        self.forwarder = match forward::start(&self.parts.tasks, &CancellationToken::new(), dial) {
+            Ok(forwarder) => Some(forwarder),
+            // The pod does without it.
+            Err(error) if error.code() == Code::Unimplemented => {
+                warn!(%error, "ports of this pod cannot be forwarded");
+                None
+            }
+            Err(error) => return Err(error),
+        };
         self.relay.runs(Running { guest: machine.guest, share, pid: machine.pid, death: machine.death });
         Ok(std::process::id())
     }
@@ -199,6 +214,11 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         let reason = match death.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(reason)) => reason.clone(),
             Ok(None) | Err(_) => "nobody knows why".into(),
+        };
+        let reason = if self.ran_out_of_memory() {
+            format!("{reason}; the host has killed a process of the pod for memory: its RuntimeClass needs more overhead").into()
+        } else {
+            reason
         };
         Death { exit: Exit::killed(), reason }
     }

@@ -35,7 +35,7 @@ impl Program {
         let in_places = || self.places.iter().find_map(|place| in_path(&format!("{place}/{name}")));
         in_path(name).or_else(in_places).ok_or_else(|| {
             let places: String = self.places.iter().map(|place| format!(" nor in {place}")).collect();
-            Error::not_found(format!("{name} is neither in PATH{places}: install Debian's package {}, or configure its path", self.package))
+            Error::not_found(format!("{name} is neither in PATH{places}: install Debian's package {}", self.package))
         })
     }
 }

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, info_span, warn};
+use tracing::{Instrument, error_span, warn};
 
 /// How long the last events may take to reach containerd when the process ends.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
@@ -120,7 +120,8 @@ impl Inherited {
     {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
-        let span = info_span!("pod", sandbox = %self.record.sandbox);
+        // Of the highest level, so that whatever is logged says whose it is.
+        let span = error_span!("pod", sandbox = %self.record.sandbox);
         runtime.block_on(self.run(build).instrument(span))
     }
 

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Kernel modules: those of the boot, and those that the kernel asks for when somebody uses what they do.
+//!
+//! For the latter the kernel executes what /proc/sys/kernel/modprobe names, as root and outside of all containers. Here that is
+//! this program, by a name of its own. A container cannot choose what is executed or loaded: in its root there is neither
+//! /modules nor this program, its /proc/sys is read-only, and the kernel makes up the alias, of which only those in a list are
+//! known. (A privileged container may write to /proc/sys. It can load modules of its own, too: the guest is its, and the guest's
+//! boundary is the machine's.)
+
+use magnetar_core::error::{Context, Error, Result};
+use rustix::io::Errno;
+use std::ffi::{CString, OsStr};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Those of the boot are in it, `NNN-name.ko`, in the order of their names.
+pub const DIR: &str = "/modules";
+
+/// The others are here, packed, with the list of their aliases.
+const LATER: &str = "/modules/later";
+
+/// A link to this program. Its name is one that images do not have: iptables, too, executes what the sysctl names, but in the
+/// container, where /init may be somebody else's.
+const HELPER: &str = "/modules/load";
+
+/// `MODULE_INIT_COMPRESSED_FILE` of linux/module.h, which rustix has no name for.
+const COMPRESSED: i32 = 4;
+
+/// A module to be loaded.
+#[derive(Debug, PartialEq, Eq)]
+struct Module<'a> {
+    file: &'a str,
+    parameters: Vec<&'a str>,
+}
+
+/// Does what modprobe would, where the kernel has executed this program for that: `/modules/load -q -- ALIAS`.
+pub fn run_if_asked() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os();
+    if arguments.next().as_deref() != Some(OsStr::new(HELPER)) {
+        return None;
+    }
+    // Nobody reads a message of this process; the kernel logs why it refuses a module.
+    let loaded = arguments.nth(2).and_then(|alias| load(alias.to_str()?).ok());
+    Some(if loaded.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Loads the modules of the boot.
+///
+/// # Errors
+/// What the kernel says.
+pub fn load_all() -> Result<()> {
+    let what = || format!("cannot list {DIR}");
+    let mut names =
+        fs::read_dir(DIR).and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>()).context(what)?;
+    names.retain(|name| name.extension() == Some(OsStr::new("ko")));
+    names.sort();
+    for name in names {
+        let file = fs::File::open(&name).context(|| format!("cannot open {}", name.display()))?;
+        rustix::system::finit_module(file, c"", 0).context(|| format!("cannot load {}", name.display()))?;
+    }
+    Ok(())
+}
+
+/// From now on the kernel's requests are answered. It looks in the root of process 1, where the boot has mounted [`DIR`] for this;
+/// a kernel that looked in its first root would find the same there.
+///
+/// # Errors
+/// What the kernel says.
+pub fn answer_kernel() -> Result<()> {
+    symlink("/init", HELPER).context(|| format!("cannot make {HELPER}"))?;
+    fs::write("/proc/sys/kernel/modprobe", HELPER).context(|| "cannot become the kernel's modprobe".into())
+}
+
+fn load(alias: &str) -> Result<()> {
+    let dir = Path::new(LATER);
+    let aliases = fs::read_to_string(dir.join("aliases")).context(|| "cannot read the aliases of modules".into())?;
+    let modules = look_up(&aliases, alias);
+    if modules.is_empty() {
+        return Err(Error::not_found(format!("there is no module {alias:?}")));
+    }
+    for Module { file, parameters } in modules {
+        let what = || format!("cannot load {file}");
+        let parameters = CString::new(parameters.join(" ")).map_err(|_| Error::internal(what()))?;
+        let module = fs::File::open(dir.join(file)).context(what)?;
+        match rustix::system::finit_module(module, &parameters, COMPRESSED) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error).context(what),
+        }
+    }
+    Ok(())
+}
+
+/// What is to be loaded for `alias`, in order. Each line of `aliases` is an alias, with `_` for `-`, and then files, which
+/// parameters may follow. One alias can have several lines.
+fn look_up<'a>(aliases: &'a str, alias: &str) -> Vec<Module<'a>> {
+    let alias = alias.replace('-', "_");
+    let mut modules = Vec::<Module<'_>>::new();
+    for line in aliases.lines() {
+        let mut words = line.split(' ');
+        if words.next() != Some(&alias) {
+            continue;
+        }
+        for word in words {
+            match modules.last_mut() {
+                Some(module) if word.contains('=') => module.parameters.push(word),
+                _ => modules.push(Module { file: word, parameters: Vec::new() }),
+            }
+        }
+    }
+    modules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Module, look_up};
+
+    const ALIASES: &str = "\
+bridge stp.ko.xz llc.ko.xz bridge.ko.xz
+nft_chain_2_nat nf_nat.ko.xz nft_chain_nat.ko.xz
+rtnl_link_bridge stp.ko.xz llc.ko.xz bridge.ko.xz
+rtnl_link_dummy dummy.ko.xz numdummies=0
+two a.ko.xz x=1 y=2 b.ko.xz
+two c.ko.xz
+";
+
+    fn files(alias: &str) -> Vec<&'static str> {
+        look_up(ALIASES, alias).into_iter().map(|module| module.file).collect()
+    }
+
+    #[test]
+    fn a_module_comes_after_what_it_needs() {
+        assert_eq!(files("bridge"), ["stp.ko.xz", "llc.ko.xz", "bridge.ko.xz"]);
+    }
+
+    #[test]
+    fn a_hyphen_is_an_underscore() {
+        assert_eq!(files("rtnl-link-bridge"), files("bridge"));
+        assert_eq!(files("nft-chain-2-nat"), ["nf_nat.ko.xz", "nft_chain_nat.ko.xz"]);
+    }
+
+    #[test]
+    fn parameters_belong_to_the_file_before_them() {
+        assert_eq!(look_up(ALIASES, "rtnl-link-dummy"), [Module { file: "dummy.ko.xz", parameters: vec!["numdummies=0"] }]);
+    }
+
+    #[test]
+    fn all_lines_of_an_alias_count() {
+        assert_eq!(
+            look_up(ALIASES, "two"),
+            [
+                Module { file: "a.ko.xz", parameters: vec!["x=1", "y=2"] },
+                Module { file: "b.ko.xz", parameters: vec![] },
+                Module { file: "c.ko.xz", parameters: vec![] },
+            ]
+        );
+    }
+
+    #[test]
+    fn only_whole_aliases_are_known() {
+        for alias in ["", "brid", "bridge ", "bridge.ko.xz", "stp.ko.xz", "../bridge", "rtnl_link_", "numdummies=0", "two\n"] {
+            assert!(files(alias).is_empty(), "{alias:?}");
+        }
+    }
+}
