@@ -3,7 +3,7 @@
 
 use crate::streams::Streams;
 use crate::{events, pod};
-use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::error::{Context, Result};
 use magnetar_core::events::Event;
 use magnetar_core::ids::SandboxId;
 use magnetar_core::runtime::libcontainer::Libcontainer;
@@ -163,9 +163,4 @@ async fn forward(mut tcp: TcpStream, stream: VsockStream) -> std::io::Result<()>
 
 async fn welcome(stream: &mut VsockStream) -> std::io::Result<()> {
     frame::write(stream, &Opened::Ready).await
-}
-
-/// The host's word for an error.
-pub fn failed(error: &Error) -> api::Answer {
-    api::Answer::Failed(error.to_line())
 }

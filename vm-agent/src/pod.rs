@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the host asks for beside the Task API.
 
+use crate::network;
 use crate::streams::Streams;
-use crate::{doors, network};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::runtime::libcontainer::Libcontainer;
@@ -43,7 +43,7 @@ pub async fn answer(
                 done
             }
         };
-        let answer = done.map_or_else(|error| doors::failed(&error), |()| Answer::Done);
+        let answer = done.map_or_else(|error| Answer::Failed(error.to_line()), |()| Answer::Done);
         frame::write(&mut host, &answer).await?;
     }
 }

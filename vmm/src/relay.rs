@@ -19,7 +19,6 @@ use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::events::Events;
 use magnetar_core::idle::Idle;
 use magnetar_core::ids::{ContainerId, ExecId, SandboxId};
-use magnetar_core::mount::Mount;
 use magnetar_core::process::Phase;
 use magnetar_core::record::PodDir;
 use magnetar_core::sandbox_files::SandboxFiles;
@@ -162,14 +161,7 @@ impl Relay {
 impl Task for Relay {
     async fn create(&self, _ctx: &TtrpcContext, req: api::CreateTaskRequest) -> ttrpc::Result<api::CreateTaskResponse> {
         debug!(container = req.id, bundle = req.bundle, "Create");
-        let request = CreateRequest {
-            container: ContainerId::parse(req.id)?,
-            bundle: PathBuf::from(req.bundle),
-            rootfs: req.rootfs.iter().map(|m| Mount::parse(&m.type_, &m.source, &m.options)).collect::<Result<_>>()?,
-            stdio: StdioSpec::parse(&req.stdin, &req.stdout, &req.stderr, req.terminal)?,
-            checkpoint: (!req.checkpoint.is_empty()).then(|| PathBuf::from(req.checkpoint)),
-        };
-        let pid = Relay::create(self, request).await?;
+        let pid = Relay::create(self, CreateRequest::parse(req)?).await?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 

@@ -20,7 +20,7 @@ use magnetar_core::process::{Change, Phase};
 use magnetar_core::reaper::Exit;
 use magnetar_core::record::ContainerRecord;
 use magnetar_core::sandbox_files::SandboxFiles;
-use magnetar_core::task::{CreateRequest, read_bundle, report};
+use magnetar_core::task::{CreateRequest, read_bundle, report, subject};
 use magnetar_vm_agent_api::{self as agent, Bundle, Request};
 use serde_json::Value;
 use std::fmt::Display;
@@ -355,14 +355,6 @@ impl Relay {
         let _accepted = process.life.change(Change::Exit(exit));
         process.detach();
         report::exited(&self.0.events, id, exec.map_or(id.as_str(), ExecId::as_str), pid, exit);
-    }
-}
-
-/// A process's name in messages.
-fn subject(id: &ContainerId, exec: Option<&ExecId>) -> String {
-    match exec {
-        None => format!("container {id}"),
-        Some(exec) => format!("exec {exec} of container {id}"),
     }
 }
 

@@ -25,6 +25,7 @@ use crate::sandbox_files::SandboxFiles;
 use crate::server::Parts;
 use crate::stdio::StdioSpec;
 use crate::terminal::Terminal;
+use containerd_shim_protos::api;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -74,6 +75,22 @@ pub struct CreateRequest {
     pub stdio: StdioSpec,
     /// Where to restore it from.
     pub checkpoint: Option<PathBuf>,
+}
+
+impl CreateRequest {
+    /// Parses a request of the Task API.
+    ///
+    /// # Errors
+    /// `InvalidArgument` or `Unimplemented`, naming what is wrong.
+    pub fn parse(request: api::CreateTaskRequest) -> Result<Self> {
+        Ok(Self {
+            container: ContainerId::parse(request.id)?,
+            bundle: PathBuf::from(request.bundle),
+            rootfs: request.rootfs.iter().map(|m| Mount::parse(&m.type_, &m.source, &m.options)).collect::<Result<_>>()?,
+            stdio: StdioSpec::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)?,
+            checkpoint: (!request.checkpoint.is_empty()).then(|| PathBuf::from(request.checkpoint)),
+        })
+    }
 }
 
 impl<R: Runtime> Containers<R> {
@@ -361,7 +378,7 @@ impl<R: Runtime> Containers<R> {
 }
 
 /// A process's name in messages.
-fn subject(id: &ContainerId, exec: Option<&ExecId>) -> String {
+pub fn subject(id: &ContainerId, exec: Option<&ExecId>) -> String {
     match exec {
         None => format!("container {id}"),
         Some(exec) => format!("exec {exec} of container {id}"),

@@ -10,13 +10,12 @@ pub mod report;
 mod spec;
 
 pub use container::{Container, Process};
-pub use containers::{Containers, CreateRequest};
+pub use containers::{Containers, CreateRequest, subject};
 pub use spec::read_bundle;
 
 use crate::cgroup::stats;
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, ExecId, SandboxId};
-use crate::mount::Mount;
 use crate::process::Phase;
 use crate::runtime::{Checkpoint, Runtime};
 use crate::stdio::{Output, StdioSpec};
@@ -26,7 +25,7 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::types::task::Status;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tracing::debug;
 use ttrpc::asynchronous::TtrpcContext;
 
@@ -48,14 +47,7 @@ impl<R: Runtime> TaskService<R> {
 impl<R: Runtime> Task for TaskService<R> {
     async fn create(&self, _ctx: &TtrpcContext, req: api::CreateTaskRequest) -> ttrpc::Result<api::CreateTaskResponse> {
         debug!(container = req.id, bundle = req.bundle, "Create");
-        let request = CreateRequest {
-            container: ContainerId::parse(req.id)?,
-            bundle: PathBuf::from(req.bundle),
-            rootfs: req.rootfs.iter().map(|m| Mount::parse(&m.type_, &m.source, &m.options)).collect::<Result<_>>()?,
-            stdio: StdioSpec::parse(&req.stdin, &req.stdout, &req.stderr, req.terminal)?,
-            checkpoint: (!req.checkpoint.is_empty()).then(|| PathBuf::from(req.checkpoint)),
-        };
-        let pid = self.containers.create(request).await?;
+        let pid = self.containers.create(CreateRequest::parse(req)?).await?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 
