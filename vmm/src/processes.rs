@@ -96,6 +96,16 @@ impl Process {
     }
 }
 
+impl Drop for Process {
+    /// One that nobody owns any more must not go on: a machine that could not be made has left it.
+    fn drop(&mut self) {
+        // Only while it has not been reaped is the id its own; afterwards the exit has been told.
+        if self.exit.is_none() && matches!(self.ended.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
+            let _ended_meanwhile = magnetar_sys::process::signal(self.pid, libc::SIGKILL as u32);
+        }
+    }
+}
+
 /// How long a program may take to listen.
 const LISTENS: Duration = Duration::from_secs(10);
 
