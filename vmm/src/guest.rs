@@ -137,6 +137,16 @@ impl Guest {
     }
 }
 
+/// Asks an agent whether it lives, on a connection for requests that nothing else uses, and tells it the time. Not cancel-safe.
+///
+/// # Errors
+/// Where the connection fails.
+pub async fn ping(control: &mut Connection) -> std::io::Result<()> {
+    frame::write(control, &Request::Ping { now: now() }).await?;
+    // Whatever it answers, it lives.
+    frame::read::<Answer>(control, frame::FROM_GUEST).await.map(drop)
+}
+
 /// Carries requests one after the other, whether or not whoever asked still waits.
 async fn carry(mut control: Connection, mut asked: mpsc::Receiver<(Request, oneshot::Sender<Result<()>>)>) {
     while let Some((request, answer)) = asked.recv().await {

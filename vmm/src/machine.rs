@@ -9,7 +9,7 @@
 //! ```
 
 use crate::devices::{self, VSOCK_HOST, VSOCK_SOCKET};
-use crate::guest::{self, Dialer, Guest};
+use crate::guest::{self, Connection, Dialer, Guest};
 use crate::hypervisor::{Control, Hypervisor, MachineState};
 use crate::processes::{Process, listens};
 use crate::program::Invocation;
@@ -119,7 +119,8 @@ impl Machine {
             debug!("the guest says hello");
             let (guest, carry) = Guest::connect(dialer.clone()).await?;
             let events = dialer.dial(Purpose::Events).await?;
-            Ok((control, guest, carry, events))
+            let pulse = dialer.dial(Purpose::Control).await?;
+            Ok((control, guest, carry, events, pulse))
         };
         let connected = tokio::select! {
             connected = tokio::time::timeout(HELLO, connected) => connected.unwrap_or_else(|_| {
@@ -129,7 +130,7 @@ impl Machine {
             }),
             reason = processes.one_ended() => Err(Error::internal(format!("the virtual machine did not start: {reason}"))),
         };
-        let (control, guest, carry, mut events) = match connected {
+        let (control, guest, carry, mut events, asked) = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 processes.kill().await;
@@ -138,7 +139,7 @@ impl Machine {
         };
         let (death_sender, death) = watch::channel(None);
         let off = Arc::new(watch::Sender::new(false));
-        let machine = Self { guest: guest.clone(), pid: processes.hypervisor.pid, death, off: off.clone() };
+        let machine = Self { guest, pid: processes.hypervisor.pid, death, off: off.clone() };
         let watch = async move {
             let listen = async {
                 while let Ok(event) = frame::read::<Event>(&mut events, frame::FROM_GUEST).await {
@@ -155,7 +156,7 @@ impl Machine {
             let ordered = async { drop(off.wait_for(|off| *off).await) };
             let reason = tokio::select! {
                 reason = processes.one_ended() => reason,
-                reason = pulse(&guest, control) => reason,
+                reason = pulse(asked, control) => reason,
                 () = broken => match tokio::time::timeout(CAUSE, processes.one_ended()).await {
                     Ok(reason) => reason,
                     Err(_) => "the agent in the guest has closed its connections".into(),
@@ -252,20 +253,23 @@ fn of_hypervisor(hypervisor: &Process, exit: magnetar_core::reaper::Exit, consol
     }
 }
 
-/// Asks the agent whether it lives, for as long as it does. Says why not.
-async fn pulse(guest: &Guest, mut control: impl Control) -> String {
+/// Asks the agent whether it lives, for as long as it does. Says why not. On a connection of its own: a question that waited
+/// behind a request would take what is slow for what is dead.
+async fn pulse(mut agent: Connection, mut control: impl Control) -> String {
     loop {
         tokio::time::sleep(PULSE).await;
-        let Err(error) = guest.ask(Request::Ping { now: guest::now() }, ANSWER).await else { continue };
-        if error.code() != Code::Unavailable {
-            // It answers.
-            continue;
+        match tokio::time::timeout(ANSWER, guest::ping(&mut agent)).await {
+            Ok(Ok(())) => {}
+            // So are the others broken, and whoever listens to them finds the cause.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => break,
         }
-        return match tokio::time::timeout(STATE, control.state()).await {
-            Ok(Ok(MachineState::Paused)) => "the virtual machine was paused from outside".into(),
-            Ok(Ok(MachineState::Panicked)) => "the guest's kernel has panicked".into(),
-            Ok(Ok(MachineState::Running | MachineState::Other)) => format!("it hangs: {error}"),
-            Ok(Err(_)) | Err(_) => format!("the hypervisor hangs: {error}, and neither has the hypervisor"),
-        };
+    }
+    let silent = format!("the agent in the guest has not answered within {ANSWER:?}");
+    match tokio::time::timeout(STATE, control.state()).await {
+        Ok(Ok(MachineState::Paused)) => "the virtual machine was paused from outside".into(),
+        Ok(Ok(MachineState::Panicked)) => "the guest's kernel has panicked".into(),
+        Ok(Ok(MachineState::Running | MachineState::Other)) => format!("it hangs: {silent}"),
+        Ok(Err(_)) | Err(_) => format!("the hypervisor hangs: {silent}, and neither has the hypervisor"),
     }
 }

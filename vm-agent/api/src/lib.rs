@@ -75,7 +75,7 @@ pub struct Opening {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Purpose {
-    /// [`Request`]s. One connection for the guest's life.
+    /// [`Request`]s, one after the other. Connections for the guest's life: one for all, and one for [`Request::Ping`] alone.
     Control,
     /// [`Event`]s. One connection for the guest's life.
     Events,
@@ -164,7 +164,7 @@ pub enum Request {
         /// Nanoseconds since the epoch.
         now: u64,
     },
-    /// Ends all that runs and switches the guest off. Has no answer.
+    /// Ends all that runs and switches the guest off. It may not come to its answer.
     SwitchOff,
 }
 
