@@ -103,11 +103,15 @@ impl VmConfig {
     }
 
     /// The size of a pod's machine: the sum of its containers' limits, as the kubelet tells it, and what the machine itself needs.
-    pub fn size(&self, pod: &PodConfig, host_cpus: u32) -> Size {
+    /// With `some_unlimited` there are containers without a limit too, which want some.
+    pub fn size(&self, pod: &PodConfig, some_unlimited: bool, host_cpus: u32) -> Size {
         let limits = pod.resources.as_ref();
         let memory = limits.and_then(|limits| limits.memory_limit).and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
         let memory_mib = match memory {
-            Some(bytes) => u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).saturating_add(self.memory_mib),
+            Some(bytes) => {
+                let own = if some_unlimited { self.unlimited_memory_mib } else { self.memory_mib };
+                u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).saturating_add(own)
+            }
             None => self.unlimited_memory_mib,
         };
         let vcpus = limits.and_then(processors).unwrap_or(self.vcpus).clamp(1, host_cpus.max(1));
@@ -149,14 +153,15 @@ mod tests {
     fn a_machine_follows_the_pods_limits() {
         let config = VmConfig::default();
         let mut pod = PodConfig::default();
-        assert_eq!(config.size(&pod, 4), Size { memory_mib: 1024, vcpus: 1 });
+        assert_eq!(config.size(&pod, false, 4), Size { memory_mib: 1024, vcpus: 1 });
         let limits =
             Resources { memory_limit: Some(100 << 20), cpu_quota: Some(150_000), cpu_period: Some(100_000), ..Resources::default() };
         pod.resources = Some(limits.clone());
-        assert_eq!(config.size(&pod, 4), Size { memory_mib: 228, vcpus: 2 });
-        assert_eq!(config.size(&pod, 1).vcpus, 1, "not more than the host has");
+        assert_eq!(config.size(&pod, false, 4), Size { memory_mib: 228, vcpus: 2 });
+        assert_eq!(config.size(&pod, true, 4).memory_mib, 1124, "some containers have no limit");
+        assert_eq!(config.size(&pod, false, 1).vcpus, 1, "not more than the host has");
         pod.resources = Some(Resources { memory_limit: Some(-1), cpu_quota: Some(-1), ..limits });
-        assert_eq!(config.size(&pod, 4), Size { memory_mib: 1024, vcpus: 1 });
+        assert_eq!(config.size(&pod, false, 4), Size { memory_mib: 1024, vcpus: 1 });
     }
 
     #[test]

@@ -79,7 +79,12 @@ impl<H: Hypervisor> VmPod<H> {
                 return Err(Error::precondition(format!("there is no {}, which the virtual machine starts from", file.display())));
             }
         }
-        let size = self.config.size(pod, std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)));
+        let some_unlimited = some_unlimited(pod)?;
+        let size = self.config.size(
+            pod,
+            some_unlimited,
+            std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+        );
         let dir = self.vm_dir();
         let mut parameters = vec![format!("magnetar.log={}", self.record.config.log_level)];
         parameters.extend(self.config.kernel_parameters.split_ascii_whitespace().map(String::from));
@@ -236,6 +241,16 @@ fn refuse(config: &PodConfig) -> Result<()> {
         return Err(kept("a user namespace of the host (hostUsers: false)"));
     }
     Ok(())
+}
+
+/// Whether some containers of a pod have no memory limit, though others have. The sum of limits does not tell; but the kubelet
+/// limits a pod's cgroup only where all have one (`ResourceConfigForPod`). Where there is no kubelet's cgroup, all that is known is
+/// the sum.
+fn some_unlimited(pod: &PodConfig) -> Result<bool> {
+    match &pod.cgroup_parent {
+        Some(parent) => Ok(Cgroup::at(parent)?.memory_limit().is_none()),
+        None => Ok(false),
+    }
 }
 
 fn no_host_network() -> Error {

@@ -34,6 +34,9 @@ use tree::{enable_controllers, has_gone, inherit_cpuset, is_root, pids_in, subtr
 /// The key under which the v2 hierarchy of a hybrid system stands among the v1 ones.
 pub const UNIFIED: &str = "unified";
 
+/// Limits of v1 from here on are none: it has `PAGE_COUNTER_MAX`, the largest one of whole pages, of whatever size these are.
+const NO_LIMIT_V1: u64 = i64::MAX as u64 & !0xffff;
+
 /// A cgroup: one directory, or with v1 one per hierarchy. It need not exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -90,6 +93,16 @@ impl Cgroup {
             Cgroup::V1 { dirs } => dirs.get(controller).map(PathBuf::as_path),
             Cgroup::V2 { dir } => Some(dir),
         }
+    }
+
+    /// The most memory that it may have, in bytes; `None` where it may have all, or has no memory controller.
+    pub fn memory_limit(&self) -> Option<u64> {
+        let file = match self {
+            Cgroup::V1 { .. } => "memory.limit_in_bytes",
+            Cgroup::V2 { .. } => "memory.max",
+        };
+        let limit = fs::read_to_string(self.controller_dir("memory")?.join(file)).ok()?;
+        limit.trim().parse().ok().filter(|bytes| *bytes < NO_LIMIT_V1)
     }
 
     /// Whether it exists, with v1 in any hierarchy.

@@ -111,6 +111,21 @@ fn live(scratch: &Scratch) {
 }
 
 #[test]
+fn a_limit_is_read_as_it_was_written() {
+    for scratch in Scratch::of_each_version("limit") {
+        assert_eq!(scratch.0.memory_limit(), None);
+        // On a hybrid system v2 has no controllers.
+        let files = [("memory.limit_in_bytes", true), ("memory.max", false)].map(|(file, v1)| {
+            let dir = scratch.0.controller_dir("memory").map(|dir| dir.join(file));
+            dir.filter(|path| path.exists() && v1 == matches!(scratch.0, Cgroup::V1 { .. }))
+        });
+        let Some(file) = files.into_iter().flatten().next() else { continue };
+        fs::write(file, "67108864").unwrap();
+        assert_eq!(scratch.0.memory_limit(), Some(64 << 20));
+    }
+}
+
+#[test]
 fn fork_bombs_are_killed() {
     for scratch in Scratch::of_each_version("forks") {
         let mut child = scratch.run("while :; do sleep 0.01 & sleep 100 & sleep 0.001; done");

@@ -11,9 +11,9 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use magnetar_cri::{
     Container, Pod,
-    v1::{MountPropagation, NamespaceMode, NamespaceOption, PodSandboxState},
+    v1::{LinuxContainerResources, MountPropagation, NamespaceMode, NamespaceOption, PodSandboxState},
 };
-use magnetar_e2e::{Case, Scratch, eventually, on_vm, refused};
+use magnetar_e2e::{Case, Scratch, eventually, kernel::remove_cgroups, on_vm, refused};
 use magnetar_observe::{Process, Processes};
 use nix::{
     sys::signal::{Signal, kill},
@@ -61,6 +61,26 @@ fn a_killed_hypervisor_is_the_pods_end() {
         let (pod, container) = running(case, "vmm-killed").await?;
         send(&process(case, &pod, "qemu-system")?, Signal::SIGKILL)?;
         dies(case, pod, &container, "the hypervisor was ended by signal 9").await
+    });
+}
+
+#[test]
+fn a_pod_where_some_have_no_limit_has_memory_for_them_too() {
+    on_vm(async |case| {
+        let parent = "/magnetar-e2e-some";
+        let limits = LinuxContainerResources { memory_limit_in_bytes: 100 << 20, ..Default::default() };
+        let spec = case.pod_spec_with_network("some-unlimited").resources(limits);
+        let mut sizes = Vec::new();
+        for spec in [spec.clone(), spec.cgroup_parent(parent)] {
+            let pod = case.node().run_pod(&spec).await?;
+            let container = pod.run(&case.sleeper()).await?;
+            let told = container.exec(["awk", "/^MemTotal/ {print $2}", "/proc/meminfo"]).await?.stdout;
+            sizes.push(told.trim().parse::<u64>()? >> 10);
+            pod.remove().await?;
+        }
+        // Here as with a kubelet's cgroup that has no limit, because of a container that has none.
+        ensure!(sizes[0] < 228 && (1000..1124).contains(&sizes[1]), "{sizes:?} MiB");
+        remove_cgroups(case, parent).await
     });
 }
 
