@@ -26,7 +26,7 @@ use magnetar_core::server::Parts;
 use magnetar_core::stdio::StdioSpec;
 use magnetar_core::task::gate::{Gate, MADE};
 use magnetar_core::task::registry::Registry;
-use magnetar_core::task::{CreateRequest, names, state};
+use magnetar_core::task::{CreateRequest, names, not_created, state};
 use memory::Volumes;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -149,7 +149,8 @@ impl Relay {
 impl Task for Relay {
     async fn create(&self, _ctx: &TtrpcContext, req: api::CreateTaskRequest) -> ttrpc::Result<api::CreateTaskResponse> {
         debug!(container = req.id, bundle = req.bundle, "Create");
-        let pid = Relay::create(self, CreateRequest::parse(req)?).await?;
+        let request = CreateRequest::parse(req).map_err(not_created)?;
+        let pid = Relay::create(self, request).await.map_err(not_created)?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 

@@ -152,7 +152,7 @@ impl PodDir {
     /// # Errors
     /// `FailedPrecondition` while something is mounted in it, which would be emptied; and what the kernel says.
     pub fn remove(&self) -> Result<()> {
-        if let Some(mounted) = mount::mounts_below(&self.0)?.first() {
+        if let Some(mounted) = mount::mounted_in(&self.0)? {
             return Err(Error::precondition(format!("cannot remove {}: {} is mounted", self.0.display(), mounted.display())));
         }
         match std::fs::remove_dir_all(&self.0) {

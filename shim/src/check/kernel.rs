@@ -27,6 +27,7 @@ pub fn findings() -> Vec<Finding> {
         device("fuse", "/dev/fuse", "no FUSE filesystems for containers that ask for them"),
         device("tun", "/dev/net/tun", "no pods in microVMs: they have no network"),
         traffic_control(&Path::new("/lib/modules").join(release.trim())),
+        socket_lookup(),
         sys_resource(&read_to_string("/proc/self/status").unwrap_or_default()),
     ]
 }
@@ -194,6 +195,15 @@ fn traffic_control(modules: &Path) -> Finding {
         Finding::yes(name, TRAFFIC_CONTROL.join(", "))
     } else {
         Finding::no(name, format!("no {}", missing.join(", ")), cost)
+    }
+}
+
+/// What `crictl port-forward` and its like reach the ports of a microVM by.
+fn socket_lookup() -> Finding {
+    let name = "sk_lookup";
+    match magnetar_sys::loopback::probe() {
+        Ok(()) => Finding::yes(name, "in the kernel"),
+        Err(error) => Finding::no(name, error.to_string(), "no port-forward to pods in microVMs"),
     }
 }
 

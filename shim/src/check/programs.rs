@@ -49,19 +49,13 @@ pub fn oci_runtimes() -> Vec<Finding> {
 /// What boots microVMs, and what they boot.
 pub fn vmms(places: &Places) -> Vec<Finding> {
     let qemu = format!("qemu-system-{}", std::env::consts::ARCH);
-    let vmms = [
-        ("cloud-hypervisor", "cloud-hypervisor", "no handler magnetar-clh"),
-        ("qemu", qemu.as_str(), "no handler magnetar-qemu, the only one that works without KVM"),
-        ("stratovirt", "stratovirt", "no handler magnetar-stratovirt"),
-        ("firecracker", "firecracker", "no handler magnetar-firecracker"),
-    ];
-    let look = |(name, program, cost): (&str, &str, &str)| match cli::in_path(program) {
-        Some(path) => Finding::yes(name, version(&path)),
-        None => Finding::no(name, "not in PATH", cost),
+    let vmm = match cli::in_path(&qemu) {
+        Some(path) => Finding::yes("qemu", version(&path)),
+        None => Finding::no("qemu", "not in PATH", "no pods in microVMs (magnetar-qemu)"),
     };
     // It is beside magnetar-vmm, in the prefix of PREFIX/libexec/magnetar/magnetar-vmm.
     let prefix = places.find("vmm").ok().and_then(|program| program.ancestors().nth(3).map(Path::to_path_buf));
-    vmms.into_iter().map(look).chain([guest(prefix.as_deref())]).collect()
+    vec![vmm, guest(prefix.as_deref())]
 }
 
 /// The kernel and the initramfs of guests.

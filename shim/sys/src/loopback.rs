@@ -50,6 +50,15 @@ pub fn steer(v4: BorrowedFd<'_>, v6: Option<BorrowedFd<'_>>) -> io::Result<Steer
     Ok(Steering { link })
 }
 
+/// Whether [`steer`] can work here: the kernel takes the program.
+///
+/// # Errors
+/// As [`steer`].
+pub fn probe() -> io::Result<()> {
+    let listeners = map().map_err(unsupported)?;
+    bpf::load(KIND, PLACE, &program(&listeners)).map(drop).map_err(unsupported)
+}
+
 /// The kernel has one error for what it does not know, and no reason to say it of what is here.
 fn unsupported(error: io::Error) -> io::Error {
     match error.raw_os_error() {

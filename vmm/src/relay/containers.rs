@@ -40,20 +40,17 @@ impl Relay {
     /// Makes a container, which then waits for its start. Returns the process id that stands for it.
     ///
     /// # Errors
-    /// `AlreadyExists` for a name in use, `FailedPrecondition` for what a virtual machine cannot do, and what the guest says; then
+    /// `AlreadyExists` for a name in use, `Unimplemented` for what a virtual machine cannot do, and what the guest says; then
     /// nothing of it is left.
     pub async fn create(&self, request: CreateRequest) -> Result<u32> {
         let running = self.running()?;
         let _being_made = self.0.gate.enter()?;
         let id = request.container.clone();
-        // containerd takes Unimplemented for the word of an older shim, asks once more in an older protocol, and tells of that
-        // failure instead of ours.
-        let code = |error: &Error| if error.code() == Code::Unimplemented { Code::FailedPrecondition } else { error.code() };
         // The guest's own errors say so already.
         let subject = format!("cannot create container {id}: ");
         let named = |error: Error| match error.to_string() {
-            said if said.starts_with(&subject) => Error::new(code(&error), said),
-            said => Error::new(code(&error), subject.clone() + &said),
+            said if said.starts_with(&subject) => Error::new(error.code(), said),
+            said => Error::new(error.code(), subject.clone() + &said),
         };
         if request.checkpoint.is_some() {
             return Err(named(no_checkpoints()));

@@ -95,6 +95,23 @@ fn a_read_only_bind_mount_keeps_the_flags_of_its_source() {
 }
 
 #[test]
+fn a_mount_deep_in_a_directory_is_found() {
+    in_private_mounts(|scratch| {
+        let (dir, deep) = (scratch.join("dir"), scratch.join("dir/deep/deeper"));
+        std::fs::create_dir_all(&deep).unwrap();
+        std::os::unix::fs::symlink("/proc", dir.join("link")).unwrap();
+        assert_eq!(mounted_in(&dir).unwrap(), None);
+        assert_eq!(mounted_in(&dir.join("absent")).unwrap(), None);
+        // Of the same filesystem, which its device number does not tell.
+        let bind = Mount::parse("bind", scratch.join("dir/deep").to_str().unwrap(), &[]).unwrap();
+        bind.mount_at(&deep).unwrap();
+        assert_eq!(mounted_in(&dir).unwrap(), Some(deep.clone()));
+        unmount(&deep).unwrap();
+        assert_eq!(mounted_in(&dir).unwrap(), None);
+    });
+}
+
+#[test]
 fn a_file_can_be_bound_on_a_file_and_everything_stacked_there_goes_at_once() {
     in_private_mounts(|scratch| {
         let (source, target) = (scratch.join("source"), scratch.join("target"));

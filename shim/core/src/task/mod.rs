@@ -15,7 +15,7 @@ pub use containers::{Containers, CreateRequest, subject};
 pub use spec::read_bundle;
 
 use crate::cgroup::stats;
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::ids::{ContainerId, ExecId, SandboxId};
 use crate::process::Phase;
 use crate::runtime::{Checkpoint, Runtime};
@@ -48,7 +48,8 @@ impl<R: Runtime> TaskService<R> {
 impl<R: Runtime> Task for TaskService<R> {
     async fn create(&self, _ctx: &TtrpcContext, req: api::CreateTaskRequest) -> ttrpc::Result<api::CreateTaskResponse> {
         debug!(container = req.id, bundle = req.bundle, "Create");
-        let pid = self.containers.create(CreateRequest::parse(req)?).await?;
+        let request = CreateRequest::parse(req).map_err(not_created)?;
+        let pid = self.containers.create(request).await.map_err(not_created)?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 
@@ -182,6 +183,15 @@ impl<R: Runtime> Task for TaskService<R> {
     }
 }
 
+/// An error as the answer to Create. containerd takes Unimplemented there for the word of an older shim, asks once more in an older
+/// protocol, and tells of that failure instead of ours.
+pub fn not_created(error: Error) -> Error {
+    match error.code() {
+        Code::Unimplemented => Error::precondition(error.to_string()),
+        _ => error,
+    }
+}
+
 /// The answer to State.
 pub fn state(id: &ContainerId, exec: Option<&ExecId>, bundle: &Path, phase: Phase, stdio: &StdioSpec) -> api::StateResponse {
     let text = |path: Option<&Path>| path.map(|p| p.display().to_string()).unwrap_or_default();
@@ -217,5 +227,17 @@ fn status(phase: Phase) -> Status {
         Phase::Running { .. } => Status::RUNNING,
         Phase::Paused { .. } => Status::PAUSED,
         Phase::Stopped { .. } | Phase::Deleted { .. } => Status::STOPPED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_created_is_not_taken_for_an_older_shim() {
+        let error = not_created(Error::unimplemented("no such option"));
+        assert_eq!((error.code(), error.to_string().as_str()), (Code::FailedPrecondition, "no such option"));
+        assert_eq!(not_created(Error::not_found("gone")).code(), Code::NotFound);
     }
 }
