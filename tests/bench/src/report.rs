@@ -128,7 +128,8 @@ impl fmt::Display for Report {
                 write!(f, " {:>14} | {:>8} |", figure(median, 1), figure(p99, 1))?;
                 if n > 0 {
                     let ratio = median.zip(base).map(|(median, base)| median / base);
-                    write!(f, " {:>5} |", figure(ratio, 2))?;
+                    let digits = if ratio.is_some_and(|ratio| ratio < 0.1) { 3 } else { 2 };
+                    write!(f, " {:>5} |", figure(ratio, digits))?;
                 }
             }
             writeln!(f)?;
