@@ -114,10 +114,8 @@ impl Node {
 
     /// PullImage: the image is on the node, in its newest form, when this returns.
     pub async fn pull(&self, name: &str) -> Result<()> {
-        let request = v1::PullImageRequest {
-            image: Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() }),
-            ..Default::default()
-        };
+        let request =
+            v1::PullImageRequest { image: Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() }), ..Default::default() };
         self.images("PullImage", request, async |mut c, r| c.pull_image(r).await).await?;
         Ok(())
     }
