@@ -13,7 +13,7 @@ CARGO_TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 BINARIES := containerd-shim-magnetar-v2 magnetar-runc magnetar-wasm magnetar-vmm magnetar-vm-agent
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: build clippy install deps demo test test-unit test-e2e test-vm conformance bench node lint clean
+.PHONY: build clippy install deps demo test test-unit test-e2e test-vm soak conformance bench node lint clean
 
 deps: ## what building needs and a fresh machine lacks
 	@images/host-packages
@@ -52,6 +52,9 @@ test-e2e: build
 
 test-vm: build ## the end-to-end tests in full, in the node as a virtual machine (cgroup v2)
 	@tests/e2e/run --vm --handler $(HANDLER)
+
+soak: build ## pods come and go, some of them killed, and nothing stays: MAGNETAR_SOAK_PODS=60 MAGNETAR_SOAK_AT_ONCE=1 and more (tests/e2e/tests/soak.rs)
+	@tests/e2e/run --soak --handler $(HANDLER)
 
 conformance: build ## critest against HANDLER, compared with containerd's own runc handler: cgroup v1, then v2 in a virtual machine
 	@for node in '' '--containerd $(NEWER)' '--vm --containerd $(NEWER)'; do \

@@ -167,3 +167,6 @@ async fn carry(mut control: Connection, mut asked: mpsc::Receiver<(Request, ones
 pub fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod tests;

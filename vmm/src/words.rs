@@ -78,6 +78,8 @@ pub fn panic_in(console: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     #[test]
     fn a_panic_is_found_among_other_words() {
@@ -111,5 +113,31 @@ mod tests {
         Words::default().listen("test", reader.into(), Some(path.clone())).await;
         talk.join().unwrap();
         assert!(path.metadata().unwrap().len() <= IN_FILE + 4096);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_become_a_few_lines_that_can_be_printed(
+            said in vec(prop_oneof![vec(any::<u8>(), 0..3000), "\\PC{0,40}[\r\n]".prop_map(String::into_bytes)], 0..12),
+            panic in proptest::option::of("[ -~]{0,30}"),
+        ) {
+            let words = Words::default();
+            for said in &said {
+                words.hear(said);
+            }
+            if let Some(reason) = &panic {
+                words.hear(format!("\n[ 1.0] Kernel panic - not syncing: {reason}\r\n").as_bytes());
+            }
+            let last = words.last();
+            // A byte that is no text becomes a character of three.
+            prop_assert!(last.len() <= 3 * KEPT, "{} bytes", last.len());
+            prop_assert!(last.chars().all(|c| c == '\n' || !c.is_control()), "{last:?}");
+            let line = words.last_line();
+            prop_assert!(line.as_ref().is_none_or(|line| !line.is_empty() && !line.contains('\n') && last.contains(line.as_str())), "{line:?}");
+            if let Some(reason) = panic {
+                let reason = reason.trim();
+                prop_assert_eq!(panic_in(&last), Some(reason).filter(|reason| !reason.is_empty()));
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@
 //!   memory   what all processes that are not a container's own cost, per pod; the resident
 //!            process of our handlers apart, also with many pods
 //!   burst    many pods at once, by the clock on the wall
+//!   files    reading and writing, by fio in a container; only when asked for
 //! ```
 //!
 //! It runs inside a node. All handlers get the same pods: the node's network, one container of
@@ -13,6 +14,7 @@
 //! with. Nothing here asserts a figure; the reader judges.
 
 mod burst;
+mod files;
 mod memory;
 mod report;
 mod speed;
@@ -30,7 +32,7 @@ struct Options {
     /// The handlers; the first is what the others are compared with.
     #[arg(default_values_t = ["runc".to_owned(), "magnetar-runc".to_owned()])]
     handlers: Vec<String>,
-    /// Samples of each call.
+    /// Samples of each call; zero leaves them out.
     #[arg(long, default_value_t = 30)]
     samples: u32,
     /// Pods whose memory is measured together; zero leaves memory out.
@@ -45,6 +47,12 @@ struct Options {
     /// How often they are.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
+    /// Rounds of reading and writing files, half a minute or more each; zero leaves that out.
+    #[arg(long, default_value_t = 0)]
+    files: u32,
+    /// A directory of the node, on its disk, in which the volumes for that are made.
+    #[arg(long, default_value = "/var/lib/containerd")]
+    disk: PathBuf,
     /// The image of the containers.
     #[arg(long, default_value = "localhost/magnetar/busybox:1")]
     image: String,
@@ -137,12 +145,17 @@ async fn measure(bench: &Bench, options: &Options) -> Result<report::Report> {
     ensure!(image.is_some(), "the node has no image {}", options.image);
     let version = bench.node.version().await?;
     let mut report = report::Report::new(&options.handlers, &version)?;
-    report.speed = speed::measure(bench, &options.handlers, options.samples).await?;
+    if options.samples > 0 {
+        report.speed = speed::measure(bench, &options.handlers, options.samples).await?;
+    }
     if options.pods > 0 {
         report.memory = memory::measure(bench, &options.handlers, options.pods, options.many).await?;
     }
     if options.burst > 0 {
         report.burst = burst::measure(bench, &options.handlers, options.burst, options.rounds).await?;
+    }
+    if options.files > 0 {
+        report.files = files::measure(bench, &options.handlers, options.files, &options.disk).await?;
     }
     Ok(report)
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::{
     burst::Burst,
+    files::Line,
     memory::Usage,
     speed::{Speed, Step},
     statistics::Samples,
@@ -27,6 +28,8 @@ pub struct Report {
     pub memory: BTreeMap<String, Usage>,
     /// Many pods at once, by handler.
     pub burst: BTreeMap<String, Burst>,
+    /// Reading and writing, in the order of the table.
+    pub files: Vec<Line>,
 }
 
 /// One line of the table.
@@ -47,7 +50,14 @@ impl Report {
             ("processors".to_owned(), processors.to_string()),
             ("runtime".to_owned(), format!("{} {}", version.runtime_name, version.runtime_version)),
         ]);
-        Ok(Self { handlers: handlers.to_owned(), node, speed: Speed::new(), memory: BTreeMap::new(), burst: BTreeMap::new() })
+        Ok(Self {
+            handlers: handlers.to_owned(),
+            node,
+            speed: Speed::new(),
+            memory: BTreeMap::new(),
+            burst: BTreeMap::new(),
+            files: Vec::new(),
+        })
     }
 
     fn rows(&self) -> Vec<Row> {
@@ -72,6 +82,11 @@ impl Report {
         if let Some(pods) = self.burst.values().map(|burst| burst.pods).next() {
             rows.push(self.timed(format!("{pods} pods at once, up"), |handler| Some(&self.burst.get(handler)?.up)));
             rows.push(self.timed(format!("{pods} pods at once, down"), |handler| Some(&self.burst.get(handler)?.down)));
+        }
+        for line in &self.files {
+            // Of a rate the largest of few rounds tells nothing; a latency's line is a percentile itself.
+            let figure = |handler| (line.samples.get(handler).and_then(Samples::median), None);
+            rows.push(Row { what: line.what.clone(), unit: line.unit.name(), figures: self.handlers.iter().map(figure).collect() });
         }
         rows
     }
@@ -113,7 +128,8 @@ impl fmt::Display for Report {
                 write!(f, " {:>14} | {:>8} |", figure(median, 1), figure(p99, 1))?;
                 if n > 0 {
                     let ratio = median.zip(base).map(|(median, base)| median / base);
-                    write!(f, " {:>5} |", figure(ratio, 2))?;
+                    let digits = if ratio.is_some_and(|ratio| ratio < 0.1) { 3 } else { 2 };
+                    write!(f, " {:>5} |", figure(ratio, digits))?;
                 }
             }
             writeln!(f)?;

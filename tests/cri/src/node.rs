@@ -112,6 +112,14 @@ impl Node {
         Ok(answer.image)
     }
 
+    /// PullImage: the image is on the node, in its newest form, when this returns.
+    pub async fn pull(&self, name: &str) -> Result<()> {
+        let request =
+            v1::PullImageRequest { image: Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() }), ..Default::default() };
+        self.images("PullImage", request, async |mut c, r| c.pull_image(r).await).await?;
+        Ok(())
+    }
+
     /// containerd's stream of container events, from now on.
     pub async fn events(&self) -> Result<tonic::Streaming<v1::ContainerEventResponse>> {
         self.runtime("GetContainerEvents", v1::GetEventsRequest {}, async |mut c, r| c.get_container_events(r).await).await

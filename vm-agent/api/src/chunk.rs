@@ -49,9 +49,9 @@ struct Shared {
 struct State {
     /// What is on its way from us.
     sent: usize,
-    /// What has come from them, and is not taken yet.
+    /// What has come from them, and they are not told yet that it was taken.
     theirs: usize,
-    /// What has been taken of it, and is to be told.
+    /// What has been taken of it, and is to be told. Bounded by the window: who does not listen has no more of one.
     owed: Vec<u16>,
     /// Our end was sent.
     ended: bool,
@@ -129,11 +129,8 @@ async fn pass_on(mut queued: mpsc::Receiver<Vec<u8>>, mut to: impl AsyncWrite + 
     while let Some(data) = queued.recv().await {
         to.write_all(&data).await?;
         to.flush().await?;
-        shared.change(|state| {
-            state.theirs -= cost(data.len());
-            // It is at most LONGEST.
-            state.owed.push(data.len() as u16);
-        });
+        // It is at most LONGEST.
+        shared.change(|state| state.owed.push(data.len() as u16));
     }
     to.shutdown().await?;
     drop(to);
@@ -151,7 +148,10 @@ async fn say(mut from: impl AsyncRead + Unpin, mut wire: impl AsyncWrite + Unpin
             if state.owed.is_empty() && state.their_end_told && state.end_taken {
                 return Ok(());
             }
-            (std::mem::take(&mut state.owed), WINDOW.saturating_sub(state.sent).min(LONGEST), state.ended)
+            let owed = std::mem::take(&mut state.owed);
+            // Before they are told: they may make use of it before we are told that they know.
+            state.theirs -= owed.iter().map(|&length| usize::from(length)).filter(|&length| length > 0).map(cost).sum::<usize>();
+            (owed, WINDOW.saturating_sub(state.sent).min(LONGEST), state.ended)
         };
         if !owed.is_empty() {
             let bytes: Vec<u8> = owed.iter().flat_map(|length| head(TAKEN, *length)).collect();

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use std::time::Duration;
 use tokio::io::{DuplexStream, duplex, empty, sink, split};
 
 /// One side, between what it is given and the wire.
@@ -154,4 +157,114 @@ async fn who_sends_more_than_the_window_is_refused() {
         other.write_all(&[DATA, 0, 1, 7]).await.unwrap();
     }
     assert_eq!(side(plain, wire).await.unwrap_err().kind(), ErrorKind::InvalidData);
+}
+
+#[tokio::test]
+async fn who_does_not_hear_what_was_taken_is_not_listened_to_for_long() {
+    let (wire, mut other) = duplex(99);
+    let talk = async {
+        let mut sent = 0;
+        // All of it is taken at once, and there is no room on the wire to say so.
+        while other.write_all(&[DATA, 0, 1, 7]).await.is_ok() {
+            sent += 1;
+            assert!(sent < 4 * WINDOW / LEAST, "the other side keeps an account of what it owes without a bound");
+        }
+    };
+    let (carried, ()) = tokio::join!(carry(empty(), sink(), wire), talk);
+    assert_eq!(carried.unwrap_err().kind(), ErrorKind::InvalidData);
+}
+
+/// What the other side may say, in order or not.
+#[derive(Debug, Clone)]
+enum Said {
+    Data(Vec<u8>),
+    End,
+    Taken(u16),
+    Other(Vec<u8>),
+}
+
+impl Said {
+    fn any() -> impl Strategy<Value = Self> {
+        prop_oneof![
+            8 => vec(any::<u8>(), 1..100).prop_map(Self::Data),
+            1 => vec(any::<u8>(), LONGEST - 1..=LONGEST).prop_map(Self::Data),
+            2 => Just(Self::End),
+            4 => prop_oneof![Just(0), 1..2000_u16, Just(LONGEST as u16), any::<u16>()].prop_map(Self::Taken),
+            1 => vec(any::<u8>(), 0..8).prop_map(Self::Other),
+        ]
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Data(data) => [&head(DATA, data.len() as u16)[..], data].concat(),
+            Self::End => head(END, 0).to_vec(),
+            Self::Taken(length) => head(TAKEN, *length).to_vec(),
+            Self::Other(bytes) => bytes.clone(),
+        }
+    }
+}
+
+/// The data that was said up to the first end, or to what is neither.
+fn data(said: &[Said]) -> Vec<u8> {
+    let sense = said.iter().take_while(|said| !matches!(said, Said::End | Said::Other(_)));
+    sense.filter_map(|said| if let Said::Data(data) = said { Some(data.as_slice()) } else { None }).collect::<Vec<_>>().concat()
+}
+
+/// What must not take longer than this, does not end.
+const WATCH: Duration = Duration::from_secs(20);
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(WATCH, future).await.expect("it does not end") })
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_other_side_says_is_data_or_an_error(
+        said in vec(Said::any(), 0..40), ours in vec(any::<u8>(), 0..3000), room in 1..500_usize, hears: bool,
+    ) {
+        let (wire, other) = duplex(room);
+        let mut received = Vec::new();
+        let talk = async {
+            let (mut other_in, mut other_out) = split(other);
+            let say = async {
+                for said in &said {
+                    if other_out.write_all(&said.bytes()).await.is_err() {
+                        break;
+                    }
+                }
+                other_out.shutdown().await
+            };
+            let hear = async {
+                if hears {
+                    tokio::io::copy(&mut other_in, &mut sink()).await.map(drop)
+                } else {
+                    Ok(())
+                }
+            };
+            // Where it goes away, it fails.
+            let _gone = tokio::join!(say, hear);
+        };
+        let (carried, ()) = block_on(async { tokio::join!(carry(ours.as_slice(), &mut received, wire), talk) });
+        let all = data(&said);
+        if said.iter().all(|said| !matches!(said, Said::Other(_))) {
+            prop_assert!(all.starts_with(&received), "{} of {} bytes", received.len(), all.len());
+            prop_assert!(carried.is_err() || received == all, "{} of {} bytes, and no error", received.len(), all.len());
+            prop_assert!(carried.is_err() || said.iter().any(|said| matches!(said, Said::End)), "no end, and no error");
+        }
+        prop_assert!(received.len() <= said.iter().map(|said| said.bytes().len()).sum());
+    }
+
+    #[test]
+    fn any_bytes_arrive_both_ways_through_any_wire(
+        one in vec(any::<u8>(), 0..40_000), two in vec(any::<u8>(), 0..2000), room in prop_oneof![1..50_usize, 1000..100_000_usize],
+    ) {
+        let (near, far) = duplex(room);
+        let (mut at_near, mut at_far) = (Vec::new(), Vec::new());
+        let (sent, taken) = block_on(async {
+            tokio::join!(carry(one.as_slice(), &mut at_near, near), carry(two.as_slice(), &mut at_far, far))
+        });
+        prop_assert!(sent.and(taken).is_ok());
+        prop_assert!(at_far == one && at_near == two);
+    }
 }

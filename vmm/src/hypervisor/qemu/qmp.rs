@@ -98,6 +98,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Qmp<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::time::Duration;
     use tokio::net::UnixStream;
 
     const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 1, "major": 11}}, "capabilities": ["oob"]}}"#;
@@ -172,5 +175,44 @@ mod tests {
         theirs.write_all(b"{\"QMP\"").await.unwrap();
         drop(theirs);
         assert_eq!(Qmp::begin(ours).await.unwrap_err().code(), Code::Unavailable);
+    }
+
+    /// A line, as it should be or not quite.
+    fn line() -> impl Strategy<Value = Vec<u8>> {
+        let known = prop_oneof![
+            Just(GREETING.to_owned()),
+            (0..4_u64).prop_map(|id| format!(r#"{{"return": {{}}, "id": {id}}}"#)),
+            (0..4_u64).prop_map(|id| format!(r#"{{"error": {{"class": "GenericError", "desc": "no"}}, "id": {id}}}"#)),
+            ".{0,20}".prop_map(|name| json!({"event": name, "data": {"id": 1, "return": name}}).to_string()),
+            r#"[\[\]{}":,0-9a-z\\ ]{0,40}"#,
+            (1..5000_usize).prop_map(|depth| "[".repeat(depth)),
+        ];
+        prop_oneof![4 => known.prop_map(String::into_bytes), 1 => vec(any::<u8>(), 0..80)]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_qemu_says_is_an_answer_or_an_error(said in vec((line(), prop_oneof![9 => Just(true), 1 => Just(false)]), 0..12)) {
+            let bytes: Vec<u8> = said.iter().flat_map(|(line, ends)| [line.as_slice(), if *ends { b"\r\n" } else { b"" }].concat()).collect();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let answered = runtime.block_on(async {
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                let (mut theirs_in, mut theirs_out) = theirs.into_split();
+                let ask = async {
+                    let mut qmp = Qmp::begin(ours).await?;
+                    qmp.execute::<Value>("query-status").await
+                };
+                let talk = async {
+                    // Where nobody listens any more, it fails.
+                    let _gone = theirs_out.write_all(&bytes).await;
+                    drop(theirs_out);
+                    tokio::io::copy(&mut theirs_in, &mut tokio::io::sink()).await
+                };
+                let both = async { tokio::join!(ask, talk).0 };
+                tokio::time::timeout(Duration::from_secs(20), both).await.expect("it does not end")
+            });
+            let has = |id: &str| bytes.windows(id.len()).any(|part| part == id.as_bytes());
+            prop_assert!(answered.is_err() || has(r#""QMP""#) && has(r#""id": 2"#), "{answered:?}");
+        }
     }
 }
