@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! QEMU: runs everywhere, with KVM or without, and has every device.
 //!
-//! The machine is a q35 with nothing on it that a pod does not need. The kernel is entered directly (PVH). The guest's console is
+//! The machine is a q35 or a microvm, with nothing on it that a pod does not need (`machine`). The kernel is entered directly (PVH). The guest's console is
 //! a serial port, which works from the first message to a panic, and is our standard output. There are two sockets for QEMU's
 //! own protocol, both inherited listening: `qmp.sock` for us, and `debug.sock` for whoever has to look at a machine that is ill.
 //!
 //! After a panic the guest reboots at once, and on a reboot, as on a power-off, QEMU ends: there is no machine without its guest.
 
+mod machine;
 mod qmp;
 
 use super::{Capabilities, Control, Hypervisor, MachineState};
+use crate::config::MachineKind;
 use crate::program::{Invocation, Program};
 use crate::spec::{Acceleration, Nic, VmSpec};
 use magnetar_core::error::{Context, Result};
@@ -35,12 +37,13 @@ const DEBUG: &str = "debug.sock";
 #[derive(Debug, Clone)]
 pub struct Qemu {
     program: PathBuf,
+    machine: MachineKind,
 }
 
 impl Qemu {
-    /// QEMU at this path.
-    pub fn new(program: PathBuf) -> Self {
-        Self { program }
+    /// QEMU at this path, for machines of this kind.
+    pub fn new(program: PathBuf, machine: MachineKind) -> Self {
+        Self { program, machine }
     }
 }
 
@@ -61,10 +64,10 @@ impl Hypervisor for Qemu {
         invocation.arguments(own);
         invocation.arguments([spec.sandbox.as_str()]);
         confine(&mut invocation, spec);
-        board(&mut invocation, spec);
+        board(&mut invocation, spec, self.machine);
         kernel(&mut invocation, spec);
         monitors(&mut invocation, spec);
-        devices(&mut invocation, spec);
+        devices(&mut invocation, spec, self.machine);
         invocation
     }
 
@@ -91,7 +94,7 @@ fn confine(invocation: &mut Invocation, spec: &VmSpec) {
 }
 
 /// Processor, memory, and the chips that are soldered on.
-fn board(invocation: &mut Invocation, spec: &VmSpec) {
+fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind) {
     let (accelerator, processor) = match spec.acceleration {
         // Nested virtualisation is no part of a pod.
         Acceleration::Kvm => ("kvm", "host,-vmx,-svm"),
@@ -100,10 +103,8 @@ fn board(invocation: &mut Invocation, spec: &VmSpec) {
         Acceleration::Tcg => ("tcg,thread=multi,tb-size=128", "max,-svm,-erms,-fsrm,-fzrm,-fsrs,-fsrc"),
     };
     let memory = spec.memory_mib;
+    invocation.arguments(machine.words());
     invocation.arguments([
-        // A pod has no use for keyboard, disks on SATA, SMBus, VMware's port. Linux would look for each of them.
-        "-machine",
-        "q35,memory-backend=ram,i8042=off,sata=off,smbus=off,usb=off,vmport=off,hpet=off,dump-guest-core=off",
         "-accel",
         accelerator,
         "-cpu",
@@ -116,7 +117,7 @@ fn board(invocation: &mut Invocation, spec: &VmSpec) {
         "-object",
         &format!("memory-backend-memfd,id=ram,size={memory}M,share=on"),
         "-device",
-        "virtio-rng-pci,disable-legacy=on",
+        &machine.device("virtio-rng"),
     ]);
 }
 
@@ -169,7 +170,7 @@ fn monitors(invocation: &mut Invocation, spec: &VmSpec) {
 }
 
 /// What the pod has.
-fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec) {
+fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, machine: MachineKind) {
     let mut user_device = |id: &str, socket: &Path, device: &str| {
         invocation.arguments([
             "-chardev".into(),
@@ -178,21 +179,20 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec) {
             format!("{device},chardev={id}").into(),
         ]);
     };
-    user_device("share", &spec.share, &format!("vhost-user-fs-pci,tag={SHARE_TAG}"));
-    user_device("vsock", &spec.vsock, "vhost-user-vsock-pci");
+    user_device("share", &spec.share, &format!("{},tag={SHARE_TAG}", machine.device("vhost-user-fs")));
+    user_device("vsock", &spec.vsock, &machine.device("vhost-user-vsock"));
     for (number, nic) in spec.nics.iter().enumerate() {
-        network(invocation, number, nic);
+        network(invocation, number, nic, machine);
     }
 }
 
-fn network<'a>(invocation: &mut Invocation<'a>, number: usize, nic: &'a Nic) {
+fn network<'a>(invocation: &mut Invocation<'a>, number: usize, nic: &'a Nic, machine: MachineKind) {
     let tap = invocation.open(nic.tap.as_fd());
     invocation.arguments([
         "-netdev",
         &format!("tap,id=net{number},fd={tap}"),
         "-device",
-        // Nobody boots from the network, so the ROM that could is left out.
-        &format!("virtio-net-pci,netdev=net{number},mac={},host_mtu={},disable-legacy=on,romfile=", nic.mac, nic.mtu),
+        &format!("{},netdev=net{number},mac={},host_mtu={}", machine.device("virtio-net"), nic.mac, nic.mtu),
     ]);
 }
 
