@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     logging::start(boot::log_level().unwrap_or(LogLevel::Info));
     if let Err(error) = run() {
         // The host shows the end of the console.
-        error!(%error, "the guest cannot go on");
+        error!(%error, "{}", magnetar_vm_agent_api::GIVES_UP);
     }
     rustix::fs::sync();
     // It returns only where it fails, and then the kernel panics because process 1 has ended.

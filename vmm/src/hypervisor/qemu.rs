@@ -7,6 +7,7 @@
 //!
 //! After a panic the guest reboots at once, and on a reboot, as on a power-off, QEMU ends: there is no machine without its guest.
 
+mod clock;
 mod machine;
 mod qmp;
 
@@ -14,6 +15,7 @@ use super::{Capabilities, Control, Hypervisor, MachineState};
 use crate::config::MachineKind;
 use crate::program::{Invocation, Program};
 use crate::spec::{Acceleration, Nic, VmSpec};
+use clock::Clock;
 use magnetar_core::error::{Context, Result};
 use magnetar_vm_agent_api::SHARE_TAG;
 use qmp::Qmp;
@@ -38,12 +40,19 @@ const DEBUG: &str = "debug.sock";
 pub struct Qemu {
     program: PathBuf,
     machine: MachineKind,
+    /// How fast an emulated guest's clock is, if that is to be told.
+    clock: Option<Clock>,
 }
 
 impl Qemu {
     /// QEMU at this path, for machines of this kind.
     pub fn new(program: PathBuf, machine: MachineKind) -> Self {
-        Self { program, machine }
+        Self { program, machine, clock: None }
+    }
+
+    /// From now on the clock of emulated guests is measured, and told to their kernels.
+    pub fn measuring(self) -> Self {
+        Self { clock: Clock::begin(), ..self }
     }
 }
 
@@ -65,7 +74,7 @@ impl Hypervisor for Qemu {
         invocation.arguments([spec.sandbox.as_str()]);
         confine(&mut invocation, spec);
         board(&mut invocation, spec, self.machine);
-        kernel(&mut invocation, spec);
+        kernel(&mut invocation, spec, self);
         monitors(&mut invocation, spec);
         devices(&mut invocation, spec, self.machine);
         invocation
@@ -122,7 +131,7 @@ fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind) {
 }
 
 /// What is booted, and how it is told to behave.
-fn kernel(invocation: &mut Invocation, spec: &VmSpec) {
+fn kernel(invocation: &mut Invocation, spec: &VmSpec, qemu: &Qemu) {
     let own = [
         "console=ttyS0",
         // Each character is an exit from the guest: only warnings and worse, and a panic in full.
@@ -140,9 +149,19 @@ fn kernel(invocation: &mut Invocation, spec: &VmSpec) {
         // Unpacking the keys that modules are signed with takes 0.15 s. Ours come from the same package as the kernel, which does
         // not insist on signatures.
         "initcall_blacklist=load_system_certificate_list",
+        // With one processor the kernel replaces ten thousand prefixes of instructions, one by one, in code that is translated
+        // already: a tenth of the boot, to save what the emulator does not do for one processor anyway.
+        "noreplace-smp",
+        // virtiofsd writes into the guest's memory past the emulator, which does not learn that code it has translated is no longer
+        // there: programs would run what the page had before, such as the kernel's own beginning. A page that the kernel clears
+        // first, as this makes it do, is forgotten. (Distributions' kernels do so by default.)
+        "init_on_alloc=1",
     ];
-    let emulated = if spec.acceleration == Acceleration::Tcg { emulated } else { &[] };
-    let parameters: Vec<&str> = own.iter().chain(emulated).copied().chain(spec.parameters.iter().map(String::as_str)).collect();
+    let is_emulated = spec.acceleration == Acceleration::Tcg;
+    let emulated = if is_emulated { emulated } else { &[] };
+    let rate = qemu.clock.filter(|_| is_emulated).and_then(Clock::khz).map(|khz| format!("tsc_early_khz={khz}"));
+    let words = [&own, emulated, qemu.machine.parameters()].concat();
+    let parameters: Vec<&str> = words.into_iter().chain(rate.as_deref()).chain(spec.parameters.iter().map(String::as_str)).collect();
     invocation.arguments::<OsString>([
         "-kernel".into(),
         spec.kernel.clone().into(),

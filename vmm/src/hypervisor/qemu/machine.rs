@@ -13,7 +13,9 @@ impl MachineKind {
     pub(super) fn words(self) -> &'static [&'static str] {
         match self {
             // A pod has no use for keyboard, disks on SATA, SMBus, VMware's port. Linux would look for each of them.
-            Self::Q35 => &["-machine", "q35,memory-backend=ram,i8042=off,sata=off,smbus=off,usb=off,vmport=off,hpet=off,dump-guest-core=off"],
+            Self::Q35 => {
+                &["-machine", "q35,memory-backend=ram,i8042=off,sata=off,smbus=off,usb=off,vmport=off,hpet=off,dump-guest-core=off"]
+            }
             Self::Microvm => &[
                 "-machine",
                 // The serial port is one of ours.
@@ -22,6 +24,14 @@ impl MachineKind {
                 "-global",
                 "virtio-mmio.force-legacy=false",
             ],
+        }
+    }
+
+    /// What its kernel need not look for.
+    pub(super) fn parameters(self) -> &'static [&'static str] {
+        match self {
+            Self::Q35 => &[],
+            Self::Microvm => &["acpi=off", "pci=off"],
         }
     }
 

@@ -97,6 +97,23 @@ fn it_is_confined() {
 }
 
 #[test]
+fn an_emulated_guest_clears_pages_before_others_write_to_them() {
+    assert!(values(&words(&spec(0)), "-append")[0].contains(" init_on_alloc=1 "));
+}
+
+#[test]
+fn only_an_emulated_guest_is_told_its_clocks_rate() {
+    let mut spec = spec(0);
+    let told = |spec: &VmSpec| {
+        let invocation = Qemu::new("/q".into(), MachineKind::Q35).measuring().invocation(spec);
+        invocation.arguments.iter().any(|word| word.to_string_lossy().contains(" tsc_early_khz="))
+    };
+    assert_eq!(told(&spec), Clock::begin().is_some());
+    spec.acceleration = Acceleration::Kvm;
+    assert!(!told(&spec));
+}
+
+#[test]
 fn kvm_has_the_hosts_processor() {
     let mut spec = spec(0);
     spec.acceleration = Acceleration::Kvm;
