@@ -11,9 +11,11 @@ NEWER := /opt/containerd-next/bin
 TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 CARGO_TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 BINARIES := containerd-shim-magnetar-v2 magnetar-runc magnetar-wasm magnetar-vmm magnetar-vm-agent
+# The guest with a kernel of our own, if there is one.
+OWN_GUEST := $(OUT)/share/magnetar/guest-own
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: build clippy install deps demo test test-unit test-e2e test-vm soak conformance bench node lint clean
+.PHONY: build clippy install deps kernel demo test test-unit test-e2e test-vm soak conformance bench node lint clean
 
 deps: ## what building needs and a fresh machine lacks
 	@images/host-packages
@@ -27,6 +29,7 @@ build: deps ## all binaries and configuration, as an install prefix in out/
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-wasmtime
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/dynamic/$(TARGET)/engine/magnetar-wasmedge
 	@images/guest/build $(OUT)/share/magnetar/guest $(CARGO_TARGET)/$(TARGET)/release/vm-agent
+	@[ ! -d $(OWN_GUEST) ] || images/guest/build --own-kernel $(OWN_GUEST) $(CARGO_TARGET)/$(TARGET)/release/vm-agent
 	@install -Dm644 -t $(OUT)/etc/magnetar shim/etc/magnetar/*.toml
 	@install -Dm644 -t $(OUT)/etc/containerd/conf.d shim/etc/containerd/conf.d/magnetar.toml
 	@install -Dm644 -t $(OUT)/etc/kubernetes shim/etc/kubernetes/runtimeclasses.yaml
@@ -37,6 +40,10 @@ install: build ## copies out/ to PREFIX, and its etc/ to DESTDIR/etc
 	cp -a $(OUT)/bin $(OUT)/libexec $(OUT)/share -t $(DESTDIR)$(PREFIX)
 	cp -a $(OUT)/etc -t $(DESTDIR)/
 	sed -i 's|=/usr/local/|=$(abspath $(PREFIX))/|' $(DESTDIR)$(PREFIX)/share/magnetar/systemd/magnetar.service
+
+kernel: build ## a second kernel for microVMs, compiled with a minimal configuration: out/share/magnetar/guest-own
+	@images/host-packages --kernel
+	@images/guest/build --own-kernel $(OWN_GUEST) $(CARGO_TARGET)/$(TARGET)/release/vm-agent
 
 demo: build ## a pod of every kind, in a node of its own
 	@tests/demo/run

@@ -26,37 +26,7 @@ on_demand=(
 declare -A parameters=([dummy]=numdummies=0 [ifb]=numifbs=0)
 
 kernel_dir() {
-    printf '%s/guest/%s\n' "$cache" "$({ echo "$suite"; recipe images/guest/kernel.sh; } | sha256sum | cut -c1-16)"
-}
-
-# intact DIR - whether a kernel is there, as it was built.
-intact() { (cd "$1" && sha256sum --check --status --strict sums) 2>/dev/null; }
-
-# private_apt DIR - configures an apt that has all of its state in DIR and this suite only. The machine's own configuration
-# is not read, since it may have hooks that run after an update; how it reaches the network is taken from it.
-private_apt() {
-    local dir=$1 keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror
-    mirror=$(mirror)
-    mkdir -p "$dir"/{lists,archives}/partial
-    : >"$dir/status"
-    echo "deb [signed-by=$keyring] $mirror $suite main" >"$dir/sources.list"
-    cat >"$dir/apt.conf" <<END
-Dir::Etc::main "/dev/null";
-Dir::Etc::parts "/dev/null";
-Dir::Etc::sourcelist "$dir/sources.list";
-Dir::Etc::sourceparts "/dev/null";
-Dir::Etc::preferencesparts "/dev/null";
-Dir::State "$dir";
-Dir::State::status "$dir/status";
-Dir::Cache "$dir";
-APT::Architecture "amd64";
-// The download's user cannot write to a cache in root's home.
-APT::Sandbox::User "root";
-Acquire::Languages "none";
-// A mirror may be a snapshot whose Release file is past its date; the signature is still checked.
-Acquire::Check-Valid-Until "false";
-END
-    apt-config dump | grep -E '^Acquire::(http|https|ftp)::' >>"$dir/apt.conf" || true
+    printf '%s/guest/%s\n' "$cache" "$({ echo "$suite"; recipe images/guest/kernel.sh images/guest/package.sh; } | sha256sum | cut -c1-16)"
 }
 
 # fetch APT DIR - unpacks the kernel's packages. Only those with a version in their name hold something: the kernel, its
@@ -86,7 +56,7 @@ unpack() {
     # The payload's last four bytes are not zstd's: they are the size of what is packed.
     dd if="$image" bs=1M iflag=skip_bytes,count_bytes skip="$start" count=$((length - 4)) status=none | zstd -dcq >"$vmlinux"
     [[ $(stat -c %s "$vmlinux") == $(field "$image" $((start + length - 4)) 4) ]] || fail "the kernel is torn: $image"
-    [[ $(LC_ALL=C readelf -n "$vmlinux") == *Xen* ]] || fail "the kernel has no entry for PVH: $image"
+    enterable "$vmlinux"
 }
 
 # files ROOT RELEASE MODULE… - the modules' files and those of what they need, in the order of loading. The machine's own
@@ -149,5 +119,5 @@ build_kernel() {
     aliases "$work" "$release" "${later[@]}" >"$dir/modules/later/aliases"
     rm -rf "$work"
     say "$release with the modules $(cd "$dir/modules" && echo *.ko), and ${#later[@]} for later"
-    (cd "$dir" && find . -type f ! -name sums -print0 | sort -z | xargs -0 sha256sum >sums)
+    seal "$dir"
 }

@@ -3,7 +3,7 @@
 
 use crate::modules;
 use magnetar_core::config::LogLevel;
-use magnetar_core::error::{Context, Result};
+use magnetar_core::error::{Context, Error, Result};
 use magnetar_vm_agent_api as api;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
@@ -46,7 +46,21 @@ pub fn prepare() -> Result<()> {
     }
     mount_fresh("tmpfs", api::SHM, SHM)?;
     make_dir(api::SHARE)?;
+    check_devices()?;
     mount(api::SHARE_TAG, api::SHARE, "virtiofs", MountFlags::empty(), None).context(|| format!("cannot mount {}", api::SHARE))
+}
+
+/// Every machine has virtio devices. A kernel that does not look where they are starts all the same.
+fn check_devices() -> Result<()> {
+    let devices = Path::new("/sys/bus/virtio/devices");
+    let mut found = fs::read_dir(devices).context(|| format!("cannot list {}", devices.display()))?;
+    found.next().map(drop).ok_or_else(|| {
+        Error::precondition(
+            "this kernel has found no virtio device: for a machine that names them on the command line (QEMU's microvm) it needs \
+             VIRTIO_MMIO_CMDLINE_DEVICES"
+                .to_string(),
+        )
+    })
 }
 
 /// Nobody can pivot from the kernel's first root: so there is another one, a tmpfs, which has this program and the modules.

@@ -61,12 +61,19 @@ fn main() -> ExitCode {
     logging::start(boot::log_level().unwrap_or(LogLevel::Info));
     if let Err(error) = run() {
         // The host shows the end of the console.
-        error!(%error, "the guest cannot go on");
+        error!(%error, "{}", magnetar_vm_agent_api::GIVES_UP);
     }
     rustix::fs::sync();
     // It returns only where it fails, and then the kernel panics because process 1 has ended.
-    let _failed = rustix::system::reboot(RebootCommand::PowerOff);
+    let _failed = rustix::system::reboot(way_out());
     ExitCode::FAILURE
+}
+
+/// How this machine ends. Without ACPI nothing can switch it off: the kernel would stand still instead. Its hypervisor takes a
+/// restart for the end, as of every machine that has no ACPI.
+fn way_out() -> RebootCommand {
+    let firmware = Path::new("/sys/firmware");
+    if firmware.exists() && !firmware.join("acpi").exists() { RebootCommand::Restart } else { RebootCommand::PowerOff }
 }
 
 fn run() -> Result<()> {

@@ -6,6 +6,8 @@
 //! /modules nor this program, its /proc/sys is read-only, and the kernel makes up the alias, of which only those in a list are
 //! known. (A privileged container may write to /proc/sys. It can load modules of its own, too: the guest is its, and the guest's
 //! boundary is the machine's.)
+//!
+//! A kernel may have all that it needs built in. Then there is no file in either place, and nothing to answer.
 
 use magnetar_core::error::{Context, Error, Result};
 use rustix::io::Errno;
@@ -24,6 +26,9 @@ const LATER: &str = "/modules/later";
 /// A link to this program. Its name is one that images do not have: iptables, too, executes what the sysctl names, but in the
 /// container, where /init may be somebody else's.
 const HELPER: &str = "/modules/load";
+
+/// The program that the kernel executes when it wants a module. There is no such file where it was built without modules.
+const MODPROBE: &str = "/proc/sys/kernel/modprobe";
 
 /// `MODULE_INIT_COMPRESSED_FILE` of linux/module.h, which rustix has no name for.
 const COMPRESSED: i32 = 4;
@@ -63,14 +68,17 @@ pub fn load_all() -> Result<()> {
     Ok(())
 }
 
-/// From now on the kernel's requests are answered. It looks in the root of process 1, where the boot has mounted [`DIR`] for this;
+/// From now on the kernel's requests are answered, if it can have any. It looks in the root of process 1, where the boot has mounted [`DIR`] for this;
 /// a kernel that looked in its first root would find the same there.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn answer_kernel() -> Result<()> {
+    if !Path::new(MODPROBE).exists() {
+        return Ok(());
+    }
     symlink("/init", HELPER).context(|| format!("cannot make {HELPER}"))?;
-    fs::write("/proc/sys/kernel/modprobe", HELPER).context(|| "cannot become the kernel's modprobe".into())
+    fs::write(MODPROBE, HELPER).context(|| "cannot become the kernel's modprobe".into())
 }
 
 fn load(alias: &str) -> Result<()> {

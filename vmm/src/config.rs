@@ -17,7 +17,9 @@ pub struct VmConfig {
     pub hypervisor: HypervisorName,
     /// Its program: a name to look for in `PATH`, or an absolute path; the hypervisor's own name if not given.
     pub program: Option<String>,
-    /// The kernel; the one that is installed beside this program if not given.
+    /// The kind of machine.
+    pub machine: MachineKind,
+    /// The kernel; the one that is installed beside this program for such a machine if not given.
     pub kernel: Option<PathBuf>,
     /// The initramfs that goes with it, likewise.
     pub initramfs: Option<PathBuf>,
@@ -41,11 +43,33 @@ pub enum HypervisorName {
     Qemu,
 }
 
+/// The kinds of machines that QEMU makes for pods, by its names for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineKind {
+    /// A PC with PCI Express and ACPI. Every kernel starts on it.
+    Q35,
+    /// Nothing but virtio devices that are in memory, where the kernel's command line says: quicker to start. The kernel must have
+    /// `VIRTIO_MMIO_CMDLINE_DEVICES`, as our own has.
+    Microvm,
+}
+
+impl MachineKind {
+    /// The folder of the guest that is installed for it.
+    fn guest(self) -> &'static str {
+        match self {
+            Self::Q35 => "guest",
+            Self::Microvm => "guest-own",
+        }
+    }
+}
+
 impl Default for VmConfig {
     fn default() -> Self {
         Self {
             hypervisor: HypervisorName::Qemu,
             program: None,
+            machine: MachineKind::Q35,
             kernel: None,
             initramfs: None,
             kernel_parameters: String::new(),
@@ -94,11 +118,15 @@ impl VmConfig {
         Ok(config)
     }
 
-    /// The guest's files: as configured, or those in `share/magnetar/guest` of the prefix whose `libexec/magnetar` has this program.
+    /// The guest's files: as configured, or those for the kind of machine (`guest`, `guest-own`) in `share/magnetar` of the prefix
+    /// whose `libexec/magnetar` has this program.
     pub fn guest_file(&self, configured: Option<&Path>, name: &str, program: &Path) -> PathBuf {
         match configured {
             Some(path) => path.to_owned(),
-            None => program.ancestors().nth(3).unwrap_or(Path::new("/")).join("share/magnetar/guest").join(name),
+            None => {
+                let prefix = program.ancestors().nth(3).unwrap_or(Path::new("/"));
+                prefix.join("share/magnetar").join(self.machine.guest()).join(name)
+            }
         }
     }
 
@@ -143,6 +171,7 @@ mod tests {
             (serde_json::json!({"vcpus": 0}), "vcpus"),
             (serde_json::json!({"kernel": "vmlinux"}), "kernel"),
             (serde_json::json!({"hypervisor": "xen"}), "xen"),
+            (serde_json::json!({"machine": "pc"}), "pc"),
         ] {
             let error = parse(table).unwrap_err();
             assert!(error.to_string().contains(named), "{error}");
@@ -169,6 +198,8 @@ mod tests {
         let program = Path::new("/usr/local/libexec/magnetar/magnetar-vmm");
         let config = VmConfig::default();
         assert_eq!(config.guest_file(None, "vmlinux", program), Path::new("/usr/local/share/magnetar/guest/vmlinux"));
+        let small = VmConfig { machine: MachineKind::Microvm, ..VmConfig::default() };
+        assert_eq!(small.guest_file(None, "vmlinux", program), Path::new("/usr/local/share/magnetar/guest-own/vmlinux"));
         assert_eq!(config.guest_file(Some(Path::new("/boot/vmlinux")), "vmlinux", program), Path::new("/boot/vmlinux"));
     }
 }

@@ -14,11 +14,11 @@ use crate::hypervisor::{Control, Hypervisor, MachineState};
 use crate::processes::{Process, listens};
 use crate::program::Invocation;
 use crate::spec::VmSpec;
-use crate::words::{Words, panic_in};
+use crate::words::{Words, end_in, panic_in};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::reaper::Reaper;
 use magnetar_core::server::Parts;
-use magnetar_vm_agent_api::{Event, Purpose, READY_PORT, Request, frame};
+use magnetar_vm_agent_api::{Event, GIVES_UP, Purpose, READY_PORT, Request, frame};
 use rustix::fs::{Mode, OFlags, Uid};
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -243,13 +243,14 @@ fn run_hypervisor(invocation: &Invocation<'_>, console: &Words, spec: &VmSpec, r
 /// A hypervisor that ends well does so because its guest has ended.
 fn of_hypervisor(hypervisor: &Process, exit: magnetar_core::reaper::Exit, console: &Words) -> String {
     let said = console.last();
-    match (panic_in(&said), exit.code) {
-        (Some(panic), _) => format!("the guest's kernel has panicked: {panic}"),
-        (None, 0) => match console.last_line() {
+    match (panic_in(&said), end_in(&said), exit.code) {
+        (Some(panic), _, _) => format!("the guest's kernel has panicked: {panic}"),
+        (None, Some(reason), 0) => format!("{GIVES_UP}: {reason}"),
+        (None, None, 0) => match console.last_line() {
             Some(line) => format!("the guest has switched itself off; the last line on its console: {line}"),
             None => "the guest has switched itself off".into(),
         },
-        (None, _) => hypervisor.describe(exit),
+        (None, _, _) => hypervisor.describe(exit),
     }
 }
 

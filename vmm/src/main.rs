@@ -47,7 +47,7 @@ fn main() -> ExitCode {
             let files = SandboxFiles::new(&record.config.containerd, &record.sandbox, dir);
             let relay = Relay::new(record.sandbox.clone(), dir.clone(), files.state_dir.join("shm"), parts);
             let hypervisor = match config.hypervisor {
-                HypervisorName::Qemu => Qemu::new(PROGRAM.find(config.program.as_deref().unwrap_or_default())?),
+                HypervisorName::Qemu => Qemu::new(PROGRAM.find(config.program.as_deref().unwrap_or_default())?, config.machine).measuring(),
             };
             Ok((VmPod::new(hypervisor, config, dir.clone(), record, relay.clone(), parts.clone()), relay))
         })

@@ -4,6 +4,7 @@
 //! The last of it is kept for the reason of a pod's end; of the console, more of it in a file, for people. Both are bounded,
 //! whatever a guest prints.
 
+use magnetar_vm_agent_api::GIVES_UP;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -75,6 +76,12 @@ pub fn panic_in(console: &str) -> Option<&str> {
     said.lines().next().map(str::trim).filter(|reason| !reason.is_empty())
 }
 
+/// Why the agent has ended its guest, where the console says so.
+pub fn end_in(console: &str) -> Option<&str> {
+    let (_, said) = console.rsplit_once(GIVES_UP)?;
+    said.lines().next()?.trim().strip_prefix("error=").filter(|reason| !reason.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +94,15 @@ mod tests {
             "[    1.0] Run /init\n[    2.0] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n[    2.1] CPU: 0";
         assert_eq!(panic_in(console), Some("Attempted to kill init! exitcode=0x00000100"));
         assert_eq!(panic_in("all is well"), None);
+    }
+
+    #[test]
+    fn the_agents_reason_is_found_among_other_words() {
+        let console =
+            format!("[    1.0] Run /init\n2026-11-25T18:16:04Z ERROR {GIVES_UP} error=cannot mount /x: EIO\n[    2.1] reboot: Power down");
+        assert_eq!(end_in(&console), Some("cannot mount /x: EIO"));
+        assert_eq!(end_in("[    2.1] reboot: Power down"), None);
+        assert_eq!(end_in(GIVES_UP), None);
     }
 
     #[test]

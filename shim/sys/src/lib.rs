@@ -8,6 +8,7 @@
 //! library        libraries that are loaded when they are needed (feature `library`)
 //! listener       the socket that a sandbox process is born with
 //! notification   the pipe on which it says whether it can serve
+//! counter        the processor's time stamp counter
 //! device_filter  which devices a cgroup may use
 //! loopback       who listens on the loopback of a network namespace
 //! fork           a copy of a process with one thread
@@ -28,6 +29,7 @@ pub mod bound;
 mod bpf;
 #[cfg(feature = "wasmtime")]
 pub mod compiled;
+pub mod counter;
 pub mod device_filter;
 pub mod fork;
 pub mod holder;

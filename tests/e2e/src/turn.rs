@@ -5,7 +5,7 @@ use std::{
     any::Any,
     io::Write as _,
     panic::{AssertUnwindSafe, resume_unwind},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -22,6 +22,9 @@ use crate::{Case, Service};
 
 /// Compiled code of Wasm modules stays for the next pod; its size is bounded.
 const CACHE: &str = "file /var/lib/magnetar";
+
+/// The guest with the kernel that `make kernel` compiles.
+pub const OWN_GUEST: &str = "/usr/local/share/magnetar/guest-own";
 
 /// How long containerd and the kernel may take to clear away what was removed.
 const SETTLE_SECONDS: u32 = 20;
@@ -71,6 +74,15 @@ pub fn on_magnetar_with_shared_kernel<T: AsyncFnOnce(&Case) -> Result<()>>(ours:
 /// As [`on_node`].
 pub fn on_vm<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
     unless(|case| (!case.is_vm()).then_some("the handler makes no virtual machines"), test);
+}
+
+/// The same for a test of machines with the kernel that `make kernel` compiles, where that is installed: [`OWN_GUEST`] is its folder.
+///
+/// # Panics
+/// As [`on_node`].
+pub fn on_vm_with_own_kernel<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
+    let missing = || (!Path::new(OWN_GUEST).is_dir()).then_some("there is no guest with a kernel of our own: make kernel");
+    unless(|case| (!case.is_vm()).then_some("the handler makes no virtual machines").or_else(missing), test);
 }
 
 /// Runs a test, or says why it is skipped.

@@ -38,6 +38,9 @@ pub const PORT: u32 = 1024;
 /// that the agent listens.
 pub const READY_PORT: u32 = 1025;
 
+/// What the agent says on the console when it ends the machine; behind it, `error=` and the reason.
+pub const GIVES_UP: &str = "the guest cannot go on";
+
 /// The tag of the file system that the host shares.
 pub const SHARE_TAG: &str = "magnetar";
 

@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! QEMU: runs everywhere, with KVM or without, and has every device.
 //!
-//! The machine is a q35 with nothing on it that a pod does not need. The kernel is entered directly (PVH). The guest's console is
+//! The machine is a q35 or a microvm, with nothing on it that a pod does not need (`machine`). The kernel is entered directly (PVH). The guest's console is
 //! a serial port, which works from the first message to a panic, and is our standard output. There are two sockets for QEMU's
 //! own protocol, both inherited listening: `qmp.sock` for us, and `debug.sock` for whoever has to look at a machine that is ill.
 //!
 //! After a panic the guest reboots at once, and on a reboot, as on a power-off, QEMU ends: there is no machine without its guest.
 
+mod clock;
+mod machine;
 mod qmp;
 
 use super::{Capabilities, Control, Hypervisor, MachineState};
+use crate::config::MachineKind;
 use crate::program::{Invocation, Program};
 use crate::spec::{Acceleration, Nic, VmSpec};
+use clock::Clock;
 use magnetar_core::error::{Context, Result};
 use magnetar_vm_agent_api::SHARE_TAG;
 use qmp::Qmp;
@@ -35,12 +39,20 @@ const DEBUG: &str = "debug.sock";
 #[derive(Debug, Clone)]
 pub struct Qemu {
     program: PathBuf,
+    machine: MachineKind,
+    /// How fast an emulated guest's clock is, if that is to be told.
+    clock: Option<Clock>,
 }
 
 impl Qemu {
-    /// QEMU at this path.
-    pub fn new(program: PathBuf) -> Self {
-        Self { program }
+    /// QEMU at this path, for machines of this kind.
+    pub fn new(program: PathBuf, machine: MachineKind) -> Self {
+        Self { program, machine, clock: None }
+    }
+
+    /// From now on the clock of emulated guests is measured, and told to their kernels.
+    pub fn measuring(self) -> Self {
+        Self { clock: Clock::begin(), ..self }
     }
 }
 
@@ -61,10 +73,10 @@ impl Hypervisor for Qemu {
         invocation.arguments(own);
         invocation.arguments([spec.sandbox.as_str()]);
         confine(&mut invocation, spec);
-        board(&mut invocation, spec);
-        kernel(&mut invocation, spec);
+        board(&mut invocation, spec, self.machine);
+        kernel(&mut invocation, spec, self);
         monitors(&mut invocation, spec);
-        devices(&mut invocation, spec);
+        devices(&mut invocation, spec, self.machine);
         invocation
     }
 
@@ -91,7 +103,7 @@ fn confine(invocation: &mut Invocation, spec: &VmSpec) {
 }
 
 /// Processor, memory, and the chips that are soldered on.
-fn board(invocation: &mut Invocation, spec: &VmSpec) {
+fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind) {
     let (accelerator, processor) = match spec.acceleration {
         // Nested virtualisation is no part of a pod.
         Acceleration::Kvm => ("kvm", "host,-vmx,-svm"),
@@ -100,10 +112,8 @@ fn board(invocation: &mut Invocation, spec: &VmSpec) {
         Acceleration::Tcg => ("tcg,thread=multi,tb-size=128", "max,-svm,-erms,-fsrm,-fzrm,-fsrs,-fsrc"),
     };
     let memory = spec.memory_mib;
+    invocation.arguments(machine.words());
     invocation.arguments([
-        // A pod has no use for keyboard, disks on SATA, SMBus, VMware's port. Linux would look for each of them.
-        "-machine",
-        "q35,memory-backend=ram,i8042=off,sata=off,smbus=off,usb=off,vmport=off,hpet=off,dump-guest-core=off",
         "-accel",
         accelerator,
         "-cpu",
@@ -116,12 +126,12 @@ fn board(invocation: &mut Invocation, spec: &VmSpec) {
         "-object",
         &format!("memory-backend-memfd,id=ram,size={memory}M,share=on"),
         "-device",
-        "virtio-rng-pci,disable-legacy=on",
+        &machine.device("virtio-rng"),
     ]);
 }
 
 /// What is booted, and how it is told to behave.
-fn kernel(invocation: &mut Invocation, spec: &VmSpec) {
+fn kernel(invocation: &mut Invocation, spec: &VmSpec, qemu: &Qemu) {
     let own = [
         "console=ttyS0",
         // Each character is an exit from the guest: only warnings and worse, and a panic in full.
@@ -139,9 +149,19 @@ fn kernel(invocation: &mut Invocation, spec: &VmSpec) {
         // Unpacking the keys that modules are signed with takes 0.15 s. Ours come from the same package as the kernel, which does
         // not insist on signatures.
         "initcall_blacklist=load_system_certificate_list",
+        // With one processor the kernel replaces ten thousand prefixes of instructions, one by one, in code that is translated
+        // already: a tenth of the boot, to save what the emulator does not do for one processor anyway.
+        "noreplace-smp",
+        // virtiofsd writes into the guest's memory past the emulator, which does not learn that code it has translated is no longer
+        // there: programs would run what the page had before, such as the kernel's own beginning. A page that the kernel clears
+        // first, as this makes it do, is forgotten. (Distributions' kernels do so by default.)
+        "init_on_alloc=1",
     ];
-    let emulated = if spec.acceleration == Acceleration::Tcg { emulated } else { &[] };
-    let parameters: Vec<&str> = own.iter().chain(emulated).copied().chain(spec.parameters.iter().map(String::as_str)).collect();
+    let is_emulated = spec.acceleration == Acceleration::Tcg;
+    let emulated = if is_emulated { emulated } else { &[] };
+    let rate = qemu.clock.filter(|_| is_emulated).and_then(Clock::khz).map(|khz| format!("tsc_early_khz={khz}"));
+    let words = [&own, emulated, qemu.machine.parameters()].concat();
+    let parameters: Vec<&str> = words.into_iter().chain(rate.as_deref()).chain(spec.parameters.iter().map(String::as_str)).collect();
     invocation.arguments::<OsString>([
         "-kernel".into(),
         spec.kernel.clone().into(),
@@ -169,7 +189,7 @@ fn monitors(invocation: &mut Invocation, spec: &VmSpec) {
 }
 
 /// What the pod has.
-fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec) {
+fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, machine: MachineKind) {
     let mut user_device = |id: &str, socket: &Path, device: &str| {
         invocation.arguments([
             "-chardev".into(),
@@ -178,21 +198,20 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec) {
             format!("{device},chardev={id}").into(),
         ]);
     };
-    user_device("share", &spec.share, &format!("vhost-user-fs-pci,tag={SHARE_TAG}"));
-    user_device("vsock", &spec.vsock, "vhost-user-vsock-pci");
+    user_device("share", &spec.share, &format!("{},tag={SHARE_TAG}", machine.device("vhost-user-fs")));
+    user_device("vsock", &spec.vsock, &machine.device("vhost-user-vsock"));
     for (number, nic) in spec.nics.iter().enumerate() {
-        network(invocation, number, nic);
+        network(invocation, number, nic, machine);
     }
 }
 
-fn network<'a>(invocation: &mut Invocation<'a>, number: usize, nic: &'a Nic) {
+fn network<'a>(invocation: &mut Invocation<'a>, number: usize, nic: &'a Nic, machine: MachineKind) {
     let tap = invocation.open(nic.tap.as_fd());
     invocation.arguments([
         "-netdev",
         &format!("tap,id=net{number},fd={tap}"),
         "-device",
-        // Nobody boots from the network, so the ROM that could is left out.
-        &format!("virtio-net-pci,netdev=net{number},mac={},host_mtu={},disable-legacy=on,romfile=", nic.mac, nic.mtu),
+        &format!("{},netdev=net{number},mac={},host_mtu={}", machine.device("virtio-net"), nic.mac, nic.mtu),
     ]);
 }
 

@@ -10,6 +10,7 @@ mod exec;
 mod faults;
 mod files;
 mod lifecycle;
+mod machines;
 mod mounts;
 mod namespaces;
 mod network;

@@ -36,7 +36,7 @@ fn send(process: &Process, signal: Signal) -> Result<()> {
 }
 
 /// The pod is seen to be dead in time, with `reason` in its status; it can be removed, and nothing is left (`on_node` looks).
-async fn dies(case: &Case, pod: Pod, container: &Container, reason: &str) -> Result<()> {
+pub(crate) async fn dies(case: &Case, pod: Pod, container: &Container, reason: &str) -> Result<()> {
     container.exited(case.within(KNOWN)).await.context("the container")?;
     eventually("the pod is not ready", case.within(KNOWN), async || {
         Ok((pod.state().await? == PodSandboxState::SandboxNotready).then_some(()))

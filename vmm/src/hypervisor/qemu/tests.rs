@@ -27,7 +27,11 @@ fn spec(nics: usize) -> VmSpec {
 }
 
 fn words(spec: &VmSpec) -> Vec<String> {
-    let invocation = Qemu::new("/q".into()).invocation(spec);
+    words_of(MachineKind::Q35, spec)
+}
+
+fn words_of(machine: MachineKind, spec: &VmSpec) -> Vec<String> {
+    let invocation = Qemu::new("/q".into(), machine).invocation(spec);
     invocation.arguments.into_iter().map(|word| word.into_string().unwrap()).collect()
 }
 
@@ -58,9 +62,26 @@ fn the_guest_has_what_the_pod_has() {
 }
 
 #[test]
+fn a_microvm_has_the_same_devices_without_pci() {
+    let words = words_of(MachineKind::Microvm, &spec(1));
+    assert!(values(&words, "-machine")[0].starts_with("microvm,"));
+    assert!(!words.iter().any(|word| word.contains("-pci") || word.contains("romfile")), "{words:?}");
+    let devices = values(&words, "-device").join(" ");
+    for device in [
+        "virtio-rng-device",
+        "isa-serial,chardev=console",
+        "vhost-user-fs-device,tag=magnetar,chardev=share",
+        "vhost-user-vsock-device,chardev=vsock",
+        "virtio-net-device,netdev=net0,mac=02:00:00:00:00:00,host_mtu=1450",
+    ] {
+        assert!(devices.contains(device), "{device}: {devices}");
+    }
+}
+
+#[test]
 fn descriptors_have_the_numbers_that_are_named() {
     let spec = spec(2);
-    let invocation = Qemu::new("/q".into()).invocation(&spec);
+    let invocation = Qemu::new("/q".into(), MachineKind::Q35).invocation(&spec);
     assert_eq!(invocation.listeners().collect::<Vec<_>>(), [Path::new("/pod/qmp.sock"), Path::new("/pod/debug.sock")]);
     let words = words(&spec);
     assert_eq!(values(&words, "-netdev"), ["tap,id=net0,fd=5", "tap,id=net1,fd=6"]);
@@ -73,6 +94,23 @@ fn it_is_confined() {
     assert!(values(&words, "-sandbox")[0].contains("spawn=deny"));
     assert_eq!(values(&words, "-run-with"), ["user=2000000007:2000000007,chroot=/pod"]);
     assert!(words.iter().any(|word| word == "-nodefaults") && words.iter().any(|word| word == "-no-user-config"));
+}
+
+#[test]
+fn an_emulated_guest_clears_pages_before_others_write_to_them() {
+    assert!(values(&words(&spec(0)), "-append")[0].contains(" init_on_alloc=1 "));
+}
+
+#[test]
+fn only_an_emulated_guest_is_told_its_clocks_rate() {
+    let mut spec = spec(0);
+    let told = |spec: &VmSpec| {
+        let invocation = Qemu::new("/q".into(), MachineKind::Q35).measuring().invocation(spec);
+        invocation.arguments.iter().any(|word| word.to_string_lossy().contains(" tsc_early_khz="))
+    };
+    assert_eq!(told(&spec), Clock::begin().is_some());
+    spec.acceleration = Acceleration::Kvm;
+    assert!(!told(&spec));
 }
 
 #[test]

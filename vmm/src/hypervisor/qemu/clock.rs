@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How fast the guest's time stamp counter is. In emulation it is the host's.
+//!
+//! The guest's kernel would measure it against the emulated timer, for some milliseconds. Where the host is busy that fails, and
+//! then it takes a clock that is slow to read, or, where the machine has no such thing, one that only knows ticks of 4 ms.
+//! We have more time than it has: from the start of this process to that of the machine.
+
+use magnetar_sys::counter;
+use std::time::{Duration, Instant};
+
+/// With less time between its two looks, the time that the looks themselves take would show.
+const LEAST: Duration = Duration::from_millis(20);
+
+/// A measurement that has begun.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock(Look);
+
+/// Time and counter at the same moment.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    at: Instant,
+    count: u64,
+}
+
+impl Clock {
+    /// Begins, if this processor has such a counter.
+    pub fn begin() -> Option<Self> {
+        look().map(Self)
+    }
+
+    /// The counter's rate, in kHz. Waits, for at most 20 ms, if the measurement has just begun.
+    pub fn khz(self) -> Option<u64> {
+        std::thread::sleep(LEAST.saturating_sub(self.0.at.elapsed()));
+        let now = look()?;
+        rate(now.count.checked_sub(self.0.count)?, now.at.duration_since(self.0.at))
+    }
+}
+
+/// The best of some: this process may have been interrupted between the clock and the counter.
+fn look() -> Option<Look> {
+    let mut best: Option<(Duration, Look)> = None;
+    for _ in 0..8 {
+        let at = Instant::now();
+        let count = counter::now()?;
+        let took = at.elapsed();
+        if best.is_none_or(|(least, _)| took < least) {
+            best = Some((took, Look { at, count }));
+        }
+    }
+    best.map(|(_, look)| look)
+}
+
+fn rate(ticks: u64, time: Duration) -> Option<u64> {
+    let khz = u128::from(ticks) * 1_000_000 / time.as_nanos().max(1);
+    u64::try_from(khz).ok().filter(|khz| *khz > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_ticks_per_millisecond() {
+        assert_eq!(rate(52_000_000, Duration::from_millis(20)), Some(2_600_000));
+        assert_eq!(rate(0, Duration::from_millis(20)), None);
+        assert_eq!(rate(1 << 62, Duration::from_secs(1 << 30)), Some((1 << 62) / (1000 << 30)));
+    }
+
+    #[test]
+    fn two_measurements_agree() {
+        let Some(clock) = Clock::begin() else { return };
+        let (one, two) = (clock.khz().unwrap(), clock.khz().unwrap());
+        assert!(one.abs_diff(two) < one / 1000, "{one} {two}");
+    }
+}
