@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the host asks for beside the Task API.
 
-use crate::network;
 use crate::streams::Streams;
+use crate::{block, network};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::runtime::libcontainer::Libcontainer;
@@ -33,8 +33,9 @@ pub async fn answer(
         let request = frame::read::<Request>(&mut host, frame::FROM_HOST).await?;
         let done = match request {
             Request::SetUp(setup) => set_up(&setup).await,
-            Request::Bundle(bundle) => write_bundle(&bundle),
+            Request::Bundle(bundle) => write_bundle(&bundle).await,
             Request::Forget { container, exec } => forget(streams, container, exec),
+            Request::Release { serial } => block::release(&serial).await,
             Request::Ping { now } => keep_clock(now),
             Request::SwitchOff => {
                 let done = containers.kill_all().await;
@@ -95,7 +96,7 @@ fn set_clock(now: u64) -> Result<()> {
     rustix::time::clock_settime(ClockId::Realtime, time).context(|| "cannot set the clock".into())
 }
 
-fn write_bundle(bundle: &Bundle) -> Result<()> {
+async fn write_bundle(bundle: &Bundle) -> Result<()> {
     let container = ContainerId::parse(bundle.container.clone())?;
     for memory in &bundle.memory {
         make_memory(memory)?;
@@ -106,9 +107,16 @@ fn write_bundle(bundle: &Bundle) -> Result<()> {
     for submount in &bundle.submounts {
         enter_submount(submount)?;
     }
+    let placed;
+    let spec = if bundle.disks.is_empty() {
+        &bundle.spec
+    } else {
+        placed = block::place(&bundle.spec, &bundle.disks).await?;
+        &placed
+    };
     let dir = bundle_dir(&container);
     std::fs::create_dir_all(&dir).context(|| format!("cannot make {}", dir.display()))?;
-    std::fs::write(dir.join("config.json"), &bundle.spec).context(|| format!("cannot write the specification of container {container}"))
+    std::fs::write(dir.join("config.json"), spec).context(|| format!("cannot write the specification of container {container}"))
 }
 
 /// The kernel mounts a file system of the share when somebody first goes there, with the flags of the mount above: what is to be

@@ -172,7 +172,8 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             }
             Err(error) => return Err(error),
         };
-        self.relay.runs(Running { guest: machine.guest, share, pid: machine.pid, death: machine.death });
+        let disks = self.hypervisor.capabilities().hot_plug.then_some(machine.disks);
+        self.relay.runs(Running { guest: machine.guest, share, disks, pid: machine.pid, death: machine.death });
         Ok(std::process::id())
     }
 

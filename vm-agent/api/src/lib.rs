@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The version of this protocol. A change that the other side may not understand makes it another one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The vsock port on which the agent listens.
 pub const PORT: u32 = 1024;
@@ -159,6 +159,11 @@ pub enum Request {
         /// The exec; the container itself if there is none.
         exec: Option<String>,
     },
+    /// A disk is about to be taken away: waits until nothing in the guest uses it.
+    Release {
+        /// Its serial number.
+        serial: String,
+    },
     /// Whether the agent lives. It sets its clock, which stood still if the machine was paused.
     Ping {
         /// Nanoseconds since the epoch.
@@ -204,10 +209,25 @@ pub struct Bundle {
     pub spec: String,
     /// Volumes in memory that it uses, which are made where there is none of the name yet.
     pub memory: Vec<Memory>,
+    /// Disks that it uses, each attached already.
+    pub disks: Vec<Disk>,
     /// Directories below [`SHARE`] on which the host has something mounted: file systems of their own in the guest too.
     pub submounts: Vec<String>,
     /// Whether it joins the pod's PID namespace, [`PID_NAMESPACE`], which is made with the first that does.
     pub shared_pid: bool,
+}
+
+/// A disk of the machine, for a container. The specification has the host's device numbers, in `linux.devices` and in the rules of
+/// `linux.resources.devices`; the agent puts those of the guest in their place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// The disk's serial number: what the SCSI page "Unit Serial Number" says (SPC-4, page 0x80).
+    pub serial: String,
+    /// The host's major number of the device.
+    pub major: u32,
+    /// The host's minor number.
+    pub minor: u32,
 }
 
 /// A volume in the guest's memory: a tmpfs at `<MEMORY>/<name>`, for the pod's life.

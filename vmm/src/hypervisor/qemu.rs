@@ -7,9 +7,10 @@
 //!
 //! After a panic the guest reboots at once, and on a reboot, as on a power-off, QEMU ends: there is no machine without its guest.
 
+mod disks;
 mod qmp;
 
-use super::{Capabilities, Control, Hypervisor, MachineState};
+use super::{Capabilities, Control, Disk, DiskId, Hypervisor, MachineState};
 use crate::program::{Invocation, Program};
 use crate::spec::{Acceleration, Nic, VmSpec};
 use magnetar_core::error::{Context, Result};
@@ -52,7 +53,7 @@ impl Hypervisor for Qemu {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { emulates: true, virtiofs: true, user_vsock: true }
+        Capabilities { emulates: true, virtiofs: true, user_vsock: true, hot_plug: true }
     }
 
     fn invocation<'a>(&self, spec: &'a VmSpec) -> Invocation<'a> {
@@ -180,6 +181,7 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec) {
     };
     user_device("share", &spec.share, &format!("vhost-user-fs-pci,tag={SHARE_TAG}"));
     user_device("vsock", &spec.vsock, "vhost-user-vsock-pci");
+    invocation.arguments(["-device", disks::CONTROLLER]);
     for (number, nic) in spec.nics.iter().enumerate() {
         network(invocation, number, nic);
     }
@@ -208,7 +210,7 @@ fn joined(parts: &[&dyn AsRef<OsStr>]) -> OsString {
 
 /// The connection to a QEMU that runs.
 #[derive(Debug)]
-pub struct Connection(Qmp<UnixStream>);
+pub struct Connection(Qmp);
 
 impl Control for Connection {
     async fn state(&mut self) -> Result<MachineState> {
@@ -223,6 +225,14 @@ impl Control for Connection {
             "guest-panicked" => MachineState::Panicked,
             _ => MachineState::Other,
         })
+    }
+
+    async fn attach(&mut self, disk: &Disk) -> Result<()> {
+        disks::attach(&mut self.0, disk).await
+    }
+
+    async fn detach(&mut self, disk: DiskId) -> Result<()> {
+        disks::detach(&mut self.0, disk).await
     }
 }
 
