@@ -23,7 +23,7 @@ impl fmt::Display for Numbers {
     }
 }
 
-/// Opens a block device, for reading, and for writing unless it is to be `read_only`.
+/// Opens a block device, for reading, and for writing unless it is to be `read_only`, past the host's page cache (`O_DIRECT`).
 ///
 /// By a node of our own, on a file system that is mounted nowhere and goes with its descriptor: where the host has a node for the
 /// device is its own affair, and what is at that place may be another device when we come to look.
@@ -35,7 +35,7 @@ pub fn open(device: Numbers, read_only: bool) -> Result<OwnedFd> {
     let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
     let opened = nowhere().and_then(|dir| {
         mknodat(&dir, "device", FileType::BlockDevice, Mode::RUSR | Mode::WUSR, makedev(device.major, device.minor))?;
-        let opened = openat(&dir, "device", access | OFlags::CLOEXEC, Mode::empty());
+        let opened = openat(&dir, "device", access | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty());
         unlinkat(&dir, "device", AtFlags::empty())?;
         opened
     });

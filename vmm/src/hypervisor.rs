@@ -40,7 +40,7 @@ impl fmt::Display for DiskId {
 pub struct Disk {
     /// Which one it is.
     pub id: DiskId,
-    /// The device, open for reading, and for writing unless it is read-only.
+    /// The device, open for reading, and for writing unless it is read-only, with `O_DIRECT`.
     pub device: OwnedFd,
     /// Whether the guest can only read it.
     pub read_only: bool,

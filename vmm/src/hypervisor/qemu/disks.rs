@@ -81,7 +81,7 @@ fn node(disk: &Disk) -> Value {
     json!({
         "driver": "host_device",
         "node-name": disk.id.to_string(),
-        // The descriptor in the set that is open for the same.
+        // The descriptor in the set that is open for the same, and as direct.
         "filename": format!("/dev/fdset/{}", disk.id.0),
         "read-only": disk.read_only,
         "cache": { "direct": true },

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Block devices of the host as disks of a virtual machine, and huge pages.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+use magnetar_cri::Pod;
+use magnetar_e2e::{Case, Scratch, on_vm, refused};
+
+use crate::vm::process;
+
+/// A loop device of the node over a file of 16 MiB, gone with this value.
+struct Loop {
+    device: String,
+    file: String,
+}
+
+impl Loop {
+    fn over(scratch: &Scratch, name: &str) -> Result<Self> {
+        let file = scratch.join(name);
+        File::create_new(&file)?.set_len(16 << 20)?;
+        let made = Command::new("losetup").args(["--find", "--show", &file]).output()?;
+        ensure!(made.status.success(), "losetup: {}", String::from_utf8_lossy(&made.stderr));
+        Ok(Self { device: String::from_utf8(made.stdout)?.trim().to_owned(), file })
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<()> {
+        let file = File::options().write(true).open(&self.device)?;
+        file.write_all_at(bytes, 0)?;
+        Ok(file.sync_all()?)
+    }
+
+    /// The first bytes of what is on it.
+    fn read(&self, length: usize) -> Result<String> {
+        let mut bytes = vec![0; length];
+        File::open(&self.file)?.read_exact_at(&mut bytes, 0)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Whether the pod's hypervisor has it open.
+    fn is_in(&self, case: &Case, pod: &Pod) -> Result<bool> {
+        let number = fs::metadata(&self.device)?.rdev();
+        let open = fs::read_dir(Path::new("/proc").join(process(case, pod, "qemu-system")?.pid.to_string()).join("fd"))?;
+        Ok(open.flatten().filter_map(|descriptor| fs::metadata(descriptor.path()).ok()).any(|open| open.rdev() == number))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        // What stays is found by the leak check.
+        let _ = Command::new("losetup").args(["--detach", &self.device]).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_a_disk_of_the_machine_as_long_as_a_container_has_it() {
+    on_vm(async |case| {
+        let scratch = Scratch::new()?;
+        let disk = Loop::over(&scratch, "disk")?;
+        let pod = case.pod("block").await?;
+        ensure!(!disk.is_in(case, &pod)?, "the device is open before anybody wants it");
+        let writer = pod.run(&case.sleeper().device(&disk.device, "/dev/xvda", "mrw")).await?;
+        let reader = pod.run(&case.sleeper().named("reader").device(&disk.device, "/dev/xvdb", "mrw")).await?;
+        writer.shell("printf 'from the guest' | dd of=/dev/xvda conv=fsync 2>/dev/null").await?;
+        assert_eq!(disk.read(14)?, "from the guest");
+        assert_eq!(reader.shell("head -c 14 /dev/xvdb").await?.stdout, "from the guest");
+        let size = writer.shell("blockdev --getsize64 /dev/xvda; ls /sys/block | grep -c ^sd").await?.stdout;
+        assert_eq!(size, format!("{}\n1\n", 16 << 20), "its size, and how many there are");
+
+        writer.stop(1).await?;
+        writer.remove().await?;
+        assert_eq!(reader.shell("head -c 14 /dev/xvdb").await?.stdout, "from the guest", "the other one has it still");
+        reader.stop(1).await?;
+        reader.remove().await?;
+        ensure!(!disk.is_in(case, &pod)?, "the device is open although no container has it");
+
+        // Once more in the same machine, by somebody who has written to it meanwhile.
+        disk.write(b"from the host!")?;
+        let output = case.output(&pod, &case.script("head -c 14 /dev/xvda").device(&disk.device, "/dev/xvda", "r")).await?;
+        assert_eq!(output, "from the host!");
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_device_that_is_to_be_read_is_read_only_for_the_whole_guest() {
+    on_vm(async |case| {
+        let scratch = Scratch::new()?;
+        let disk = Loop::over(&scratch, "disk")?;
+        disk.write(b"kept")?;
+        let pod = case.node().run_pod(&case.pod_spec("block-ro").privileged()).await?;
+        let container = pod.run(&case.sleeper().device(&disk.device, "/dev/xvda", "r")).await?;
+        let read = container.shell("head -c 4 /dev/xvda; printf lost | dd of=/dev/xvda conv=fsync,notrunc 2>/dev/null || echo ' refused'");
+        assert_eq!(read.await?.stdout, "kept refused\n");
+        // Who has all devices of the guest has no more than that.
+        let all = pod.run(&case.sleeper().named("all").privileged()).await?;
+        let tried = "mknod /tmp/disk b $(tr : ' ' < /sys/block/sda/dev); head -c 4 /tmp/disk; cat /sys/block/sda/ro; \
+                     printf lost | dd of=/tmp/disk conv=fsync,notrunc 2>/dev/null || echo refused";
+        assert_eq!(all.shell(tried).await?.stdout, "kept1\nrefused\n");
+        assert_eq!(disk.read(4)?, "kept");
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_container_without_a_disk_of_the_pod_cannot_reach_it() {
+    on_vm(async |case| {
+        let scratch = Scratch::new()?;
+        let disk = Loop::over(&scratch, "disk")?;
+        let pod = case.pod("block-other").await?;
+        let _has_it = pod.run(&case.sleeper().device(&disk.device, "/dev/xvda", "rwm")).await?;
+        let other = pod.run(&case.sleeper().named("other")).await?;
+        let tried =
+            other.shell("mknod /tmp/disk b $(tr : ' ' < /sys/block/sda/dev); head -c 1 /tmp/disk 2>/dev/null || echo refused").await?;
+        assert_eq!(tried.stdout, "refused\n");
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_pod_that_is_removed_at_once_lets_go_of_its_disks() {
+    on_vm(async |case| {
+        let scratch = Scratch::new()?;
+        let disk = Loop::over(&scratch, "disk")?;
+        let pod = case.pod("block-removed").await?;
+        let container = pod.run(&case.sleeper().device(&disk.device, "/dev/xvda", "rwm")).await?;
+        container.shell("printf kept | dd of=/dev/xvda conv=notrunc 2>/dev/null").await?;
+        pod.remove().await?;
+        assert_eq!(disk.read(4)?, "kept");
+        let detached = Command::new("losetup").args(["--detach", &disk.device]).status()?;
+        ensure!(detached.success());
+        let left = Command::new("losetup").args(["--noheadings", "--output", "BACK-FILE", "--list"]).output()?;
+        ensure!(!String::from_utf8_lossy(&left.stdout).contains(&disk.file), "somebody has the device open");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_device_that_is_no_disk_is_refused_with_the_reason() {
+    on_vm(async |case| {
+        let pod = case.pod("devices").await?;
+        let fuse = pod.run(&case.sleeper().device("/dev/loop-control", "/dev/loop-control", "rwm")).await;
+        refused(fuse, &["/dev/loop-control (10:237), which its virtual machine has not"]).context("loop-control")?;
+        Ok(pod.remove().await?)
+    });
+}
