@@ -7,6 +7,7 @@
 //!  doors    takes the host's connections, each for one purpose
 //!  pod      makes the guest the pod: name, sysctls, network, clock; bundles of containers
 //!  block    disks that the host attaches later
+//!  huge     pages of 2 MiB, set aside
 //!  streams  a process's FIFOs, and their connections
 //!  events   what the host is told unasked
 //!           containers: the core's, with libcontainer, and this program as the maker
@@ -21,6 +22,7 @@ mod block;
 mod boot;
 mod doors;
 mod events;
+mod huge;
 mod modules;
 mod network;
 mod pod;

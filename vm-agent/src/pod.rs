@@ -2,7 +2,7 @@
 //! What the host asks for beside the Task API.
 
 use crate::streams::Streams;
-use crate::{block, network};
+use crate::{block, huge, network};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::runtime::libcontainer::Libcontainer;
@@ -54,6 +54,8 @@ async fn set_up(setup: &Setup) -> Result<()> {
     if !setup.hostname.is_empty() {
         nix::unistd::sethostname(&setup.hostname).context(|| format!("cannot set the hostname {:?}", setup.hostname))?;
     }
+    // While memory is in one piece.
+    huge::set_aside(setup.huge_pages)?;
     // Before sysctls, which may name an interface.
     network::configure(&setup.network).await?;
     for (name, value) in &setup.sysctls {
@@ -98,6 +100,7 @@ fn set_clock(now: u64) -> Result<()> {
 
 async fn write_bundle(bundle: &Bundle) -> Result<()> {
     let container = ContainerId::parse(bundle.container.clone())?;
+    huge::set_aside(bundle.huge_pages)?;
     for memory in &bundle.memory {
         make_memory(memory)?;
     }
@@ -139,8 +142,12 @@ fn make_memory(memory: &Memory) -> Result<()> {
     if let Some(size) = memory.size {
         options.push_str(&format!(",size={size}"));
     }
+    let kind = if memory.huge { "hugetlbfs" } else { "tmpfs" };
+    if memory.huge {
+        options.push_str(",pagesize=2M");
+    }
     let options = CString::new(options).map_err(|_| Error::internal(what()))?;
-    mount("tmpfs", &path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str()).context(what)
+    mount(kind, &path, kind, MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str()).context(what)
 }
 
 /// Removes what [`write_bundle`] and the streams have made.

@@ -2,6 +2,7 @@
 //! The handler's table `vm`: what a machine is made of, where the pod does not say.
 
 use crate::acceleration::Choice;
+use crate::huge;
 use crate::spec::LEAST_MEMORY;
 use magnetar_core::error::{Error, Result};
 use magnetar_core::pod_config::{PodConfig, Resources};
@@ -31,6 +32,8 @@ pub struct VmConfig {
     pub vcpus: u32,
     /// What executes the guest's code.
     pub acceleration: Choice,
+    /// Whether the guest's memory is made of the host's huge pages.
+    pub huge_pages: bool,
 }
 
 /// The hypervisors.
@@ -53,6 +56,7 @@ impl Default for VmConfig {
             unlimited_memory_mib: 1024,
             vcpus: 1,
             acceleration: Choice::Auto,
+            huge_pages: false,
         }
     }
 }
@@ -102,14 +106,17 @@ impl VmConfig {
         }
     }
 
-    /// The size of a pod's machine: the sum of its containers' limits, as the kubelet tells it, and what the machine itself needs.
-    pub fn size(&self, pod: &PodConfig, host_cpus: u32) -> Size {
+    /// The size of a pod's machine: the sum of its containers' limits, as the kubelet tells it, what the machine itself needs, and
+    /// the pod's huge pages, of which there are `huge_pages`: they are no part of a limit.
+    pub fn size(&self, pod: &PodConfig, huge_pages: u32, host_cpus: u32) -> Size {
         let limits = pod.resources.as_ref();
         let memory = limits.and_then(|limits| limits.memory_limit).and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
         let memory_mib = match memory {
             Some(bytes) => u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).saturating_add(self.memory_mib),
             None => self.unlimited_memory_mib,
         };
+        let memory_mib = memory_mib.saturating_add(huge_pages.saturating_mul(huge::MIB));
+        let memory_mib = if self.huge_pages { memory_mib.checked_next_multiple_of(huge::MIB).unwrap_or(u32::MAX) } else { memory_mib };
         let vcpus = limits.and_then(processors).unwrap_or(self.vcpus).clamp(1, host_cpus.max(1));
         Size { memory_mib, vcpus }
     }
@@ -149,14 +156,18 @@ mod tests {
     fn a_machine_follows_the_pods_limits() {
         let config = VmConfig::default();
         let mut pod = PodConfig::default();
-        assert_eq!(config.size(&pod, 4), Size { memory_mib: 1024, vcpus: 1 });
+        assert_eq!(config.size(&pod, 0, 4), Size { memory_mib: 1024, vcpus: 1 });
         let limits =
             Resources { memory_limit: Some(100 << 20), cpu_quota: Some(150_000), cpu_period: Some(100_000), ..Resources::default() };
         pod.resources = Some(limits.clone());
-        assert_eq!(config.size(&pod, 4), Size { memory_mib: 228, vcpus: 2 });
-        assert_eq!(config.size(&pod, 1).vcpus, 1, "not more than the host has");
+        assert_eq!(config.size(&pod, 0, 4), Size { memory_mib: 228, vcpus: 2 });
+        assert_eq!(config.size(&pod, 16, 4).memory_mib, 260, "huge pages come on top");
+        assert_eq!(config.size(&pod, 0, 1).vcpus, 1, "not more than the host has");
         pod.resources = Some(Resources { memory_limit: Some(-1), cpu_quota: Some(-1), ..limits });
-        assert_eq!(config.size(&pod, 4), Size { memory_mib: 1024, vcpus: 1 });
+        assert_eq!(config.size(&pod, 0, 4), Size { memory_mib: 1024, vcpus: 1 });
+        let backed = VmConfig { huge_pages: true, memory_mib: 129, ..VmConfig::default() };
+        pod.resources = Some(Resources { memory_limit: Some(100 << 20), ..Resources::default() });
+        assert_eq!(backed.size(&pod, 0, 4).memory_mib, 230, "the host gives whole pages");
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod devices;
 mod disks;
 mod forward;
 mod guest;
+mod huge;
 mod hypervisor;
 mod machine;
 mod network;

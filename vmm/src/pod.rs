@@ -9,6 +9,7 @@ use crate::config::VmConfig;
 use crate::devices::{VIRTIOFSD, VSOCK_DEVICE, VSOCK_SOCKET};
 use crate::forward::{self, Forwarder};
 use crate::guest;
+use crate::huge;
 use crate::hypervisor::{Capabilities, Hypervisor};
 use crate::machine::{Machine, Making, files};
 use crate::network;
@@ -76,7 +77,7 @@ impl<H: Hypervisor> VmPod<H> {
         self.dir.path().join("vm")
     }
 
-    fn spec(&self, pod: &PodConfig, nics: Vec<Nic>, user: u32) -> Result<VmSpec> {
+    fn spec(&self, pod: &PodConfig, huge_pages: u32, nics: Vec<Nic>, user: u32) -> Result<VmSpec> {
         let program = std::env::current_exe().context(|| "cannot tell where this program is".into())?;
         let kernel = self.config.guest_file(self.config.kernel.as_deref(), "vmlinux", &program);
         let initramfs = self.config.guest_file(self.config.initramfs.as_deref(), "initramfs", &program);
@@ -85,7 +86,14 @@ impl<H: Hypervisor> VmPod<H> {
                 return Err(Error::precondition(format!("there is no {}, which the virtual machine starts from", file.display())));
             }
         }
-        let size = self.config.size(pod, std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)));
+        let size = self.config.size(
+            pod,
+            huge_pages,
+            std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+        );
+        if self.config.huge_pages {
+            huge::on_host(size.memory_mib)?;
+        }
         let dir = self.vm_dir();
         let mut parameters = vec![format!("magnetar.log={}", level(self.record.config.log_level))];
         parameters.extend(self.config.kernel_parameters.split_ascii_whitespace().map(String::from));
@@ -95,6 +103,7 @@ impl<H: Hypervisor> VmPod<H> {
             initramfs,
             parameters,
             memory_mib: size.memory_mib,
+            huge_pages: self.config.huge_pages,
             vcpus: size.vcpus,
             acceleration: acceleration::choose(self.config.acceleration, self.hypervisor.name(), self.hypervisor.capabilities().emulates)?,
             share: dir.join(files::SHARE),
@@ -143,7 +152,8 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         let user = user_of(std::process::id());
         let dir = self.vm_dir();
         std::fs::DirBuilder::new().mode(0o700).create(&dir).context(|| format!("cannot make {}", dir.display()))?;
-        let spec = self.spec(&request.config, nics, user)?;
+        let huge_pages = huge_pages(&request.config)?;
+        let spec = self.spec(&request.config, huge_pages, nics, user)?;
         let making = Making { virtiofsd, vsock_device, share: share.dir() };
         let (told, ended) = (self.relay.clone(), self.relay.clone());
         let machine =
@@ -155,6 +165,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             now: guest::now(),
             hostname: hostname(config),
             sysctls: sysctls(config),
+            huge_pages,
             network,
         };
         machine.guest.ask(Request::SetUp(Box::new(setup)), SET_UP).await?;
@@ -240,7 +251,13 @@ fn refuse(config: &PodConfig) -> Result<()> {
     if config.userns.is_some() {
         return Err(kept("a user namespace of the host (hostUsers: false)"));
     }
-    Ok(())
+    huge_pages(config).map(drop)
+}
+
+/// How many huge pages the pod is said to want. The kubelet does not say it; containers do.
+fn huge_pages(config: &PodConfig) -> Result<u32> {
+    let limits = config.resources.iter().flat_map(|limits| &limits.hugepage_limits);
+    huge::pages(limits.map(|(size, limit)| (size.as_str(), *limit)))
 }
 
 fn no_host_network() -> Error {

@@ -11,6 +11,7 @@
 
 use crate::block::Numbers;
 use crate::disks::Wanted;
+use crate::huge;
 use crate::share::{ROOTFS, Volume};
 use magnetar_core::error::{Error, Result};
 use magnetar_core::ids::ContainerId;
@@ -38,6 +39,8 @@ pub struct Translated {
     pub volumes: Vec<Volume>,
     /// What must be attached: no device twice.
     pub disks: Vec<Wanted>,
+    /// How many huge pages it may use.
+    pub huge_pages: u32,
     /// Whether it joins the pod's PID namespace.
     pub shared_pid: bool,
 }
@@ -72,16 +75,18 @@ pub fn translate(mut spec: Value, container: &ContainerId, context: &Context<'_>
     }
     let shared_pid = namespaces(linux, context)?;
     let disks = devices(linux)?;
+    let huge_pages = huge_pages(linux)?;
     if let Some(limits) = linux.get_mut("resources") {
         resources(limits);
     }
     if linux.get("seccomp").and_then(|seccomp| seccomp.get("listenerPath")).is_some() {
         return Err(Error::unimplemented("a seccomp profile with a listener on the host does not reach into a virtual machine"));
     }
-    Ok(Translated { spec, volumes, disks, shared_pid })
+    Ok(Translated { spec, volumes, disks, huge_pages, shared_pid })
 }
 
-/// Limits for the guest: without what names the host's processors, memory nodes and devices.
+/// Limits for the guest: without what names the host's processors, memory nodes and devices, and sizes of huge pages that only the
+/// host has.
 pub fn resources(limits: &mut Value) {
     if let Some(cpu) = limits.get_mut("cpu").and_then(Value::as_object_mut) {
         for of_the_host in ["cpus", "mems", "realtimeRuntime", "realtimePeriod"] {
@@ -91,6 +96,10 @@ pub fn resources(limits: &mut Value) {
     if let Some(limits) = limits.as_object_mut() {
         for of_the_host in ["blockIO", "rdma", "network"] {
             limits.remove(of_the_host);
+        }
+        // There is nothing to be limited, and no file to write a limit to.
+        if let Some(huge) = limits.get_mut("hugepageLimits").and_then(Value::as_array_mut) {
+            huge.retain(|limit| limit["pageSize"].as_str().is_some_and(huge::is_guests));
         }
     }
 }
@@ -227,6 +236,11 @@ fn devices(linux: &mut Map<String, Value>) -> Result<Vec<Wanted>> {
         rules.retain(|rule| rule["allow"] != true || rule["type"] != "b" || rule["major"].as_i64().is_none_or(|n| n < 0) || wanted(rule));
     }
     Ok(disks)
+}
+
+fn huge_pages(linux: &Map<String, Value>) -> Result<u32> {
+    let limits = linux.get("resources").and_then(|resources| resources["hugepageLimits"].as_array());
+    huge::pages(limits.into_iter().flatten().filter_map(|limit| Some((limit["pageSize"].as_str()?, limit["limit"].as_u64()?))))
 }
 
 /// Whether a rule allows this block device, and no other.

@@ -195,6 +195,8 @@ pub struct Setup {
     pub hostname: String,
     /// Sysctls, by their paths below /proc/sys.
     pub sysctls: BTreeMap<String, String>,
+    /// How many huge pages of 2 MiB are set aside, at least.
+    pub huge_pages: u32,
     /// Its interfaces, routes and neighbours.
     pub network: Network,
 }
@@ -209,6 +211,8 @@ pub struct Bundle {
     pub spec: String,
     /// Volumes in memory that it uses, which are made where there is none of the name yet.
     pub memory: Vec<Memory>,
+    /// How many huge pages of 2 MiB the containers of the pod may use together, this one among them: so many are set aside, at least.
+    pub huge_pages: u32,
     /// Disks that it uses, each attached already.
     pub disks: Vec<Disk>,
     /// Directories below [`SHARE`] on which the host has something mounted: file systems of their own in the guest too.
@@ -230,16 +234,18 @@ pub struct Disk {
     pub minor: u32,
 }
 
-/// A volume in the guest's memory: a tmpfs at `<MEMORY>/<name>`, for the pod's life.
+/// A volume in the guest's memory: a tmpfs, or a hugetlbfs with pages of 2 MiB, at `<MEMORY>/<name>`, for the pod's life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
     /// Its name: a number.
     pub name: u32,
-    /// What it can hold, in bytes; half of the guest's memory if not given.
+    /// What it can hold, in bytes. If not given, half of the guest's memory, or all huge pages.
     pub size: Option<u64>,
     /// The mode of its directory.
     pub mode: u32,
+    /// Whether it is made of huge pages.
+    pub huge: bool,
 }
 
 /// What the guest tells unasked.

@@ -115,7 +115,7 @@ fn board(invocation: &mut Invocation, spec: &VmSpec) {
         &format!("size={memory}M"),
         // The vhost-user devices map the guest's memory too.
         "-object",
-        &format!("memory-backend-memfd,id=ram,size={memory}M,share=on"),
+        &format!("memory-backend-memfd,id=ram,size={memory}M,share=on{}", if spec.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" }),
         "-device",
         "virtio-rng-pci,disable-legacy=on",
     ]);

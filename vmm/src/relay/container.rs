@@ -9,7 +9,7 @@ use magnetar_core::process::{Life, Phase};
 use magnetar_core::stdio::StdioSpec;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Between two reports that a container is out of memory.
@@ -24,6 +24,8 @@ pub struct Container {
     pub bundle: PathBuf,
     /// Its first process.
     pub init: Arc<Process>,
+    /// How many huge pages it may use, once that is known.
+    pub huge_pages: OnceLock<u32>,
     execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
     oom_told: Mutex<Option<Instant>>,
 }
@@ -44,7 +46,7 @@ impl Container {
     /// A container that is about to be made.
     pub fn new(id: ContainerId, bundle: PathBuf, stdio: StdioSpec) -> Self {
         let init = Arc::new(Process::new(stdio, Vec::new(), Phase::Creating));
-        Self { id, bundle, init, execs: Mutex::default(), oom_told: Mutex::default() }
+        Self { id, bundle, init, huge_pages: OnceLock::new(), execs: Mutex::default(), oom_told: Mutex::default() }
     }
 
     /// Its init, or one of its execs.

@@ -85,13 +85,15 @@ impl Relay {
         let memory = self.0.memory.used_by(&spec);
         let context =
             translate::Context { sandbox_pid: std::process::id(), shm: &self.0.shm, memory: &|source| Volumes::number(&memory, source) };
-        let Translated { spec, volumes, disks, shared_pid } = translate::translate(spec, id, &context)
+        let Translated { spec, volumes, disks, huge_pages, shared_pid } = translate::translate(spec, id, &context)
             .map_err(|error| if error.code() == Code::InvalidArgument { no_spec(&error) } else { error })?;
         running.share.show(id, &container.bundle.join("rootfs"), &request.rootfs, &volumes)?;
         let memory = memory.into_iter().map(|(_, memory)| memory).collect();
+        let _the_first_counts = container.huge_pages.set(huge_pages);
+        let huge_pages = self.registry().values().filter_map(|other| other.huge_pages.get()).fold(0, |sum: u32, n| sum.saturating_add(*n));
         let disks = running.attach(id, disks).await?;
         let submounts = running.share.submounts(id)?;
-        let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory, disks, submounts, shared_pid };
+        let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory, huge_pages, disks, submounts, shared_pid };
         running.guest.ask(Request::Bundle(bundle), ASKED).await?;
         let (streams, paths) = Streams::open(&running.guest, id, None, &request.stdio, &self.0.tasks).await?;
         container.init.attach(streams);

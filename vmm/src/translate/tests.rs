@@ -129,6 +129,17 @@ fn devices_that_come_with_privileges_are_none_of_its_own() {
 }
 
 #[test]
+fn huge_pages_are_those_that_a_guest_has() {
+    let limits = |list: Value| with_linux(json!({"resources": {"hugepageLimits": list}}));
+    let given = json!([{"pageSize": "2MB", "limit": 4 << 20}, {"pageSize": "1GB", "limit": 0}]);
+    let Translated { spec, huge_pages, .. } = inside(limits(given)).unwrap();
+    assert_eq!(huge_pages, 2);
+    assert_eq!(spec["linux"]["resources"]["hugepageLimits"], json!([{"pageSize": "2MB", "limit": 4 << 20}]));
+    let large = limits(json!([{"pageSize": "1GB", "limit": 1 << 30}]));
+    assert!(inside(large).unwrap_err().to_string().contains("1GB"));
+}
+
+#[test]
 fn limits_lose_what_names_the_hosts_hardware() {
     let mut limits = json!({"cpu": {"quota": 1, "cpus": "0-3", "mems": "0"}, "memory": {"limit": 1}, "blockIO": {"weight": 10}});
     resources(&mut limits);

@@ -16,6 +16,7 @@ fn spec(nics: usize) -> VmSpec {
         initramfs: "/i".into(),
         parameters: vec!["a=b".into(), "c".into()],
         memory_mib: 256,
+        huge_pages: false,
         vcpus: 2,
         acceleration: Acceleration::Tcg,
         share: "/pod/share,1".into(),
@@ -55,6 +56,13 @@ fn the_guest_has_what_the_pod_has() {
         assert!(devices.contains(device), "{device}: {devices}");
     }
     assert!(values(&words, "-chardev").contains(&"socket,id=share,path=/pod/share,,1"), "a comma is doubled");
+}
+
+#[test]
+fn memory_is_made_of_huge_pages_when_it_should_be() {
+    let mut spec = spec(0);
+    spec.huge_pages = true;
+    assert_eq!(values(&words(&spec), "-object"), ["memory-backend-memfd,id=ram,size=256M,share=on,hugetlb=on,hugetlbsize=2M"]);
 }
 
 #[test]
