@@ -55,7 +55,7 @@ async fn set_up(setup: &Setup) -> Result<()> {
         nix::unistd::sethostname(&setup.hostname).context(|| format!("cannot set the hostname {:?}", setup.hostname))?;
     }
     // While memory is in one piece.
-    huge::set_aside(setup.huge_pages)?;
+    huge::set_aside(setup.huge_pages).await?;
     // Before sysctls, which may name an interface.
     network::configure(&setup.network).await?;
     for (name, value) in &setup.sysctls {
@@ -100,7 +100,7 @@ fn set_clock(now: u64) -> Result<()> {
 
 async fn write_bundle(bundle: &Bundle) -> Result<()> {
     let container = ContainerId::parse(bundle.container.clone())?;
-    huge::set_aside(bundle.huge_pages)?;
+    huge::set_aside(bundle.huge_pages).await?;
     for memory in &bundle.memory {
         make_memory(memory)?;
     }

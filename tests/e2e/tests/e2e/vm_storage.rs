@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use magnetar_cri::Pod;
+use magnetar_cri::{
+    Pod,
+    v1::{HugepageLimit, LinuxContainerResources},
+};
 use magnetar_e2e::{Case, Scratch, on_vm, refused};
 
 use crate::vm::process;
@@ -148,4 +151,59 @@ fn a_device_that_is_no_disk_is_refused_with_the_reason() {
         refused(fuse, &["/dev/loop-control (10:237), which its virtual machine has not"]).context("loop-control")?;
         Ok(pod.remove().await?)
     });
+}
+
+/// The CRI's word for so many huge pages of 2 MiB.
+fn huge_pages(pages: u64) -> Vec<HugepageLimit> {
+    // The kubelet names all sizes that its node has.
+    vec![HugepageLimit { page_size: "2MB".into(), limit: pages << 21 }, HugepageLimit { page_size: "1GB".into(), limit: 0 }]
+}
+
+#[test]
+fn huge_pages_are_the_guests_own_and_limited() {
+    on_vm(async |case| {
+        let limits = LinuxContainerResources { hugepage_limits: huge_pages(16), memory_limit_in_bytes: 64 << 20, ..Default::default() };
+        let pod = case.node().run_pod(&case.pod_spec("huge").resources(limits)).await?;
+        let with = |pages| move |r: &mut LinuxContainerResources| r.hugepage_limits = huge_pages(pages);
+        let look = "grep HugePages_Total /proc/meminfo; cat /sys/fs/cgroup/hugetlb.2MB.max";
+        let container = pod.run(&case.sleeper().resources(with(12))).await?;
+        assert_eq!(fields(&container.shell(look).await?.stdout), ["HugePages_Total:", "16", &(12 << 21).to_string()]);
+        // Nobody has said that there would be so many: there is memory for them.
+        let second = pod.run(&case.sleeper().named("second").resources(with(8))).await?;
+        assert_eq!(fields(&second.shell(look).await?.stdout), ["HugePages_Total:", "20", &(8 << 21).to_string()]);
+        let third = pod.create(&case.sleeper().named("third").resources(with(10_000))).await?;
+        refused(third.start().await, &["may use 10020 huge pages", "memory_mib"])?;
+        assert_eq!(fields(&second.shell(look).await?.stdout)[1], "20", "what could not be had was given back");
+        let large = |r: &mut LinuxContainerResources| r.hugepage_limits[0].page_size = "1GB".into();
+        let large = pod.create(&case.sleeper().named("large").resources(with(8)).resources(large)).await?;
+        refused(large.start().await, &["huge pages of 2MB, not of 1GB"])?;
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_volume_of_huge_pages_is_one_in_the_guest() {
+    on_vm(async |case| {
+        let scratch = Scratch::new()?;
+        let volume = scratch.join("kubernetes.io~empty-dir/pages");
+        fs::create_dir_all(&volume)?;
+        let mounted = Command::new("mount").args(["-t", "hugetlbfs", "-o", "pagesize=2M", "none", &volume]).output()?;
+        ensure!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
+        let outcome = async {
+            let pod = case.pod("huge-volume").await?;
+            let container = pod.run(&case.sleeper().mount(&volume, "/pages").resources(|r| r.hugepage_limits = huge_pages(8))).await?;
+            let look =
+                "grep ' /pages ' /proc/mounts | cut -d ' ' -f 1,3; fallocate -l 4194304 /pages/file; grep HugePages_Free /proc/meminfo";
+            assert_eq!(fields(&container.shell(look).await?.stdout), ["hugetlbfs", "hugetlbfs", "HugePages_Free:", "6"]);
+            ensure!(fs::read_dir(&volume)?.next().is_none(), "the file is the host's");
+            Ok(pod.remove().await?)
+        };
+        let outcome: Result<()> = outcome.await;
+        ensure!(Command::new("umount").arg(&volume).status()?.success());
+        outcome
+    });
+}
+
+fn fields(text: &str) -> Vec<&str> {
+    text.split_whitespace().collect()
 }
