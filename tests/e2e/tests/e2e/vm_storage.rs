@@ -15,7 +15,7 @@ use magnetar_cri::{
 };
 use magnetar_e2e::{Case, Scratch, on_vm, refused};
 
-use crate::vm::process;
+use crate::{options::Replaced, vm::process};
 
 /// A loop device of the node over a file of 16 MiB, gone with this value.
 struct Loop {
@@ -209,6 +209,52 @@ fn a_volume_of_huge_pages_is_one_in_the_guest() {
         let outcome: Result<()> = outcome.await;
         ensure!(Command::new("umount").arg(&volume).status()?.success());
         outcome
+    });
+}
+
+/// Those of the host, as the kernel counts them.
+fn of_host(name: &str) -> Result<u64> {
+    Ok(fs::read_to_string(Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").join(name))?.trim().parse()?)
+}
+
+/// More of the host's huge pages, until this value is dropped.
+struct More(u64);
+
+impl More {
+    fn by(pages: u64) -> Result<Self> {
+        let more = Self(of_host("nr_hugepages")?);
+        fs::write("/proc/sys/vm/nr_hugepages", (more.0 + pages).to_string())?;
+        ensure!(of_host("nr_hugepages")? == more.0 + pages, "this machine has no {pages} huge pages");
+        Ok(more)
+    }
+}
+
+impl Drop for More {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write("/proc/sys/vm/nr_hugepages", self.0.to_string()) {
+            eprintln!("the host's huge pages cannot be given back: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_guest_is_made_of_the_hosts_huge_pages_if_it_is_to_be_and_there_are_enough() {
+    on_vm(async |case| {
+        let _options = Replaced::with(case, "[vm]\nhuge_pages = true\nmemory_mib = 127\n")?;
+        let limits = LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() };
+        let spec = || case.pod_spec("of-huge-pages").resources(limits.clone());
+        let (free, reserved) = (of_host("free_hugepages")?, of_host("resv_hugepages")?);
+        ensure!(free - reserved < 80, "this machine has huge pages that nobody uses");
+        refused(case.node().run_pod(&spec()).await, &["free huge pages of 2MB", "needs 80", "vm.nr_hugepages"])?;
+
+        let _more = More::by(80)?;
+        let before = of_host("free_hugepages")?;
+        let pod = case.node().run_pod(&spec()).await?;
+        ensure!(of_host("free_hugepages")? < before, "the guest does not use them");
+        assert_eq!(case.output(&pod, &case.script("echo fine")).await?, "fine\n");
+        pod.remove().await?;
+        assert_eq!(of_host("free_hugepages")?, before);
+        Ok(())
     });
 }
 
