@@ -40,7 +40,7 @@ struct Inside {
     streams: Streams,
     calls: mpsc::Sender<std::io::Result<VsockStream>>,
     /// Taken by the one connection that is for them.
-    events: Mutex<Option<mpsc::Receiver<(SystemTime, Event)>>>,
+    events: Mutex<Option<mpsc::UnboundedReceiver<(SystemTime, Event)>>>,
 }
 
 impl Doors {
@@ -48,7 +48,7 @@ impl Doors {
     pub fn open(
         sandbox: SandboxId,
         containers: Containers<Libcontainer>,
-        events: mpsc::Receiver<(SystemTime, Event)>,
+        events: mpsc::UnboundedReceiver<(SystemTime, Event)>,
         tasks: TaskTracker,
     ) -> Result<Self> {
         let address = VsockAddr::new(VMADDR_CID_ANY, api::PORT);

@@ -8,7 +8,7 @@ use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 
 /// Tells events for as long as somebody listens.
-pub async fn tell(mut to: impl AsyncWrite + Unpin, mut events: mpsc::Receiver<(SystemTime, Event)>) {
+pub async fn tell(mut to: impl AsyncWrite + Unpin, mut events: mpsc::UnboundedReceiver<(SystemTime, Event)>) {
     while let Some((_, event)) = events.recv().await {
         let told = match event {
             Event::Oom(oom) => api::Event::OutOfMemory { container: oom.container_id },

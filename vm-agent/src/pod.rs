@@ -59,10 +59,11 @@ async fn set_up(setup: &Setup) -> Result<()> {
     // Before sysctls, which may name an interface.
     network::configure(&setup.network).await?;
     for (name, value) in &setup.sysctls {
-        if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
-            return Err(Error::invalid(format!("{name:?} is no sysctl")));
+        if !name.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(Error::invalid(format!("{} is no sysctl", name.display())));
         }
-        std::fs::write(Path::new("/proc/sys").join(name), value).context(|| format!("cannot set the sysctl {name} = {value:?}"))?;
+        std::fs::write(Path::new("/proc/sys").join(name), value)
+            .context(|| format!("cannot set the sysctl {} = {value:?}", name.display()))?;
     }
     info!(sandbox = setup.sandbox, "ready");
     Ok(())

@@ -18,9 +18,8 @@ use crate::share::Share;
 use crate::spec::{Nic, VmSpec, user_of};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use magnetar_core::cgroup::{Cgroup, moves, oom, stats};
-use magnetar_core::config::LogLevel;
 use magnetar_core::error::{Code, Context, Error, Result};
-use magnetar_core::home::{EMPTY, Home, namespace};
+use magnetar_core::home::{Home, namespace};
 use magnetar_core::pod_config::{NamespaceMode, PodConfig};
 use magnetar_core::reaper::Exit;
 use magnetar_core::record::{PodDir, PodRecord};
@@ -29,7 +28,6 @@ use magnetar_core::sandbox_files::{SandboxFiles, hostname};
 use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::{Purpose, Request, Setup};
 use nix::sched::{CloneFlags, setns};
-use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,10 +36,6 @@ use tracing::warn;
 
 /// How long the agent may take to make the guest the pod, in software emulation on a busy host.
 const SET_UP: Duration = Duration::from_secs(60);
-
-/// Sysctls that containerd sets for every pod with a network of its own, so that an unprivileged server can listen on port 80 and
-/// ping works.
-const SYSCTLS: [(&str, &str); 2] = [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")];
 
 /// The one pod of this process.
 pub struct VmPod<H> {
@@ -95,7 +89,7 @@ impl<H: Hypervisor> VmPod<H> {
             huge::on_host(size.memory_mib)?;
         }
         let dir = self.vm_dir();
-        let mut parameters = vec![format!("magnetar.log={}", level(self.record.config.log_level))];
+        let mut parameters = vec![format!("magnetar.log={}", self.record.config.log_level)];
         parameters.extend(self.config.kernel_parameters.split_ascii_whitespace().map(String::from));
         Ok(VmSpec {
             sandbox: self.record.sandbox.clone(),
@@ -122,7 +116,8 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         let netns = request.netns.as_deref().ok_or_else(no_host_network)?;
         let netns = namespace(netns)?;
         let files = SandboxFiles::new(&self.record.config.containerd, &self.record.sandbox, &self.dir);
-        self.home = Some(Home::leave(&self.dir, &mut self.record, config.cgroup_parent.as_deref())?);
+        let home = Home::leave(&self.dir, &mut self.record, config.cgroup_parent.as_deref())?;
+        self.home.insert(home).make_cgroup()?;
         self.files = Some(files.clone());
         // /dev/shm is in the guest: nothing is mounted for it here.
         files.create(&PodConfig { ipc: NamespaceMode::Node, ..config.clone() }, Path::new("/etc"))?;
@@ -164,7 +159,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             sandbox: self.record.sandbox.to_string(),
             now: guest::now(),
             hostname: hostname(config),
-            sysctls: sysctls(config),
+            sysctls: config.sysctl_files(true),
             huge_pages,
             network,
         };
@@ -191,24 +186,25 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
     async fn stop(&mut self) -> Result<()> {
         self.relay.close().await;
         self.forwarder = None;
-        if let Some(machine) = self.machine.take() {
+        if let Some(machine) = &self.machine {
             machine.switch_off().await;
         }
-        if self.request.take().is_some() {
+        if self.request.is_some() {
             network::detach().await?;
+            // Once more would be in the namespace that this process goes back to.
+            self.request = None;
         }
-        if let Some(share) = self.share.take() {
+        if let Some(share) = &self.share {
             share.remove()?;
         }
-        if let Some(files) = self.files.take() {
+        if let Some(files) = &self.files {
             files.remove()?;
         }
-        if let Some(home) = self.home.take() {
-            home.go_back()?;
+        if let Some(home) = &self.home {
+            home.go_back().await?;
         }
-        if let Some(path) = &self.record.cgroup {
-            Cgroup::at(path)?.remove(EMPTY).await?;
-        }
+        // Not sooner: what has failed is tried again.
+        (self.machine, self.share, self.files, self.home) = (None, None, None, None);
         Ok(())
     }
 
@@ -264,24 +260,4 @@ fn no_host_network() -> Error {
     Error::unimplemented(
         "a pod in a virtual machine cannot have the host's network (hostNetwork): its kernel has one of its own; use magnetar-runc for this pod",
     )
-}
-
-fn sysctls(config: &PodConfig) -> BTreeMap<String, String> {
-    let ours = SYSCTLS.map(|(name, value)| (name.to_string(), value.to_string()));
-    let pods = config.sysctl_files().map(|(path, value)| {
-        let name = path.strip_prefix("/proc/sys").unwrap_or(&path).to_string_lossy().into_owned();
-        (name, value.to_string())
-    });
-    // The pod's own wish comes last, and counts.
-    ours.into_iter().chain(pods).collect()
-}
-
-fn level(level: LogLevel) -> &'static str {
-    match level {
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-        LogLevel::Trace => "trace",
-    }
 }

@@ -27,11 +27,11 @@ use magnetar_core::sandbox_files::SandboxFiles;
 use magnetar_core::server::Parts;
 use magnetar_core::stdio::StdioSpec;
 use magnetar_core::task::gate::{Gate, MADE};
+use magnetar_core::task::registry::Registry;
 use magnetar_core::task::{CreateRequest, names, state};
 use memory::Volumes;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -62,7 +62,7 @@ struct Shared {
     running: OnceLock<Running>,
     memory: Volumes,
     gate: Gate,
-    containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
+    containers: Registry<ContainerId, Container>,
 }
 
 /// A machine that runs.
@@ -117,7 +117,8 @@ impl Relay {
     /// The Task API of `sandbox`, whose machine does not run yet. `shm` is what its containers mount as /dev/shm.
     pub fn new(sandbox: SandboxId, pod: PodDir, shm: PathBuf, parts: &Parts) -> Self {
         let Parts { events, idle, tasks, .. } = parts.clone();
-        let (files, running, memory, containers) = (OnceLock::new(), OnceLock::new(), Volumes::default(), Mutex::default());
+        let (files, running, memory, containers) =
+            (OnceLock::new(), OnceLock::new(), Volumes::default(), Registry::new("container", "this pod"));
         let gate = Gate::new();
         Self(Arc::new(Shared { sandbox, pod, events, idle, tasks, shm, files, running, memory, gate, containers }))
     }
@@ -144,20 +145,7 @@ impl Relay {
     }
 
     fn get(&self, id: &ContainerId) -> Result<Arc<Container>> {
-        self.registry().get(id).cloned().ok_or_else(|| Error::not_found(format!("there is no container {id} in this pod")))
-    }
-
-    fn register(&self, container: &Arc<Container>) -> Result<()> {
-        let mut registry = self.registry();
-        if registry.contains_key(&container.id) {
-            return Err(Error::new(Code::AlreadyExists, format!("there is a container {} in this pod already", container.id)));
-        }
-        registry.insert(container.id.clone(), container.clone());
-        Ok(())
-    }
-
-    fn registry(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Arc<Container>>> {
-        self.0.containers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.containers.get(id)
     }
 }
 

@@ -6,6 +6,7 @@
 
 use crate::error::{Context, Error, Result};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// What a runtime handler is: which sandboxer serves it, and how.
@@ -65,6 +66,13 @@ pub enum LogLevel {
     Debug,
     /// And everything.
     Trace,
+}
+
+/// As it is configured.
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{self:?}").to_ascii_lowercase())
+    }
 }
 
 impl Default for HandlerConfig {

@@ -97,29 +97,42 @@ impl Event {
 
 /// Where events are put. Cheap to clone; never blocks.
 #[derive(Debug, Clone)]
-pub struct Events {
-    queue: mpsc::Sender<(SystemTime, Event)>,
+pub struct Events(Queue);
+
+#[derive(Debug, Clone)]
+enum Queue {
+    /// Of what is more than it holds, containerd finds out by itself.
+    Bounded(mpsc::Sender<(SystemTime, Event)>),
+    /// Nobody asks again.
+    Whole(mpsc::UnboundedSender<(SystemTime, Event)>),
 }
 
 impl Events {
     /// A queue, and the loop that empties it into the containerd at `address`.
     pub fn new(address: PathBuf, namespace: Namespace) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, events) = mpsc::channel(QUEUE);
-        (Self { queue }, forward_all(address, namespace, events))
+        (Self(Queue::Bounded(queue)), forward_all(address, namespace, events))
     }
 
-    /// A queue whose events go elsewhere: those of an agent in a guest, which has no containerd.
-    pub fn queue() -> (Self, mpsc::Receiver<(SystemTime, Event)>) {
-        let (queue, events) = mpsc::channel(QUEUE);
-        (Self { queue }, events)
+    /// A queue whose events go elsewhere: those of an agent in a guest, which has no containerd. None is lost, since of a
+    /// process whose end is not told nobody asks again: there are as many as processes that were asked for, and kills for
+    /// memory.
+    pub fn queue() -> (Self, mpsc::UnboundedReceiver<(SystemTime, Event)>) {
+        let (queue, events) = mpsc::unbounded_channel();
+        (Self(Queue::Whole(queue)), events)
     }
 
-    /// Tells an event. If containerd has been away for so long that the queue is full, it is lost,
+    /// Tells an event. If containerd has been away for so long that its queue is full, it is lost,
     /// and the log says so: containerd asks for the state of every task when it comes back.
     pub fn publish(&self, event: Event) {
         let topic = event.topic();
-        if self.queue.try_send((SystemTime::now(), event)).is_err() {
-            warn!(topic, "event lost: containerd takes none");
+        let event = (SystemTime::now(), event);
+        let taken = match &self.0 {
+            Queue::Bounded(queue) => queue.try_send(event).is_ok(),
+            Queue::Whole(queue) => queue.send(event).is_ok(),
+        };
+        if !taken {
+            warn!(topic, "event lost: nobody takes it");
         }
     }
 }

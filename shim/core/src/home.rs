@@ -14,18 +14,20 @@ use std::path::Path;
 use std::time::Duration;
 
 /// How long the kernel may take to let an empty cgroup go.
-pub const EMPTY: Duration = Duration::from_secs(10);
+const EMPTY: Duration = Duration::from_secs(10);
 
 /// Where this process was before there was a pod.
 #[derive(Debug)]
 pub struct Home {
     cgroup: Cgroup,
     network: OwnedFd,
+    /// The pod's cgroup.
+    pods: Cgroup,
 }
 
 impl Home {
-    /// Makes the pod's own cgroup, beside those of its containers and below what the kubelet made, for this process and what
-    /// it runs. It is recorded first. This process does not move yet.
+    /// Records the pod's own cgroup, beside those of its containers and below what the kubelet made, for this process and what
+    /// it runs. It is not made yet.
     ///
     /// # Errors
     /// What the kernel says.
@@ -39,20 +41,29 @@ impl Home {
             Some(parent) => format!("{}/{id}", parent.trim_end_matches('/')),
             None => format!("/magnetar/{id}"),
         };
-        let home = Self { cgroup: Cgroup::of_process(std::process::id())?, network: namespace(Path::new("/proc/self/ns/net"))? };
-        record.cgroup = Some(path.clone());
+        let cgroup = Cgroup::of_process(std::process::id())?;
+        let home = Self { cgroup, network: namespace(Path::new("/proc/self/ns/net"))?, pods: Cgroup::at(&path)? };
+        record.cgroup = Some(path);
         dir.write_pod(record)?;
-        Cgroup::at(&path)?.create()?;
         Ok(home)
     }
 
-    /// Goes back.
+    /// Makes the cgroup. This process does not move yet.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn go_back(self) -> Result<()> {
+    pub fn make_cgroup(&self) -> Result<()> {
+        self.pods.create()
+    }
+
+    /// Goes back, and removes the cgroup, if it was made. Idempotent.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn go_back(&self) -> Result<()> {
         setns(&self.network, CloneFlags::CLONE_NEWNET).context(|| "cannot leave the pod's network namespace".into())?;
-        moves::join(&self.cgroup)
+        moves::join(&self.cgroup)?;
+        self.pods.remove(EMPTY).await
     }
 }
 

@@ -7,7 +7,7 @@ mod namespaces;
 
 use crate::cgroup::{Cgroup, moves, stats};
 use crate::error::{Error, Result};
-use crate::home::{EMPTY, Home};
+use crate::home::Home;
 use crate::reaper::Reaper;
 use crate::record::{PodDir, PodRecord};
 use crate::runtime::Runtime;
@@ -58,7 +58,8 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
         self.record.mounts = files.owned_mounts();
         self.parent_cgroup.clone_from(&config.cgroup_parent);
         // Writes the record, mounts included, before the first thing is made.
-        self.home = Some(Home::leave(&self.dir, &mut self.record, config.cgroup_parent.as_deref())?);
+        let home = Home::leave(&self.dir, &mut self.record, config.cgroup_parent.as_deref())?;
+        self.home.insert(home).make_cgroup()?;
         self.files = Some(files.clone());
         files.create(config, Path::new("/etc"))?;
         self.containers.keep_published(files);
@@ -84,15 +85,14 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
     async fn stop(&mut self) -> Result<()> {
         self.containers.kill_all().await?;
         self.stop_holder().await?;
-        if let Some(files) = self.files.take() {
+        if let Some(files) = &self.files {
             files.remove()?;
         }
-        if let Some(home) = self.home.take() {
-            home.go_back()?;
+        if let Some(home) = &self.home {
+            home.go_back().await?;
         }
-        if let Some(path) = &self.record.cgroup {
-            Cgroup::at(path)?.remove(EMPTY).await?;
-        }
+        // Not sooner: what has failed is tried again.
+        (self.files, self.home) = (None, None);
         Ok(())
     }
 

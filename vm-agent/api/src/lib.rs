@@ -26,6 +26,7 @@ pub mod network;
 use network::Network;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// The version of this protocol. A change that the other side may not understand makes it another one.
 pub const VERSION: u32 = 2;
@@ -194,7 +195,7 @@ pub struct Setup {
     /// Its name in the network; the kernel's own if empty.
     pub hostname: String,
     /// Sysctls, by their paths below /proc/sys.
-    pub sysctls: BTreeMap<String, String>,
+    pub sysctls: BTreeMap<PathBuf, String>,
     /// How many huge pages of 2 MiB are set aside, at least.
     pub huge_pages: u32,
     /// Its interfaces, routes and neighbours.

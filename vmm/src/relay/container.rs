@@ -3,11 +3,11 @@
 //! waits for the guest.
 
 use crate::streams::Streams;
-use magnetar_core::error::{Code, Error, Result};
+use magnetar_core::error::Result;
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::process::{Life, Phase};
 use magnetar_core::stdio::StdioSpec;
-use std::collections::BTreeMap;
+use magnetar_core::task::registry::Registry;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,7 +26,8 @@ pub struct Container {
     pub init: Arc<Process>,
     /// How many huge pages it may use, once that is known.
     pub huge_pages: OnceLock<u32>,
-    execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
+    /// Its further processes.
+    pub execs: Registry<ExecId, Process>,
     oom_told: Mutex<Option<Instant>>,
 }
 
@@ -46,7 +47,8 @@ impl Container {
     /// A container that is about to be made.
     pub fn new(id: ContainerId, bundle: PathBuf, stdio: StdioSpec) -> Self {
         let init = Arc::new(Process::new(stdio, Vec::new(), Phase::Creating));
-        Self { id, bundle, init, huge_pages: OnceLock::new(), execs: Mutex::default(), oom_told: Mutex::default() }
+        let execs = Registry::new("exec", format!("container {id}"));
+        Self { id, bundle, init, huge_pages: OnceLock::new(), execs, oom_told: Mutex::default() }
     }
 
     /// Its init, or one of its execs.
@@ -56,33 +58,8 @@ impl Container {
     pub fn process(&self, exec: Option<&ExecId>) -> Result<Arc<Process>> {
         match exec {
             None => Ok(self.init.clone()),
-            Some(exec) => {
-                self.execs().get(exec).cloned().ok_or_else(|| Error::not_found(format!("container {} has no exec {exec}", self.id)))
-            }
+            Some(exec) => self.execs.get(exec),
         }
-    }
-
-    /// Announces an exec.
-    ///
-    /// # Errors
-    /// `AlreadyExists` for a name in use.
-    pub fn add_exec(&self, exec: ExecId, process: Process) -> Result<()> {
-        let mut execs = self.execs();
-        if execs.contains_key(&exec) {
-            return Err(Error::new(Code::AlreadyExists, format!("container {} has an exec {exec} already", self.id)));
-        }
-        execs.insert(exec, Arc::new(process));
-        Ok(())
-    }
-
-    /// Forgets an exec.
-    pub fn remove_exec(&self, exec: &ExecId) {
-        self.execs().remove(exec);
-    }
-
-    /// All execs that it has now.
-    pub fn all_execs(&self) -> Vec<(ExecId, Arc<Process>)> {
-        self.execs().iter().map(|(id, process)| (id.clone(), process.clone())).collect()
     }
 
     /// Whether containerd is to be told that the guest is out of memory: it is told once in a while, however often a guest says it.
@@ -93,10 +70,6 @@ impl Container {
             *told = Some(Instant::now());
         }
         news
-    }
-
-    fn execs(&self) -> MutexGuard<'_, BTreeMap<ExecId, Arc<Process>>> {
-        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

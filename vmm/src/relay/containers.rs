@@ -8,7 +8,7 @@
 
 use super::container::{Container, Process};
 use super::memory::Volumes;
-use super::{Relay, Running};
+use super::{ENDED, Relay, Running};
 use crate::streams::Streams;
 use crate::translate::{self, Translated};
 use containerd_shim_protos::api;
@@ -59,7 +59,7 @@ impl Relay {
             return Err(named(no_checkpoints()));
         }
         let container = Arc::new(Container::new(id.clone(), request.bundle.clone(), request.stdio.clone()));
-        self.register(&container)?;
+        self.0.containers.add(container.id.clone(), container.clone())?;
         match self.make(running, &container, &request).await {
             Ok(pid) => {
                 info!(container = %id, "created");
@@ -90,7 +90,8 @@ impl Relay {
         running.share.show(id, &container.bundle.join("rootfs"), &request.rootfs, &volumes)?;
         let memory = memory.into_iter().map(|(_, memory)| memory).collect();
         let _the_first_counts = container.huge_pages.set(huge_pages);
-        let huge_pages = self.registry().values().filter_map(|other| other.huge_pages.get()).fold(0, |sum: u32, n| sum.saturating_add(*n));
+        let all = self.0.containers.all();
+        let huge_pages = all.iter().filter_map(|(_, other)| other.huge_pages.get()).fold(0, |sum: u32, pages| sum.saturating_add(*pages));
         let disks = running.attach(id, disks).await?;
         let submounts = running.share.submounts(id)?;
         let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory, huge_pages, disks, submounts, shared_pid };
@@ -183,7 +184,7 @@ impl Relay {
                 return Err(Error::precondition(format!("cannot exec in container {id}: it is {}", phase.name())));
             }
         }
-        container.add_exec(exec.clone(), process)?;
+        container.execs.add(exec.clone(), Arc::new(process))?;
         report::exec_added(&self.0.events, id, &exec);
         Ok(())
     }
@@ -267,7 +268,8 @@ impl Relay {
         let pid = process.life.phase().pid();
         if exec.is_none() && matches!(process.life.phase(), Phase::Created { .. }) {
             match self.kill(id, None, libc::SIGKILL as u32, false).await {
-                Ok(()) => drop(process.life.exit().await),
+                // The guest's word for it may not come; whoever stops the pod does without.
+                Ok(()) => drop(tokio::time::timeout(ENDED, process.life.exit()).await),
                 // It has ended meanwhile, or the machine has.
                 Err(error) => info!(container = %id, %error, "cannot kill what is to be deleted"),
             }
@@ -279,7 +281,7 @@ impl Relay {
             .unwrap_or_else(Exit::killed);
         if let Some(exec) = exec {
             self.forget(running, id, Some(exec)).await?;
-            container.remove_exec(exec);
+            container.execs.remove(exec);
             return Ok((pid, exit));
         }
         self.unmake(running, &container).await?;
@@ -312,7 +314,7 @@ impl Relay {
         running.share.hide(&container.id)?;
         self.0.pod.remove_container(&container.id)?;
         container.init.detach();
-        self.registry().remove(&container.id);
+        self.0.containers.remove(&container.id);
         self.0.idle.soon();
         Ok(())
     }
@@ -345,8 +347,8 @@ impl Relay {
 
     /// All that ran has ended with the machine.
     pub fn all_ended(&self) {
-        for container in self.registry().values().cloned().collect::<Vec<_>>() {
-            for (exec, process) in container.all_execs() {
+        for (_, container) in self.0.containers.all() {
+            for (exec, process) in container.execs.all() {
                 if process.life.phase().living_pid().is_some() {
                     self.ended(&container.id, Some(&exec), &process, Exit::killed());
                 }

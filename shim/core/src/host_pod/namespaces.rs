@@ -8,14 +8,14 @@
 
 use crate::error::{Context, Error, Result};
 use crate::home::namespace;
-use crate::pod_config::{NamespaceMode, PodConfig};
+use crate::pod_config::NamespaceMode;
 use crate::sandbox::PodRequest;
 use magnetar_sys::holder::{self, HolderError};
 use magnetar_sys::namespace::owning_user_namespace;
 use nix::sched::{CloneFlags, setns, unshare};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What has to happen to be in the pod's namespaces.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub struct Plan {
     unshare: CloneFlags,
     new_pid_namespace: bool,
     hostname: Option<String>,
-    sysctls: BTreeMap<String, String>,
+    sysctls: BTreeMap<PathBuf, String>,
 }
 
 impl Plan {
@@ -55,7 +55,8 @@ impl Plan {
         unshare.set(CloneFlags::CLONE_NEWUTS, network.is_some());
         let own_uts = unshare.contains(CloneFlags::CLONE_NEWUTS);
         let hostname = Some(config.hostname.clone()).filter(|name| own_uts && !name.is_empty());
-        let sysctls = sysctls(config, network.is_some())?;
+        config.refuse_host_sysctls(network.is_some())?;
+        let sysctls = config.sysctl_files(network.is_some());
         Ok(Self { network, user, unshare, new_pid_namespace: config.pid == NamespaceMode::Pod, hostname, sysctls })
     }
 
@@ -88,91 +89,9 @@ impl Plan {
             nix::unistd::sethostname(hostname).context(|| format!("cannot set the hostname {hostname:?}"))?;
         }
         for (name, value) in &self.sysctls {
-            let path = Path::new("/proc/sys").join(sysctl_path(name));
-            std::fs::write(&path, value).context(|| format!("cannot set the sysctl {name} = {value:?}"))?;
+            let path = Path::new("/proc/sys").join(name);
+            std::fs::write(path, value).context(|| format!("cannot set the sysctl {} = {value:?}", name.display()))?;
         }
         Ok(())
-    }
-}
-
-/// The pod's sysctls, and the two that containerd sets for every pod with a network of its own, so
-/// that an unprivileged server can listen on port 80 and ping works.
-fn sysctls(config: &PodConfig, own_network: bool) -> Result<BTreeMap<String, String>> {
-    let mut sysctls = config.sysctls.clone();
-    for name in sysctls.keys() {
-        let normal = sysctl_path(name);
-        let in_network = normal.starts_with("net/");
-        let in_ipc = normal.starts_with("fs/mqueue/") || ["kernel/msg", "kernel/sem", "kernel/shm"].iter().any(|p| normal.starts_with(p));
-        if (in_network && !own_network) || (in_ipc && config.ipc == NamespaceMode::Node) || !(in_network || in_ipc) {
-            return Err(Error::invalid(format!(
-                "the sysctl {name} is not one of this pod's own namespaces: setting it would change the host"
-            )));
-        }
-    }
-    if own_network {
-        sysctls.entry("net.ipv4.ip_unprivileged_port_start".into()).or_insert("0".into());
-        if config.userns.is_none() {
-            sysctls.entry("net.ipv4.ping_group_range".into()).or_insert("0 2147483647".into());
-        }
-    }
-    Ok(sysctls)
-}
-
-/// `net.ipv4.x` as `net/ipv4/x`. A name that has slashes has them instead of dots, and its dots
-/// belong to names of interfaces (sysctl(8)).
-fn sysctl_path(name: &str) -> String {
-    match (name.find('.'), name.find('/')) {
-        (Some(dot), Some(slash)) if slash < dot => name.to_owned(),
-        (None, _) => name.to_owned(),
-        (Some(_), _) => name
-            .chars()
-            .map(|c| {
-                if c == '.' {
-                    '/'
-                } else if c == '/' {
-                    '.'
-                } else {
-                    c
-                }
-            })
-            .collect(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::Code;
-
-    fn config(sysctl: &str) -> PodConfig {
-        let mut config = PodConfig::default();
-        config.sysctls.insert(sysctl.into(), "1".into());
-        config
-    }
-
-    #[test]
-    fn sysctls_of_the_host_are_refused() {
-        for (name, own_network) in [("kernel.panic", true), ("vm.swappiness", true), ("net.core.somaxconn", false), ("fs.file-max", true)] {
-            assert_eq!(sysctls(&config(name), own_network).unwrap_err().code(), Code::InvalidArgument, "{name}");
-        }
-        let mut host_ipc = config("kernel.shmmax");
-        assert!(sysctls(&host_ipc, true).is_ok());
-        host_ipc.ipc = NamespaceMode::Node;
-        assert!(sysctls(&host_ipc, true).is_err());
-    }
-
-    #[test]
-    fn a_pod_with_a_network_may_listen_on_low_ports() {
-        assert_eq!(sysctls(&PodConfig::default(), true).unwrap()["net.ipv4.ip_unprivileged_port_start"], "0");
-        assert!(sysctls(&PodConfig::default(), false).unwrap().is_empty());
-        let own = sysctls(&config("net.ipv4.ip_unprivileged_port_start"), true).unwrap();
-        assert_eq!(own["net.ipv4.ip_unprivileged_port_start"], "1", "the pod's own wish comes first");
-    }
-
-    #[test]
-    fn names_in_both_spellings() {
-        assert_eq!(sysctl_path("net.ipv4.ip_forward"), "net/ipv4/ip_forward");
-        assert_eq!(sysctl_path("net/ipv4/conf/eth0.1/rp_filter"), "net/ipv4/conf/eth0.1/rp_filter");
-        assert_eq!(sysctl_path("net.ipv4.conf.eth0/1.rp_filter"), "net/ipv4/conf/eth0.1/rp_filter");
     }
 }

@@ -3,6 +3,7 @@
 
 use super::{NamespaceMode, PodConfig};
 use crate::error::{Error, Result};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What a sysctl changes. The kernel's documentation (admin-guide/sysctl) and namespaces(7) say which belongs where.
@@ -36,32 +37,45 @@ impl SysctlScope {
     }
 }
 
+/// What containerd sets for every pod with a network of its own, so that an unprivileged server can listen on port 80 and ping
+/// works; the second only where the pod's users are the host's, which are the ones it counts.
+const LOW_PORTS: (&str, &str) = ("net/ipv4/ip_unprivileged_port_start", "0");
+const PING: (&str, &str) = ("net/ipv4/ping_group_range", "0 2147483647");
+
 impl PodConfig {
-    /// Refuses sysctls whose effect would leave the pod, for sandboxers whose pods run on the host's kernel.
+    /// Refuses sysctls whose effect would leave the pod, for sandboxers whose pods run on the host's kernel. With `own_network`
+    /// the pod has a network namespace of its own.
     ///
     /// # Errors
     ///
     /// `InvalidArgument`, naming the first sysctl that belongs to the whole kernel or to a namespace that the pod shares
     /// with the host.
-    pub fn refuse_host_sysctls(&self) -> Result<()> {
+    pub fn refuse_host_sysctls(&self, own_network: bool) -> Result<()> {
         for name in self.sysctls.keys() {
             let inside = match SysctlScope::of(name) {
-                SysctlScope::Network => self.network != NamespaceMode::Node,
+                SysctlScope::Network => own_network,
                 SysctlScope::Ipc => self.ipc != NamespaceMode::Node,
                 // The pod has a uts namespace of its own exactly when it has a network namespace of its own.
-                SysctlScope::Uts => self.network != NamespaceMode::Node,
+                SysctlScope::Uts => own_network,
                 SysctlScope::Kernel => false,
             };
             if !inside {
-                return Err(Error::invalid(format!("sysctl {name:?} would change the host")));
+                return Err(Error::invalid(format!(
+                    "the sysctl {name} is not one of this pod's own namespaces: setting it would change the host"
+                )));
             }
         }
         Ok(())
     }
 
-    /// The sysctls as files and what to write there.
-    pub fn sysctl_files(&self) -> impl Iterator<Item = (PathBuf, &str)> {
-        self.sysctls.iter().map(|(name, value)| (Path::new("/proc/sys").join(relative_path(name)), value.as_str()))
+    /// What is to be written to which file below /proc/sys: the pod's sysctls, and those of every pod with a network of its own.
+    pub fn sysctl_files(&self, own_network: bool) -> BTreeMap<PathBuf, String> {
+        let low_ports = own_network.then_some(LOW_PORTS);
+        let ping = (own_network && self.userns.is_none()).then_some(PING);
+        let every_pods = low_ports.into_iter().chain(ping).map(|(file, value)| (PathBuf::from(file), value.to_owned()));
+        let own = self.sysctls.iter().map(|(name, value)| (relative_path(name), value.clone()));
+        // The pod's own wish comes last, and counts.
+        every_pods.chain(own).collect()
     }
 }
 
@@ -91,6 +105,7 @@ fn relative_path(name: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Code;
 
     #[test]
     fn names_stay_below_proc_sys() {
@@ -109,17 +124,30 @@ mod tests {
         }
     }
 
+    fn pod(sysctl: &str) -> PodConfig {
+        PodConfig { sysctls: [(sysctl.to_owned(), "1".to_owned())].into(), ..PodConfig::default() }
+    }
+
     #[test]
     fn what_would_change_the_host_is_refused() {
-        let pod = |name: &str| PodConfig { sysctls: [(name.to_owned(), "1".to_owned())].into(), ..PodConfig::default() };
         for inside in ["net.ipv4.ip_forward", "net/core/somaxconn", "kernel.shmmax", "fs.mqueue.msg_max", "kernel.domainname"] {
-            pod(inside).refuse_host_sysctls().unwrap();
+            pod(inside).refuse_host_sysctls(true).unwrap();
         }
         for outside in ["vm.swappiness", "kernel.panic", "kernel.hostname", "fs.file-max", "netx.y", "kernel.sem.x"] {
-            assert!(pod(outside).refuse_host_sysctls().is_err(), "{outside}");
+            assert_eq!(pod(outside).refuse_host_sysctls(true).unwrap_err().code(), Code::InvalidArgument, "{outside}");
         }
-        let on_the_host = PodConfig { network: NamespaceMode::Node, ..pod("net.ipv4.ip_forward") };
-        assert!(on_the_host.refuse_host_sysctls().is_err());
-        assert_eq!(on_the_host.sysctl_files().collect::<Vec<_>>(), [(PathBuf::from("/proc/sys/net/ipv4/ip_forward"), "1")]);
+        for on_the_host in ["net.core.somaxconn", "kernel.domainname"] {
+            assert!(pod(on_the_host).refuse_host_sysctls(false).is_err(), "{on_the_host}");
+        }
+        let with_ipc_of_the_host = PodConfig { ipc: NamespaceMode::Node, ..pod("kernel.shmmax") };
+        assert!(with_ipc_of_the_host.refuse_host_sysctls(true).is_err());
+    }
+
+    #[test]
+    fn a_pod_with_a_network_may_listen_on_low_ports() {
+        let ports = Path::new(LOW_PORTS.0);
+        assert_eq!(PodConfig::default().sysctl_files(true)[ports], "0");
+        assert!(PodConfig::default().sysctl_files(false).is_empty());
+        assert_eq!(pod("net.ipv4.ip_unprivileged_port_start").sysctl_files(true)[ports], "1", "the pod's own wish counts");
     }
 }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A container and its processes, as the Task API sees them.
 
+use super::registry::Registry;
 use super::spec::Spec;
 use crate::cgroup::Cgroup;
-use crate::error::{Code, Context, Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::ids::{ContainerId, ExecId};
 use crate::process::{Life, Phase};
 use crate::stdio::{ChildStreams, Keepers, StdioSpec};
 use crate::terminal::Terminal;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -26,7 +26,8 @@ pub struct Container {
     pub spec: Spec,
     /// Its first process.
     pub init: Arc<Process>,
-    execs: Mutex<BTreeMap<ExecId, Arc<Process>>>,
+    /// Its further processes.
+    pub execs: Registry<ExecId, Process>,
     cgroup: OnceLock<Cgroup>,
     oom_told: AtomicU64,
 }
@@ -55,7 +56,8 @@ impl Container {
     /// A container that is about to be made.
     pub fn new(id: ContainerId, bundle: PathBuf, rootfs: Option<PathBuf>, spec: Spec, stdio: StdioSpec) -> Self {
         let init = Arc::new(Process::new(stdio, Vec::new(), Phase::Creating));
-        Self { id, bundle, rootfs, spec, init, execs: Mutex::default(), cgroup: OnceLock::new(), oom_told: AtomicU64::new(0) }
+        let execs = Registry::new("exec", format!("container {id}"));
+        Self { id, bundle, rootfs, spec, init, execs, cgroup: OnceLock::new(), oom_told: AtomicU64::new(0) }
     }
 
     /// Remembers where the kernel has put it. The first answer counts.
@@ -93,37 +95,8 @@ impl Container {
     pub fn process(&self, exec: Option<&ExecId>) -> Result<Arc<Process>> {
         match exec {
             None => Ok(self.init.clone()),
-            Some(exec) => {
-                self.execs().get(exec).cloned().ok_or_else(|| Error::not_found(format!("container {} has no exec {exec}", self.id)))
-            }
+            Some(exec) => self.execs.get(exec),
         }
-    }
-
-    /// Announces an exec.
-    ///
-    /// # Errors
-    /// `AlreadyExists` for a name in use.
-    pub fn add_exec(&self, exec: ExecId, process: Process) -> Result<()> {
-        let mut execs = self.execs();
-        if execs.contains_key(&exec) {
-            return Err(Error::new(Code::AlreadyExists, format!("container {} has an exec {exec} already", self.id)));
-        }
-        execs.insert(exec, Arc::new(process));
-        Ok(())
-    }
-
-    /// Forgets an exec.
-    pub fn remove_exec(&self, exec: &ExecId) {
-        self.execs().remove(exec);
-    }
-
-    /// All execs that it has now.
-    pub fn all_execs(&self) -> Vec<Arc<Process>> {
-        self.execs().values().cloned().collect()
-    }
-
-    fn execs(&self) -> MutexGuard<'_, BTreeMap<ExecId, Arc<Process>>> {
-        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,6 +9,7 @@ mod starts;
 
 use super::container::{Container, Process};
 use super::gate::{Gate, MADE};
+use super::registry::Registry;
 use super::report;
 use super::spec::{self, Spec};
 use crate::cgroup::{Cgroup, moves};
@@ -26,9 +27,8 @@ use crate::server::Parts;
 use crate::stdio::StdioSpec;
 use crate::terminal::Terminal;
 use containerd_shim_protos::api;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
@@ -59,7 +59,7 @@ struct Shared<R> {
     settled: watch::Sender<bool>,
     gate: Gate,
     files: OnceLock<SandboxFiles>,
-    containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
+    containers: Registry<ContainerId, Container>,
 }
 
 /// A container to be made, as it was asked for.
@@ -98,7 +98,7 @@ impl<R: Runtime> Containers<R> {
     pub fn new(runtime: R, pod: PodDir, parts: &Parts) -> Self {
         let Parts { reaper, events, idle, tasks } = parts.clone();
         let (settled, gate) = (watch::Sender::new(true), Gate::new());
-        let (files, containers) = (OnceLock::new(), Mutex::default());
+        let (files, containers) = (OnceLock::new(), Registry::new("container", "this pod"));
         Self(Arc::new(Shared { runtime, pod, reaper, events, idle, tasks, settled, gate, files, containers }))
     }
 
@@ -140,12 +140,7 @@ impl<R: Runtime> Containers<R> {
     /// # Errors
     /// `NotFound`.
     pub fn get(&self, id: &ContainerId) -> Result<Arc<Container>> {
-        self.registry().get(id).cloned().ok_or_else(|| Error::not_found(format!("there is no container {id} in this pod")))
-    }
-
-    /// All of them.
-    pub fn all(&self) -> Vec<Arc<Container>> {
-        self.registry().values().cloned().collect()
+        self.0.containers.get(id)
     }
 
     /// Makes a container; its init waits for [`start`](Self::start). Returns the init's process id.
@@ -159,7 +154,7 @@ impl<R: Runtime> Containers<R> {
         let spec = Spec::read(&bundle)?;
         let rootfs = if mounts.is_empty() { None } else { Some(spec::rootfs_dir(&bundle)?) };
         let container = Arc::new(Container::new(id.clone(), bundle, rootfs, spec, stdio));
-        self.register(&container)?;
+        self.0.containers.add(id.clone(), container.clone())?;
         let made = self.make(&container, &mounts, checkpoint.as_deref()).await;
         match made {
             Ok(pid) => {
@@ -227,7 +222,7 @@ impl<R: Runtime> Containers<R> {
                 return Err(Error::precondition(format!("cannot exec in container {id}: it is {}", phase.name())));
             }
         }
-        container.add_exec(exec.clone(), Process::new(stdio, process, Phase::Created { pid: 0 }))?;
+        container.execs.add(exec.clone(), Arc::new(Process::new(stdio, process, Phase::Created { pid: 0 })))?;
         report::exec_added(&self.0.events, id, &exec);
         Ok(())
     }
@@ -307,7 +302,7 @@ impl<R: Runtime> Containers<R> {
             .exit()
             .unwrap_or_else(Exit::killed);
         if let Some(exec) = exec {
-            container.remove_exec(exec);
+            container.execs.remove(exec);
             return Ok((pid, exit));
         }
         self.unmake(&container).await?;
@@ -321,7 +316,7 @@ impl<R: Runtime> Containers<R> {
         if !self.0.gate.close(MADE).await {
             warn!("a container is still being made in a pod that is being stopped");
         }
-        for container in self.all() {
+        for (_, container) in self.0.containers.all() {
             if let Some(pid) = container.init.life.phase().living_pid() {
                 let _ended_meanwhile = magnetar_sys::process::signal(pid, libc::SIGKILL as u32);
                 if let Ok(cgroup) = container.cgroup() {
@@ -344,17 +339,8 @@ impl<R: Runtime> Containers<R> {
         }
         self.0.pod.remove_container(&container.id)?;
         container.init.detach();
-        self.registry().remove(&container.id);
+        self.0.containers.remove(&container.id);
         self.0.idle.soon();
-        Ok(())
-    }
-
-    fn register(&self, container: &Arc<Container>) -> Result<()> {
-        let mut registry = self.registry();
-        if registry.contains_key(&container.id) {
-            return Err(Error::new(Code::AlreadyExists, format!("there is a container {} in this pod already", container.id)));
-        }
-        registry.insert(container.id.clone(), container.clone());
         Ok(())
     }
 
@@ -370,10 +356,6 @@ impl<R: Runtime> Containers<R> {
             process.set_terminal(Terminal::attach(master, &process.stdio, &self.0.tasks).await?);
         }
         Ok(())
-    }
-
-    fn registry(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Arc<Container>>> {
-        self.0.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

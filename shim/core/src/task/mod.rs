@@ -6,6 +6,7 @@
 mod container;
 mod containers;
 pub mod gate;
+pub mod registry;
 pub mod report;
 mod spec;
 

@@ -36,7 +36,7 @@ impl<R: Runtime> Containers<R> {
         container.init.detach();
         info!(container = %container.id, code = exit.code, "exited");
         // Subscribers take the init's exit for the last word about a container.
-        for exec in container.all_execs() {
+        for (_, exec) in container.execs.all() {
             if exec.life.phase().living_pid().is_some() {
                 let _bounded = tokio::time::timeout(EXECS_END, exec.life.exit()).await;
             }

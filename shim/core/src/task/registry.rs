@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a pod has of containers, and a container of execs: by name, each name once.
+
+use crate::error::{Code, Error, Result};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Things of one kind, by name.
+#[derive(Debug)]
+pub struct Registry<K, V> {
+    kind: &'static str,
+    place: String,
+    things: Mutex<BTreeMap<K, Arc<V>>>,
+}
+
+impl<K: Ord + Clone + Display, V> Registry<K, V> {
+    /// None yet. Errors say that there is no `kind` of a name in `place`, or that there is one already.
+    pub fn new(kind: &'static str, place: impl Into<String>) -> Self {
+        Self { kind, place: place.into(), things: Mutex::default() }
+    }
+
+    /// The one of this name.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn get(&self, name: &K) -> Result<Arc<V>> {
+        let missing = || Error::not_found(format!("there is no {} {name} in {}", self.kind, self.place));
+        self.lock().get(name).cloned().ok_or_else(missing)
+    }
+
+    /// Adds one.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a name in use.
+    pub fn add(&self, name: K, thing: Arc<V>) -> Result<()> {
+        let mut things = self.lock();
+        if things.contains_key(&name) {
+            return Err(Error::new(Code::AlreadyExists, format!("{} {name} is in {} already", self.kind, self.place)));
+        }
+        things.insert(name, thing);
+        Ok(())
+    }
+
+    /// Forgets one, if it is there.
+    pub fn remove(&self, name: &K) {
+        self.lock().remove(name);
+    }
+
+    /// Those of now.
+    pub fn all(&self) -> Vec<(K, Arc<V>)> {
+        self.lock().iter().map(|(name, thing)| (name.clone(), thing.clone())).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<K, Arc<V>>> {
+        self.things.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_there_once() {
+        let registry = Registry::new("exec", "container web");
+        registry.add("a", Arc::new(1)).unwrap();
+        let twice = registry.add("a", Arc::new(2)).unwrap_err();
+        assert_eq!((twice.code(), twice.to_string().as_str()), (Code::AlreadyExists, "exec a is in container web already"));
+        assert_eq!(*registry.get(&"a").unwrap(), 1);
+        registry.remove(&"a");
+        let missing = registry.get(&"a").unwrap_err();
+        assert_eq!((missing.code(), missing.to_string().as_str()), (Code::NotFound, "there is no exec a in container web"));
+        assert!(registry.all().is_empty());
+    }
+}
