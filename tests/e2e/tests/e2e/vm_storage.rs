@@ -258,7 +258,7 @@ impl Drop for More {
 #[test]
 fn a_guest_is_made_of_the_hosts_huge_pages_if_it_is_to_be_and_there_are_enough() {
     on_vm(async |case| {
-        let _options = Replaced::with(case, "[vm]\nhuge_pages = true\nmemory_mib = 127\n")?;
+        let _options = Replaced::with(case, "sandboxer = \"vmm\"\n[vm]\nhuge_pages = true\nmemory_mib = 127\n")?;
         let limits = LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() };
         let spec = || case.pod_spec("of-huge-pages").resources(limits.clone());
         let (free, reserved) = (of_host("free_hugepages")?, of_host("resv_hugepages")?);
