@@ -6,6 +6,8 @@
 //!  modules  the kernel's: those of the boot, and those that it asks for later, of this program in place of modprobe
 //!  doors    takes the host's connections, each for one purpose
 //!  pod      makes the guest the pod: name, sysctls, network, clock; bundles of containers
+//!  block    disks that the host attaches later
+//!  huge     pages of 2 MiB, set aside
 //!  streams  a process's FIFOs, and their connections
 //!  events   what the host is told unasked
 //!           containers: the core's, with libcontainer, and this program as the maker
@@ -16,9 +18,11 @@
 //!
 //! Deliberately absent: a shell, a log file, and anything that reaches out to the host.
 
+mod block;
 mod boot;
 mod doors;
 mod events;
+mod huge;
 mod modules;
 mod network;
 mod pod;

@@ -81,7 +81,11 @@ pub fn answer_kernel() -> Result<()> {
     fs::write(MODPROBE, HELPER).context(|| "cannot become the kernel's modprobe".into())
 }
 
-fn load(alias: &str) -> Result<()> {
+/// Loads what is known by a name, if it is not loaded: a module of the packed ones, and what it needs.
+///
+/// # Errors
+/// `NotFound` where there is none, and what the kernel says.
+pub fn load(alias: &str) -> Result<()> {
     let dir = Path::new(LATER);
     let aliases = fs::read_to_string(dir.join("aliases")).context(|| "cannot read the aliases of modules".into())?;
     let modules = look_up(&aliases, alias);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the host asks for beside the Task API.
 
-use crate::network;
 use crate::streams::Streams;
+use crate::{block, huge, network};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::runtime::libcontainer::Libcontainer;
@@ -33,8 +33,9 @@ pub async fn answer(
         let request = frame::read::<Request>(&mut host, frame::FROM_HOST).await?;
         let done = match request {
             Request::SetUp(setup) => set_up(&setup).await,
-            Request::Bundle(bundle) => write_bundle(&bundle),
+            Request::Bundle(bundle) => write_bundle(&bundle).await,
             Request::Forget { container, exec } => forget(streams, container, exec),
+            Request::Release { serial } => block::release(&serial).await,
             Request::Ping { now } => keep_clock(now),
             Request::SwitchOff => {
                 let done = containers.kill_all().await;
@@ -53,6 +54,8 @@ async fn set_up(setup: &Setup) -> Result<()> {
     if !setup.hostname.is_empty() {
         nix::unistd::sethostname(&setup.hostname).context(|| format!("cannot set the hostname {:?}", setup.hostname))?;
     }
+    // While memory is in one piece.
+    huge::set_aside(setup.huge_pages).await?;
     // Before sysctls, which may name an interface.
     network::configure(&setup.network).await?;
     for (name, value) in &setup.sysctls {
@@ -96,8 +99,9 @@ fn set_clock(now: u64) -> Result<()> {
     rustix::time::clock_settime(ClockId::Realtime, time).context(|| "cannot set the clock".into())
 }
 
-fn write_bundle(bundle: &Bundle) -> Result<()> {
+async fn write_bundle(bundle: &Bundle) -> Result<()> {
     let container = ContainerId::parse(bundle.container.clone())?;
+    huge::set_aside(bundle.huge_pages).await?;
     for memory in &bundle.memory {
         make_memory(memory)?;
     }
@@ -107,9 +111,16 @@ fn write_bundle(bundle: &Bundle) -> Result<()> {
     for submount in &bundle.submounts {
         enter_submount(submount)?;
     }
+    let placed;
+    let spec = if bundle.disks.is_empty() {
+        &bundle.spec
+    } else {
+        placed = block::place(&bundle.spec, &bundle.disks).await?;
+        &placed
+    };
     let dir = bundle_dir(&container);
     std::fs::create_dir_all(&dir).context(|| format!("cannot make {}", dir.display()))?;
-    std::fs::write(dir.join("config.json"), &bundle.spec).context(|| format!("cannot write the specification of container {container}"))
+    std::fs::write(dir.join("config.json"), spec).context(|| format!("cannot write the specification of container {container}"))
 }
 
 /// The kernel mounts a file system of the share when somebody first goes there, with the flags of the mount above: what is to be
@@ -132,8 +143,12 @@ fn make_memory(memory: &Memory) -> Result<()> {
     if let Some(size) = memory.size {
         options.push_str(&format!(",size={size}"));
     }
+    let kind = if memory.huge { "hugetlbfs" } else { "tmpfs" };
+    if memory.huge {
+        options.push_str(",pagesize=2M");
+    }
     let options = CString::new(options).map_err(|_| Error::internal(what()))?;
-    mount("tmpfs", &path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str()).context(what)
+    mount(kind, &path, kind, MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str()).context(what)
 }
 
 /// Removes what [`write_bundle`] and the streams have made.

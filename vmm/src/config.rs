@@ -2,6 +2,7 @@
 //! The handler's table `vm`: what a machine is made of, where the pod does not say.
 
 use crate::acceleration::Choice;
+use crate::huge;
 use crate::spec::LEAST_MEMORY;
 use magnetar_core::error::{Error, Result};
 use magnetar_core::pod_config::{PodConfig, Resources};
@@ -33,6 +34,8 @@ pub struct VmConfig {
     pub vcpus: u32,
     /// What executes the guest's code.
     pub acceleration: Choice,
+    /// Whether the guest's memory is made of the host's huge pages.
+    pub huge_pages: bool,
 }
 
 /// The hypervisors.
@@ -77,6 +80,7 @@ impl Default for VmConfig {
             unlimited_memory_mib: 1024,
             vcpus: 1,
             acceleration: Choice::Auto,
+            huge_pages: false,
         }
     }
 }
@@ -88,6 +92,15 @@ pub struct Size {
     pub memory_mib: u32,
     /// Its processors.
     pub vcpus: u32,
+}
+
+/// What a pod needs beside the sum of its containers' limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Beyond {
+    /// Whether some of its containers have no limit.
+    pub some_unlimited: bool,
+    /// How many huge pages they want, which are no part of a limit.
+    pub huge_pages: u32,
 }
 
 /// The most processors of a machine.
@@ -130,18 +143,20 @@ impl VmConfig {
         }
     }
 
-    /// The size of a pod's machine: the sum of its containers' limits, as the kubelet tells it, and what the machine itself needs.
-    /// With `some_unlimited` there are containers without a limit too, which want some.
-    pub fn size(&self, pod: &PodConfig, some_unlimited: bool, host_cpus: u32) -> Size {
+    /// The size of a pod's machine: the sum of its containers' limits, as the kubelet tells it, what the machine itself needs, and
+    /// what is `beyond` that sum.
+    pub fn size(&self, pod: &PodConfig, beyond: Beyond, host_cpus: u32) -> Size {
         let limits = pod.resources.as_ref();
         let memory = limits.and_then(|limits| limits.memory_limit).and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
         let memory_mib = match memory {
             Some(bytes) => {
-                let own = if some_unlimited { self.unlimited_memory_mib } else { self.memory_mib };
+                let own = if beyond.some_unlimited { self.unlimited_memory_mib } else { self.memory_mib };
                 u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).saturating_add(own)
             }
             None => self.unlimited_memory_mib,
         };
+        let memory_mib = memory_mib.saturating_add(beyond.huge_pages.saturating_mul(huge::MIB));
+        let memory_mib = if self.huge_pages { memory_mib.checked_next_multiple_of(huge::MIB).unwrap_or(u32::MAX) } else { memory_mib };
         let vcpus = limits.and_then(processors).unwrap_or(self.vcpus).clamp(1, host_cpus.max(1));
         Size { memory_mib, vcpus }
     }
@@ -182,15 +197,20 @@ mod tests {
     fn a_machine_follows_the_pods_limits() {
         let config = VmConfig::default();
         let mut pod = PodConfig::default();
-        assert_eq!(config.size(&pod, false, 4), Size { memory_mib: 1024, vcpus: 1 });
+        let nothing = Beyond::default();
+        assert_eq!(config.size(&pod, nothing, 4), Size { memory_mib: 1024, vcpus: 1 });
         let limits =
             Resources { memory_limit: Some(100 << 20), cpu_quota: Some(150_000), cpu_period: Some(100_000), ..Resources::default() };
         pod.resources = Some(limits.clone());
-        assert_eq!(config.size(&pod, false, 4), Size { memory_mib: 228, vcpus: 2 });
-        assert_eq!(config.size(&pod, true, 4).memory_mib, 1124, "some containers have no limit");
-        assert_eq!(config.size(&pod, false, 1).vcpus, 1, "not more than the host has");
+        assert_eq!(config.size(&pod, nothing, 4), Size { memory_mib: 228, vcpus: 2 });
+        assert_eq!(config.size(&pod, Beyond { some_unlimited: true, huge_pages: 0 }, 4).memory_mib, 1124);
+        assert_eq!(config.size(&pod, Beyond { some_unlimited: false, huge_pages: 16 }, 4).memory_mib, 260, "they come on top");
+        assert_eq!(config.size(&pod, nothing, 1).vcpus, 1, "not more than the host has");
         pod.resources = Some(Resources { memory_limit: Some(-1), cpu_quota: Some(-1), ..limits });
-        assert_eq!(config.size(&pod, false, 4), Size { memory_mib: 1024, vcpus: 1 });
+        assert_eq!(config.size(&pod, nothing, 4), Size { memory_mib: 1024, vcpus: 1 });
+        let backed = VmConfig { huge_pages: true, memory_mib: 129, ..VmConfig::default() };
+        pod.resources = Some(Resources { memory_limit: Some(100 << 20), ..Resources::default() });
+        assert_eq!(backed.size(&pod, nothing, 4).memory_mib, 230, "the host gives whole pages");
     }
 
     #[test]

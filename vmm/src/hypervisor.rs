@@ -6,6 +6,8 @@ pub mod qemu;
 use crate::program::Invocation;
 use crate::spec::VmSpec;
 use magnetar_core::error::Result;
+use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 /// What a hypervisor can do. Asked before anything is started.
@@ -17,6 +19,31 @@ pub struct Capabilities {
     pub virtiofs: bool,
     /// Whether a vhost-user device can be its guests' vsock.
     pub user_vsock: bool,
+    /// Whether disks can be attached to a machine that runs.
+    pub hot_plug: bool,
+}
+
+/// A disk of a machine: no other of it has, or had, the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DiskId(pub u32);
+
+/// Its serial number, by which the guest finds it: not longer than a virtio-blk device can tell, which is 20 bytes
+/// (`VIRTIO_BLK_ID_BYTES` of linux/virtio_blk.h).
+impl fmt::Display for DiskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "disk-{}", self.0)
+    }
+}
+
+/// A block device of the host, as a disk of the guest.
+#[derive(Debug)]
+pub struct Disk {
+    /// Which one it is.
+    pub id: DiskId,
+    /// The device, open for reading, and for writing unless it is read-only, with `O_DIRECT`.
+    pub device: OwnedFd,
+    /// Whether the guest can only read it.
+    pub read_only: bool,
 }
 
 /// Whether a machine runs, as its hypervisor has it.
@@ -54,4 +81,11 @@ pub trait Hypervisor: Send + Sync + 'static {
 pub trait Control: Send + 'static {
     /// Whether the machine runs. Not cancel-safe.
     fn state(&mut self) -> impl Future<Output = Result<MachineState>> + Send;
+
+    /// Attaches a disk; where that fails nothing of it is left. Only with [`Capabilities::hot_plug`]. Not cancel-safe.
+    fn attach(&mut self, disk: &Disk) -> impl Future<Output = Result<()>> + Send;
+
+    /// Detaches a disk, whatever the guest does with it. When it returns the hypervisor has written
+    /// what it had of it, and has closed the device. Not cancel-safe.
+    fn detach(&mut self, disk: DiskId) -> impl Future<Output = Result<()>> + Send;
 }

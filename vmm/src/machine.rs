@@ -9,8 +9,9 @@
 //! ```
 
 use crate::devices::{self, VSOCK_HOST, VSOCK_SOCKET};
+use crate::disks::Disks;
 use crate::guest::{self, Connection, Dialer, Guest};
-use crate::hypervisor::{Control, Hypervisor, MachineState};
+use crate::hypervisor::{Hypervisor, MachineState};
 use crate::processes::{Process, listens};
 use crate::program::Invocation;
 use crate::spec::VmSpec;
@@ -63,6 +64,8 @@ pub mod files {
 pub struct Machine {
     /// Its agent.
     pub guest: Guest,
+    /// Its disks.
+    pub disks: Disks,
     /// The hypervisor's process.
     pub pid: u32,
     /// Why it has ended, once it has.
@@ -139,7 +142,8 @@ impl Machine {
         };
         let (death_sender, death) = watch::channel(None);
         let off = Arc::new(watch::Sender::new(false));
-        let machine = Self { guest, pid: processes.hypervisor.pid, death, off: off.clone() };
+        let (disks, serve_disks) = Disks::new(control);
+        let machine = Self { guest, disks: disks.clone(), pid: processes.hypervisor.pid, death, off: off.clone() };
         let watch = async move {
             let listen = async {
                 while let Ok(event) = frame::read::<Event>(&mut events, frame::FROM_GUEST).await {
@@ -156,7 +160,9 @@ impl Machine {
             let ordered = async { drop(off.wait_for(|off| *off).await) };
             let reason = tokio::select! {
                 reason = processes.one_ended() => reason,
-                reason = pulse(asked, control) => reason,
+                reason = pulse(asked, disks) => reason,
+                // It serves as long as the pulse, at least, may ask.
+                () = serve_disks => "nobody talks to the hypervisor any more".into(),
                 () = broken => match tokio::time::timeout(CAUSE, processes.one_ended()).await {
                     Ok(reason) => reason,
                     Err(_) => "the agent in the guest has closed its connections".into(),
@@ -256,7 +262,7 @@ fn of_hypervisor(hypervisor: &Process, exit: magnetar_core::reaper::Exit, consol
 
 /// Asks the agent whether it lives, for as long as it does. Says why not. On a connection of its own: a question that waited
 /// behind a request would take what is slow for what is dead.
-async fn pulse(mut agent: Connection, mut control: impl Control) -> String {
+async fn pulse(mut agent: Connection, hypervisor: Disks) -> String {
     loop {
         tokio::time::sleep(PULSE).await;
         match tokio::time::timeout(ANSWER, guest::ping(&mut agent)).await {
@@ -267,7 +273,7 @@ async fn pulse(mut agent: Connection, mut control: impl Control) -> String {
         }
     }
     let silent = format!("the agent in the guest has not answered within {ANSWER:?}");
-    match tokio::time::timeout(STATE, control.state()).await {
+    match tokio::time::timeout(STATE, hypervisor.state()).await {
         Ok(Ok(MachineState::Paused)) => "the virtual machine was paused from outside".into(),
         Ok(Ok(MachineState::Panicked)) => "the guest's kernel has panicked".into(),
         Ok(Ok(MachineState::Running | MachineState::Other)) => format!("it hangs: {silent}"),

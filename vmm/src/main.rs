@@ -6,6 +6,7 @@
 //!                        │  pod      cgroup, network, files of the pod; the Sandbox API's side
 //!                        │  relay    the Task API: book-keeping here, containers in the guest
 //!                        │  machine  ├── the hypervisor ──── the guest: vm-agent is its init
+//!                        │           │                       by way of disks, once it runs
 //!                        │           ├── virtiofsd           files, by way of share
 //!                        │           └── vhost-device-vsock  connections to the agent, by way of guest
 //!                        └─ forward  connections to the pod's loopback, carried into the guest
@@ -15,10 +16,13 @@
 //! the host do, and a cache of anything: a machine is made from what is on disk, and goes with its pod.
 
 mod acceleration;
+mod block;
 mod config;
 mod devices;
+mod disks;
 mod forward;
 mod guest;
+mod huge;
 mod hypervisor;
 mod machine;
 mod network;

@@ -5,10 +5,11 @@
 //! own, so that what the pod costs is accounted to it, and what it has mounted goes with it.
 
 use crate::acceleration;
-use crate::config::VmConfig;
+use crate::config::{Beyond, VmConfig};
 use crate::devices::{VIRTIOFSD, VSOCK_DEVICE, VSOCK_SOCKET};
 use crate::forward::{self, Forwarder};
 use crate::guest;
+use crate::huge;
 use crate::hypervisor::{Capabilities, Hypervisor};
 use crate::machine::{Machine, Making, files};
 use crate::network;
@@ -70,7 +71,7 @@ impl<H: Hypervisor> VmPod<H> {
         self.dir.path().join("vm")
     }
 
-    fn spec(&self, pod: &PodConfig, nics: Vec<Nic>, user: u32) -> Result<VmSpec> {
+    fn spec(&self, pod: &PodConfig, huge_pages: u32, nics: Vec<Nic>, user: u32) -> Result<VmSpec> {
         let program = std::env::current_exe().context(|| "cannot tell where this program is".into())?;
         let kernel = self.config.guest_file(self.config.kernel.as_deref(), "vmlinux", &program);
         let initramfs = self.config.guest_file(self.config.initramfs.as_deref(), "initramfs", &program);
@@ -79,12 +80,12 @@ impl<H: Hypervisor> VmPod<H> {
                 return Err(Error::precondition(format!("there is no {}, which the virtual machine starts from", file.display())));
             }
         }
-        let some_unlimited = some_unlimited(pod)?;
-        let size = self.config.size(
-            pod,
-            some_unlimited,
-            std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
-        );
+        let beyond = Beyond { some_unlimited: some_unlimited(pod)?, huge_pages };
+        let size =
+            self.config.size(pod, beyond, std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)));
+        if self.config.huge_pages {
+            huge::on_host(size.memory_mib)?;
+        }
         let dir = self.vm_dir();
         let mut parameters = vec![format!("magnetar.log={}", self.record.config.log_level)];
         parameters.extend(self.config.kernel_parameters.split_ascii_whitespace().map(String::from));
@@ -94,6 +95,7 @@ impl<H: Hypervisor> VmPod<H> {
             initramfs,
             parameters,
             memory_mib: size.memory_mib,
+            huge_pages: self.config.huge_pages,
             vcpus: size.vcpus,
             acceleration: acceleration::choose(self.config.acceleration, self.hypervisor.name(), self.hypervisor.capabilities().emulates)?,
             share: dir.join(files::SHARE),
@@ -143,7 +145,8 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         let user = user_of(std::process::id());
         let dir = self.vm_dir();
         std::fs::DirBuilder::new().mode(0o700).create(&dir).context(|| format!("cannot make {}", dir.display()))?;
-        let spec = self.spec(&request.config, nics, user)?;
+        let huge_pages = huge_pages(&request.config)?;
+        let spec = self.spec(&request.config, huge_pages, nics, user)?;
         let making = Making { virtiofsd, vsock_device, share: share.dir() };
         let (told, ended) = (self.relay.clone(), self.relay.clone());
         let machine =
@@ -155,6 +158,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             now: guest::now(),
             hostname: hostname(config),
             sysctls: config.sysctl_files(true),
+            huge_pages,
             network,
         };
         machine.guest.ask(Request::SetUp(Box::new(setup)), SET_UP).await?;
@@ -172,7 +176,8 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             }
             Err(error) => return Err(error),
         };
-        self.relay.runs(Running { guest: machine.guest, share, pid: machine.pid, death: machine.death });
+        let disks = self.hypervisor.capabilities().hot_plug.then_some(machine.disks);
+        self.relay.runs(Running { guest: machine.guest, share, disks, pid: machine.pid, death: machine.death });
         Ok(std::process::id())
     }
 
@@ -240,7 +245,13 @@ fn refuse(config: &PodConfig) -> Result<()> {
     if config.userns.is_some() {
         return Err(kept("a user namespace of the host (hostUsers: false)"));
     }
-    Ok(())
+    huge_pages(config).map(drop)
+}
+
+/// How many huge pages the pod is said to want. The kubelet does not say it; containers do.
+fn huge_pages(config: &PodConfig) -> Result<u32> {
+    let limits = config.resources.iter().flat_map(|limits| &limits.hugepage_limits);
+    huge::pages(limits.map(|(size, limit)| (size.as_str(), *limit)))
 }
 
 /// Whether some containers of a pod have no memory limit, though others have. The sum of limits does not tell; but the kubelet

@@ -6,8 +6,10 @@
 
 mod container;
 mod containers;
+mod disks;
 mod memory;
 
+use crate::disks::Disks;
 use crate::guest::Guest;
 use crate::share::Share;
 use async_trait::async_trait;
@@ -69,6 +71,8 @@ pub struct Running {
     pub guest: Guest,
     /// What it sees of the host's files.
     pub share: Share,
+    /// Its disks, if the hypervisor can attach any.
+    pub disks: Option<Disks>,
     /// The process that it is on the host.
     pub pid: u32,
     /// Why it has ended, once it has.

@@ -19,6 +19,8 @@ pub struct VmSpec {
     pub parameters: Vec<String>,
     /// Its memory, in MiB: at least [`LEAST_MEMORY`].
     pub memory_mib: u32,
+    /// Whether the host gives it huge pages of 2 MiB, of which `memory_mib` is a multiple then.
+    pub huge_pages: bool,
     /// Its processors, at least one.
     pub vcpus: u32,
     /// What executes its code.

@@ -4,9 +4,14 @@
 //!
 //! - Root and volumes are in the share. /dev/shm is the guest's. An emptyDir in memory is in the guest's memory.
 //! - Namespaces of the pod are those of the guest itself; those of the container are made there.
-//! - The host's devices, processors, labels and hooks mean nothing there. What the container would miss is refused;
+//! - A block device that the container was given becomes a disk of the machine. It keeps the host's numbers here, for which the
+//!   agent puts those that its kernel has given the disk.
+//! - The host's other devices, processors, labels and hooks mean nothing there. What the container would miss is refused;
 //!   what only restricts it on the host (AppArmor, SELinux, CPU sets) is left out.
 
+use crate::block::Numbers;
+use crate::disks::Wanted;
+use crate::huge;
 use crate::share::{ROOTFS, Volume};
 use magnetar_core::error::{Error, Result};
 use magnetar_core::ids::ContainerId;
@@ -32,6 +37,10 @@ pub struct Translated {
     pub spec: Value,
     /// What the guest must be shown.
     pub volumes: Vec<Volume>,
+    /// What must be attached: no device twice.
+    pub disks: Vec<Wanted>,
+    /// How many huge pages it may use.
+    pub huge_pages: u32,
     /// Whether it joins the pod's PID namespace.
     pub shared_pid: bool,
 }
@@ -65,17 +74,19 @@ pub fn translate(mut spec: Value, container: &ContainerId, context: &Context<'_>
         linux.remove(of_the_host);
     }
     let shared_pid = namespaces(linux, context)?;
-    devices(linux)?;
+    let disks = devices(linux)?;
+    let huge_pages = huge_pages(linux)?;
     if let Some(limits) = linux.get_mut("resources") {
         resources(limits);
     }
     if linux.get("seccomp").and_then(|seccomp| seccomp.get("listenerPath")).is_some() {
         return Err(Error::unimplemented("a seccomp profile with a listener on the host does not reach into a virtual machine"));
     }
-    Ok(Translated { spec, volumes, shared_pid })
+    Ok(Translated { spec, volumes, disks, huge_pages, shared_pid })
 }
 
-/// Limits for the guest: without what names the host's processors, memory nodes and devices.
+/// Limits for the guest: without what names the host's processors, memory nodes and devices, and sizes of huge pages that only the
+/// host has.
 pub fn resources(limits: &mut Value) {
     if let Some(cpu) = limits.get_mut("cpu").and_then(Value::as_object_mut) {
         for of_the_host in ["cpus", "mems", "realtimeRuntime", "realtimePeriod"] {
@@ -85,6 +96,10 @@ pub fn resources(limits: &mut Value) {
     if let Some(limits) = limits.as_object_mut() {
         for of_the_host in ["blockIO", "rdma", "network"] {
             limits.remove(of_the_host);
+        }
+        // There is nothing to be limited, and no file to write a limit to.
+        if let Some(huge) = limits.get_mut("hugepageLimits").and_then(Value::as_array_mut) {
+            huge.retain(|limit| limit["pageSize"].as_str().is_some_and(huge::is_guests));
         }
     }
 }
@@ -186,19 +201,51 @@ fn namespaces(linux: &mut Map<String, Value>, context: &Context<'_>) -> Result<b
     Ok(shared_pid)
 }
 
-fn devices(linux: &mut Map<String, Value>) -> Result<()> {
+/// Returns those that are to be disks: block devices that a rule allows by their numbers. Without such a rule a device is one
+/// of the many that containerd gives to a privileged container, of which it knows no more than that the host has them.
+fn devices(linux: &mut Map<String, Value>) -> Result<Vec<Wanted>> {
+    let none = Vec::new();
+    let rules = linux.get("resources").and_then(|resources| resources["devices"].as_array()).unwrap_or(&none);
+    let mut disks = Vec::<Wanted>::new();
     for device in linux.get("devices").and_then(Value::as_array).into_iter().flatten() {
         let numbers = (device["major"].as_i64().unwrap_or(-1), device["minor"].as_i64().unwrap_or(-1));
-        if !EVERYWHERE.contains(&numbers) {
-            let path = device["path"].as_str().unwrap_or_default();
+        let is_block = device["type"] == "b";
+        if !is_block && EVERYWHERE.contains(&numbers) {
+            continue;
+        }
+        let path = device["path"].as_str().unwrap_or_default();
+        let mut allowing = rules.iter().filter(|rule| is_block && allows(rule, numbers)).peekable();
+        if allowing.peek().is_none() {
             return Err(Error::unimplemented(format!(
                 "the container is to have the host's device {path} ({}:{}), which its virtual machine has not. \
                  For privileged containers, set privileged_without_host_devices of the runtime handler in containerd's configuration",
                 numbers.0, numbers.1
             )));
         }
+        let number = |number: i64| u32::try_from(number).map_err(|_| Error::invalid(format!("{number} is no number of a device: {path}")));
+        let device = Numbers { major: number(numbers.0)?, minor: number(numbers.1)? };
+        let read_only = !allowing.any(|rule| rule["access"].as_str().is_none_or(|access| access.contains('w')));
+        if !disks.iter().any(|disk| disk.device == device) {
+            disks.push(Wanted { device, read_only });
+        }
     }
-    Ok(())
+    // The guest's kernel may have given the same numbers to a disk of another container.
+    let rules = linux.get_mut("resources").and_then(|resources| resources.get_mut("devices")).and_then(Value::as_array_mut);
+    if let Some(rules) = rules {
+        let wanted = |rule: &Value| disks.iter().any(|disk| allows(rule, (disk.device.major.into(), disk.device.minor.into())));
+        rules.retain(|rule| rule["allow"] != true || rule["type"] != "b" || rule["major"].as_i64().is_none_or(|n| n < 0) || wanted(rule));
+    }
+    Ok(disks)
+}
+
+fn huge_pages(linux: &Map<String, Value>) -> Result<u32> {
+    let limits = linux.get("resources").and_then(|resources| resources["hugepageLimits"].as_array());
+    huge::pages(limits.into_iter().flatten().filter_map(|limit| Some((limit["pageSize"].as_str()?, limit["limit"].as_u64()?))))
+}
+
+/// Whether a rule allows this block device, and no other.
+fn allows(rule: &Value, (major, minor): (i64, i64)) -> bool {
+    rule["allow"] == true && rule["type"] == "b" && rule["major"] == major && rule["minor"] == minor
 }
 
 #[cfg(test)]

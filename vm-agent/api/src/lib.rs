@@ -29,7 +29,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The version of this protocol. A change that the other side may not understand makes it another one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The vsock port on which the agent listens.
 pub const PORT: u32 = 1024;
@@ -163,6 +163,11 @@ pub enum Request {
         /// The exec; the container itself if there is none.
         exec: Option<String>,
     },
+    /// A disk is about to be taken away: waits until nothing in the guest uses it.
+    Release {
+        /// Its serial number.
+        serial: String,
+    },
     /// Whether the agent lives. It sets its clock, which stood still if the machine was paused.
     Ping {
         /// Nanoseconds since the epoch.
@@ -194,6 +199,8 @@ pub struct Setup {
     pub hostname: String,
     /// Sysctls, by their paths below /proc/sys.
     pub sysctls: BTreeMap<PathBuf, String>,
+    /// How many huge pages of 2 MiB are set aside, at least.
+    pub huge_pages: u32,
     /// Its interfaces, routes and neighbours.
     pub network: Network,
 }
@@ -208,22 +215,41 @@ pub struct Bundle {
     pub spec: String,
     /// Volumes in memory that it uses, which are made where there is none of the name yet.
     pub memory: Vec<Memory>,
+    /// How many huge pages of 2 MiB the containers of the pod may use together, this one among them: so many are set aside, at least.
+    pub huge_pages: u32,
+    /// Disks that it uses, each attached already.
+    pub disks: Vec<Disk>,
     /// Directories below [`SHARE`] on which the host has something mounted: file systems of their own in the guest too.
     pub submounts: Vec<String>,
     /// Whether it joins the pod's PID namespace, [`PID_NAMESPACE`], which is made with the first that does.
     pub shared_pid: bool,
 }
 
-/// A volume in the guest's memory: a tmpfs at `<MEMORY>/<name>`, for the pod's life.
+/// A disk of the machine, for a container. The specification has the host's device numbers, in `linux.devices` and in the rules of
+/// `linux.resources.devices`; the agent puts those of the guest in their place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// The disk's serial number: what the SCSI page "Unit Serial Number" says (SPC-4, page 0x80).
+    pub serial: String,
+    /// The host's major number of the device.
+    pub major: u32,
+    /// The host's minor number.
+    pub minor: u32,
+}
+
+/// A volume in the guest's memory: a tmpfs, or a hugetlbfs with pages of 2 MiB, at `<MEMORY>/<name>`, for the pod's life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
     /// Its name: a number.
     pub name: u32,
-    /// What it can hold, in bytes; half of the guest's memory if not given.
+    /// What it can hold, in bytes. If not given, half of the guest's memory, or all huge pages.
     pub size: Option<u64>,
     /// The mode of its directory.
     pub mode: u32,
+    /// Whether it is made of huge pages.
+    pub huge: bool,
 }
 
 /// What the guest tells unasked.

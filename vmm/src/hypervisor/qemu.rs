@@ -8,10 +8,11 @@
 //! After a panic the guest reboots at once, and on a reboot, as on a power-off, QEMU ends: there is no machine without its guest.
 
 mod clock;
+mod disks;
 mod machine;
 mod qmp;
 
-use super::{Capabilities, Control, Hypervisor, MachineState};
+use super::{Capabilities, Control, Disk, DiskId, Hypervisor, MachineState};
 use crate::config::MachineKind;
 use crate::program::{Invocation, Program};
 use crate::spec::{Acceleration, Nic, VmSpec};
@@ -64,7 +65,7 @@ impl Hypervisor for Qemu {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { emulates: true, virtiofs: true, user_vsock: true }
+        Capabilities { emulates: true, virtiofs: true, user_vsock: true, hot_plug: true }
     }
 
     fn invocation<'a>(&self, spec: &'a VmSpec) -> Invocation<'a> {
@@ -124,7 +125,7 @@ fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind) {
         &format!("size={memory}M"),
         // The vhost-user devices map the guest's memory too.
         "-object",
-        &format!("memory-backend-memfd,id=ram,size={memory}M,share=on"),
+        &format!("memory-backend-memfd,id=ram,size={memory}M,share=on{}", if spec.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" }),
         "-device",
         &machine.device("virtio-rng"),
     ]);
@@ -200,6 +201,7 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, machine: Machi
     };
     user_device("share", &spec.share, &format!("{},tag={SHARE_TAG}", machine.device("vhost-user-fs")));
     user_device("vsock", &spec.vsock, &machine.device("vhost-user-vsock"));
+    invocation.arguments(["-device", &disks::controller(machine)]);
     for (number, nic) in spec.nics.iter().enumerate() {
         network(invocation, number, nic, machine);
     }
@@ -227,7 +229,7 @@ fn joined(parts: &[&dyn AsRef<OsStr>]) -> OsString {
 
 /// The connection to a QEMU that runs.
 #[derive(Debug)]
-pub struct Connection(Qmp<UnixStream>);
+pub struct Connection(Qmp);
 
 impl Control for Connection {
     async fn state(&mut self) -> Result<MachineState> {
@@ -242,6 +244,14 @@ impl Control for Connection {
             "guest-panicked" => MachineState::Panicked,
             _ => MachineState::Other,
         })
+    }
+
+    async fn attach(&mut self, disk: &Disk) -> Result<()> {
+        disks::attach(&mut self.0, disk).await
+    }
+
+    async fn detach(&mut self, disk: DiskId) -> Result<()> {
+        disks::detach(&mut self.0, disk).await
     }
 }
 

@@ -9,7 +9,7 @@ use magnetar_core::process::{Life, Phase};
 use magnetar_core::stdio::StdioSpec;
 use magnetar_core::task::registry::Registry;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Between two reports that a container is out of memory.
@@ -24,6 +24,8 @@ pub struct Container {
     pub bundle: PathBuf,
     /// Its first process.
     pub init: Arc<Process>,
+    /// How many huge pages it may use, once that is known.
+    pub huge_pages: OnceLock<u32>,
     /// Its further processes.
     pub execs: Registry<ExecId, Process>,
     oom_told: Mutex<Option<Instant>>,
@@ -46,7 +48,7 @@ impl Container {
     pub fn new(id: ContainerId, bundle: PathBuf, stdio: StdioSpec) -> Self {
         let init = Arc::new(Process::new(stdio, Vec::new(), Phase::Creating));
         let execs = Registry::new("exec", format!("container {id}"));
-        Self { id, bundle, init, execs, oom_told: Mutex::default() }
+        Self { id, bundle, init, huge_pages: OnceLock::new(), execs, oom_told: Mutex::default() }
     }
 
     /// Its init, or one of its execs.

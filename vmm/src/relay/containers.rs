@@ -2,8 +2,8 @@
 //! The containers of a pod: what the host does for each, and what it has the guest do.
 //!
 //! ```text
-//! Create   record ─> share shows its files ─> bundle and streams in the guest ─> Create there
-//! Delete   Delete there ─> streams and bundle forgotten ─> share hides its files ─> record
+//! Create   record ─> share shows its files ─> disks attached ─> bundle and streams in the guest ─> Create there
+//! Delete   Delete there ─> streams and bundle forgotten ─> disks detached ─> share hides its files ─> record
 //! ```
 
 use super::container::{Container, Process};
@@ -82,12 +82,16 @@ impl Relay {
         let memory = self.0.memory.used_by(&spec);
         let context =
             translate::Context { sandbox_pid: std::process::id(), shm: &self.0.shm, memory: &|source| Volumes::number(&memory, source) };
-        let Translated { spec, volumes, shared_pid } = translate::translate(spec, id, &context)
+        let Translated { spec, volumes, disks, huge_pages, shared_pid } = translate::translate(spec, id, &context)
             .map_err(|error| if error.code() == Code::InvalidArgument { no_spec(&error) } else { error })?;
         running.share.show(id, &container.bundle.join("rootfs"), &request.rootfs, &volumes)?;
         let memory = memory.into_iter().map(|(_, memory)| memory).collect();
-        let bundle =
-            Bundle { container: id.to_string(), spec: spec.to_string(), memory, submounts: running.share.submounts(id)?, shared_pid };
+        let _the_first_counts = container.huge_pages.set(huge_pages);
+        let all = self.0.containers.all();
+        let huge_pages = all.iter().filter_map(|(_, other)| other.huge_pages.get()).fold(0, |sum: u32, pages| sum.saturating_add(*pages));
+        let disks = running.attach(id, disks).await?;
+        let submounts = running.share.submounts(id)?;
+        let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory, huge_pages, disks, submounts, shared_pid };
         running.guest.ask(Request::Bundle(bundle), ASKED).await?;
         let (streams, paths) = Streams::open(&running.guest, id, None, &request.stdio, &self.0.tasks).await?;
         container.init.attach(streams);
@@ -240,6 +244,10 @@ impl Relay {
         let mut limits: Value =
             serde_json::from_slice(resources).map_err(|e| Error::invalid(format!("the new limits of container {id} do not parse: {e}")))?;
         translate::resources(&mut limits);
+        if let Some(limits) = limits.as_object_mut() {
+            // containerd repeats all that the container was made with. Which devices it may use does not change.
+            limits.remove("devices");
+        }
         let resources = MessageField::some(Any { value: limits.to_string().into_bytes(), ..Default::default() });
         let asked = api::UpdateTaskRequest { id: id.to_string(), resources, ..Default::default() };
         running.call(running.guest.tasks().update(Context::default(), &asked)).await.map(drop)
@@ -299,6 +307,7 @@ impl Relay {
     /// Removes what was made of a container, in the reverse order. Idempotent.
     async fn unmake(&self, running: &Running, container: &Container) -> Result<()> {
         self.forget(running, &container.id, None).await?;
+        running.detach(&container.id).await;
         running.share.hide(&container.id)?;
         self.0.pod.remove_container(&container.id)?;
         container.init.detach();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Volumes in memory: an emptyDir with `medium: Memory` is the guest's, so that it costs no way through the share and counts
-//! against the pod's own memory.
+//! against the pod's own memory. So is one with `medium: HugePages`: the host's huge pages are not the guest's.
 
 use magnetar_vm_agent_api::Memory;
 use serde_json::Value;
@@ -14,6 +14,9 @@ const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 
 /// `TMPFS_MAGIC` of linux/magic.h.
 const TMPFS: i64 = 0x0102_1994;
+
+/// `HUGETLBFS_MAGIC`, there too.
+const HUGETLBFS: i64 = 0x9584_58f6;
 
 /// Those of a pod, by the host's directories that stand for them. Containers that mount the same one share it.
 #[derive(Debug, Default)]
@@ -34,7 +37,8 @@ impl Volumes {
 
     fn volume(&self, source: &Path) -> Option<Memory> {
         let in_place = source.parent().and_then(Path::file_name).is_some_and(|name| name == EMPTY_DIR);
-        if !in_place || rustix::fs::statfs(source).ok().is_none_or(|stat| stat.f_type != TMPFS) {
+        let kind = rustix::fs::statfs(source).ok().filter(|_| in_place)?.f_type;
+        if !matches!(kind, TMPFS | HUGETLBFS) {
             return None;
         }
         let mode = source.metadata().ok()?.permissions().mode();
@@ -43,7 +47,7 @@ impl Volumes {
         let mut numbers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let next = u32::try_from(numbers.len()).ok()?;
         let name = *numbers.entry(source.to_owned()).or_insert(next);
-        Some(Memory { name, size, mode })
+        Some(Memory { name, size, mode, huge: kind == HUGETLBFS })
     }
 }
 

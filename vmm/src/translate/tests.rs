@@ -60,7 +60,7 @@ fn volumes_are_shared_and_memory_is_the_guests() {
         bind("/kubelet/empty-dir", json!(["rbind", "rw"])),
         bind("/etc/file", json!(["bind", "rslave"])),
     ]);
-    let Translated { spec, volumes, shared_pid } = inside(spec).unwrap();
+    let Translated { spec, volumes, shared_pid, .. } = inside(spec).unwrap();
     let sources: Vec<&str> = spec["mounts"].as_array().unwrap().iter().map(|mount| mount["source"].as_str().unwrap()).collect();
     let share = "/run/magnetar/share/c1";
     assert!(!shared_pid);
@@ -93,6 +93,50 @@ fn what_would_be_missed_is_refused_with_the_reason() {
     let mut shared = with_linux(json!({}));
     shared["mounts"] = json!([{"type": "bind", "source": "/v", "destination": "/d", "options": ["rbind", "rshared"]}]);
     assert!(inside(shared).unwrap_err().to_string().contains("Bidirectional"));
+}
+
+#[test]
+fn a_block_device_that_the_container_was_given_becomes_a_disk() {
+    let device = |path: &str, minor: u32| json!({"path": path, "type": "b", "major": 7, "minor": minor, "fileMode": 432});
+    let rule = |minor: i64, access: &str| json!({"allow": true, "type": "b", "major": 7, "minor": minor, "access": access});
+    let deny = json!({"allow": false, "access": "rwm"});
+    let standard = json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"});
+    let given = with_linux(json!({
+        "devices": [device("/dev/xvda", 1), device("/dev/again", 1), device("/dev/xvdb", 2)],
+        "resources": {"devices": [deny, standard, rule(1, "r"), rule(1, "mrw"), rule(2, "r"), rule(3, "rwm")]},
+    }));
+    let Translated { spec, disks, .. } = inside(given.clone()).unwrap();
+    let disk = |minor, read_only| Wanted { device: Numbers { major: 7, minor }, read_only };
+    assert_eq!(disks, [disk(1, false), disk(2, true)]);
+    assert_eq!(spec["linux"]["devices"], given["linux"]["devices"]);
+    let rules = json!([deny, standard, rule(1, "r"), rule(1, "mrw"), rule(2, "r")]);
+    assert_eq!(spec["linux"]["resources"]["devices"], rules, "the one for a device that it does not have is left out");
+}
+
+#[test]
+fn devices_that_come_with_privileges_are_none_of_its_own() {
+    let devices =
+        json!([{"path": "/dev/null", "type": "c", "major": 1, "minor": 3}, {"path": "/dev/loop1", "type": "b", "major": 7, "minor": 1}]);
+    for rules in
+        [json!([{"allow": true, "access": "rwm"}]), json!([{"allow": true, "type": "b", "major": 7, "minor": -1, "access": "rwm"}])]
+    {
+        let given = with_linux(json!({"devices": devices, "resources": {"devices": rules}}));
+        assert!(inside(given).unwrap_err().to_string().contains("/dev/loop1 (7:1)"));
+    }
+    // The numbers of /dev/null are those of a memory disk, too.
+    let ram = json!({"devices": [{"path": "/dev/ram3", "type": "b", "major": 1, "minor": 3}]});
+    assert!(inside(with_linux(ram)).unwrap_err().to_string().contains("/dev/ram3"));
+}
+
+#[test]
+fn huge_pages_are_those_that_a_guest_has() {
+    let limits = |list: Value| with_linux(json!({"resources": {"hugepageLimits": list}}));
+    let given = json!([{"pageSize": "2MB", "limit": 4 << 20}, {"pageSize": "1GB", "limit": 0}]);
+    let Translated { spec, huge_pages, .. } = inside(limits(given)).unwrap();
+    assert_eq!(huge_pages, 2);
+    assert_eq!(spec["linux"]["resources"]["hugepageLimits"], json!([{"pageSize": "2MB", "limit": 4 << 20}]));
+    let large = limits(json!([{"pageSize": "1GB", "limit": 1 << 30}]));
+    assert!(inside(large).unwrap_err().to_string().contains("1GB"));
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod stop;
 mod task_api;
 mod tools;
 mod vm;
+mod vm_storage;
 mod wasi;
 mod wasm;
 mod wasm_cache;

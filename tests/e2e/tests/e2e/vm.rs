@@ -24,7 +24,7 @@ use nix::{
 const KNOWN: u32 = 5;
 
 /// A process of the pod's machine, by a word of its command line.
-fn process(case: &Case, pod: &Pod, word: &str) -> Result<Process> {
+pub fn process(case: &Case, pod: &Pod, word: &str) -> Result<Process> {
     let sandbox = case.sandbox_pid(pod)?;
     let all = Processes::now()?;
     let found = all.iter().find(|process| process.parent == sandbox && process.name.contains(word)).cloned();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What differs between QEMU's kinds of machines: the options of the machine itself, and the names of its devices.
 //!
-//! A microvm has eight places for virtio devices, three of which every pod needs. QEMU tells the guest where they are by words that
+//! A microvm has eight places for virtio devices, four of which every pod needs. QEMU tells the guest where they are by words that
 //! it adds to the kernel's command line. It is without ACPI: with it, the kernel takes the machine for one without the old interrupt
 //! controller and timer, and never sets them up. They are there, and the first tick arrives as vector 0, a division by zero; or
 //! there is no tick at all, and a kernel that could not measure its time stamp counter, as on a busy host, waits for one for ever.

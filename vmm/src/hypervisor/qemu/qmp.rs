@@ -6,27 +6,38 @@
 //!   ──> {"execute": "qmp_capabilities"}       nothing beyond the basics is asked for
 //!   ──> {"execute": …, "id": n}
 //!   <── {"return": …, "id": n}, or {"error": {"desc": …}, "id": n}
-//!   <── {"event": …}                          at any time; skipped
+//!   <── {"event": …}                          at any time; skipped, but for DEVICE_DELETED
 //! ```
+//!
+//! A descriptor is handed over with the line of the command that wants it (SCM_RIGHTS of unix(7)).
 //!
 //! Not the crate `qapi`: it reads lines of any length, which a hypervisor that a guest has taken over may send, refuses what a
 //! newer QEMU says in words that it does not know, and wants a task to run beside. The types of all of QEMU's commands are more
 //! code than this.
 
 use magnetar_core::error::{Code, Context, Error, Result};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufStream};
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
+use tokio::net::UnixStream;
 
 /// The longest line that is read, in bytes. What we ask for is answered in a few hundred.
 const LONGEST: u64 = 64 << 10;
 
 /// A connection on which commands are executed, one at a time.
 #[derive(Debug)]
-pub struct Qmp<S> {
-    stream: BufStream<S>,
+pub struct Qmp {
+    stream: BufReader<UnixStream>,
     last: u64,
+    /// What has come of the line that is being read.
+    begun: Vec<u8>,
+    /// The device whose end was told last.
+    deleted: Option<String>,
 }
 
 /// What may be in a line. Other fields, and new ones, do not matter.
@@ -38,6 +49,13 @@ struct Line {
     #[serde(rename = "return")]
     answer: Option<Value>,
     error: Option<Failure>,
+    event: Option<String>,
+    data: Option<EventData>,
+}
+
+#[derive(Debug, Deserialize)]
+struct EventData {
+    device: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -45,13 +63,13 @@ struct Failure {
     desc: String,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Qmp<S> {
+impl Qmp {
     /// Waits for the greeting and goes on from there to commands.
     ///
     /// # Errors
     /// `Unavailable` where QEMU has ended, `Internal` where what is there does not speak the protocol.
-    pub async fn begin(stream: S) -> Result<Self> {
-        let mut qmp = Self { stream: BufStream::new(stream), last: 0 };
+    pub async fn begin(stream: UnixStream) -> Result<Self> {
+        let mut qmp = Self { stream: BufReader::new(stream), last: 0, begun: Vec::new(), deleted: None };
         if qmp.line().await?.greeting.is_none() {
             return Err(Error::internal("QEMU does not begin with a greeting"));
         }
@@ -59,32 +77,94 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Qmp<S> {
         Ok(qmp)
     }
 
-    /// Executes a command. Not cancel-safe.
+    /// Executes a command that has no arguments. Not cancel-safe.
     ///
     /// # Errors
     /// `Unavailable` where QEMU has ended, `Internal` with its own words where it refuses.
     pub async fn execute<T: DeserializeOwned>(&mut self, command: &str) -> Result<T> {
+        self.call(command, None, None).await
+    }
+
+    /// Executes a command whose answer says nothing, and hands over a descriptor with it, if there is one. Not cancel-safe.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub async fn order(&mut self, command: &str, arguments: Value, descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
+        self.call::<Value>(command, Some(arguments), descriptor).await.map(drop)
+    }
+
+    /// Has a device removed, and waits until QEMU says that it is gone: with the answer, or after it. Not cancel-safe.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub async fn delete_device(&mut self, id: &str) -> Result<()> {
+        self.deleted = None;
+        self.order("device_del", json!({ "id": id }), None).await?;
+        while self.deleted.as_deref() != Some(id) {
+            let line = self.line().await?;
+            self.hear(&line);
+        }
+        Ok(())
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &mut self,
+        command: &str,
+        arguments: Option<Value>,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<T> {
         self.last += 1;
-        let mut line = json!({ "execute": command, "id": self.last }).to_string();
-        line.push('\n');
-        self.stream.write_all(line.as_bytes()).await.context(|| format!("cannot send {command} to QEMU"))?;
-        self.stream.flush().await.context(|| format!("cannot send {command} to QEMU"))?;
+        let mut line = json!({ "execute": command, "id": self.last });
+        if let Some(arguments) = arguments {
+            line["arguments"] = arguments;
+        }
+        self.send(format!("{line}\n").as_bytes(), descriptor).await.context(|| format!("cannot send {command} to QEMU"))?;
         loop {
             let line = self.line().await?;
+            self.hear(&line);
             // Without an id is what QEMU says on its own, or of a line that it could not read.
-            match (line.id == Some(self.last), line.answer, line.error) {
-                (true, Some(answer), _) => {
+            match (line.id, line.answer, line.error) {
+                (Some(id), Some(answer), _) if id == self.last => {
                     return serde_json::from_value(answer).map_err(|e| Error::internal(format!("QEMU's answer to {command}: {e}")));
                 }
-                (_, None, Some(failure)) => return Err(Error::internal(format!("QEMU refuses {command}: {}", failure.desc))),
-                (true | false, _, _) => {}
+                (id, None, Some(failure)) if id.is_none_or(|id| id == self.last) => {
+                    return Err(Error::internal(format!("QEMU refuses {command}: {}", failure.desc)));
+                }
+                (_, _, _) => {}
             }
         }
     }
 
+    /// The descriptor goes with the first byte.
+    async fn send(&mut self, line: &[u8], descriptor: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
+        let stream = self.stream.get_mut();
+        let sent = match descriptor {
+            None => 0,
+            Some(descriptor) => {
+                let send = || {
+                    let descriptors = [descriptor];
+                    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                    let mut message = SendAncillaryBuffer::new(&mut space);
+                    message.push(SendAncillaryMessage::ScmRights(&descriptors));
+                    Ok(sendmsg(&*stream, &[IoSlice::new(line)], &mut message, SendFlags::NOSIGNAL)?)
+                };
+                stream.async_io(Interest::WRITABLE, send).await?
+            }
+        };
+        stream.write_all(&line[sent..]).await
+    }
+
+    fn hear(&mut self, line: &Line) {
+        if line.event.as_deref() == Some("DEVICE_DELETED") {
+            self.deleted = line.data.as_ref().and_then(|data| data.device.clone());
+        }
+    }
+
+    /// Cancel-safe: what was read of a line is not lost.
     async fn line(&mut self) -> Result<Line> {
-        let mut line = Vec::new();
-        (&mut self.stream).take(LONGEST).read_until(b'\n', &mut line).await.context(|| "cannot hear QEMU".into())?;
+        let left = LONGEST - self.begun.len() as u64;
+        (&mut self.stream).take(left).read_until(b'\n', &mut self.begun).await.context(|| "cannot hear QEMU".into())?;
+        let line = std::mem::take(&mut self.begun);
         if line.last() == Some(&b'\n') {
             return serde_json::from_slice(&line).map_err(|e| Error::internal(format!("QEMU does not speak its protocol: {e}")));
         }
@@ -100,7 +180,9 @@ mod tests {
     use super::*;
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use std::os::fd::AsFd;
     use std::time::Duration;
+    use tokio::io::BufStream;
     use tokio::net::UnixStream;
 
     const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 1, "major": 11}}, "capabilities": ["oob"]}}"#;
@@ -149,6 +231,72 @@ mod tests {
         let refusal = r#"{"error": {"class": "GenericError", "desc": "not now"}, "id": 2}"#;
         let (status, _) = status(&[r#"{"return": {}, "id": 1}"#, refusal]).await;
         assert_eq!(status.unwrap_err().to_string(), "QEMU refuses query-status: not now");
+    }
+
+    #[tokio::test]
+    async fn an_old_refusal_is_no_answer() {
+        let answers = concat!(r#"{"error": {"desc": "too late"}, "id": 1}"#, "\n", r#"{"return": {}, "id": 2}"#);
+        let (status, _) = status(&[r#"{"return": {}, "id": 1}"#, answers]).await;
+        assert_eq!(status.unwrap(), json!({}));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_device_is_heard_before_the_answer_and_after_it() {
+        let answer = r#"{"return": {}, "id": 2}"#;
+        let event = |device: &str| format!(r#"{{"event": "DEVICE_DELETED", "data": {{"device": "{device}", "path": "/p"}}}}"#);
+        for answers in [format!("{}\n{answer}", event("d")), format!("{answer}\n{}\n{}", event("other"), event("d"))] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let delete = async { Qmp::begin(ours).await?.delete_device("d").await };
+            let answers = [r#"{"return": {}, "id": 1}"#, &answers];
+            let (deleted, said) = tokio::join!(delete, peer(theirs, &answers));
+            deleted.unwrap();
+            assert_eq!(said[1], r#"{"arguments":{"id":"d"},"execute":"device_del","id":2}"#);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_descriptor_is_handed_over_with_its_command() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let order = async {
+            let mut qmp = Qmp::begin(ours).await?;
+            qmp.order("add-fd", json!({"fdset-id": 1}), Some(writer.as_fd())).await
+        };
+        let receive = async {
+            let mut peer = theirs;
+            peer.write_all(format!("{GREETING}\n{{\"return\": {{}}, \"id\": 1}}\n{{\"return\": {{}}, \"id\": 2}}\n").as_bytes())
+                .await
+                .unwrap();
+            let mut heard = Vec::new();
+            while heard.iter().filter(|byte| **byte == b'\n').count() < 2 {
+                let (bytes, descriptor) = peer.async_io(Interest::READABLE, || Ok(receive(&peer)?)).await.unwrap();
+                heard.extend(bytes);
+                if let Some(descriptor) = descriptor {
+                    return descriptor;
+                }
+            }
+            panic!("no descriptor came");
+        };
+        let (ordered, received) = tokio::join!(order, receive);
+        ordered.unwrap();
+        drop(writer);
+        std::io::Write::write_all(&mut std::fs::File::from(received), b"through").unwrap();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        assert_eq!(text, "through");
+    }
+
+    fn receive(socket: &UnixStream) -> rustix::io::Result<(Vec<u8>, Option<std::os::fd::OwnedFd>)> {
+        use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut bytes = [0; 256];
+        let received = recvmsg(socket, &mut [std::io::IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::empty())?;
+        let descriptors = ancillary.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        });
+        Ok((bytes[..received.bytes].to_vec(), descriptors.flatten().next()))
     }
 
     #[tokio::test]

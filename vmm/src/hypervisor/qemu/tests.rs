@@ -16,6 +16,7 @@ fn spec(nics: usize) -> VmSpec {
         initramfs: "/i".into(),
         parameters: vec!["a=b".into(), "c".into()],
         memory_mib: 256,
+        huge_pages: false,
         vcpus: 2,
         acceleration: Acceleration::Tcg,
         share: "/pod/share,1".into(),
@@ -76,6 +77,13 @@ fn a_microvm_has_the_same_devices_without_pci() {
     ] {
         assert!(devices.contains(device), "{device}: {devices}");
     }
+}
+
+#[test]
+fn memory_is_made_of_huge_pages_when_it_should_be() {
+    let mut spec = spec(0);
+    spec.huge_pages = true;
+    assert_eq!(values(&words(&spec), "-object"), ["memory-backend-memfd,id=ram,size=256M,share=on,hugetlb=on,hugetlbsize=2M"]);
 }
 
 #[test]

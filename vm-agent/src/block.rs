@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Disks that the host attaches while the guest runs.
+//!
+//! ```text
+//! host: attached ──virtio-scsi──> the kernel finds it ──uevent──> here it is looked for, by its serial number
+//! ```
+//!
+//! The drivers are loaded with the first disk: most pods have none.
+
+use crate::modules;
+use magnetar_core::error::{Code, Context, Error, Result};
+use magnetar_vm_agent_api::Disk;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
+use serde_json::Value;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Those that a disk needs: for the controller, and for what is on it.
+const DRIVERS: [&str; 2] = ["virtio_scsi", "sd_mod"];
+
+/// Where the kernel has its block devices.
+const BLOCK: &str = "/sys/block";
+
+/// Major and minor, as a specification has them.
+type Numbers = (i64, i64);
+
+/// How long the kernel may take to find a disk that is attached, in software emulation on a busy host.
+const FOUND: Duration = Duration::from_secs(15);
+
+/// How long a disk may be in use by what was a container: a file system that was mounted in one is written and unmounted by the
+/// kernel in the background, some time after the last process.
+const USED: Duration = Duration::from_secs(20);
+
+/// The kernel tells of nobody who lets go of a disk.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// The kernel's own messages: the first of the groups (linux/kobject.h has no name for it; systemd's, the second, is udev's).
+const FROM_KERNEL: u32 = 1;
+
+/// A specification with the numbers that this kernel has given to `disks`, each of which it waits for.
+///
+/// # Errors
+/// `DeadlineExceeded` for a disk that does not come, and what the kernel says.
+pub async fn place(spec: &str, disks: &[Disk]) -> Result<String> {
+    for driver in DRIVERS {
+        modules::load(driver)?;
+    }
+    let mut spec: Value = serde_json::from_str(spec).map_err(|e| Error::invalid(format!("the specification does not parse: {e}")))?;
+    let mut numbers = Vec::new();
+    for Disk { serial, major, minor } in disks {
+        let found = find(serial).await?;
+        numbers.push(((i64::from(*major), i64::from(*minor)), device_numbers(&found)?));
+    }
+    renumber(&mut spec, &numbers);
+    Ok(spec.to_string())
+}
+
+/// Waits until nobody uses the disk with this serial number. One that is not there is fine.
+///
+/// # Errors
+/// `DeadlineExceeded` where somebody goes on using it, and what the kernel says.
+pub async fn release(serial: &str) -> Result<()> {
+    let Some(found) = look_for(serial)? else { return Ok(()) };
+    let name = found.file_name().unwrap_or_default();
+    let node = Path::new("/dev").join(name);
+    let what = || format!("cannot open {}", node.display());
+    let used = async {
+        loop {
+            // Only who is to have it alone is refused where it is in use (open(2), of O_EXCL with a block device).
+            match rustix::fs::open(&node, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
+                Err(Errno::BUSY) => tokio::time::sleep(AGAIN).await,
+                outcome => return outcome.map(drop).context(what),
+            }
+        }
+    };
+    let late = |_| Error::new(Code::DeadlineExceeded, format!("{} is still in use after {USED:?}", node.display()));
+    tokio::time::timeout(USED, used).await.map_err(late)?
+}
+
+/// Waits for the disk with this serial number. Returns its directory in [`BLOCK`].
+async fn find(serial: &str) -> Result<PathBuf> {
+    // Before it is looked for, so that it cannot come unnoticed in between.
+    let told = listen().context(|| "cannot listen to what the kernel tells of devices".into())?;
+    let found = async {
+        loop {
+            if let Some(found) = look_for(serial)? {
+                return Ok(found);
+            }
+            hear(&told).await.context(|| "cannot hear what the kernel tells of devices".into())?;
+        }
+    };
+    let late = |_| Error::new(Code::DeadlineExceeded, format!("the guest's kernel has not found {serial} within {FOUND:?}"));
+    tokio::time::timeout(FOUND, found).await.map_err(late)?
+}
+
+fn look_for(serial: &str) -> Result<Option<PathBuf>> {
+    let entries = fs::read_dir(BLOCK).context(|| format!("cannot list {BLOCK}"))?;
+    Ok(entries.flatten().map(|entry| entry.path()).find(|block| serial_number(block).as_deref() == Some(serial)))
+}
+
+/// What a SCSI disk says it is (SPC-4, page 0x80): four bytes, then the serial number.
+fn serial_number(block: &Path) -> Option<String> {
+    let page = fs::read(block.join("device/vpd_pg80")).ok()?;
+    String::from_utf8(page.get(4..)?.to_vec()).ok().map(|serial| serial.trim().to_owned())
+}
+
+fn device_numbers(block: &Path) -> Result<Numbers> {
+    let file = block.join("dev");
+    let text = fs::read_to_string(&file).context(|| format!("cannot read {}", file.display()))?;
+    let numbers = text.trim().split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    numbers.ok_or_else(|| Error::internal(format!("{} has no device numbers: {text:?}", file.display())))
+}
+
+/// The kernel's messages on devices that come and go (NETLINK_KOBJECT_UEVENT of netlink(7)).
+fn listen() -> std::io::Result<AsyncFd<OwnedFd>> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(KOBJECT_UEVENT))?;
+    bind(&socket, &SocketAddrNetlink::new(0, FROM_KERNEL))?;
+    magnetar_sys::readiness::watch(socket)
+}
+
+/// Waits for a message. What it says does not matter: everything is looked at anew.
+async fn hear(socket: &AsyncFd<OwnedFd>) -> std::io::Result<()> {
+    let mut message = [0; 64];
+    let heard = socket.async_io(Interest::READABLE, |socket| match recv(socket, &mut message, RecvFlags::empty()) {
+        // Some were lost because there were too many.
+        Ok(_) | Err(Errno::NOBUFS) => Ok(()),
+        Err(error) => Err(error.into()),
+    });
+    heard.await
+}
+
+/// Puts this kernel's numbers of block devices in the place of the host's: in the devices, and in the rules for them.
+fn renumber(spec: &mut Value, numbers: &[(Numbers, Numbers)]) {
+    for list in ["/linux/devices", "/linux/resources/devices"] {
+        for entry in spec.pointer_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            let given = (entry["major"].as_i64(), entry["minor"].as_i64());
+            let found = numbers.iter().find(|((major, minor), _)| entry["type"] == "b" && given == (Some(*major), Some(*minor)));
+            if let Some((_, (major, minor))) = found {
+                entry["major"] = (*major).into();
+                entry["minor"] = (*minor).into();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_what_stands_for_a_disk_is_renumbered() {
+        let entry = |kind: &str, major: i64, minor: i64| json!({"type": kind, "major": major, "minor": minor});
+        let spec = |a: Numbers, b: Numbers| {
+            json!({"linux": {
+                "devices": [entry("b", a.0, a.1), entry("c", 8, 0), entry("b", b.0, b.1)],
+                "resources": {"devices": [{"allow": false}, entry("b", b.0, b.1), entry("c", 8, 0), entry("b", a.0, a.1)]},
+            }})
+        };
+        // The guest's number of the one is the host's number of the other.
+        let mut given = spec((8, 0), (8, 16));
+        renumber(&mut given, &[((8, 0), (8, 16)), ((8, 16), (8, 0))]);
+        assert_eq!(given, spec((8, 16), (8, 0)));
+        renumber(&mut given, &[]);
+        assert_eq!(given, spec((8, 16), (8, 0)));
+        let mut none = json!({"linux": {}});
+        renumber(&mut none, &[((8, 0), (8, 16))]);
+        assert_eq!(none, json!({"linux": {}}));
+    }
+
+    #[test]
+    fn a_disk_says_its_serial_number_after_four_bytes() {
+        let dir = std::env::temp_dir().join(format!("magnetar-block-{}", std::process::id()));
+        fs::create_dir_all(dir.join("device")).unwrap();
+        fs::write(dir.join("device/vpd_pg80"), b"\0\x80\0\x06disk-7").unwrap();
+        fs::write(dir.join("dev"), "8:16\n").unwrap();
+        assert_eq!(serial_number(&dir).as_deref(), Some("disk-7"));
+        assert_eq!(device_numbers(&dir).unwrap(), (8, 16));
+        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(serial_number(&dir), None);
+    }
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The disks of containers: attached before the guest is told of one, detached when it has let go of it.
+
+use super::Running;
+use crate::disks::Wanted;
+use magnetar_core::error::{Error, Result};
+use magnetar_core::ids::ContainerId;
+use magnetar_vm_agent_api::{self as agent, Request};
+use std::time::Duration;
+use tracing::warn;
+
+/// How long the guest may take to let go of a disk: it writes what it has not written yet.
+const LETS_GO: Duration = Duration::from_secs(30);
+
+impl Running {
+    /// Attaches what a container wants, and says by which serial number its guest finds each.
+    ///
+    /// # Errors
+    /// `Unimplemented` where the hypervisor attaches none, and those of [`Disks::attach`](crate::disks::Disks::attach). What a
+    /// failed call has attached, [`detach`](Self::detach) takes away.
+    pub async fn attach(&self, container: &ContainerId, wanted: Vec<Wanted>) -> Result<Vec<agent::Disk>> {
+        let mut attached = Vec::new();
+        for wanted in wanted {
+            let disks = self.disks.as_ref().ok_or_else(|| {
+                let device = wanted.device;
+                Error::unimplemented(format!("the container is to have the block device {device}: this hypervisor attaches no disks"))
+            })?;
+            let serial = disks.attach(wanted, container).await?.to_string();
+            attached.push(agent::Disk { serial, major: wanted.device.major, minor: wanted.device.minor });
+        }
+        Ok(attached)
+    }
+
+    /// Takes away the disks of a container that is gone, unless another one has them. Idempotent. What fails leaves the device
+    /// open until the pod ends.
+    pub async fn detach(&self, container: &ContainerId) {
+        let Some(disks) = &self.disks else { return };
+        // It fails only where there is no machine any more, and no disk.
+        for disk in disks.leave(container).await.unwrap_or_default() {
+            if let Err(error) = self.guest.ask(Request::Release { serial: disk.to_string() }, LETS_GO).await
+                && self.death().is_none()
+            {
+                warn!(%container, %disk, %error, "the guest does not let go of a disk that is taken away");
+            }
+            if let Err(error) = disks.detach(disk).await
+                && self.death().is_none()
+            {
+                warn!(%container, %disk, %error, "a disk stays attached until the pod ends");
+            }
+        }
+    }
+}
