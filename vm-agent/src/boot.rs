@@ -21,9 +21,22 @@ const SHM: &CStr = c"mode=1777,size=65536k";
 /// What the command line asks for. /proc is mounted for it.
 pub fn log_level() -> Option<LogLevel> {
     let _said_again_by_prepare = mount_fresh("proc", "/proc", c"");
-    let line = fs::read_to_string("/proc/cmdline").ok()?;
+    let line = command_line().ok()?;
     let level = line.split_ascii_whitespace().find_map(|word| word.strip_prefix(LOG))?;
     serde_json::from_value(level.into()).ok()
+}
+
+/// Whether the command line says that the host waits to be told when the agent listens.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn host_waits() -> Result<bool> {
+    let line = command_line().context(|| "cannot read the kernel's command line".into())?;
+    Ok(line.split_ascii_whitespace().any(|word| word == api::HELLO))
+}
+
+fn command_line() -> std::io::Result<String> {
+    fs::read_to_string("/proc/cmdline")
 }
 
 /// Makes the system. To be called once, by process 1, with one thread.

@@ -76,7 +76,7 @@ impl Doors {
             tokio::select! {
                 accepted = self.listener.accept() => {
                     let (stream, peer) = accepted.context(|| "cannot accept connections".into())?;
-                    if peer.cid() != VMADDR_CID_HOST {
+                    if !is_host(peer) {
                         warn!(cid = peer.cid(), "a connection that is not the host's");
                         continue;
                     }
@@ -89,6 +89,12 @@ impl Doors {
             }
         }
     }
+}
+
+/// Whether a connection is the host's, whatever carries the vsock. A process in the guest can connect to the agent's port only by
+/// the kernel's loopback, which gives such connections the loopback's address, even where they were bound to another one.
+fn is_host(peer: VsockAddr) -> bool {
+    peer.cid() == VMADDR_CID_HOST
 }
 
 /// One connection, from its first word to its end.
@@ -163,4 +169,18 @@ async fn forward(mut tcp: TcpStream, stream: VsockStream) -> std::io::Result<()>
 
 async fn welcome(stream: &mut VsockStream) -> std::io::Result<()> {
     frame::write(stream, &Opened::Ready).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_host_is_the_host() {
+        assert!(is_host(VsockAddr::new(2, 1024)));
+        // The hypervisor, the loopback, a guest, and what stands for any.
+        for cid in [0, 1, 3, VMADDR_CID_ANY] {
+            assert!(!is_host(VsockAddr::new(cid, 1024)), "{cid}");
+        }
+    }
 }

@@ -89,7 +89,9 @@ async fn serve() -> Result<()> {
     let runtime = Libcontainer::new(&config, &dir, reaper, PathBuf::from(PROGRAM))?;
     let containers = Containers::new(runtime, dir, &parts);
     let doors = doors::Doors::open(sandbox, containers, told, tasks)?;
-    doors.announce().await?;
+    if boot::host_waits()? {
+        doors.announce().await?;
+    }
     tokio::select! {
         ended = doors.serve() => ended,
         () = reap => Err(Error::internal("the loop that reaps has ended")),

@@ -2,21 +2,27 @@
 //! The agent in the guest, as the host talks to it.
 //!
 //! ```text
-//! dial ──vsock──> agent     one connection for each purpose (magnetar_vm_agent_api)
+//! dial ──vsock──> agent     one connection for each purpose (magnetar_vm_agent_api), by way of the kernel or of a Unix socket
 //! Guest::ask                requests, one after the other, on the one connection that is for them
 //! Guest::tasks              containerd's Task API
 //! ```
 //!
 //! A guest that does not answer within the deadline is as good as dead; who asks is told so.
 
+use crate::vsock::Cid;
 use containerd_shim_protos::shim_async::TaskClient;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_vm_agent_api::{self as api, Answer, Opened, Opening, Purpose, Request, VERSION, frame};
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Weak;
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::either::Either;
+use tokio_vsock::{VsockAddr, VsockStream};
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 
@@ -26,22 +32,38 @@ const OPENED: Duration = Duration::from_secs(10);
 /// How many requests may wait for the one that is being answered.
 const QUEUE: usize = 16;
 
+/// Between two calls of an agent that does not listen yet.
+const AGAIN: Duration = Duration::from_millis(10);
+
 /// The longest answer of the vsock device to CONNECT, in bytes.
 const LONGEST_GREETING: usize = 32;
 
 /// A connection to the agent.
-pub type Connection = UnixStream;
+pub type Connection = Either<UnixStream, VsockStream>;
 
 /// How the guest is reached.
 #[derive(Debug, Clone)]
-pub struct Dialer {
-    socket: PathBuf,
+pub enum Dialer {
+    /// Through the Unix socket of a hybrid vsock device (Firecracker's docs/vsock.md has its protocol).
+    Hybrid(PathBuf),
+    /// Through the kernel.
+    Kernel {
+        /// The guest's address.
+        number: u32,
+        /// The device that has it. Without the device the address may be another guest's.
+        device: Weak<OwnedFd>,
+    },
 }
 
 impl Dialer {
-    /// Through the Unix socket of a hybrid vsock device (Firecracker's docs/vsock.md has its protocol).
+    /// Through the Unix socket of a hybrid vsock device.
     pub fn hybrid(socket: PathBuf) -> Self {
-        Self { socket }
+        Self::Hybrid(socket)
+    }
+
+    /// Through the kernel, as long as somebody else keeps the address.
+    pub fn kernel(cid: &Cid) -> Self {
+        Self::Kernel { number: cid.number, device: std::sync::Arc::downgrade(&cid.device) }
     }
 
     /// Connects for a purpose.
@@ -49,26 +71,77 @@ impl Dialer {
     /// # Errors
     /// `Unavailable` where there is nobody to talk to, `FailedPrecondition` where the agent refuses, with its reason.
     pub async fn dial(&self, purpose: Purpose) -> Result<Connection> {
-        match tokio::time::timeout(OPENED, self.open(purpose)).await {
-            Ok(opened) => opened,
-            Err(_) => Err(Error::new(Code::Unavailable, format!("the agent in the guest has not answered within {OPENED:?}"))),
-        }
+        in_time(async { open(self.connect().await?, purpose).await }).await
     }
 
-    async fn open(&self, purpose: Purpose) -> Result<Connection> {
-        let what = || "cannot reach the agent in the guest".to_string();
-        let mut stream = UnixStream::connect(&self.socket).await.context(what)?;
-        stream.write_all(format!("CONNECT {}\n", api::PORT).as_bytes()).await.context(what)?;
-        greeting(&mut stream).await?;
-        frame::write(&mut stream, &Opening { version: VERSION, purpose }).await.context(what)?;
-        match frame::read::<Opened>(&mut stream, frame::FROM_GUEST).await.context(what)? {
-            Opened::Ready => Ok(stream),
-            Opened::Refused { version, .. } if version != VERSION => Err(Error::precondition(format!(
-                "the agent in the guest speaks version {version} of the guest protocol, this program {VERSION}: \
-                 install an initramfs and a magnetar-vmm of the same release"
-            ))),
-            Opened::Refused { reason, .. } => Err(Error::precondition(format!("the agent in the guest refuses: {reason}"))),
+    /// Connects for a purpose to an agent that may not listen yet, for as long as it does not: the caller has a deadline.
+    ///
+    /// # Errors
+    /// As [`Dialer::dial`].
+    pub async fn dial_first(&self, purpose: Purpose) -> Result<Connection> {
+        let stream = match self {
+            // Its guest has said hello.
+            Self::Hybrid(socket) => hybrid(socket).await?,
+            Self::Kernel { number, device } => loop {
+                match vsock(*number, device).await {
+                    // The guest's kernel refuses it: there is a kernel, and no agent.
+                    Err(error) if error.kind() == ErrorKind::ConnectionReset => tokio::time::sleep(AGAIN).await,
+                    connected => break Either::Right(connected.context(what)?),
+                }
+            },
+        };
+        in_time(open(stream, purpose)).await
+    }
+
+    /// Connects to the agent's port.
+    async fn connect(&self) -> Result<Connection> {
+        match self {
+            Self::Hybrid(socket) => hybrid(socket).await,
+            Self::Kernel { number, device } => vsock(*number, device).await.map(Either::Right).context(what),
         }
+    }
+}
+
+async fn hybrid(socket: &Path) -> Result<Connection> {
+    let mut stream = UnixStream::connect(socket).await.context(what)?;
+    stream.write_all(format!("CONNECT {}\n", api::PORT).as_bytes()).await.context(what)?;
+    greeting(&mut stream).await?;
+    Ok(Either::Left(stream))
+}
+
+/// Connects to a guest that may be slow, or have no driver for its device yet: until then the kernel keeps what is sent to it, but
+/// gives a connection up after two seconds (`VSOCK_DEFAULT_CONNECT_TIMEOUT`).
+async fn vsock(number: u32, device: &Weak<OwnedFd>) -> std::io::Result<VsockStream> {
+    let Some(_kept) = device.upgrade() else { return Err(ErrorKind::ConnectionRefused.into()) };
+    loop {
+        match VsockStream::connect(VsockAddr::new(number, api::PORT)).await {
+            Err(error) if error.kind() == ErrorKind::TimedOut => {}
+            connected => return connected,
+        }
+    }
+}
+
+fn what() -> String {
+    "cannot reach the agent in the guest".into()
+}
+
+async fn in_time(opened: impl Future<Output = Result<Connection>>) -> Result<Connection> {
+    match tokio::time::timeout(OPENED, opened).await {
+        Ok(opened) => opened,
+        Err(_) => Err(Error::new(Code::Unavailable, format!("the agent in the guest has not answered within {OPENED:?}"))),
+    }
+}
+
+/// Says what the connection is for.
+async fn open(mut stream: Connection, purpose: Purpose) -> Result<Connection> {
+    frame::write(&mut stream, &Opening { version: VERSION, purpose }).await.context(what)?;
+    match frame::read::<Opened>(&mut stream, frame::FROM_GUEST).await.context(what)? {
+        Opened::Ready => Ok(stream),
+        Opened::Refused { version, .. } if version != VERSION => Err(Error::precondition(format!(
+            "the agent in the guest speaks version {version} of the guest protocol, this program {VERSION}: \
+             install an initramfs and a magnetar-vmm of the same release"
+        ))),
+        Opened::Refused { reason, .. } => Err(Error::precondition(format!("the agent in the guest refuses: {reason}"))),
     }
 }
 
@@ -94,13 +167,13 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Connects for requests and for tasks. Returns the guest, and the loop that carries its requests, which ends with the
+    /// Connects for requests and for tasks, when the agent listens. Returns the guest, and the loop that carries its requests, which ends with the
     /// connection.
     ///
     /// # Errors
     /// As [`Dialer::dial`].
     pub async fn connect(dialer: Dialer) -> Result<(Self, impl Future<Output = ()> + Send)> {
-        let control = dialer.dial(Purpose::Control).await?;
+        let control = dialer.dial_first(Purpose::Control).await?;
         let tasks = TaskClient::new(Client::new(Socket::new(dialer.dial(Purpose::Tasks).await?)));
         let (requests, asked) = mpsc::channel(QUEUE);
         Ok((Self { dialer, requests, tasks }, carry(control, asked)))

@@ -7,7 +7,8 @@
 //!                        │  relay    the Task API: book-keeping here, containers in the guest
 //!                        │  machine  ├── the hypervisor ──── the guest: vm-agent is its init
 //!                        │           ├── virtiofsd           files, by way of share
-//!                        │           └── vhost-device-vsock  connections to the agent, by way of guest
+//!                        │           └── vhost-device-vsock  connections to the agent, by way of guest;
+//!                        │                               the kernel's vhost-vsock in its place, where there is one
 //!                        └─ forward  connections to the pod's loopback, carried into the guest
 //! ```
 //!
@@ -30,6 +31,7 @@ mod share;
 mod spec;
 mod streams;
 mod translate;
+mod vsock;
 mod words;
 
 use config::{HypervisorName, VmConfig};

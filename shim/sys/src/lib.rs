@@ -18,6 +18,7 @@
 //! readiness      descriptors in the event loop
 //! sealed         a program, safe from those who run it
 //! tap            network interfaces whose other end is a descriptor
+//! vsock          the kernel's device for a guest's vsock
 //! memory         giving freed pages back
 //! ```
 //!
@@ -43,3 +44,4 @@ pub mod process;
 pub mod readiness;
 pub mod sealed;
 pub mod tap;
+pub mod vsock;

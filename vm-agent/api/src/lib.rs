@@ -13,8 +13,8 @@
 //!        Forward   bytes of a TCP connection to a port in the guest
 //! ```
 //!
-//! Every connection is made by the host but one, [`READY_PORT`]: the guest has no way to ask for anything. Messages are JSON
-//! in frames ([`frame`]), bytes come in chunks ([`chunk`]).
+//! Every connection is made by the host but one, [`READY_PORT`], and that only where the host waits for it: the guest has no way
+//! to ask for anything. Messages are JSON in frames ([`frame`]), bytes come in chunks ([`chunk`]).
 //! The bundle of a container is told by [`Request::Bundle`]; all else about containers is the Task API.
 //!
 //! Deliberately absent: names of files on the host, and any call that makes the host act.
@@ -34,8 +34,12 @@ pub const VERSION: u32 = 1;
 pub const PORT: u32 = 1024;
 
 /// The vsock port on which the host waits for the agent's first connection, which says nothing: that it comes is the news
-/// that the agent listens.
+/// that the agent listens. Only a guest that is told [`HELLO`] makes it.
 pub const READY_PORT: u32 = 1025;
+
+/// A word of the guest's kernel command line: the host waits at [`READY_PORT`]. It does where the guest's vsock leads to a socket
+/// that is this guest's alone. Where all guests of a host could call the port, the host calls the agent until that answers.
+pub const HELLO: &str = "magnetar.hello";
 
 /// The tag of the file system that the host shares.
 pub const SHARE_TAG: &str = "magnetar";

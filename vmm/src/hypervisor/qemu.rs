@@ -9,9 +9,9 @@
 
 mod qmp;
 
-use super::{Capabilities, Control, Hypervisor, MachineState};
+use super::{Capabilities, Control, Hypervisor, MachineState, Vsocks};
 use crate::program::{Invocation, Program};
-use crate::spec::{Acceleration, Nic, VmSpec};
+use crate::spec::{Acceleration, Nic, VmSpec, Vsock};
 use magnetar_core::error::{Context, Result};
 use magnetar_vm_agent_api::SHARE_TAG;
 use qmp::Qmp;
@@ -52,7 +52,7 @@ impl Hypervisor for Qemu {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { emulates: true, virtiofs: true, user_vsock: true }
+        Capabilities { emulates: true, virtiofs: true, vsocks: Vsocks { kernel: true, user: true } }
     }
 
     fn invocation<'a>(&self, spec: &'a VmSpec) -> Invocation<'a> {
@@ -179,7 +179,14 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec) {
         ]);
     };
     user_device("share", &spec.share, &format!("vhost-user-fs-pci,tag={SHARE_TAG}"));
-    user_device("vsock", &spec.vsock, "vhost-user-vsock-pci");
+    match &spec.vsock {
+        Vsock::User { socket, .. } => user_device("vsock", socket, "vhost-user-vsock-pci"),
+        Vsock::Kernel(cid) => {
+            // It tells the kernel the address once more, which takes it from the descriptor that has it.
+            let device = invocation.open(cid.device.as_fd());
+            invocation.arguments(["-device", &format!("vhost-vsock-pci,vhostfd={device},guest-cid={}", cid.number)]);
+        }
+    }
     for (number, nic) in spec.nics.iter().enumerate() {
         network(invocation, number, nic);
     }
