@@ -84,9 +84,8 @@ impl Dialer {
             Self::Hybrid(socket) => hybrid(socket).await?,
             Self::Kernel { number, device } => loop {
                 match vsock(*number, device).await {
-                    // The guest's kernel refuses it: there is a kernel, and no agent.
-                    Err(error) if error.kind() == ErrorKind::ConnectionReset => tokio::time::sleep(AGAIN).await,
-                    connected => break Either::Right(connected.context(what)?),
+                    Err(error) if not_yet(&error) => tokio::time::sleep(AGAIN).await,
+                    connected => break Either::Right(connected.map_err(unavailable)?),
                 }
             },
         };
@@ -97,7 +96,7 @@ impl Dialer {
     async fn connect(&self) -> Result<Connection> {
         match self {
             Self::Hybrid(socket) => hybrid(socket).await,
-            Self::Kernel { number, device } => vsock(*number, device).await.map(Either::Right).context(what),
+            Self::Kernel { number, device } => vsock(*number, device).await.map(Either::Right).map_err(unavailable),
         }
     }
 }
@@ -109,8 +108,13 @@ async fn hybrid(socket: &Path) -> Result<Connection> {
     Ok(Either::Left(stream))
 }
 
-/// Connects to a guest that may be slow, or have no driver for its device yet: until then the kernel keeps what is sent to it, but
-/// gives a connection up after two seconds (`VSOCK_DEFAULT_CONNECT_TIMEOUT`).
+/// Whether this is what is said of a guest that starts: that it has no driver for its device yet, or, by its own kernel, that nobody
+/// listens. Linux before 7.1 or so does not say the former, but waits for the driver.
+fn not_yet(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::HostUnreachable | ErrorKind::ConnectionReset)
+}
+
+/// Connects to a guest that may be slow: the kernel gives a connection up after two seconds (`VSOCK_DEFAULT_CONNECT_TIMEOUT`).
 async fn vsock(number: u32, device: &Weak<OwnedFd>) -> std::io::Result<VsockStream> {
     let Some(_kept) = device.upgrade() else { return Err(ErrorKind::ConnectionRefused.into()) };
     loop {
@@ -119,6 +123,10 @@ async fn vsock(number: u32, device: &Weak<OwnedFd>) -> std::io::Result<VsockStre
             connected => return connected,
         }
     }
+}
+
+fn unavailable(error: std::io::Error) -> Error {
+    Error::new(Code::Unavailable, format!("{}: {error}", what()))
 }
 
 fn what() -> String {

@@ -11,13 +11,13 @@ const OURS: &str = "only our handlers have options of ours";
 const NO_RUNTIME: &str = "containers in a virtual machine are made there, by no OCI runtime of the node";
 
 /// The handler's options, other than they were until this value is dropped.
-struct Replaced {
+pub(crate) struct Replaced {
     file: PathBuf,
     before: Option<String>,
 }
 
 impl Replaced {
-    fn with(case: &Case, text: &str) -> Result<Self> {
+    pub(crate) fn with(case: &Case, text: &str) -> Result<Self> {
         let kind = case.handler().strip_prefix("magnetar-").context("not our handler")?;
         // The same sandboxer by the other front (shim-mode.toml).
         let kind = kind.strip_suffix("-shim").unwrap_or(kind);
