@@ -3,8 +3,9 @@
 
 use crate::modules;
 use magnetar_core::config::LogLevel;
-use magnetar_core::error::{Context, Result};
+use magnetar_core::error::{Context, Error, Result};
 use magnetar_vm_agent_api as api;
+use magnetar_vm_agent_api::secret::{self, Secret};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use std::ffi::CStr;
@@ -33,6 +34,18 @@ pub fn log_level() -> Option<LogLevel> {
 pub fn host_waits() -> Result<bool> {
     let line = command_line().context(|| "cannot read the kernel's command line".into())?;
     Ok(line.split_ascii_whitespace().any(|word| word == api::HELLO))
+}
+
+/// What the host will prove itself with, which it has left in the share. Only the agent sees that: containers have of it what is
+/// theirs.
+///
+/// # Errors
+/// Where it is not there.
+pub fn secret() -> Result<Secret> {
+    let path = Path::new(api::SHARE).join(secret::FILE);
+    let what = || format!("cannot read {}, which the host has to leave there", path.display());
+    let bytes = fs::read(&path).context(what)?;
+    Ok(Secret::new(bytes.try_into().map_err(|_| Error::internal(format!("{}: it is not {} bytes", what(), secret::LENGTH)))?))
 }
 
 fn command_line() -> std::io::Result<String> {

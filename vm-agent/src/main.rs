@@ -88,7 +88,7 @@ async fn serve() -> Result<()> {
     let config = RuntimeConfig { name: libcontainer::NAME.into(), systemd_cgroup: false };
     let runtime = Libcontainer::new(&config, &dir, reaper, PathBuf::from(PROGRAM))?;
     let containers = Containers::new(runtime, dir, &parts);
-    let doors = doors::Doors::open(sandbox, containers, told, tasks)?;
+    let doors = doors::Doors::open(sandbox, boot::secret()?, containers, told, tasks)?;
     if boot::host_waits()? {
         doors.announce().await?;
     }

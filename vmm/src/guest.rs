@@ -12,11 +12,12 @@
 use crate::vsock::Cid;
 use containerd_shim_protos::shim_async::TaskClient;
 use magnetar_core::error::{Code, Context, Error, Result};
+use magnetar_vm_agent_api::secret::Secret;
 use magnetar_vm_agent_api::{self as api, Answer, Opened, Opening, Purpose, Request, VERSION, frame};
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -43,7 +44,13 @@ pub type Connection = Either<UnixStream, VsockStream>;
 
 /// How the guest is reached.
 #[derive(Debug, Clone)]
-pub enum Dialer {
+pub struct Dialer {
+    way: Way,
+    secret: Secret,
+}
+
+#[derive(Debug, Clone)]
+enum Way {
     /// Through the Unix socket of a hybrid vsock device (Firecracker's docs/vsock.md has its protocol).
     Hybrid(PathBuf),
     /// Through the kernel.
@@ -56,14 +63,14 @@ pub enum Dialer {
 }
 
 impl Dialer {
-    /// Through the Unix socket of a hybrid vsock device.
-    pub fn hybrid(socket: PathBuf) -> Self {
-        Self::Hybrid(socket)
+    /// Through the Unix socket of a hybrid vsock device, to an agent with this secret.
+    pub fn hybrid(socket: PathBuf, secret: Secret) -> Self {
+        Self { way: Way::Hybrid(socket), secret }
     }
 
     /// Through the kernel, as long as somebody else keeps the address.
-    pub fn kernel(cid: &Cid) -> Self {
-        Self::Kernel { number: cid.number, device: std::sync::Arc::downgrade(&cid.device) }
+    pub fn kernel(cid: &Cid, secret: Secret) -> Self {
+        Self { way: Way::Kernel { number: cid.number, device: Arc::downgrade(&cid.device) }, secret }
     }
 
     /// Connects for a purpose.
@@ -71,7 +78,7 @@ impl Dialer {
     /// # Errors
     /// `Unavailable` where there is nobody to talk to, `FailedPrecondition` where the agent refuses, with its reason.
     pub async fn dial(&self, purpose: Purpose) -> Result<Connection> {
-        in_time(async { open(self.connect().await?, purpose).await }).await
+        in_time(async { self.open(self.connect().await?, purpose).await }).await
     }
 
     /// Connects for a purpose to an agent that may not listen yet, for as long as it does not: the caller has a deadline.
@@ -79,24 +86,38 @@ impl Dialer {
     /// # Errors
     /// As [`Dialer::dial`].
     pub async fn dial_first(&self, purpose: Purpose) -> Result<Connection> {
-        let stream = match self {
+        let stream = match &self.way {
             // Its guest has said hello.
-            Self::Hybrid(socket) => hybrid(socket).await?,
-            Self::Kernel { number, device } => loop {
+            Way::Hybrid(socket) => hybrid(socket).await?,
+            Way::Kernel { number, device } => loop {
                 match vsock(*number, device).await {
                     Err(error) if not_yet(&error) => tokio::time::sleep(AGAIN).await,
                     connected => break Either::Right(connected.map_err(unavailable)?),
                 }
             },
         };
-        in_time(open(stream, purpose)).await
+        in_time(self.open(stream, purpose)).await
     }
 
     /// Connects to the agent's port.
     async fn connect(&self) -> Result<Connection> {
-        match self {
-            Self::Hybrid(socket) => hybrid(socket).await,
-            Self::Kernel { number, device } => vsock(*number, device).await.map(Either::Right).map_err(unavailable),
+        match &self.way {
+            Way::Hybrid(socket) => hybrid(socket).await,
+            Way::Kernel { number, device } => vsock(*number, device).await.map(Either::Right).map_err(unavailable),
+        }
+    }
+
+    /// Says what the connection is for, and that it is ours.
+    async fn open(&self, mut stream: Connection, purpose: Purpose) -> Result<Connection> {
+        frame::write(&mut stream, &Opening { version: VERSION, purpose }).await.context(what)?;
+        self.secret.say(&mut stream).await.context(what)?;
+        match frame::read::<Opened>(&mut stream, frame::FROM_GUEST).await.context(what)? {
+            Opened::Ready => Ok(stream),
+            Opened::Refused { version, .. } if version != VERSION => Err(Error::precondition(format!(
+                "the agent in the guest speaks version {version} of the guest protocol, this program {VERSION}: \
+             install an initramfs and a magnetar-vmm of the same release"
+            ))),
+            Opened::Refused { reason, .. } => Err(Error::precondition(format!("the agent in the guest refuses: {reason}"))),
         }
     }
 }
@@ -109,7 +130,8 @@ async fn hybrid(socket: &Path) -> Result<Connection> {
 }
 
 /// Whether this is what is said of a guest that starts: that it has no driver for its device yet, or, by its own kernel, that nobody
-/// listens. Linux before 7.1 or so does not say the former, but waits for the driver.
+/// listens. Linux says the former since 2026; older ones wait for the
+/// driver.
 fn not_yet(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::HostUnreachable | ErrorKind::ConnectionReset)
 }
@@ -137,19 +159,6 @@ async fn in_time(opened: impl Future<Output = Result<Connection>>) -> Result<Con
     match tokio::time::timeout(OPENED, opened).await {
         Ok(opened) => opened,
         Err(_) => Err(Error::new(Code::Unavailable, format!("the agent in the guest has not answered within {OPENED:?}"))),
-    }
-}
-
-/// Says what the connection is for.
-async fn open(mut stream: Connection, purpose: Purpose) -> Result<Connection> {
-    frame::write(&mut stream, &Opening { version: VERSION, purpose }).await.context(what)?;
-    match frame::read::<Opened>(&mut stream, frame::FROM_GUEST).await.context(what)? {
-        Opened::Ready => Ok(stream),
-        Opened::Refused { version, .. } if version != VERSION => Err(Error::precondition(format!(
-            "the agent in the guest speaks version {version} of the guest protocol, this program {VERSION}: \
-             install an initramfs and a magnetar-vmm of the same release"
-        ))),
-        Opened::Refused { reason, .. } => Err(Error::precondition(format!("the agent in the guest refuses: {reason}"))),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::words::{Words, panic_in};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::reaper::{Exit, Reaper};
 use magnetar_core::server::Parts;
+use magnetar_vm_agent_api::secret::Secret;
 use magnetar_vm_agent_api::{Event, Purpose, READY_PORT, Request, frame};
 use rustix::fs::{Mode, OFlags, Uid};
 use std::os::fd::AsFd;
@@ -78,6 +79,8 @@ pub struct Making<'a> {
     pub virtiofsd: PathBuf,
     /// What the guest may see.
     pub share: &'a Path,
+    /// What its agent knows us by, which it finds there.
+    pub secret: Secret,
 }
 
 /// All processes of a machine.
@@ -111,8 +114,8 @@ impl Machine {
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
         let (dialer, hello) = match &spec.vsock {
-            Vsock::Kernel(cid) => (Dialer::kernel(cid), None),
-            Vsock::User { .. } => (Dialer::hybrid(spec.dir.join(files::VSOCK).join(VSOCK_HOST)), Some(door(&spec)?)),
+            Vsock::Kernel(cid) => (Dialer::kernel(cid, making.secret), None),
+            Vsock::User { .. } => (Dialer::hybrid(spec.dir.join(files::VSOCK).join(VSOCK_HOST), making.secret), Some(door(&spec)?)),
         };
         let mut processes = Processes::run(hypervisor, &spec, making, parts).await?;
         let connected = async {

@@ -26,6 +26,7 @@ mod network;
 mod pod;
 mod processes;
 mod program;
+mod random;
 mod relay;
 mod share;
 mod spec;

@@ -149,11 +149,12 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         let dir = self.vm_dir();
         std::fs::DirBuilder::new().mode(0o700).create(&dir).context(|| format!("cannot make {}", dir.display()))?;
         let spec = self.spec(&request.config, nics, vsock, user)?;
-        let making = Making { virtiofsd, share: share.dir() };
+        let making = Making { virtiofsd, share: share.dir(), secret: share.tell_secret()? };
         let (told, ended) = (self.relay.clone(), self.relay.clone());
         let machine =
             Machine::boot(&self.hypervisor, spec, &making, &self.parts, move |event| told.told(event), move || ended.all_ended()).await?;
         self.machine = Some(machine.clone());
+        share.forget_secret()?;
         let config = &request.config;
         let setup = Setup {
             sandbox: self.record.sandbox.to_string(),

@@ -12,12 +12,13 @@
 
 use crate::devices::VSOCK_DEVICE;
 use crate::hypervisor::Vsocks;
+use crate::random;
 use crate::spec::Vsock;
-use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::error::{Error, Result};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -111,7 +112,8 @@ fn take() -> Result<Cid, String> {
     // What runs us may forbid it.
     rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|error| format!("there are no vsock sockets: {error}"))?;
-    let number = take_from(TRIES, random, |number| magnetar_sys::vsock::set_guest_cid(device.as_fd(), number))?;
+    let number =
+        take_from(TRIES, || random::bytes().map(u32::from_ne_bytes), |number| magnetar_sys::vsock::set_guest_cid(device.as_fd(), number))?;
     Ok(Cid { number, device: Arc::new(device.into()) })
 }
 
@@ -130,12 +132,6 @@ fn take_from(
         }
     }
     Err(format!("all of {tries} addresses were in use"))
-}
-
-fn random() -> Result<u32> {
-    let mut bytes = [0; 4];
-    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context(|| "cannot read /dev/urandom".into())?;
-    Ok(u32::from_ne_bytes(bytes))
 }
 
 #[cfg(test)]
@@ -203,7 +199,6 @@ mod tests {
         assert_eq!(full.unwrap_err(), "all of 4 addresses were in use");
         let refused = take_from(4, || Ok(7), |_| Err(ErrorKind::PermissionDenied.into())).unwrap_err();
         assert!(refused.contains("does not take the address 10"), "{refused}");
-        assert_ne!(random().unwrap(), random().unwrap());
     }
 
     #[test]

@@ -9,6 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// The longest message of the host, in bytes: an OCI specification may be as large.
 pub const FROM_HOST: usize = 16 << 20;
 
+/// The longest message of somebody who has not yet proved to be the host, in bytes.
+pub const FROM_ANYONE: usize = 4 << 10;
+
 /// The longest message of a guest, in bytes. All of them are short, and one packet ([`chunk`](crate::chunk) says why).
 pub const FROM_GUEST: usize = 16 << 10;
 

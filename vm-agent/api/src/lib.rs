@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! host ──vsock, port 1024──> agent
-//!      Opening ────────────>            what this connection is for, and in which version
+//!      Opening, secret ────>            what this connection is for, in which version, and that it is the host's
 //!      <──────────── Opened             go on, or why not
 //!      then, by purpose:
 //!        Control   Request ──> <── Answer, one after the other
@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Every connection is made by the host but one, [`READY_PORT`], and that only where the host waits for it: the guest has no way
-//! to ask for anything. Messages are JSON in frames ([`frame`]), bytes come in chunks ([`chunk`]).
+//! to ask for anything. Messages are JSON in frames ([`frame`]), bytes come in chunks ([`chunk`]). The [`secret`] is 32 bytes.
 //! The bundle of a container is told by [`Request::Bundle`]; all else about containers is the Task API.
 //!
 //! Deliberately absent: names of files on the host, and any call that makes the host act.
@@ -22,13 +22,14 @@
 pub mod chunk;
 pub mod frame;
 pub mod network;
+pub mod secret;
 
 use network::Network;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The version of this protocol. A change that the other side may not understand makes it another one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The vsock port on which the agent listens.
 pub const PORT: u32 = 1024;
@@ -65,7 +66,7 @@ pub const PID_NAMESPACE: &str = "/run/magnetar/pid";
 /// The cgroup of all containers in the guest.
 pub const CGROUP: &str = "/pod";
 
-/// The first words on a connection.
+/// The first words on a connection. The secret follows them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Opening {
