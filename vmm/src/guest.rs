@@ -34,7 +34,7 @@ const OPENED: Duration = Duration::from_secs(10);
 const QUEUE: usize = 16;
 
 /// Between two calls of an agent that does not listen yet.
-const AGAIN: Duration = Duration::from_millis(10);
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// The longest answer of the vsock device to CONNECT, in bytes.
 const LONGEST_GREETING: usize = 32;
@@ -115,7 +115,7 @@ impl Dialer {
             Opened::Ready => Ok(stream),
             Opened::Refused { version, .. } if version != VERSION => Err(Error::precondition(format!(
                 "the agent in the guest speaks version {version} of the guest protocol, this program {VERSION}: \
-             install an initramfs and a magnetar-vmm of the same release"
+                 install an initramfs and a magnetar-vmm of the same release"
             ))),
             Opened::Refused { reason, .. } => Err(Error::precondition(format!("the agent in the guest refuses: {reason}"))),
         }
@@ -129,9 +129,8 @@ async fn hybrid(socket: &Path) -> Result<Connection> {
     Ok(Either::Left(stream))
 }
 
-/// Whether this is what is said of a guest that starts: that it has no driver for its device yet, or, by its own kernel, that nobody
-/// listens. Linux says the former since 2026; older ones wait for the
-/// driver.
+/// Whether this is what is said of a guest that starts: that it has no driver for its device yet (Linux before 2026 waits for it),
+/// or, by the guest's own kernel, that nobody listens.
 fn not_yet(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::HostUnreachable | ErrorKind::ConnectionReset)
 }
@@ -184,8 +183,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Connects for requests and for tasks, when the agent listens. Returns the guest, and the loop that carries its requests, which ends with the
-    /// connection.
+    /// Connects for requests and for tasks, when the agent listens. Returns the guest, and the loop that carries its requests,
+    /// which ends with the connection.
     ///
     /// # Errors
     /// As [`Dialer::dial`].

@@ -6,6 +6,7 @@ use std::{
     io::{BufRead, BufReader, Write as _},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -126,7 +127,7 @@ fn a_pod_has_the_kernels_vsock_where_there_is_one() {
 }
 
 #[test]
-fn the_agent_answers_nobody_in_a_guest() {
+fn the_agent_answers_nobody_but_its_pods_process() {
     on_vm(async |case| {
         let (other, _) = running(case, "other").await?;
         let pod = case.node().run_pod(&case.pod_spec("curious").privileged()).await?;
@@ -140,6 +141,18 @@ fn the_agent_answers_nobody_in_a_guest() {
             let called = container.shell(&format!("{opening} | env {socat} -T5 - VSOCK-CONNECT:{address}:1024 2>&1")).await?;
             ensure!(called.stdout.contains(&format!("cid:{address} port:1024")), "it was not called: {called:?}");
             ensure!(!called.stdout.contains("Ready"), "it has answered: {called:?}");
+        }
+        // All processes of the node have the node's address, but not the pod's secret.
+        if let Some(address) = guest_address(case, &pod)? {
+            let mut command = Command::new("socat");
+            command.args(["-T5", "-", &format!("VSOCK-CONNECT:{address}:1024")]);
+            let mut socat = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+            let mut opening = b"\0\0\0\x21{\"version\":2,\"purpose\":\"Control\"}".to_vec();
+            opening.resize(opening.len() + 32, 0);
+            socat.stdin.take().context("no input")?.write_all(&opening)?;
+            let answer = socat.wait_with_output()?;
+            let answer = String::from_utf8_lossy(&answer.stdout);
+            ensure!(answer.contains("Refused"), "the agent has answered a process of the node: {answer:?}");
         }
         other.remove().await?;
         Ok(pod.remove().await?)
