@@ -5,6 +5,7 @@ use crate::modules;
 use magnetar_core::config::LogLevel;
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_vm_agent_api as api;
+use magnetar_vm_agent_api::secret::{self, Secret};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use std::ffi::CStr;
@@ -21,9 +22,34 @@ const SHM: &CStr = c"mode=1777,size=65536k";
 /// What the command line asks for. /proc is mounted for it.
 pub fn log_level() -> Option<LogLevel> {
     let _said_again_by_prepare = mount_fresh("proc", "/proc", c"");
-    let line = fs::read_to_string("/proc/cmdline").ok()?;
+    let line = command_line().ok()?;
     let level = line.split_ascii_whitespace().find_map(|word| word.strip_prefix(LOG))?;
     serde_json::from_value(level.into()).ok()
+}
+
+/// Whether the command line says that the host waits to be told when the agent listens.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn host_waits() -> Result<bool> {
+    let line = command_line().context(|| "cannot read the kernel's command line".into())?;
+    Ok(line.split_ascii_whitespace().any(|word| word == api::HELLO))
+}
+
+/// What the host will prove itself with, which it has left in the share. Only the agent sees that: containers have of it what is
+/// theirs.
+///
+/// # Errors
+/// Where it is not there.
+pub fn secret() -> Result<Secret> {
+    let path = Path::new(api::SHARE).join(secret::FILE);
+    let what = || format!("cannot read {}, which the host has to leave there", path.display());
+    let bytes = fs::read(&path).context(what)?;
+    Ok(Secret::new(bytes.try_into().map_err(|_| Error::internal(format!("{}: it is not {} bytes", what(), secret::LENGTH)))?))
+}
+
+fn command_line() -> std::io::Result<String> {
+    fs::read_to_string("/proc/cmdline")
 }
 
 /// Makes the system. To be called once, by process 1, with one thread.

@@ -8,12 +8,13 @@ use magnetar_core::events::Event;
 use magnetar_core::ids::SandboxId;
 use magnetar_core::runtime::libcontainer::Libcontainer;
 use magnetar_core::task::{Containers, TaskService};
+use magnetar_vm_agent_api::secret::Secret;
 use magnetar_vm_agent_api::{self as api, Opened, Opening, Purpose, chunk, frame};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
@@ -22,6 +23,12 @@ use ttrpc::asynchronous::transport::Listener;
 
 /// How many connections for the Task API may wait to be served.
 const QUEUE: usize = 8;
+
+/// How long whoever connects may take to prove to be the host.
+const PROVED: Duration = Duration::from_secs(10);
+
+/// How many connections may be about to do so; more wait.
+const UNPROVED: usize = 64;
 
 /// Where a forwarded port is looked for.
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -36,6 +43,7 @@ pub struct Doors {
 }
 
 struct Inside {
+    secret: Secret,
     containers: Containers<Libcontainer>,
     streams: Streams,
     calls: mpsc::Sender<std::io::Result<VsockStream>>,
@@ -47,6 +55,7 @@ impl Doors {
     /// Listens.
     pub fn open(
         sandbox: SandboxId,
+        secret: Secret,
         containers: Containers<Libcontainer>,
         events: mpsc::UnboundedReceiver<(SystemTime, Event)>,
         tasks: TaskTracker,
@@ -57,7 +66,7 @@ impl Doors {
         let server = ttrpc::asynchronous::Server::new()
             .add_listener(Listener::new(ReceiverStream::new(connections)))
             .register_service(containerd_shim_protos::shim_async::create_task(Arc::new(TaskService::new(sandbox, containers.clone()))));
-        let inside = Arc::new(Inside { containers, streams: Streams::default(), calls, events: Mutex::new(Some(events)) });
+        let inside = Arc::new(Inside { secret, containers, streams: Streams::default(), calls, events: Mutex::new(Some(events)) });
         Ok(Self { listener, tasks, inside, server })
     }
 
@@ -72,15 +81,21 @@ impl Doors {
     pub async fn serve(mut self) -> Result<()> {
         self.server.start().await?;
         let (off, mut switched_off) = mpsc::channel(1);
+        let unproved = Arc::new(Semaphore::new(UNPROVED));
         loop {
+            let accept = async {
+                // It is never closed.
+                let place = unproved.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+                self.listener.accept().await.map(|(stream, peer)| (place, stream, peer))
+            };
             tokio::select! {
-                accepted = self.listener.accept() => {
-                    let (stream, peer) = accepted.context(|| "cannot accept connections".into())?;
-                    if peer.cid() != VMADDR_CID_HOST {
+                accepted = accept => {
+                    let (place, stream, peer) = accepted.context(|| "cannot accept connections".into())?;
+                    if !is_host(peer) {
                         warn!(cid = peer.cid(), "a connection that is not the host's");
                         continue;
                     }
-                    self.tasks.spawn(take(self.inside.clone(), stream, off.clone()));
+                    self.tasks.spawn(take(self.inside.clone(), place, stream, off.clone()));
                 }
                 _ = switched_off.recv() => {
                     info!("switched off");
@@ -91,22 +106,32 @@ impl Doors {
     }
 }
 
+/// Whether a connection is the host's, whatever carries the vsock. A process in the guest can connect to the agent's port only by
+/// the kernel's loopback, which gives such connections the loopback's address, even where they were bound to another one.
+fn is_host(peer: VsockAddr) -> bool {
+    peer.cid() == VMADDR_CID_HOST
+}
+
 /// One connection, from its first word to its end.
-async fn take(inside: Arc<Inside>, mut stream: VsockStream, off: mpsc::Sender<()>) {
-    let opening = match frame::read::<Opening>(&mut stream, frame::FROM_HOST).await {
-        Ok(opening) => opening,
-        Err(error) => {
+async fn take(inside: Arc<Inside>, place: OwnedSemaphorePermit, mut stream: VsockStream, off: mpsc::Sender<()>) {
+    let opening = match tokio::time::timeout(PROVED, proved(&inside.secret, &mut stream)).await {
+        Ok(Ok(Ok(opening))) => opening,
+        Ok(Ok(Err(reason))) => {
+            warn!(reason, "a connection is refused");
+            let _gone = frame::write(&mut stream, &refuse(reason)).await;
+            return;
+        }
+        Ok(Err(error)) => {
             warn!(%error, "a connection without a word");
             return;
         }
+        Err(_) => {
+            warn!("a connection that does not say what it is for");
+            return;
+        }
     };
+    drop(place);
     debug!(?opening, "connection");
-    let refuse = |reason: String| Opened::Refused { version: api::VERSION, reason };
-    if opening.version != api::VERSION {
-        let reason = format!("the agent speaks version {} of the guest protocol, not {}", api::VERSION, opening.version);
-        let _gone = frame::write(&mut stream, &refuse(reason)).await;
-        return;
-    }
     let ended = match opening.purpose {
         Purpose::Control => match welcome(&mut stream).await {
             Ok(()) => pod::answer(&inside.containers, &inside.streams, stream, off).await,
@@ -150,6 +175,20 @@ async fn take(inside: Arc<Inside>, mut stream: VsockStream, off: mpsc::Sender<()
     }
 }
 
+/// What a connection is for, if it is the host's; else why not.
+async fn proved(secret: &Secret, stream: &mut VsockStream) -> std::io::Result<Result<Opening, String>> {
+    let opening = frame::read::<Opening>(stream, frame::FROM_ANYONE).await?;
+    if opening.version != api::VERSION {
+        return Ok(Err(format!("the agent speaks version {} of the guest protocol, not {}", api::VERSION, opening.version)));
+    }
+    // On the host, all processes have the host's address.
+    Ok(if secret.is_said(stream).await? { Ok(opening) } else { Err("it does not know the pod's secret".into()) })
+}
+
+fn refuse(reason: String) -> Opened {
+    Opened::Refused { version: api::VERSION, reason }
+}
+
 /// Carries a connection to its end. What fails is reset: an end would say that all has been said.
 async fn forward(mut tcp: TcpStream, stream: VsockStream) -> std::io::Result<()> {
     tcp.set_nodelay(true)?;
@@ -163,4 +202,18 @@ async fn forward(mut tcp: TcpStream, stream: VsockStream) -> std::io::Result<()>
 
 async fn welcome(stream: &mut VsockStream) -> std::io::Result<()> {
     frame::write(stream, &Opened::Ready).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_host_is_the_host() {
+        assert!(is_host(VsockAddr::new(2, 1024)));
+        // The hypervisor, the loopback, a guest, and what stands for any.
+        for cid in [0, 1, 3, VMADDR_CID_ANY] {
+            assert!(!is_host(VsockAddr::new(cid, 1024)), "{cid}");
+        }
+    }
 }

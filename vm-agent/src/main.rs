@@ -99,8 +99,10 @@ async fn serve() -> Result<()> {
     let config = RuntimeConfig { name: libcontainer::NAME.into(), systemd_cgroup: false };
     let runtime = Libcontainer::new(&config, &dir, reaper, PathBuf::from(PROGRAM))?;
     let containers = Containers::new(runtime, dir, &parts);
-    let doors = doors::Doors::open(sandbox, containers, told, tasks)?;
-    doors.announce().await?;
+    let doors = doors::Doors::open(sandbox, boot::secret()?, containers, told, tasks)?;
+    if boot::host_waits()? {
+        doors.announce().await?;
+    }
     tokio::select! {
         ended = doors.serve() => ended,
         () = reap => Err(Error::internal("the loop that reaps has ended")),

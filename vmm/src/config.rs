@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The handler's table `vm`: what a machine is made of, where the pod does not say.
 
-use crate::acceleration::Choice;
 use crate::huge;
 use crate::spec::LEAST_MEMORY;
+use crate::{acceleration, vsock};
 use magnetar_core::error::{Error, Result};
 use magnetar_core::pod_config::{PodConfig, Resources};
 use serde::Deserialize;
@@ -33,9 +33,11 @@ pub struct VmConfig {
     /// The processors of a pod without a limit.
     pub vcpus: u32,
     /// What executes the guest's code.
-    pub acceleration: Choice,
+    pub acceleration: acceleration::Choice,
     /// Whether the guest's memory is made of the host's huge pages.
     pub huge_pages: bool,
+    /// What carries the guest's vsock.
+    pub vsock: vsock::Choice,
 }
 
 /// The hypervisors.
@@ -79,7 +81,8 @@ impl Default for VmConfig {
             memory_mib: 128,
             unlimited_memory_mib: 1024,
             vcpus: 1,
-            acceleration: Choice::Auto,
+            acceleration: acceleration::Choice::Auto,
+            vsock: vsock::Choice::Auto,
             huge_pages: false,
         }
     }
@@ -187,6 +190,7 @@ mod tests {
             (serde_json::json!({"kernel": "vmlinux"}), "kernel"),
             (serde_json::json!({"hypervisor": "xen"}), "xen"),
             (serde_json::json!({"machine": "pc"}), "pc"),
+            (serde_json::json!({"vsock": "hybrid"}), "hybrid"),
         ] {
             let error = parse(table).unwrap_err();
             assert!(error.to_string().contains(named), "{error}");

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// What shares files.
 pub const VIRTIOFSD: Program = Program { name: "virtiofsd", places: &["/usr/libexec", "/usr/lib/qemu", "/usr/lib"], package: "virtiofsd" };
 
-/// What carries the vsock where the kernel has no vhost-vsock.
+/// What carries the vsock where the kernel does not.
 pub const VSOCK_DEVICE: Program =
     Program { name: "vhost-device-vsock", places: &["/usr/libexec", "/usr/lib/qemu"], package: "vhost-device-vsock" };
 

@@ -2,21 +2,28 @@
 //! The agent in the guest, as the host talks to it.
 //!
 //! ```text
-//! dial ──vsock──> agent     one connection for each purpose (magnetar_vm_agent_api)
+//! dial ──vsock──> agent     one connection for each purpose (magnetar_vm_agent_api), by way of the kernel or of a Unix socket
 //! Guest::ask                requests, one after the other, on the one connection that is for them
 //! Guest::tasks              containerd's Task API
 //! ```
 //!
 //! A guest that does not answer within the deadline is as good as dead; who asks is told so.
 
+use crate::vsock::Cid;
 use containerd_shim_protos::shim_async::TaskClient;
 use magnetar_core::error::{Code, Context, Error, Result};
+use magnetar_vm_agent_api::secret::Secret;
 use magnetar_vm_agent_api::{self as api, Answer, Opened, Opening, Purpose, Request, VERSION, frame};
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::either::Either;
+use tokio_vsock::{VsockAddr, VsockStream};
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 
@@ -26,22 +33,44 @@ const OPENED: Duration = Duration::from_secs(10);
 /// How many requests may wait for the one that is being answered.
 const QUEUE: usize = 16;
 
+/// Between two calls of an agent that does not listen yet.
+const AGAIN: Duration = Duration::from_millis(20);
+
 /// The longest answer of the vsock device to CONNECT, in bytes.
 const LONGEST_GREETING: usize = 32;
 
 /// A connection to the agent.
-pub type Connection = UnixStream;
+pub type Connection = Either<UnixStream, VsockStream>;
 
 /// How the guest is reached.
 #[derive(Debug, Clone)]
 pub struct Dialer {
-    socket: PathBuf,
+    way: Way,
+    secret: Secret,
+}
+
+#[derive(Debug, Clone)]
+enum Way {
+    /// Through the Unix socket of a hybrid vsock device (Firecracker's docs/vsock.md has its protocol).
+    Hybrid(PathBuf),
+    /// Through the kernel.
+    Kernel {
+        /// The guest's address.
+        number: u32,
+        /// The device that has it. Without the device the address may be another guest's.
+        device: Weak<OwnedFd>,
+    },
 }
 
 impl Dialer {
-    /// Through the Unix socket of a hybrid vsock device (Firecracker's docs/vsock.md has its protocol).
-    pub fn hybrid(socket: PathBuf) -> Self {
-        Self { socket }
+    /// Through the Unix socket of a hybrid vsock device, to an agent with this secret.
+    pub fn hybrid(socket: PathBuf, secret: Secret) -> Self {
+        Self { way: Way::Hybrid(socket), secret }
+    }
+
+    /// Through the kernel, as long as somebody else keeps the address.
+    pub fn kernel(cid: &Cid, secret: Secret) -> Self {
+        Self { way: Way::Kernel { number: cid.number, device: Arc::downgrade(&cid.device) }, secret }
     }
 
     /// Connects for a purpose.
@@ -49,18 +78,39 @@ impl Dialer {
     /// # Errors
     /// `Unavailable` where there is nobody to talk to, `FailedPrecondition` where the agent refuses, with its reason.
     pub async fn dial(&self, purpose: Purpose) -> Result<Connection> {
-        match tokio::time::timeout(OPENED, self.open(purpose)).await {
-            Ok(opened) => opened,
-            Err(_) => Err(Error::new(Code::Unavailable, format!("the agent in the guest has not answered within {OPENED:?}"))),
+        in_time(async { self.open(self.connect().await?, purpose).await }).await
+    }
+
+    /// Connects for a purpose to an agent that may not listen yet, for as long as it does not: the caller has a deadline.
+    ///
+    /// # Errors
+    /// As [`Dialer::dial`].
+    pub async fn dial_first(&self, purpose: Purpose) -> Result<Connection> {
+        let stream = match &self.way {
+            // Its guest has said hello.
+            Way::Hybrid(socket) => hybrid(socket).await?,
+            Way::Kernel { number, device } => loop {
+                match vsock(*number, device).await {
+                    Err(error) if not_yet(&error) => tokio::time::sleep(AGAIN).await,
+                    connected => break Either::Right(connected.map_err(unavailable)?),
+                }
+            },
+        };
+        in_time(self.open(stream, purpose)).await
+    }
+
+    /// Connects to the agent's port.
+    async fn connect(&self) -> Result<Connection> {
+        match &self.way {
+            Way::Hybrid(socket) => hybrid(socket).await,
+            Way::Kernel { number, device } => vsock(*number, device).await.map(Either::Right).map_err(unavailable),
         }
     }
 
-    async fn open(&self, purpose: Purpose) -> Result<Connection> {
-        let what = || "cannot reach the agent in the guest".to_string();
-        let mut stream = UnixStream::connect(&self.socket).await.context(what)?;
-        stream.write_all(format!("CONNECT {}\n", api::PORT).as_bytes()).await.context(what)?;
-        greeting(&mut stream).await?;
+    /// Says what the connection is for, and that it is ours.
+    async fn open(&self, mut stream: Connection, purpose: Purpose) -> Result<Connection> {
         frame::write(&mut stream, &Opening { version: VERSION, purpose }).await.context(what)?;
+        self.secret.say(&mut stream).await.context(what)?;
         match frame::read::<Opened>(&mut stream, frame::FROM_GUEST).await.context(what)? {
             Opened::Ready => Ok(stream),
             Opened::Refused { version, .. } if version != VERSION => Err(Error::precondition(format!(
@@ -69,6 +119,45 @@ impl Dialer {
             ))),
             Opened::Refused { reason, .. } => Err(Error::precondition(format!("the agent in the guest refuses: {reason}"))),
         }
+    }
+}
+
+async fn hybrid(socket: &Path) -> Result<Connection> {
+    let mut stream = UnixStream::connect(socket).await.context(what)?;
+    stream.write_all(format!("CONNECT {}\n", api::PORT).as_bytes()).await.context(what)?;
+    greeting(&mut stream).await?;
+    Ok(Either::Left(stream))
+}
+
+/// Whether this is what is said of a guest that starts: that it has no driver for its device yet (Linux before 2026 waits for it),
+/// or, by the guest's own kernel, that nobody listens.
+fn not_yet(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::HostUnreachable | ErrorKind::ConnectionReset)
+}
+
+/// Connects to a guest that may be slow: the kernel gives a connection up after two seconds (`VSOCK_DEFAULT_CONNECT_TIMEOUT`).
+async fn vsock(number: u32, device: &Weak<OwnedFd>) -> std::io::Result<VsockStream> {
+    let Some(_kept) = device.upgrade() else { return Err(ErrorKind::ConnectionRefused.into()) };
+    loop {
+        match VsockStream::connect(VsockAddr::new(number, api::PORT)).await {
+            Err(error) if error.kind() == ErrorKind::TimedOut => {}
+            connected => return connected,
+        }
+    }
+}
+
+fn unavailable(error: std::io::Error) -> Error {
+    Error::new(Code::Unavailable, format!("{}: {error}", what()))
+}
+
+fn what() -> String {
+    "cannot reach the agent in the guest".into()
+}
+
+async fn in_time(opened: impl Future<Output = Result<Connection>>) -> Result<Connection> {
+    match tokio::time::timeout(OPENED, opened).await {
+        Ok(opened) => opened,
+        Err(_) => Err(Error::new(Code::Unavailable, format!("the agent in the guest has not answered within {OPENED:?}"))),
     }
 }
 
@@ -94,13 +183,13 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Connects for requests and for tasks. Returns the guest, and the loop that carries its requests, which ends with the
-    /// connection.
+    /// Connects for requests and for tasks, when the agent listens. Returns the guest, and the loop that carries its requests,
+    /// which ends with the connection.
     ///
     /// # Errors
     /// As [`Dialer::dial`].
     pub async fn connect(dialer: Dialer) -> Result<(Self, impl Future<Output = ()> + Send)> {
-        let control = dialer.dial(Purpose::Control).await?;
+        let control = dialer.dial_first(Purpose::Control).await?;
         let tasks = TaskClient::new(Client::new(Socket::new(dialer.dial(Purpose::Tasks).await?)));
         let (requests, asked) = mpsc::channel(QUEUE);
         Ok((Self { dialer, requests, tasks }, carry(control, asked)))

@@ -17,10 +17,19 @@ pub struct Capabilities {
     pub emulates: bool,
     /// Whether a virtiofsd can share files with its guests.
     pub virtiofs: bool,
-    /// Whether a vhost-user device can be its guests' vsock.
-    pub user_vsock: bool,
+    /// What can carry its guests' vsock.
+    pub vsocks: Vsocks,
     /// Whether disks can be attached to a machine that runs.
     pub hot_plug: bool,
+}
+
+/// What can carry the vsock of a hypervisor's guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vsocks {
+    /// The host's kernel, by its vhost-vsock device, which the hypervisor is given open.
+    pub kernel: bool,
+    /// A process in user space, by vhost-user.
+    pub user: bool,
 }
 
 /// A disk of a machine: no other of it has, or had, the same number.

@@ -2,23 +2,25 @@
 //! A virtual machine from its first process to its last.
 //!
 //! ```text
-//! boot:  virtiofsd, vsock device ─> hypervisor ─> guest says hello ─> connections to its agent
+//! boot:  virtiofsd, vsock device ─> hypervisor ─> guest says hello, or answers ─> connections to its agent
 //! watch: one task has all of it; it ends with the first of these
 //!            a process that ends · an agent that does not answer · a connection that breaks · an order
 //!        then every process is killed and reaped, and why is told
 //! ```
 
-use crate::devices::{self, VSOCK_HOST, VSOCK_SOCKET};
+use crate::devices::{self, VSOCK_HOST};
 use crate::disks::Disks;
 use crate::guest::{self, Connection, Dialer, Guest};
 use crate::hypervisor::{Hypervisor, MachineState};
 use crate::processes::{Process, listens};
 use crate::program::Invocation;
-use crate::spec::VmSpec;
+use crate::spec::{VmSpec, Vsock};
+use crate::vsock::Cid;
 use crate::words::{Words, end_in, panic_in};
 use magnetar_core::error::{Code, Context, Error, Result};
-use magnetar_core::reaper::Reaper;
+use magnetar_core::reaper::{Exit, Reaper};
 use magnetar_core::server::Parts;
+use magnetar_vm_agent_api::secret::Secret;
 use magnetar_vm_agent_api::{Event, GIVES_UP, Purpose, READY_PORT, Request, frame};
 use rustix::fs::{Mode, OFlags, Uid};
 use std::os::fd::AsFd;
@@ -78,18 +80,26 @@ pub struct Machine {
 pub struct Making<'a> {
     /// virtiofsd.
     pub virtiofsd: PathBuf,
-    /// The vsock device.
-    pub vsock_device: PathBuf,
     /// What the guest may see.
     pub share: &'a Path,
+    /// What its agent knows us by, which it finds there.
+    pub secret: Secret,
 }
 
 /// All processes of a machine.
 struct Processes {
     hypervisor: Process,
     virtiofsd: Process,
-    vsock: Process,
+    vsock: Carrier,
     console: Words,
+}
+
+/// What carries the guest's vsock, for as long as it has to.
+enum Carrier {
+    /// The kernel. The address is the guest's until this is dropped; then the kernel breaks the connections to it.
+    Kernel(Option<Cid>),
+    /// A process.
+    User(Process),
 }
 
 impl Machine {
@@ -100,26 +110,23 @@ impl Machine {
     /// Where a process cannot be run, or ends; `DeadlineExceeded` for a guest that says nothing. Then none of it is left.
     pub async fn boot<H: Hypervisor>(
         hypervisor: &H,
-        spec: &VmSpec,
+        spec: VmSpec,
         making: &Making<'_>,
         parts: &Parts,
         told: impl Fn(Event) + Send + Sync + 'static,
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
-        let vsock = spec.dir.join(files::VSOCK);
-        let owner = Some(Uid::from_raw(spec.user));
-        std::fs::DirBuilder::new().mode(0o700).create(&vsock).context(|| format!("cannot make {}", vsock.display()))?;
-        let ready = vsock.join(devices::vsock_door(READY_PORT));
-        let hello = UnixListener::bind(&ready).context(|| format!("cannot listen at {}", ready.display()))?;
-        for path in [&vsock, &ready] {
-            rustix::fs::chown(path, owner, None).context(|| format!("cannot give {} away", path.display()))?;
-        }
-        let mut processes = Processes::run(hypervisor, spec, making, parts).await?;
-        let dialer = Dialer::hybrid(vsock.join(VSOCK_HOST));
+        let (dialer, hello) = match &spec.vsock {
+            Vsock::Kernel(cid) => (Dialer::kernel(cid, making.secret), None),
+            Vsock::User { .. } => (Dialer::hybrid(spec.dir.join(files::VSOCK).join(VSOCK_HOST), making.secret), Some(door(&spec)?)),
+        };
+        let mut processes = Processes::run(hypervisor, &spec, making, parts).await?;
         let connected = async {
             let control = hypervisor.connect(&spec.dir).await?;
-            let (_hello, _from) = hello.accept().await.context(|| "cannot hear the guest".into())?;
-            debug!("the guest says hello");
+            if let Some(hello) = hello {
+                let (_hello, _from) = hello.accept().await.context(|| "cannot hear the guest".into())?;
+                debug!("the guest says hello");
+            }
             let (guest, carry) = Guest::connect(dialer.clone()).await?;
             let events = dialer.dial(Purpose::Events).await?;
             let pulse = dialer.dial(Purpose::Control).await?;
@@ -200,17 +207,11 @@ impl Processes {
     async fn run<H: Hypervisor>(hypervisor: &H, spec: &VmSpec, making: &Making<'_>, parts: &Parts) -> Result<Self> {
         let Parts { reaper, tasks, .. } = parts;
         let virtiofsd = devices::virtiofsd(&making.virtiofsd, spec.dir.join(files::SHARE), making.share);
-        let directory = spec.dir.join(files::VSOCK);
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(&directory, flags, Mode::empty()).context(|| format!("cannot open {}", directory.display()))?;
-        let vsock = devices::vsock(&making.vsock_device, opened.as_fd(), spec.user);
-        let mut vsock = Process::run("vhost-device-vsock", &vsock, None, reaper, tasks)?;
         let virtiofsd = Process::run("virtiofsd", &virtiofsd, None, reaper, tasks)?;
-        let socket = directory.join(VSOCK_SOCKET);
-        tokio::select! {
-            listens = listens(&socket) => listens?,
-            exit = vsock.ended() => return Err(Error::internal(format!("the virtual machine did not start: {}", vsock.describe(exit)))),
-        }
+        let vsock = match &spec.vsock {
+            Vsock::Kernel(cid) => Carrier::Kernel(Some(cid.clone())),
+            Vsock::User { program, socket } => Carrier::User(run_vsock(program, socket, spec, reaper, tasks).await?),
+        };
         let console = Words::default();
         let hypervisor = run_hypervisor(&hypervisor.invocation(spec), &console, spec, reaper, tasks)?;
         Ok(Self { hypervisor, virtiofsd, vsock, console })
@@ -224,7 +225,7 @@ impl Processes {
             biased;
             exit = hypervisor.ended() => return of_hypervisor(hypervisor, exit, console),
             exit = virtiofsd.ended() => (exit, virtiofsd.describe(exit)),
-            exit = vsock.ended() => (exit, vsock.describe(exit)),
+            ended = vsock.ended() => ended,
         };
         // Whichever of them was seen first, where the hypervisor has ended that is why. A device ends well only because the
         // hypervisor has hung up, which it does some time before its own end, whatever that one will be.
@@ -242,12 +243,56 @@ impl Processes {
     }
 }
 
+impl Carrier {
+    /// Waits until it has ended, and says how. Cancel-safe. The kernel does not end.
+    async fn ended(&mut self) -> (Exit, String) {
+        match self {
+            Self::Kernel(_) => std::future::pending().await,
+            Self::User(process) => {
+                let exit = process.ended().await;
+                (exit, process.describe(exit))
+            }
+        }
+    }
+
+    async fn kill(&mut self) {
+        match self {
+            Self::Kernel(cid) => drop(cid.take()),
+            Self::User(process) => process.kill().await,
+        }
+    }
+}
+
+/// Waits at the port on which a guest says hello through a device in user space, which has a directory of its own for that.
+fn door(spec: &VmSpec) -> Result<UnixListener> {
+    let directory = spec.dir.join(files::VSOCK);
+    std::fs::DirBuilder::new().mode(0o700).create(&directory).context(|| format!("cannot make {}", directory.display()))?;
+    let ready = directory.join(devices::vsock_door(READY_PORT));
+    let hello = UnixListener::bind(&ready).context(|| format!("cannot listen at {}", ready.display()))?;
+    for path in [&directory, &ready] {
+        rustix::fs::chown(path, Some(Uid::from_raw(spec.user)), None).context(|| format!("cannot give {} away", path.display()))?;
+    }
+    Ok(hello)
+}
+
+async fn run_vsock(program: &Path, socket: &Path, spec: &VmSpec, reaper: &Reaper, tasks: &TaskTracker) -> Result<Process> {
+    let directory = spec.dir.join(files::VSOCK);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(&directory, flags, Mode::empty()).context(|| format!("cannot open {}", directory.display()))?;
+    let mut vsock = Process::run("vhost-device-vsock", &devices::vsock(program, opened.as_fd(), spec.user), None, reaper, tasks)?;
+    tokio::select! {
+        listens = listens(socket) => listens?,
+        exit = vsock.ended() => return Err(Error::internal(format!("the virtual machine did not start: {}", vsock.describe(exit)))),
+    }
+    Ok(vsock)
+}
+
 fn run_hypervisor(invocation: &Invocation<'_>, console: &Words, spec: &VmSpec, reaper: &Reaper, tasks: &TaskTracker) -> Result<Process> {
     Process::run("the hypervisor", invocation, Some((console.clone(), spec.dir.join(files::CONSOLE))), reaper, tasks)
 }
 
 /// A hypervisor that ends well does so because its guest has ended.
-fn of_hypervisor(hypervisor: &Process, exit: magnetar_core::reaper::Exit, console: &Words) -> String {
+fn of_hypervisor(hypervisor: &Process, exit: Exit, console: &Words) -> String {
     let said = console.last();
     match (panic_in(&said), end_in(&said), exit.code) {
         (Some(panic), _, _) => format!("the guest's kernel has panicked: {panic}"),

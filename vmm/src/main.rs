@@ -8,7 +8,8 @@
 //!                        │  machine  ├── the hypervisor ──── the guest: vm-agent is its init
 //!                        │           │                       by way of disks, once it runs
 //!                        │           ├── virtiofsd           files, by way of share
-//!                        │           └── vhost-device-vsock  connections to the agent, by way of guest
+//!                        │           └── vhost-device-vsock  connections to the agent, by way of guest;
+//!                        │                               the kernel's vhost-vsock in its place, where there is one
 //!                        └─ forward  connections to the pod's loopback, carried into the guest
 //! ```
 //!
@@ -29,11 +30,13 @@ mod network;
 mod pod;
 mod processes;
 mod program;
+mod random;
 mod relay;
 mod share;
 mod spec;
 mod streams;
 mod translate;
+mod vsock;
 mod words;
 
 use config::{HypervisorName, VmConfig};

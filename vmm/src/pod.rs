@@ -6,16 +6,17 @@
 
 use crate::acceleration;
 use crate::config::{Beyond, VmConfig};
-use crate::devices::{VIRTIOFSD, VSOCK_DEVICE, VSOCK_SOCKET};
+use crate::devices::{VIRTIOFSD, VSOCK_SOCKET};
 use crate::forward::{self, Forwarder};
 use crate::guest;
 use crate::huge;
-use crate::hypervisor::{Capabilities, Hypervisor};
+use crate::hypervisor::Hypervisor;
 use crate::machine::{Machine, Making, files};
 use crate::network;
 use crate::relay::{Relay, Running};
 use crate::share::Share;
-use crate::spec::{Nic, VmSpec, user_of};
+use crate::spec::{Nic, VmSpec, Vsock, user_of};
+use crate::vsock;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use magnetar_core::cgroup::{Cgroup, moves, oom, stats};
 use magnetar_core::error::{Code, Context, Error, Result};
@@ -26,7 +27,7 @@ use magnetar_core::record::{PodDir, PodRecord};
 use magnetar_core::sandbox::{Death, PodRequest, Sandboxer};
 use magnetar_core::sandbox_files::{SandboxFiles, hostname};
 use magnetar_core::server::Parts;
-use magnetar_vm_agent_api::{Purpose, Request, Setup};
+use magnetar_vm_agent_api::{HELLO, Purpose, Request, Setup};
 use nix::sched::{CloneFlags, setns};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -71,7 +72,7 @@ impl<H: Hypervisor> VmPod<H> {
         self.dir.path().join("vm")
     }
 
-    fn spec(&self, pod: &PodConfig, huge_pages: u32, nics: Vec<Nic>, user: u32) -> Result<VmSpec> {
+    fn spec(&self, pod: &PodConfig, nics: Vec<Nic>, vsock: Vsock, user: u32) -> Result<VmSpec> {
         let program = std::env::current_exe().context(|| "cannot tell where this program is".into())?;
         let kernel = self.config.guest_file(self.config.kernel.as_deref(), "vmlinux", &program);
         let initramfs = self.config.guest_file(self.config.initramfs.as_deref(), "initramfs", &program);
@@ -80,7 +81,7 @@ impl<H: Hypervisor> VmPod<H> {
                 return Err(Error::precondition(format!("there is no {}, which the virtual machine starts from", file.display())));
             }
         }
-        let beyond = Beyond { some_unlimited: some_unlimited(pod)?, huge_pages };
+        let beyond = Beyond { some_unlimited: some_unlimited(pod)?, huge_pages: huge_pages(pod)? };
         let size =
             self.config.size(pod, beyond, std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)));
         if self.config.huge_pages {
@@ -88,6 +89,9 @@ impl<H: Hypervisor> VmPod<H> {
         }
         let dir = self.vm_dir();
         let mut parameters = vec![format!("magnetar.log={}", self.record.config.log_level)];
+        if let Vsock::User { .. } = vsock {
+            parameters.push(HELLO.into());
+        }
         parameters.extend(self.config.kernel_parameters.split_ascii_whitespace().map(String::from));
         Ok(VmSpec {
             sandbox: self.record.sandbox.clone(),
@@ -99,7 +103,7 @@ impl<H: Hypervisor> VmPod<H> {
             vcpus: size.vcpus,
             acceleration: acceleration::choose(self.config.acceleration, self.hypervisor.name(), self.hypervisor.capabilities().emulates)?,
             share: dir.join(files::SHARE),
-            vsock: dir.join(files::VSOCK).join(VSOCK_SOCKET),
+            vsock,
             nics,
             dir,
             user,
@@ -130,13 +134,14 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         let (Some(request), Some(share)) = (self.request.clone(), self.share.clone()) else {
             return Err(Error::precondition("the sandbox was not created"));
         };
-        let Capabilities { virtiofs, user_vsock, .. } = self.hypervisor.capabilities();
-        if !(virtiofs && user_vsock) {
-            let what = format!("{} has neither virtiofs nor vhost-user-vsock, without which there are no pods yet", self.hypervisor.name());
+        if !self.hypervisor.capabilities().virtiofs {
+            let what = format!("{} has no virtiofs, without which there are no pods yet", self.hypervisor.name());
             return Err(Error::unimplemented(what));
         }
         let virtiofsd = VIRTIOFSD.find("")?;
-        let vsock_device = VSOCK_DEVICE.find("")?;
+        // In the pod's network namespace, where its connections will be made.
+        let socket = self.vm_dir().join(files::VSOCK).join(VSOCK_SOCKET);
+        let vsock = vsock::choose(self.config.vsock, self.hypervisor.name(), self.hypervisor.capabilities().vsocks, socket)?;
         if let Some(path) = &self.record.cgroup {
             // What is run from here on is accounted to the pod.
             moves::join(&Cgroup::at(path)?)?;
@@ -145,20 +150,20 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         let user = user_of(std::process::id());
         let dir = self.vm_dir();
         std::fs::DirBuilder::new().mode(0o700).create(&dir).context(|| format!("cannot make {}", dir.display()))?;
-        let huge_pages = huge_pages(&request.config)?;
-        let spec = self.spec(&request.config, huge_pages, nics, user)?;
-        let making = Making { virtiofsd, vsock_device, share: share.dir() };
+        let spec = self.spec(&request.config, nics, vsock, user)?;
+        let making = Making { virtiofsd, share: share.dir(), secret: share.tell_secret()? };
         let (told, ended) = (self.relay.clone(), self.relay.clone());
         let machine =
-            Machine::boot(&self.hypervisor, &spec, &making, &self.parts, move |event| told.told(event), move || ended.all_ended()).await?;
+            Machine::boot(&self.hypervisor, spec, &making, &self.parts, move |event| told.told(event), move || ended.all_ended()).await?;
         self.machine = Some(machine.clone());
+        share.forget_secret()?;
         let config = &request.config;
         let setup = Setup {
             sandbox: self.record.sandbox.to_string(),
             now: guest::now(),
             hostname: hostname(config),
             sysctls: config.sysctl_files(true),
-            huge_pages,
+            huge_pages: huge_pages(config)?,
             network,
         };
         machine.guest.ask(Request::SetUp(Box::new(setup)), SET_UP).await?;

@@ -4,6 +4,7 @@
 //! ```text
 //! <pod>/places/                  a tmpfs, in which the places to mount upon are made
 //! <pod>/share/                   the same, read-only, with what is mounted: what virtiofsd serves
+//!     .secret                    what the guest's agent will know us by; only until it does
 //!     <container>/rootfs         its root filesystem, mounted here and nowhere else
 //!     <container>/<number>       a volume, by a bind mount: read-only where the container has it read-only
 //! ```
@@ -13,14 +14,17 @@
 //! All of it is in a mount namespace of this process, which is gone with the process: there is nothing to clean up after a
 //! crash, and nothing on the host that could be removed through it. Mounts that are made on the host appear in here as well.
 
+use crate::random;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::ids::ContainerId;
 use magnetar_core::mount::{self, Mount};
+use magnetar_vm_agent_api::secret::{self, Secret};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{AtFlags, CWD, FileType};
 use rustix::mount::{MountPropagationFlags, mount_change, mount_move};
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The root filesystem of a container, in its folder.
@@ -71,6 +75,26 @@ impl Share {
         bind(&places, &dir, true, false)?;
         mount_change(&dir, MountPropagationFlags::SHARED).context(what)?;
         Ok(Self { dir, places })
+    }
+
+    /// Makes a secret, and leaves it where the guest's agent finds it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn tell_secret(&self) -> Result<Secret> {
+        let secret = Secret::new(random::bytes()?);
+        let file = fs::File::options().write(true).create_new(true).mode(0o400).open(self.places.join(secret::FILE));
+        file.and_then(|mut file| file.write_all(secret.bytes())).context(|| "cannot leave the pod's secret for the guest".into())?;
+        Ok(secret)
+    }
+
+    /// Takes it away again, when the agent has it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn forget_secret(&self) -> Result<()> {
+        let file = self.places.join(secret::FILE);
+        gone(fs::remove_file(&file), &file)
     }
 
     /// The directory.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a virtual machine is made of: checked, and the same for every hypervisor.
 
+use crate::vsock::Cid;
 use magnetar_core::ids::SandboxId;
 use magnetar_vm_agent_api::network::Mac;
 use std::os::fd::OwnedFd;
@@ -27,8 +28,8 @@ pub struct VmSpec {
     pub acceleration: Acceleration,
     /// The vhost-user socket of the virtiofsd that shares files with it, under [`magnetar_vm_agent_api::SHARE_TAG`].
     pub share: PathBuf,
-    /// The vhost-user socket of the device that carries its vsock.
-    pub vsock: PathBuf,
+    /// What carries its vsock.
+    pub vsock: Vsock,
     /// Its network interfaces.
     pub nics: Vec<Nic>,
     /// The directory for the hypervisor's own sockets, which nobody but root can enter.
@@ -46,6 +47,20 @@ pub const LEAST_MEMORY: u32 = 96;
 pub fn user_of(sandbox_process: u32) -> u32 {
     // PID_MAX_LIMIT of the kernel is 2^22.
     2_000_000_000 + (sandbox_process & ((1 << 22) - 1))
+}
+
+/// What carries a guest's vsock.
+#[derive(Debug)]
+pub enum Vsock {
+    /// The host's kernel.
+    Kernel(Cid),
+    /// A process in user space.
+    User {
+        /// Its program.
+        program: PathBuf,
+        /// Its vhost-user socket.
+        socket: PathBuf,
+    },
 }
 
 /// What executes a guest's code.

@@ -26,6 +26,7 @@ pub fn findings() -> Vec<Finding> {
         kvm(),
         device("fuse", "/dev/fuse", "no FUSE filesystems for containers that ask for them"),
         device("tun", "/dev/net/tun", "no pods in microVMs: they have no network"),
+        vhost_vsock(Path::new("/dev"), Path::new("/sys")),
         traffic_control(&Path::new("/lib/modules").join(release.trim())),
         socket_lookup(),
         sys_resource(&read_to_string("/proc/self/status").unwrap_or_default()),
@@ -173,6 +174,20 @@ fn device(name: &str, path: &str, cost: &str) -> Finding {
     }
 }
 
+/// What carries the vsock of microVMs. Where there is a device and no module yet, whoever opens it loads that, so it is not opened.
+fn vhost_vsock(dev: &Path, sys: &Path) -> Finding {
+    let (name, cost) = ("vhost-vsock", "microVMs are reached through vhost-device-vsock, one more process for each");
+    let device = dev.join("vhost-vsock");
+    match (device.exists(), sys.join("class/misc/vhost-vsock").exists()) {
+        (true, true) => match OpenOptions::new().read(true).write(true).open(&device) {
+            Ok(_) => Finding::yes(name, device.display().to_string()),
+            Err(e) => Finding::no(name, format!("{}: {}", device.display(), words(&e)), cost),
+        },
+        (true, false) => Finding::partly(name, "not loaded", "the first microVM loads it, if the kernel has it as a module"),
+        (false, _) => Finding::no(name, format!("no {}", device.display()), cost),
+    }
+}
+
 /// What carries frames between a pod's interface and its microVM's. These load by themselves when they are asked for; whether they
 /// are there is told by the lists that are installed with a kernel.
 fn traffic_control(modules: &Path) -> Finding {
@@ -262,6 +277,18 @@ mod tests {
         assert_eq!(cgroups(root.path()), Finding::yes("cgroups", "v2"));
         std::fs::write(root.path().join("cgroup.controllers"), "cpuset cpu pids\n").unwrap();
         assert!(cgroups(root.path()).found.contains("without memory"));
+    }
+
+    #[test]
+    fn the_kernel_s_vsock_is_looked_at_and_not_loaded() {
+        let root = tempfile::tempdir().unwrap();
+        let (dev, sys) = (root.path().join("dev"), root.path().join("sys"));
+        assert_eq!(vhost_vsock(&dev, &sys).state, State::No);
+        std::fs::create_dir(&dev).unwrap();
+        std::fs::write(dev.join("vhost-vsock"), "").unwrap();
+        assert_eq!(vhost_vsock(&dev, &sys).state, State::Partly);
+        std::fs::create_dir_all(sys.join("class/misc/vhost-vsock")).unwrap();
+        assert_eq!(vhost_vsock(&dev, &sys).state, State::Yes);
     }
 
     #[test]

@@ -79,13 +79,15 @@ impl Finding {
 /// Looks, prints, and says by the exit code whether pods of kind `runc` can be made.
 pub fn run(json: bool, libexec: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     let places = Places::new(libexec.as_deref());
+    let kernel = kernel::findings();
+    let kernel_vsock = kernel.iter().any(|finding| finding.name == "vhost-vsock" && finding.state == State::Yes);
     let report = report(vec![
         Section { title: "sandboxers", findings: programs::sandboxers(&places) },
         Section { title: "OCI runtimes", findings: programs::oci_runtimes() },
         Section { title: "VMMs", findings: programs::vmms(&places) },
         Section { title: "Wasm engines", findings: programs::engines(&places) },
-        Section { title: "kernel", findings: kernel::findings() },
-        Section { title: "helpers", findings: companions::findings() },
+        Section { title: "kernel", findings: kernel },
+        Section { title: "helpers", findings: companions::findings(kernel_vsock) },
     ]);
     let text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { table::render(&report) };
     crate::cli::say(&text)?;
@@ -125,9 +127,17 @@ fn report(sections: Vec<Section>) -> Report {
         usable.push("wasm");
     }
     // QEMU is the one hypervisor that there is a handler for.
-    let vmm = [("sandboxers", "vmm"), ("VMMs", "qemu"), ("VMMs", "guest"), ("kernel", "tun"), ("kernel", "traffic control")];
-    let helpers = [("helpers", "virtiofsd"), ("helpers", "vhost-device-vsock")];
-    if kernel_fits && vmm.iter().chain(&helpers).all(|(title, name)| state(title, name) != State::No) {
+    let vmm = [
+        ("sandboxers", "vmm"),
+        ("VMMs", "qemu"),
+        ("VMMs", "guest"),
+        ("kernel", "tun"),
+        ("kernel", "traffic control"),
+        ("helpers", "virtiofsd"),
+    ];
+    // Whether the kernel has a module that is not loaded is known when it is: only what is there counts.
+    let vsock = state("kernel", "vhost-vsock") == State::Yes || state("helpers", "vhost-device-vsock") != State::No;
+    if kernel_fits && vsock && vmm.iter().all(|(title, name)| state(title, name) != State::No) {
         usable.push("vmm");
     }
     if kernel_fits && state("sandboxers", "quark") != State::No && state("kernel", "KVM") == State::Yes {
@@ -175,21 +185,22 @@ mod tests {
 
     #[test]
     fn a_microvm_needs_all_that_it_is_made_of() {
-        let host = |missing: &str| {
-            let finding = |name: &&str| if *name == missing { Finding::no(name, "", "much") } else { Finding::yes(name, "") };
+        let host = |missing: &[&str]| {
+            let finding = |name: &&str| if missing.contains(name) { Finding::no(name, "", "much") } else { Finding::yes(name, "") };
             let section = |title, names: &[&str]| Section { title, findings: names.iter().map(finding).collect() };
             report(vec![
                 section("sandboxers", &["vmm"]),
                 section("VMMs", &["qemu", "guest", "firecracker"]),
-                section("kernel", &["root", "cgroups", "pidfd", "tun", "traffic control", "KVM"]),
+                section("kernel", &["root", "cgroups", "pidfd", "tun", "traffic control", "KVM", "vhost-vsock"]),
                 section("helpers", &["virtiofsd", "vhost-device-vsock"]),
             ])
         };
-        for dispensable in ["", "KVM", "firecracker"] {
-            assert_eq!(host(dispensable).usable, ["vmm"], "{dispensable}");
+        for dispensable in ["", "KVM", "firecracker", "vhost-vsock", "vhost-device-vsock"] {
+            assert_eq!(host(&[dispensable]).usable, ["vmm"], "{dispensable}");
         }
-        for missing in ["vmm", "qemu", "guest", "tun", "traffic control", "virtiofsd", "vhost-device-vsock", "root"] {
-            assert!(host(missing).usable.is_empty(), "{missing}");
+        for missing in ["vmm", "qemu", "guest", "tun", "traffic control", "virtiofsd", "root"] {
+            assert!(host(&[missing]).usable.is_empty(), "{missing}");
         }
+        assert!(host(&["vhost-vsock", "vhost-device-vsock"]).usable.is_empty(), "one of the two vsocks");
     }
 }

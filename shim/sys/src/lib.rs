@@ -19,6 +19,7 @@
 //! readiness      descriptors in the event loop
 //! sealed         a program, safe from those who run it
 //! tap            network interfaces whose other end is a descriptor
+//! vsock          the kernel's device for a guest's vsock
 //! memory         giving freed pages back
 //! ```
 //!
@@ -45,3 +46,4 @@ pub mod process;
 pub mod readiness;
 pub mod sealed;
 pub mod tap;
+pub mod vsock;

@@ -9,6 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// The longest message of the host, in bytes: an OCI specification may be as large.
 pub const FROM_HOST: usize = 16 << 20;
 
+/// The longest message of somebody who has not yet proved to be the host, in bytes.
+pub const FROM_ANYONE: usize = 4 << 10;
+
 /// The longest message of a guest, in bytes. All of them are short, and one packet ([`chunk`](crate::chunk) says why).
 pub const FROM_GUEST: usize = 16 << 10;
 
@@ -49,10 +52,11 @@ pub async fn read<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin), long
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Answer, Bundle, Event, Memory, Opened, Opening, Purpose, Request, Setup, StreamKind, StreamName, VERSION, network};
+    use crate::{Answer, Bundle, Disk, Event, Memory, Opened, Opening, Purpose, Request, Setup, StreamKind, StreamName, VERSION, network};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use std::fmt::Debug;
+    use std::path::PathBuf;
 
     #[tokio::test]
     async fn a_message_arrives_whole() {
@@ -140,15 +144,28 @@ mod tests {
     }
 
     fn request() -> impl Strategy<Value = Request> {
-        let memory = any::<(u32, Option<u64>, u32)>().prop_map(|(name, size, mode)| Memory { name, size, mode });
-        let setup = (text(), any::<u64>(), text(), proptest::collection::btree_map(text(), text(), 0..3), network())
-            .prop_map(|(sandbox, now, hostname, sysctls, network)| Setup { sandbox, now, hostname, sysctls, network });
-        let bundle = (text(), text(), vec(memory, 0..3), vec(text(), 0..3), any::<bool>())
-            .prop_map(|(container, spec, memory, submounts, shared_pid)| Bundle { container, spec, memory, submounts, shared_pid });
+        let memory = any::<(u32, Option<u64>, u32, bool)>().prop_map(|(name, size, mode, huge)| Memory { name, size, mode, huge });
+        let disk = (text(), any::<(u32, u32)>()).prop_map(|(serial, (major, minor))| Disk { serial, major, minor });
+        let sysctls = proptest::collection::btree_map(text().prop_map(PathBuf::from), text(), 0..3);
+        let setup = (text(), any::<u64>(), text(), sysctls, any::<u32>(), network()).prop_map(
+            |(sandbox, now, hostname, sysctls, huge_pages, network)| Setup { sandbox, now, hostname, sysctls, huge_pages, network },
+        );
+        let bundle = (text(), text(), vec(memory, 0..3), any::<u32>(), vec(disk, 0..3), vec(text(), 0..3), any::<bool>()).prop_map(
+            |(container, spec, memory, huge_pages, disks, submounts, shared_pid)| Bundle {
+                container,
+                spec,
+                memory,
+                huge_pages,
+                disks,
+                submounts,
+                shared_pid,
+            },
+        );
         prop_oneof![
             setup.prop_map(|setup| Request::SetUp(Box::new(setup))),
             bundle.prop_map(Request::Bundle),
             (text(), proptest::option::of(text())).prop_map(|(container, exec)| Request::Forget { container, exec }),
+            text().prop_map(|serial| Request::Release { serial }),
             any::<u64>().prop_map(|now| Request::Ping { now }),
             Just(Request::SwitchOff),
         ]

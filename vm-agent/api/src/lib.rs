@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! host ──vsock, port 1024──> agent
-//!      Opening ────────────>            what this connection is for, and in which version
+//!      Opening, secret ────>            what this connection is for, in which version, and that it is the host's
 //!      <──────────── Opened             go on, or why not
 //!      then, by purpose:
 //!        Control   Request ──> <── Answer, one after the other
@@ -13,8 +13,8 @@
 //!        Forward   bytes of a TCP connection to a port in the guest
 //! ```
 //!
-//! Every connection is made by the host but one, [`READY_PORT`]: the guest has no way to ask for anything. Messages are JSON
-//! in frames ([`frame`]), bytes come in chunks ([`chunk`]).
+//! Every connection is made by the host but one, [`READY_PORT`], and that only where the host waits for it: the guest has no way
+//! to ask for anything. Messages are JSON in frames ([`frame`]), bytes come in chunks ([`chunk`]). The [`secret`] is 32 bytes.
 //! The bundle of a container is told by [`Request::Bundle`]; all else about containers is the Task API.
 //!
 //! Deliberately absent: names of files on the host, and any call that makes the host act.
@@ -22,6 +22,7 @@
 pub mod chunk;
 pub mod frame;
 pub mod network;
+pub mod secret;
 
 use network::Network;
 use serde::{Deserialize, Serialize};
@@ -35,11 +36,15 @@ pub const VERSION: u32 = 2;
 pub const PORT: u32 = 1024;
 
 /// The vsock port on which the host waits for the agent's first connection, which says nothing: that it comes is the news
-/// that the agent listens.
+/// that the agent listens. Only a guest that is told [`HELLO`] makes it.
 pub const READY_PORT: u32 = 1025;
 
 /// What the agent says on the console when it ends the machine; behind it, `error=` and the reason.
 pub const GIVES_UP: &str = "the guest cannot go on";
+
+/// A word of the guest's kernel command line: the host waits at [`READY_PORT`]. It does where the guest's vsock leads to a socket
+/// that is this guest's alone. Where all guests of a host could call the port, the host calls the agent until that answers.
+pub const HELLO: &str = "magnetar.hello";
 
 /// The tag of the file system that the host shares.
 pub const SHARE_TAG: &str = "magnetar";
@@ -65,7 +70,7 @@ pub const PID_NAMESPACE: &str = "/run/magnetar/pid";
 /// The cgroup of all containers in the guest.
 pub const CGROUP: &str = "/pod";
 
-/// The first words on a connection.
+/// The first words on a connection. The secret follows them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Opening {

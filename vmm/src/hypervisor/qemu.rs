@@ -12,10 +12,10 @@ mod disks;
 mod machine;
 mod qmp;
 
-use super::{Capabilities, Control, Disk, DiskId, Hypervisor, MachineState};
+use super::{Capabilities, Control, Disk, DiskId, Hypervisor, MachineState, Vsocks};
 use crate::config::MachineKind;
 use crate::program::{Invocation, Program};
-use crate::spec::{Acceleration, Nic, VmSpec};
+use crate::spec::{Acceleration, Nic, VmSpec, Vsock};
 use clock::Clock;
 use magnetar_core::error::{Context, Result};
 use magnetar_vm_agent_api::SHARE_TAG;
@@ -65,7 +65,7 @@ impl Hypervisor for Qemu {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { emulates: true, virtiofs: true, user_vsock: true, hot_plug: true }
+        Capabilities { emulates: true, virtiofs: true, vsocks: Vsocks { kernel: true, user: true }, hot_plug: true }
     }
 
     fn invocation<'a>(&self, spec: &'a VmSpec) -> Invocation<'a> {
@@ -200,7 +200,14 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, machine: Machi
         ]);
     };
     user_device("share", &spec.share, &format!("{},tag={SHARE_TAG}", machine.device("vhost-user-fs")));
-    user_device("vsock", &spec.vsock, &machine.device("vhost-user-vsock"));
+    match &spec.vsock {
+        Vsock::User { socket, .. } => user_device("vsock", socket, &machine.device("vhost-user-vsock")),
+        Vsock::Kernel(cid) => {
+            // It tells the kernel the address once more, which takes it from the descriptor that has it.
+            let device = invocation.open(cid.device.as_fd());
+            invocation.arguments(["-device", &format!("{},vhostfd={device},guest-cid={}", machine.device("vhost-vsock"), cid.number)]);
+        }
+    }
     invocation.arguments(["-device", &disks::controller(machine)]);
     for (number, nic) in spec.nics.iter().enumerate() {
         network(invocation, number, nic, machine);

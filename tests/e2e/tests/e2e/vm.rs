@@ -2,9 +2,11 @@
 //! What only pods in virtual machines have: how a machine can end, what it refuses, and what it keeps from the host.
 
 use std::{
+    fs::File,
     io::{BufRead, BufReader, Write as _},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -19,6 +21,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+
+use crate::options::Replaced;
 
 /// Within this containerd must know of a machine's end, on a node that is not busy.
 const KNOWN: u32 = 5;
@@ -53,6 +57,29 @@ async fn running(case: &Case, name: &str) -> Result<(Pod, Container)> {
     let pod = case.pod(name).await?;
     let container = pod.run(&case.sleeper()).await?;
     Ok((pod, container))
+}
+
+/// The same with a vsock that is a process, even where the kernel has one.
+async fn running_with_device(case: &Case, name: &str) -> Result<(Pod, Container)> {
+    let _until_it_runs = Replaced::with(case, &vsock("user"))?;
+    running(case, name).await
+}
+
+/// The handler's options, with a choice of the vsock.
+fn vsock(choice: &str) -> String {
+    format!("sandboxer = \"vmm\"\n[vm]\nvsock = \"{choice}\"\n")
+}
+
+/// Whether the node's kernel can be the vsock of guests, which is then what pods have.
+fn kernel_vsock() -> bool {
+    File::options().read(true).write(true).open("/dev/vhost-vsock").is_ok()
+}
+
+/// The address of the pod's guest, where the kernel is its vsock.
+fn guest_address(case: &Case, pod: &Pod) -> Result<Option<String>> {
+    let hypervisor = process(case, pod, "qemu-system")?;
+    let device = hypervisor.command.iter().find(|word| word.starts_with("vhost-vsock-pci,"));
+    Ok(device.and_then(|device| Some(device.split_once("guest-cid=")?.1.split(',').next()?.to_owned())))
 }
 
 #[test]
@@ -96,9 +123,59 @@ fn a_killed_virtiofsd_is_the_pods_end() {
 #[test]
 fn a_killed_vsock_device_is_the_pods_end() {
     on_vm(async |case| {
-        let (pod, container) = running(case, "vsock-killed").await?;
+        let (pod, container) = running_with_device(case, "vsock-killed").await?;
         send(&process(case, &pod, "vhost-device")?, Signal::SIGKILL)?;
         dies(case, pod, &container, "vhost-device-vsock was ended by signal 9").await
+    });
+}
+
+#[test]
+fn a_pod_has_the_kernels_vsock_where_there_is_one() {
+    on_vm(async |case| {
+        let kernel = kernel_vsock();
+        let (pod, container) = running(case, "vsock").await?;
+        ensure!(guest_address(case, &pod)?.is_some() == kernel, "the kernel has a vsock: {kernel}");
+        ensure!(process(case, &pod, "vhost-device").is_err() == kernel, "the kernel has a vsock: {kernel}");
+        assert_eq!(container.exec(["echo", "alive"]).await?.stdout, "alive\n");
+        pod.remove().await?;
+        if !kernel {
+            let _until_it_is_refused = Replaced::with(case, &vsock("kernel"))?;
+            refused(case.node().run_pod(&case.pod_spec("no-vsock")).await, &["/dev/vhost-vsock", "load the module vhost_vsock"])?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_agent_answers_nobody_but_its_pods_process() {
+    on_vm(async |case| {
+        let (other, _) = running(case, "other").await?;
+        let pod = case.node().run_pod(&case.pod_spec("curious").privileged()).await?;
+        // The node's socat, with the libraries that it needs.
+        let container = pod.run(&case.sleeper().privileged().mount_read_only("/usr", "/node/usr")).await?;
+        let socat = "LD_LIBRARY_PATH=/node/usr/lib/x86_64-linux-gnu /node/usr/lib64/ld-linux-x86-64.so.2 /node/usr/bin/socat";
+        let addresses = [guest_address(case, &pod)?, guest_address(case, &other)?].into_iter().flatten();
+        // The loopback, the host, and where there are such addresses its own guest's and the other's.
+        for address in addresses.chain(["1".into(), "2".into()]) {
+            let opening = r#"printf '\000\000\000\041{"version":1,"purpose":"Control"}'"#;
+            let called = container.shell(&format!("{opening} | env {socat} -T5 - VSOCK-CONNECT:{address}:1024 2>&1")).await?;
+            ensure!(called.stdout.contains(&format!("cid:{address} port:1024")), "it was not called: {called:?}");
+            ensure!(!called.stdout.contains("Ready"), "it has answered: {called:?}");
+        }
+        // All processes of the node have the node's address, but not the pod's secret.
+        if let Some(address) = guest_address(case, &pod)? {
+            let mut command = Command::new("socat");
+            command.args(["-T5", "-", &format!("VSOCK-CONNECT:{address}:1024")]);
+            let mut socat = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+            let mut opening = b"\0\0\0\x21{\"version\":2,\"purpose\":\"Control\"}".to_vec();
+            opening.resize(opening.len() + 32, 0);
+            socat.stdin.take().context("no input")?.write_all(&opening)?;
+            let answer = socat.wait_with_output()?;
+            let answer = String::from_utf8_lossy(&answer.stdout);
+            ensure!(answer.contains("Refused"), "the agent has answered a process of the node: {answer:?}");
+        }
+        other.remove().await?;
+        Ok(pod.remove().await?)
     });
 }
 
@@ -132,7 +209,7 @@ fn a_machine_that_somebody_has_paused_is_taken_for_dead() {
 #[test]
 fn an_agent_that_does_not_answer_is_taken_for_dead() {
     on_vm(async |case| {
-        let (pod, container) = running(case, "hangs").await?;
+        let (pod, container) = running_with_device(case, "hangs").await?;
         send(&process(case, &pod, "vhost-device")?, Signal::SIGSTOP)?;
         dies(case, pod, &container, "has not answered within").await
     });

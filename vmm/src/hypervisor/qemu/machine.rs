@@ -42,8 +42,8 @@ impl MachineKind {
                 // Nobody boots from the network, so the ROM that could is left out.
                 format!("{kind}-pci,disable-legacy=on,romfile=")
             }
-            // Those of vhost-user have no other form, and do not know the option.
-            Self::Q35 if kind.starts_with("vhost-user") => format!("{kind}-pci"),
+            // Those of vhost have no other form, and need no such option.
+            Self::Q35 if kind.starts_with("vhost-") => format!("{kind}-pci"),
             Self::Q35 => format!("{kind}-pci,disable-legacy=on"),
             Self::Microvm => format!("{kind}-device"),
         }

@@ -2,10 +2,12 @@
 //! The command line, and how a machine's state is told.
 
 use super::*;
+use crate::vsock::Cid;
 use magnetar_core::ids::SandboxId;
 use magnetar_vm_agent_api::network::Mac;
 use serde_json::Value;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 
 fn spec(nics: usize) -> VmSpec {
@@ -20,7 +22,7 @@ fn spec(nics: usize) -> VmSpec {
         vcpus: 2,
         acceleration: Acceleration::Tcg,
         share: "/pod/share,1".into(),
-        vsock: "/pod/vsock".into(),
+        vsock: Vsock::User { program: "/v".into(), socket: "/pod/vsock".into() },
         nics: (0..nics).map(|n| Nic { tap: tap(), mac: Mac([2, 0, 0, 0, 0, n as u8]), mtu: 1450 }).collect(),
         dir: "/pod".into(),
         user: 2_000_000_007,
@@ -94,6 +96,17 @@ fn descriptors_have_the_numbers_that_are_named() {
     let words = words(&spec);
     assert_eq!(values(&words, "-netdev"), ["tap,id=net0,fd=5", "tap,id=net1,fd=6"]);
     assert_eq!(values(&words, "-chardev")[1..3], ["socket,id=qmp,fd=3,server=on,wait=off", "socket,id=debug,fd=4,server=on,wait=off"]);
+}
+
+#[test]
+fn the_kernels_vsock_is_inherited() {
+    let mut spec = spec(1);
+    let device = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    spec.vsock = Vsock::Kernel(Cid { number: 4_000_000_001, device: Arc::new(device) });
+    let words = words(&spec);
+    assert!(values(&words, "-device").contains(&"vhost-vsock-pci,vhostfd=5,guest-cid=4000000001"), "{words:?}");
+    assert_eq!(values(&words, "-netdev"), ["tap,id=net0,fd=6"]);
+    assert!(!words.join(" ").contains("vhost-user-vsock"), "{words:?}");
 }
 
 #[test]

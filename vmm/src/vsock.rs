@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What carries a guest's vsock: the host's kernel where it can, else a process in user space.
+//!
+//! With the kernel's, a guest has an address of its own among all guests of the host, a CID. It is chosen at random, as there is
+//! nobody to ask which are free, and taken by opening /dev/vhost-vsock and telling the kernel, which gives it to nobody else
+//! (libvirt, Kata) as long as that descriptor is open. The hypervisor inherits the descriptor; we keep ours until the machine has
+//! ended, so that who dials the address never gets another guest. Nothing listens on the host for the guest: any guest of the
+//! host could call there.
+//!
+//! Linux 7.0 can confine addresses to a network namespace (net.vsock.child_ns_mode). Device and connections are opened by one
+//! thread, in the pod's, so it makes no difference here.
+
+use crate::devices::VSOCK_DEVICE;
+use crate::hypervisor::Vsocks;
+use crate::random;
+use crate::spec::Vsock;
+use magnetar_core::error::{Error, Result};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tracing::debug;
+
+/// What the configuration says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// The kernel's where it works, else the one in user space.
+    #[default]
+    Auto,
+    /// The kernel's, or no machine.
+    Kernel,
+    /// The one in user space, even where the kernel has one.
+    User,
+}
+
+/// A guest's address, and the device that has it: as long as one of its descriptors is open, no other guest has the address.
+#[derive(Debug, Clone)]
+pub struct Cid {
+    /// The address, from [`LEAST`] to [`MOST`].
+    pub number: u32,
+    /// The device: /dev/vhost-vsock, opened.
+    pub device: Arc<OwnedFd>,
+}
+
+/// The device of the kernel.
+const DEVICE: &str = "/dev/vhost-vsock";
+
+/// The least address that a guest can have: those below are the hypervisor's, the guest's own, and the host's (vsock(7)).
+pub const LEAST: u32 = 3;
+
+/// The greatest: the next one stands for any.
+pub const MOST: u32 = u32::MAX - 1;
+
+/// How many addresses are tried. With a thousand guests on a host, the first is taken once in four million times.
+const TRIES: usize = 16;
+
+/// Decides for a `hypervisor`, which `can` have one or the other, after looking at this node. Takes an address of the kernel's;
+/// one in user space is to listen at `socket`.
+///
+/// # Errors
+/// As [`decide`]; `NotFound` where only the program is missing.
+pub fn choose(choice: Choice, hypervisor: &str, can: Vsocks, socket: PathBuf) -> Result<Vsock> {
+    let kernel = if choice != Choice::User && can.kernel { take() } else { Err("it is not asked for".into()) };
+    if decide(choice, hypervisor, can, kernel.as_ref().map(drop).map_err(String::as_str))? == Choice::Kernel {
+        // That it works is why it was chosen.
+        return kernel.map(Vsock::Kernel).map_err(Error::internal);
+    }
+    let program = VSOCK_DEVICE.find("");
+    match (program, kernel) {
+        (Ok(program), kernel) => {
+            debug!(kernel = kernel.err(), "the vsock is one in user space");
+            Ok(Vsock::User { program, socket })
+        }
+        (Err(missing), Err(reason)) if choice == Choice::Auto && can.kernel => {
+            Err(Error::new(missing.code(), format!("{missing}; or load the kernel's module vhost_vsock: {reason}")))
+        }
+        (Err(missing), _) => Err(missing),
+    }
+}
+
+/// The decision, when it is known whether the kernel's works or why it does not. Never [`Choice::Auto`].
+///
+/// # Errors
+/// `FailedPrecondition` where what must be is not there: the reason, and what to do.
+fn decide(choice: Choice, hypervisor: &str, can: Vsocks, kernel: Result<(), &str>) -> Result<Choice> {
+    let cannot = |what: &str, instead: &str| Error::precondition(format!("{hypervisor} cannot have {what}: set vsock = \"{instead}\""));
+    match (choice, can, kernel) {
+        (_, Vsocks { kernel: false, user: false }, _) => Err(Error::unimplemented(format!(
+            "{hypervisor} has neither the kernel's vsock nor one in user space, without which there are no pods yet"
+        ))),
+        (Choice::User, Vsocks { user: false, .. }, _) => Err(cannot("a vsock in user space", "kernel")),
+        (Choice::Kernel, Vsocks { kernel: false, .. }, _) => Err(cannot("the kernel's vsock", "user")),
+        (Choice::Auto | Choice::Kernel, Vsocks { kernel: true, .. }, Ok(())) => Ok(Choice::Kernel),
+        (Choice::Auto | Choice::User, Vsocks { user: true, .. }, _) => Ok(Choice::User),
+        (Choice::Kernel, Vsocks { user: true, .. }, Err(reason)) => Err(Error::precondition(format!(
+            "{hypervisor} is configured to use the kernel's vsock, but {reason}; load the module vhost_vsock, or set vsock = \"user\""
+        ))),
+        (Choice::Auto | Choice::Kernel, Vsocks { user: false, .. }, Err(reason)) => {
+            Err(Error::precondition(format!("{hypervisor} needs the kernel's vsock, but {reason}; load the module vhost_vsock")))
+        }
+    }
+}
+
+/// Takes an address of the kernel's, or says why there is none. Both modules, of guests' vsocks and of ours, load by themselves
+/// when they are asked for, where the host has them.
+fn take() -> Result<Cid, String> {
+    let device = File::options().read(true).write(true).open(DEVICE).map_err(|error| format!("{DEVICE}: {error}"))?;
+    // What runs us may forbid it.
+    rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|error| format!("there are no vsock sockets: {error}"))?;
+    let number =
+        take_from(TRIES, || random::bytes().map(u32::from_ne_bytes), |number| magnetar_sys::vsock::set_guest_cid(device.as_fd(), number))?;
+    Ok(Cid { number, device: Arc::new(device.into()) })
+}
+
+/// The first of `tries` addresses that is not somebody else's.
+fn take_from(
+    tries: usize,
+    mut random: impl FnMut() -> Result<u32>,
+    mut set: impl FnMut(u32) -> std::io::Result<()>,
+) -> Result<u32, String> {
+    for _ in 0..tries {
+        let number = LEAST + random().map_err(|error| error.to_string())? % (MOST - LEAST + 1);
+        match set(number) {
+            Ok(()) => return Ok(number),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => return Err(format!("{DEVICE} does not take the address {number}: {error}")),
+        }
+    }
+    Err(format!("all of {tries} addresses were in use"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use magnetar_core::error::Code;
+
+    const BOTH: Vsocks = Vsocks { kernel: true, user: true };
+    const KERNEL: Vsocks = Vsocks { kernel: true, user: false };
+    const USER: Vsocks = Vsocks { kernel: false, user: true };
+
+    #[test]
+    fn the_kernels_is_taken_where_it_works() {
+        for (choice, can) in [(Choice::Auto, BOTH), (Choice::Auto, KERNEL), (Choice::Kernel, BOTH), (Choice::Kernel, KERNEL)] {
+            assert_eq!(decide(choice, "QEMU", can, Ok(())).unwrap(), Choice::Kernel);
+        }
+        for (choice, can) in [(Choice::User, BOTH), (Choice::User, USER), (Choice::Auto, USER)] {
+            assert_eq!(decide(choice, "QEMU", can, Ok(())).unwrap(), Choice::User);
+        }
+    }
+
+    #[test]
+    fn without_it_only_auto_goes_to_user_space() {
+        let missing = Err("there is none");
+        assert_eq!(decide(Choice::Auto, "QEMU", BOTH, missing).unwrap(), Choice::User);
+        assert_eq!(decide(Choice::User, "QEMU", BOTH, missing).unwrap(), Choice::User);
+        for (choice, can) in [(Choice::Kernel, BOTH), (Choice::Kernel, KERNEL), (Choice::Auto, KERNEL)] {
+            let error = decide(choice, "it", can, missing).unwrap_err();
+            assert_eq!(error.code(), Code::FailedPrecondition);
+            assert!(error.to_string().contains("there is none; load the module vhost_vsock"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_a_hypervisor_cannot_have_is_refused() {
+        for (choice, can, word) in [(Choice::Kernel, USER, "set vsock = \"user\""), (Choice::User, KERNEL, "set vsock = \"kernel\"")] {
+            let error = decide(choice, "it", can, Ok(())).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        let none = Vsocks { kernel: false, user: false };
+        for choice in [Choice::Auto, Choice::Kernel, Choice::User] {
+            assert_eq!(decide(choice, "it", none, Ok(())).unwrap_err().code(), Code::Unimplemented);
+        }
+    }
+
+    #[test]
+    fn an_address_that_somebody_has_is_left_to_them() {
+        let mut said = [0, u32::MAX, MOST - LEAST].into_iter();
+        let mut tried = Vec::new();
+        let taken = take_from(
+            3,
+            || Ok(said.next().unwrap()),
+            |number| {
+                tried.push(number);
+                if tried.len() == 3 { Ok(()) } else { Err(ErrorKind::AddrInUse.into()) }
+            },
+        );
+        assert_eq!(taken.unwrap(), MOST);
+        assert!(tried.iter().all(|number| (LEAST..=MOST).contains(number)), "{tried:?}");
+    }
+
+    #[test]
+    fn the_search_for_an_address_ends() {
+        let full = take_from(4, || Ok(7), |_| Err(ErrorKind::AddrInUse.into()));
+        assert_eq!(full.unwrap_err(), "all of 4 addresses were in use");
+        let refused = take_from(4, || Ok(7), |_| Err(ErrorKind::PermissionDenied.into())).unwrap_err();
+        assert!(refused.contains("does not take the address 10"), "{refused}");
+    }
+
+    #[test]
+    fn the_configuration_has_three_words() {
+        for (word, choice) in [("\"auto\"", Choice::Auto), ("\"kernel\"", Choice::Kernel), ("\"user\"", Choice::User)] {
+            assert_eq!(serde_json::from_str::<Choice>(word).unwrap(), choice);
+        }
+        assert!(serde_json::from_str::<Choice>("\"vhost\"").is_err());
+    }
+}
