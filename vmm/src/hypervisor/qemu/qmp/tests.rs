@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use super::*;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use std::time::Duration;
+use tokio::net::UnixStream;
+
+const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 1, "major": 11}}, "capabilities": ["oob"]}}"#;
+
+/// A peer that greets and answers each line that it reads with the next of `answers`.
+async fn peer(stream: UnixStream, answers: &[&str]) -> Vec<String> {
+    let mut stream = BufStream::new(stream);
+    let mut said = Vec::new();
+    for answer in [&[GREETING], answers].concat() {
+        stream.write_all(format!("{answer}\r\n").as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        let mut line = String::new();
+        if stream.read_line(&mut line).await.unwrap() == 0 {
+            break;
+        }
+        said.push(line.trim_end().to_owned());
+    }
+    said
+}
+
+async fn status(answers: &[&str]) -> (Result<Value>, Vec<String>) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let ask = async {
+        let mut qmp = Qmp::begin(ours).await?;
+        qmp.execute::<Value>("query-status").await
+    };
+    tokio::join!(ask, peer(theirs, answers))
+}
+
+#[tokio::test]
+async fn a_command_is_answered_past_events_and_old_answers() {
+    let answer = concat!(
+        r#"{"timestamp": {"seconds": 1}, "event": "RESUME"}"#,
+        "\n",
+        r#"{"return": {"status": "paused"}, "id": 1}"#,
+        "\n",
+        r#"{"return": {"status": "running", "running": true}, "id": 2}"#
+    );
+    let (status, said) = status(&[r#"{"return": {}, "id": 1}"#, answer]).await;
+    assert_eq!(status.unwrap()["status"], "running");
+    assert_eq!(said, [r#"{"execute":"qmp_capabilities","id":1}"#, r#"{"execute":"query-status","id":2}"#]);
+}
+
+#[tokio::test]
+async fn a_refusal_has_qemus_words() {
+    let refusal = r#"{"error": {"class": "GenericError", "desc": "not now"}, "id": 2}"#;
+    let (status, _) = status(&[r#"{"return": {}, "id": 1}"#, refusal]).await;
+    assert_eq!(status.unwrap_err().to_string(), "QEMU refuses query-status: not now");
+}
+
+#[tokio::test]
+async fn what_is_not_the_protocol_is_an_error() {
+    for answer in ["[]", r#"{"return":1,"id":-1}"#, "\u{0}", ""] {
+        let (status, _) = status(&[answer]).await;
+        assert!(status.as_ref().unwrap_err().to_string().contains("protocol"), "{answer:?}: {status:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_line_without_end_is_not_read_to_it() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let send = async { while theirs.write_all(&[b' '; 4096]).await.is_ok() {} };
+    let (begun, ()) = tokio::join!(Qmp::begin(ours), send);
+    assert!(begun.unwrap_err().to_string().contains("more than"));
+}
+
+#[tokio::test]
+async fn the_end_is_said_to_be_one() {
+    let (status, _) = status(&[]).await;
+    assert_eq!(status.unwrap_err().code(), Code::Unavailable);
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(b"{\"QMP\"").await.unwrap();
+    drop(theirs);
+    assert_eq!(Qmp::begin(ours).await.unwrap_err().code(), Code::Unavailable);
+}
+
+/// A line, as it should be or not quite.
+fn line() -> impl Strategy<Value = Vec<u8>> {
+    let known = prop_oneof![
+        Just(GREETING.to_owned()),
+        (0..4_u64).prop_map(|id| format!(r#"{{"return": {{}}, "id": {id}}}"#)),
+        (0..4_u64).prop_map(|id| format!(r#"{{"error": {{"class": "GenericError", "desc": "no"}}, "id": {id}}}"#)),
+        ".{0,20}".prop_map(|name| json!({"event": name, "data": {"id": 1, "return": name}}).to_string()),
+        r#"[\[\]{}":,0-9a-z\\ ]{0,40}"#,
+        (1..5000_usize).prop_map(|depth| "[".repeat(depth)),
+    ];
+    prop_oneof![4 => known.prop_map(String::into_bytes), 1 => vec(any::<u8>(), 0..80)]
+}
+
+proptest! {
+    #[test]
+    fn whatever_qemu_says_is_an_answer_or_an_error(said in vec((line(), prop_oneof![9 => Just(true), 1 => Just(false)]), 0..12)) {
+        let bytes: Vec<u8> = said.iter().flat_map(|(line, ends)| [line.as_slice(), if *ends { b"\r\n" } else { b"" }].concat()).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let answered = runtime.block_on(async {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (mut theirs_in, mut theirs_out) = theirs.into_split();
+            let ask = async {
+                let mut qmp = Qmp::begin(ours).await?;
+                qmp.execute::<Value>("query-status").await
+            };
+            let talk = async {
+                // Where nobody listens any more, it fails.
+                let _gone = theirs_out.write_all(&bytes).await;
+                drop(theirs_out);
+                tokio::io::copy(&mut theirs_in, &mut tokio::io::sink()).await
+            };
+            let both = async { tokio::join!(ask, talk).0 };
+            tokio::time::timeout(Duration::from_secs(20), both).await.expect("it does not end")
+        });
+        let has = |id: &str| bytes.windows(id.len()).any(|part| part == id.as_bytes());
+        prop_assert!(answered.is_err() || has(r#""QMP""#) && has(r#""id": 2"#), "{answered:?}");
+    }
+}
