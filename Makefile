@@ -29,7 +29,8 @@ build: deps ## all binaries and configuration, as an install prefix in out/
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-wasmtime
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/dynamic/$(TARGET)/engine/magnetar-wasmedge
 	@images/guest/build $(OUT)/share/magnetar/guest $(CARGO_TARGET)/$(TARGET)/release/vm-agent
-	@[ ! -d $(OWN_GUEST) ] || images/guest/build --own-kernel $(OWN_GUEST) $(CARGO_TARGET)/$(TARGET)/release/vm-agent
+	@[ ! -f $(OWN_GUEST)/vmlinux ] || images/host-packages --kernel
+	@[ ! -f $(OWN_GUEST)/vmlinux ] || images/guest/build --own-kernel $(OWN_GUEST) $(CARGO_TARGET)/$(TARGET)/release/vm-agent
 	@install -Dm644 -t $(OUT)/etc/magnetar shim/etc/magnetar/*.toml
 	@install -Dm644 -t $(OUT)/etc/containerd/conf.d shim/etc/containerd/conf.d/magnetar.toml
 	@install -Dm644 -t $(OUT)/etc/kubernetes shim/etc/kubernetes/runtimeclasses.yaml

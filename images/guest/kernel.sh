@@ -17,7 +17,8 @@ on_demand=(
     bridge br_netfilter dummy ifb veth macvlan macvtap ipvlan ipvtap tun 8021q vrf
     vxlan geneve wireguard ipip sit ip_gre ip6_tunnel
     sch_htb sch_netem sch_tbf sch_ingress cls_u32 act_mirred
-    nf_tables nf_conntrack_netlink nf_log_syslog nfnetlink_log ip_set
+    nf_tables nf_conntrack_netlink nf_log_syslog nfnetlink_log
+    ip_set ip_set_hash_ip ip_set_hash_ipport ip_set_hash_net
     nft_chain_nat nft_compat nft_ct nft_fib_inet nft_hash nft_limit nft_log nft_masq nft_nat nft_numgen nft_quota nft_redir
     nft_reject_inet nft_reject_ipv4 nft_reject_ipv6
     ipt_REJECT ip6t_REJECT xt_MASQUERADE xt_REDIRECT xt_LOG xt_addrtype xt_comment xt_connmark xt_conntrack xt_limit xt_mark

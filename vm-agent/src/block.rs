@@ -9,7 +9,7 @@
 
 use crate::modules;
 use magnetar_core::error::{Code, Context, Error, Result};
-use magnetar_vm_agent_api::Disk;
+use magnetar_vm_agent_api::{DISK_FOUND, Disk};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
@@ -30,9 +30,6 @@ const BLOCK: &str = "/sys/block";
 
 /// Major and minor, as a specification has them.
 type Numbers = (i64, i64);
-
-/// How long the kernel may take to find a disk that is attached, in software emulation on a busy host.
-const FOUND: Duration = Duration::from_secs(15);
 
 /// How long a disk may be in use by what was a container: a file system that was mounted in one is written and unmounted by the
 /// kernel in the background, some time after the last process.
@@ -55,7 +52,8 @@ pub async fn place(spec: &str, disks: &[Disk]) -> Result<String> {
     let mut spec: Value = serde_json::from_str(spec).map_err(|e| Error::invalid(format!("the specification does not parse: {e}")))?;
     let mut numbers = Vec::new();
     for Disk { serial, major, minor } in disks {
-        let found = find(serial).await?;
+        let named = |error: Error| Error::new(error.code(), format!("the host's block device {major}:{minor}: {error}"));
+        let found = find(serial).await.map_err(named)?;
         numbers.push(((i64::from(*major), i64::from(*minor)), device_numbers(&found)?));
     }
     renumber(&mut spec, &numbers);
@@ -80,7 +78,11 @@ pub async fn release(serial: &str) -> Result<()> {
             }
         }
     };
-    let late = |_| Error::new(Code::DeadlineExceeded, format!("{} is still in use after {USED:?}", node.display()));
+    let late = |_| {
+        let what =
+            format!("{} in the guest is in use, by a process or as a mounted file system, {USED:?} after its container", node.display());
+        Error::new(Code::DeadlineExceeded, what)
+    };
     tokio::time::timeout(USED, used).await.map_err(late)?
 }
 
@@ -96,8 +98,8 @@ async fn find(serial: &str) -> Result<PathBuf> {
             hear(&told).await.context(|| "cannot hear what the kernel tells of devices".into())?;
         }
     };
-    let late = |_| Error::new(Code::DeadlineExceeded, format!("the guest's kernel has not found {serial} within {FOUND:?}"));
-    tokio::time::timeout(FOUND, found).await.map_err(late)?
+    let late = |_| Error::new(Code::DeadlineExceeded, format!("the guest's kernel has not found {serial} within {DISK_FOUND:?}"));
+    tokio::time::timeout(DISK_FOUND, found).await.map_err(late)?
 }
 
 fn look_for(serial: &str) -> Result<Option<PathBuf>> {

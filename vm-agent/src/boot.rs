@@ -8,6 +8,7 @@ use magnetar_vm_agent_api as api;
 use magnetar_vm_agent_api::secret::{self, Secret};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use std::ffi::CStr;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -60,6 +61,7 @@ pub fn prepare() -> Result<()> {
     modules::load_all()?;
     change_root()?;
     modules::answer_kernel()?;
+    allow_files()?;
     mount_fresh("sysfs", "/sys", c"")?;
     mount_fresh("devpts", "/dev/pts", c"newinstance,ptmxmode=0666,mode=0620,gid=5")?;
     link("pts/ptmx", "/dev/ptmx")?;
@@ -74,6 +76,14 @@ pub fn prepare() -> Result<()> {
     make_dir(api::SHARE)?;
     check_devices()?;
     mount(api::SHARE_TAG, api::SHARE, "virtiofs", MountFlags::empty(), None).context(|| format!("cannot mount {}", api::SHARE))
+}
+
+/// How many files this program and the containers may have open each, and up to how many a container may ask for: the latter is
+/// what systemd gives a node's containerd, and so its containers. The kernel gives its first program 1024 and 4096.
+const FILES: Rlimit = Rlimit { current: Some(16 << 10), maximum: Some(512 << 10) };
+
+fn allow_files() -> Result<()> {
+    setrlimit(Resource::Nofile, FILES).context(|| "cannot set how many files may be open".into())
 }
 
 /// Every machine has virtio devices. A kernel that does not look where they are starts all the same.

@@ -10,12 +10,14 @@ use magnetar_core::runtime::libcontainer::Libcontainer;
 use magnetar_core::task::{Containers, TaskService};
 use magnetar_vm_agent_api::secret::Secret;
 use magnetar_vm_agent_api::{self as api, Opened, Opening, Purpose, chunk, frame};
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 use tracing::{debug, info, warn};
@@ -27,8 +29,11 @@ const QUEUE: usize = 8;
 /// How long whoever connects may take to prove to be the host.
 const PROVED: Duration = Duration::from_secs(10);
 
-/// How many connections may be about to do so; more wait.
+/// How many connections may be about to do so. One more, and the oldest is closed: whoever is the host proves it at once.
 const UNPROVED: usize = 64;
+
+/// After a connection that could not be accepted, as when there are too many already.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Where a forwarded port is looked for.
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -81,28 +86,44 @@ impl Doors {
     pub async fn serve(mut self) -> Result<()> {
         self.server.start().await?;
         let (off, mut switched_off) = mpsc::channel(1);
-        let unproved = Arc::new(Semaphore::new(UNPROVED));
+        let mut unproved = Unproved::default();
         loop {
-            let accept = async {
-                // It is never closed.
-                let place = unproved.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-                self.listener.accept().await.map(|(stream, peer)| (place, stream, peer))
-            };
             tokio::select! {
-                accepted = accept => {
-                    let (place, stream, peer) = accepted.context(|| "cannot accept connections".into())?;
-                    if !is_host(peer) {
-                        warn!(cid = peer.cid(), "a connection that is not the host's");
-                        continue;
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, peer)) if is_host(peer) => {
+                        self.tasks.spawn(take(self.inside.clone(), unproved.add(), stream, off.clone()));
                     }
-                    self.tasks.spawn(take(self.inside.clone(), place, stream, off.clone()));
-                }
+                    Ok((_, peer)) => warn!(cid = peer.cid(), "a connection that is not the host's"),
+                    Err(error) => {
+                        warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                },
                 _ = switched_off.recv() => {
                     info!("switched off");
                     return Ok(());
                 }
             }
         }
+    }
+}
+
+/// Connections whose other end has not proved to be the host, the oldest first.
+#[derive(Debug, Default)]
+struct Unproved(VecDeque<Weak<CancellationToken>>);
+
+impl Unproved {
+    /// One more. It is one of them as long as what is returned is kept, which is cancelled when there are too many after it.
+    fn add(&mut self) -> Arc<CancellationToken> {
+        self.0.retain(|connection| connection.strong_count() > 0);
+        while self.0.len() >= UNPROVED {
+            if let Some(oldest) = self.0.pop_front().and_then(|oldest| oldest.upgrade()) {
+                oldest.cancel();
+            }
+        }
+        let connection = Arc::new(CancellationToken::new());
+        self.0.push_back(Arc::downgrade(&connection));
+        connection
     }
 }
 
@@ -113,24 +134,20 @@ fn is_host(peer: VsockAddr) -> bool {
 }
 
 /// One connection, from its first word to its end.
-async fn take(inside: Arc<Inside>, place: OwnedSemaphorePermit, mut stream: VsockStream, off: mpsc::Sender<()>) {
-    let opening = match tokio::time::timeout(PROVED, proved(&inside.secret, &mut stream)).await {
-        Ok(Ok(Ok(opening))) => opening,
-        Ok(Ok(Err(reason))) => {
-            warn!(reason, "a connection is refused");
-            let _gone = frame::write(&mut stream, &refuse(reason)).await;
+async fn take(inside: Arc<Inside>, unproved: Arc<CancellationToken>, mut stream: VsockStream, off: mpsc::Sender<()>) {
+    let proved = tokio::time::timeout(PROVED, proved(&inside.secret, &mut stream));
+    let opening = match unproved.run_until_cancelled(proved).await {
+        Some(Ok(Ok(opening))) => opening,
+        Some(Ok(Err(error))) => {
+            warn!(%error, "a connection is not the host's, or says nothing");
             return;
         }
-        Ok(Err(error)) => {
-            warn!(%error, "a connection without a word");
-            return;
-        }
-        Err(_) => {
+        Some(Err(_)) | None => {
             warn!("a connection that does not say what it is for");
             return;
         }
     };
-    drop(place);
+    drop(unproved);
     debug!(?opening, "connection");
     let ended = match opening.purpose {
         Purpose::Control => match welcome(&mut stream).await {
@@ -175,14 +192,19 @@ async fn take(inside: Arc<Inside>, place: OwnedSemaphorePermit, mut stream: Vsoc
     }
 }
 
-/// What a connection is for, if it is the host's; else why not.
-async fn proved(secret: &Secret, stream: &mut VsockStream) -> std::io::Result<Result<Opening, String>> {
+/// What a connection is for, if it is the host's. One that is not is told why.
+async fn proved(secret: &Secret, stream: &mut VsockStream) -> std::io::Result<Opening> {
     let opening = frame::read::<Opening>(stream, frame::FROM_ANYONE).await?;
-    if opening.version != api::VERSION {
-        return Ok(Err(format!("the agent speaks version {} of the guest protocol, not {}", api::VERSION, opening.version)));
-    }
-    // On the host, all processes have the host's address.
-    Ok(if secret.is_said(stream).await? { Ok(opening) } else { Err("it does not know the pod's secret".into()) })
+    let reason = if opening.version != api::VERSION {
+        format!("the agent speaks version {} of the guest protocol, not {}", api::VERSION, opening.version)
+    } else if !secret.is_said(stream).await? {
+        // On the host, all processes have the host's address.
+        "it does not know the pod's secret".into()
+    } else {
+        return Ok(opening);
+    };
+    frame::write(stream, &refuse(reason.clone())).await?;
+    Err(std::io::Error::other(reason))
 }
 
 fn refuse(reason: String) -> Opened {
@@ -207,6 +229,18 @@ async fn welcome(stream: &mut VsockStream) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_too_many_that_prove_nothing_the_oldest_goes() {
+        let mut unproved = Unproved::default();
+        let mut kept: Vec<_> = (0..UNPROVED).map(|_| unproved.add()).collect();
+        drop(kept.remove(1));
+        let one_more = unproved.add();
+        assert!(kept.iter().all(|connection| !connection.is_cancelled()), "there was a place");
+        let another = unproved.add();
+        assert!(kept[0].is_cancelled());
+        assert!(kept[1..].iter().chain([&one_more, &another]).all(|connection| !connection.is_cancelled()));
+    }
 
     #[test]
     fn only_the_host_is_the_host() {

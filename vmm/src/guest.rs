@@ -157,8 +157,12 @@ fn what() -> String {
 async fn in_time(opened: impl Future<Output = Result<Connection>>) -> Result<Connection> {
     match tokio::time::timeout(OPENED, opened).await {
         Ok(opened) => opened,
-        Err(_) => Err(Error::new(Code::Unavailable, format!("the agent in the guest has not answered within {OPENED:?}"))),
+        Err(_) => Err(late(OPENED)),
     }
+}
+
+fn late(patience: Duration) -> Error {
+    Error::new(Code::Unavailable, format!("the agent in the guest has not answered within {patience:?}"))
 }
 
 /// `OK <port>` and a line feed, read byte by byte: what follows is the guest's.
@@ -208,8 +212,24 @@ impl Guest {
         };
         match tokio::time::timeout(patience, asked).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Error::new(Code::Unavailable, format!("the agent in the guest has not answered within {patience:?}"))),
+            Err(_) => Err(late(patience)),
         }
+    }
+
+    /// Has the agent do something that may take long, and that nothing else is to wait for: on a connection of its own.
+    ///
+    /// # Errors
+    /// As [`Guest::ask`].
+    pub async fn ask_apart(&self, request: &Request, patience: Duration) -> Result<()> {
+        let asked = async {
+            let mut control = self.dialer.dial(Purpose::Control).await?;
+            frame::write(&mut control, request).await.context(what)?;
+            match frame::read::<Answer>(&mut control, frame::FROM_GUEST).await.context(what)? {
+                Answer::Done => Ok(()),
+                Answer::Failed(line) => Err(Error::from_line(&line)),
+            }
+        };
+        tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(late(patience)))
     }
 
     /// The Task API in the guest.

@@ -44,6 +44,11 @@ pub fn is_guests(size: &str) -> bool {
 /// # Errors
 /// `FailedPrecondition`, with what there is and what to do.
 pub fn on_host(memory_mib: u32) -> Result<()> {
+    if !Path::new(OF_HOST).exists() {
+        return Err(Error::precondition(format!(
+            "the host's kernel has no huge pages of {SIZE}: set huge_pages = false in the handler's options"
+        )));
+    }
     let read = |name: &str| {
         let file = Path::new(OF_HOST).join(name);
         let text = std::fs::read_to_string(&file).context(|| format!("cannot read {}", file.display()))?;

@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info};
 
@@ -47,6 +47,9 @@ const STATE: Duration = Duration::from_millis(500);
 
 /// How long a guest may take to switch itself off.
 const OFF: Duration = Duration::from_secs(5);
+
+/// How long it may take where it has disks, to which it writes first what its containers have written.
+const OFF_WITH_DISKS: Duration = Duration::from_secs(30);
 
 /// How long the reason for a broken connection, a process that ends, may be in coming.
 const CAUSE: Duration = Duration::from_secs(2);
@@ -72,6 +75,8 @@ pub struct Machine {
     pub pid: u32,
     /// Why it has ended, once it has.
     pub death: watch::Receiver<Option<Arc<str>>>,
+    /// Whoever finds out that it is good for nothing ends it here, and says why.
+    pub condemn: mpsc::Sender<String>,
     off: Arc<watch::Sender<bool>>,
 }
 
@@ -150,8 +155,10 @@ impl Machine {
         let (death_sender, death) = watch::channel(None);
         let off = Arc::new(watch::Sender::new(false));
         let (disks, serve_disks) = Disks::new(control);
-        let machine = Self { guest, disks: disks.clone(), pid: processes.hypervisor.pid, death, off: off.clone() };
+        let (condemn, mut condemned) = mpsc::channel(1);
+        let machine = Self { guest, disks: disks.clone(), pid: processes.hypervisor.pid, death, condemn, off: off.clone() };
         let watch = async move {
+            let patience = disks.clone();
             let listen = async {
                 while let Ok(event) = frame::read::<Event>(&mut events, frame::FROM_GUEST).await {
                     told(event);
@@ -174,8 +181,9 @@ impl Machine {
                     Ok(reason) => reason,
                     Err(_) => "the agent in the guest has closed its connections".into(),
                 },
+                Some(reason) = condemned.recv() => reason,
                 () = ordered => {
-                    let _too_long = tokio::time::timeout(OFF, processes.hypervisor.ended()).await;
+                    let _too_long = tokio::time::timeout(off_within(&patience), processes.hypervisor.ended()).await;
                     "it was stopped".into()
                 }
             };
@@ -192,7 +200,7 @@ impl Machine {
     /// Switches it off, and returns when it has ended. Idempotent, and cancel-safe.
     pub async fn switch_off(&self) {
         if self.death.borrow().is_none() {
-            if let Err(error) = self.guest.ask(Request::SwitchOff, OFF).await {
+            if let Err(error) = self.guest.ask(Request::SwitchOff, off_within(&self.disks)).await {
                 debug!(%error, "the guest does not switch itself off");
             }
             self.off.send_replace(true);
@@ -201,6 +209,10 @@ impl Machine {
         // It fails where the task that had the machine is gone, and the machine with it.
         let _ended = death.wait_for(Option::is_some).await;
     }
+}
+
+fn off_within(disks: &Disks) -> Duration {
+    if disks.any() { OFF_WITH_DISKS } else { OFF }
 }
 
 impl Processes {

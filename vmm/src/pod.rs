@@ -182,7 +182,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             Err(error) => return Err(error),
         };
         let disks = self.hypervisor.capabilities().hot_plug.then_some(machine.disks);
-        self.relay.runs(Running { guest: machine.guest, share, disks, pid: machine.pid, death: machine.death });
+        self.relay.runs(Running { guest: machine.guest, share, disks, pid: machine.pid, death: machine.death, condemn: machine.condemn });
         Ok(std::process::id())
     }
 
@@ -191,6 +191,8 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         self.forwarder = None;
         if let Some(machine) = &self.machine {
             machine.switch_off().await;
+            // Its end was no death.
+            self.machine = None;
         }
         if self.request.is_some() {
             network::detach().await?;
@@ -207,7 +209,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             home.go_back().await?;
         }
         // Not sooner: what has failed is tried again.
-        (self.machine, self.share, self.files, self.home) = (None, None, None, None);
+        (self.share, self.files, self.home) = (None, None, None);
         Ok(())
     }
 

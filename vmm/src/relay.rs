@@ -28,12 +28,12 @@ use magnetar_core::server::Parts;
 use magnetar_core::stdio::StdioSpec;
 use magnetar_core::task::gate::{Gate, MADE};
 use magnetar_core::task::registry::Registry;
-use magnetar_core::task::{CreateRequest, names, not_created, state};
+use magnetar_core::task::{CreateRequest, names, not_created, state, to_its_end};
 use memory::Volumes;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use ttrpc::asynchronous::TtrpcContext;
@@ -77,6 +77,8 @@ pub struct Running {
     pub pid: u32,
     /// Why it has ended, once it has.
     pub death: watch::Receiver<Option<Arc<str>>>,
+    /// Ends it, for a reason.
+    pub condemn: mpsc::Sender<String>,
 }
 
 impl Running {
@@ -154,7 +156,8 @@ impl Task for Relay {
     async fn create(&self, _ctx: &TtrpcContext, req: api::CreateTaskRequest) -> ttrpc::Result<api::CreateTaskResponse> {
         debug!(container = req.id, bundle = req.bundle, "Create");
         let request = CreateRequest::parse(req).map_err(not_created)?;
-        let pid = Relay::create(self, request).await.map_err(not_created)?;
+        let relay = self.clone();
+        let pid = to_its_end(&self.0.tasks, async move { relay.create(request).await }).await.map_err(not_created)?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 
@@ -175,7 +178,8 @@ impl Task for Relay {
     async fn delete(&self, _ctx: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
         debug!(container = req.id, exec = req.exec_id, "Delete");
         let (id, exec) = names(req.id, req.exec_id)?;
-        let (pid, exit) = Relay::delete(self, &id, exec.as_ref()).await?;
+        let relay = self.clone();
+        let (pid, exit) = to_its_end(&self.0.tasks, async move { relay.delete(&id, exec.as_ref()).await }).await?;
         Ok(api::DeleteResponse { pid, exit_status: exit.code, exited_at: MessageField::some(exit.at.into()), ..Default::default() })
     }
 

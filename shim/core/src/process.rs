@@ -103,7 +103,8 @@ impl Phase {
             (Stopped { exit, .. }, Change::Delete) => Deleted { exit },
             // An exec that was never started leaves nothing that ran.
             (Created { pid: 0 }, Change::Delete) => Deleted { exit: Exit::killed() },
-            (deleted @ Deleted { .. }, Change::Exit(_)) => deleted,
+            // A removal that has failed, or was not waited for, is repeated.
+            (deleted @ Deleted { .. }, Change::Exit(_) | Change::Delete) => deleted,
             (phase, change) => return Err(Error::precondition(format!("it is {}, so it cannot {}", phase.name(), change.verb()))),
         })
     }

@@ -13,6 +13,7 @@ const SYS_RESOURCE: u32 = 24;
 /// What the kernel offers.
 pub fn findings() -> Vec<Finding> {
     let release = read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let modules = Path::new("/lib/modules").join(release.trim());
     vec![
         root(),
         pidfd(&release),
@@ -26,8 +27,8 @@ pub fn findings() -> Vec<Finding> {
         kvm(),
         device("fuse", "/dev/fuse", "no FUSE filesystems for containers that ask for them"),
         device("tun", "/dev/net/tun", "no pods in microVMs: they have no network"),
-        vhost_vsock(Path::new("/dev"), Path::new("/sys")),
-        traffic_control(&Path::new("/lib/modules").join(release.trim())),
+        vhost_vsock(Path::new("/dev"), Path::new("/sys"), &modules),
+        traffic_control(&modules),
         socket_lookup(),
         sys_resource(&read_to_string("/proc/self/status").unwrap_or_default()),
     ]
@@ -175,7 +176,7 @@ fn device(name: &str, path: &str, cost: &str) -> Finding {
 }
 
 /// What carries the vsock of microVMs. Where there is a device and no module yet, whoever opens it loads that, so it is not opened.
-fn vhost_vsock(dev: &Path, sys: &Path) -> Finding {
+fn vhost_vsock(dev: &Path, sys: &Path, modules: &Path) -> Finding {
     let (name, cost) = ("vhost-vsock", "microVMs are reached through vhost-device-vsock, one more process for each");
     let device = dev.join("vhost-vsock");
     match (device.exists(), sys.join("class/misc/vhost-vsock").exists()) {
@@ -183,17 +184,30 @@ fn vhost_vsock(dev: &Path, sys: &Path) -> Finding {
             Ok(_) => Finding::yes(name, device.display().to_string()),
             Err(e) => Finding::no(name, format!("{}: {}", device.display(), words(&e)), cost),
         },
+        (true, false) if installed(modules).is_some_and(|has| has("vhost_vsock")) => {
+            Finding::yes(name, format!("{}, whose module is not loaded: the first microVM does that", device.display()))
+        }
         (true, false) => Finding::partly(name, "not loaded", "the first microVM loads it, if the kernel has it as a module"),
         (false, _) => Finding::no(name, format!("no {}", device.display()), cost),
     }
+}
+
+/// Whether a kernel has a module, by the lists that are installed with it; nothing where there are none.
+fn installed(modules: &Path) -> Option<impl Fn(&str) -> bool> {
+    let lists = ["modules.builtin", "modules.dep"].map(|list| read_to_string(modules.join(list)));
+    let [Ok(built_in), Ok(loadable)] = lists else { return None };
+    Some(move |module: &str| {
+        // The first word of a line is a file, which may be compressed: kernel/net/sched/cls_u32.ko.xz
+        let mut files = built_in.lines().chain(loadable.lines()).filter_map(|line| line.split([' ', ':']).next()?.rsplit('/').next());
+        files.any(|file| file.split('.').next() == Some(module))
+    })
 }
 
 /// What carries frames between a pod's interface and its microVM's. These load by themselves when they are asked for; whether they
 /// are there is told by the lists that are installed with a kernel.
 fn traffic_control(modules: &Path) -> Finding {
     let (name, cost) = ("traffic control", "no pods in microVMs: they have no network");
-    let lists = ["modules.builtin", "modules.dep"].map(|list| read_to_string(modules.join(list)));
-    let [Ok(built_in), Ok(loadable)] = &lists else {
+    let Some(has) = installed(modules) else {
         let wanted = TRAFFIC_CONTROL.join(", ");
         return Finding::partly(
             name,
@@ -201,10 +215,6 @@ fn traffic_control(modules: &Path) -> Finding {
             &format!("microVMs need {wanted} in the kernel"),
         );
     };
-    // The first word of a line is a file, which may be compressed: kernel/net/sched/cls_u32.ko.xz
-    let files: Vec<&str> =
-        built_in.lines().chain(loadable.lines()).filter_map(|line| line.split([' ', ':']).next()?.rsplit('/').next()).collect();
-    let has = |module: &str| files.iter().any(|file| file.split('.').next() == Some(module));
     let missing: Vec<&str> = TRAFFIC_CONTROL.into_iter().filter(|module| !has(module)).collect();
     if missing.is_empty() {
         Finding::yes(name, TRAFFIC_CONTROL.join(", "))
@@ -283,12 +293,21 @@ mod tests {
     fn the_kernel_s_vsock_is_looked_at_and_not_loaded() {
         let root = tempfile::tempdir().unwrap();
         let (dev, sys) = (root.path().join("dev"), root.path().join("sys"));
-        assert_eq!(vhost_vsock(&dev, &sys).state, State::No);
+        let modules = root.path().join("modules");
+        let state = || vhost_vsock(&dev, &sys, &modules).state;
+        assert_eq!(state(), State::No);
         std::fs::create_dir(&dev).unwrap();
         std::fs::write(dev.join("vhost-vsock"), "").unwrap();
-        assert_eq!(vhost_vsock(&dev, &sys).state, State::Partly);
+        assert_eq!(state(), State::Partly, "nobody knows whether there is a module");
+        std::fs::create_dir(&modules).unwrap();
+        std::fs::write(modules.join("modules.builtin"), "").unwrap();
+        std::fs::write(modules.join("modules.dep"), "kernel/drivers/vhost/vhost.ko.xz:\n").unwrap();
+        assert_eq!(state(), State::Partly);
+        std::fs::write(modules.join("modules.dep"), "kernel/drivers/vhost/vhost_vsock.ko.xz: kernel/drivers/vhost/vhost.ko.xz\n").unwrap();
+        assert_eq!(state(), State::Yes, "the first pod loads it");
+        std::fs::remove_dir_all(&modules).unwrap();
         std::fs::create_dir_all(sys.join("class/misc/vhost-vsock")).unwrap();
-        assert_eq!(vhost_vsock(&dev, &sys).state, State::Yes);
+        assert_eq!(state(), State::Yes);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use network::Network;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The version of this protocol. A change that the other side may not understand makes it another one.
 pub const VERSION: u32 = 2;
@@ -70,6 +71,10 @@ pub const PID_NAMESPACE: &str = "/run/magnetar/pid";
 /// The cgroup of all containers in the guest.
 pub const CGROUP: &str = "/pod";
 
+/// How long the guest's kernel may take to find a disk that is attached, in software emulation on a busy host. A bundle takes
+/// longer by so much for each of its disks.
+pub const DISK_FOUND: Duration = Duration::from_secs(15);
+
 /// The first words on a connection. The secret follows them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -84,7 +89,8 @@ pub struct Opening {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Purpose {
-    /// [`Request`]s, one after the other. Connections for the guest's life: one for all, and one for [`Request::Ping`] alone.
+    /// [`Request`]s, one after the other. Connections for the guest's life: one for all, and one for [`Request::Ping`]
+    /// alone; and one for each [`Request::Release`], which may take long.
     Control,
     /// [`Event`]s. One connection for the guest's life.
     Events,

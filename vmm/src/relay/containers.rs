@@ -27,11 +27,14 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tracing::{info, warn};
+use tracing::{Instrument, info, warn};
 use ttrpc::context::Context;
 
 /// How long the agent may take for what needs no waiting.
 const ASKED: Duration = Duration::from_secs(30);
+
+/// How long a killed container may take to end, in software emulation on a busy host: its kernel may have to write to a slow disk.
+const KILLED: Duration = Duration::from_secs(60);
 
 /// What makes and removes containers of virtual machines, for their records: no program does.
 const PROGRAM: &str = "vm-agent";
@@ -92,7 +95,8 @@ impl Relay {
         let disks = running.attach(id, disks).await?;
         let submounts = running.share.submounts(id)?;
         let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory, huge_pages, disks, submounts, shared_pid };
-        running.guest.ask(Request::Bundle(bundle), ASKED).await?;
+        let patience = ASKED + agent::DISK_FOUND * u32::try_from(bundle.disks.len()).unwrap_or(u32::MAX);
+        running.guest.ask(Request::Bundle(bundle), patience).await?;
         let (streams, paths) = Streams::open(&running.guest, id, None, &request.stdio, &self.0.tasks).await?;
         container.init.attach(streams);
         let asked = api::CreateTaskRequest {
@@ -161,10 +165,8 @@ impl Relay {
             running.call(running.guest.tasks().start(Context::default(), &asked)).await.map(drop)
         };
         let outcome: Result<()> = outcome.await;
-        if outcome.is_err()
-            && let Err(error) = self.forget(running, id, Some(exec)).await
-        {
-            warn!(container = %id, %exec, %error, "an exec that could not be started is still known to the guest");
+        if outcome.is_err() {
+            self.forget(running, id, Some(exec)).await;
         }
         outcome
     }
@@ -202,12 +204,27 @@ impl Relay {
             return Err(Error::precondition(format!("{} has not been started", subject(id, exec))));
         }
         let running = self.running()?;
+        if exec.is_none() && signal == libc::SIGKILL as u32 {
+            self.0.tasks.spawn(self.clone().see_killed(id.clone(), process.clone()).in_current_span());
+        }
         let exec_id = exec.map(ExecId::to_string).unwrap_or_default();
         let asked = api::KillRequest { id: id.to_string(), exec_id, signal, all, ..Default::default() };
         match running.call(running.guest.tasks().kill(Context::default(), &asked)).await {
             // Meanwhile, and be it with the machine.
             Err(_) if process.life.phase().exit().is_some() => Err(ended()),
             outcome => outcome.map(drop),
+        }
+    }
+
+    /// A machine that does not end what it was told to kill, as one whose guest is somebody else's by now, would keep its pod from
+    /// ever being stopped: containerd stops containers first.
+    async fn see_killed(self, id: ContainerId, process: Arc<Process>) {
+        if tokio::time::timeout(KILLED, process.life.exit()).await.is_err()
+            && let Ok(running) = self.running()
+        {
+            let reason = format!("container {id} has not ended within {KILLED:?} of being killed");
+            // It fails where another one was sooner, or the machine has ended.
+            let _sooner = running.condemn.try_send(reason);
         }
     }
 
@@ -277,7 +294,7 @@ impl Relay {
             .exit()
             .unwrap_or_else(Exit::killed);
         if let Some(exec) = exec {
-            self.forget(running, id, Some(exec)).await?;
+            self.forget(running, id, Some(exec)).await;
             container.execs.remove(exec);
             return Ok((pid, exit));
         }
@@ -286,14 +303,24 @@ impl Relay {
         Ok((pid, exit))
     }
 
-    /// Has the guest remove what it has of a process. What it does not know, or a guest that is gone, is fine.
-    async fn forget(&self, running: &Running, id: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
+    /// Has the guest remove what it has of a process. A guest that does not is no reason to keep what the host has of it: what is
+    /// left in there goes with the machine.
+    async fn forget(&self, running: &Running, id: &ContainerId, exec: Option<&ExecId>) {
+        if let Err(error) = self.forgotten(running, id, exec).await {
+            warn!(%error, "the guest has not removed {}", subject(id, exec));
+        }
+    }
+
+    /// What it does not know, or a guest that is gone, is fine.
+    async fn forgotten(&self, running: &Running, id: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
         if running.death().is_some() {
             return Ok(());
         }
         let exec_id = exec.map(ExecId::to_string);
         let asked = api::DeleteRequest { id: id.to_string(), exec_id: exec_id.clone().unwrap_or_default(), ..Default::default() };
-        match running.call(running.guest.tasks().delete(Context::default(), &asked)).await {
+        let deleted = tokio::time::timeout(ASKED, running.call(running.guest.tasks().delete(Context::default(), &asked))).await;
+        let late = |_| Err(Error::new(Code::DeadlineExceeded, format!("the agent in the guest has not answered within {ASKED:?}")));
+        match deleted.unwrap_or_else(late) {
             Err(error) if error.code() != Code::NotFound && running.death().is_none() => return Err(error),
             Ok(_) | Err(_) => {}
         }
@@ -306,7 +333,7 @@ impl Relay {
 
     /// Removes what was made of a container, in the reverse order. Idempotent.
     async fn unmake(&self, running: &Running, container: &Container) -> Result<()> {
-        self.forget(running, &container.id, None).await?;
+        self.forget(running, &container.id, None).await;
         running.detach(&container.id).await;
         running.share.hide(&container.id)?;
         self.0.pod.remove_container(&container.id)?;

@@ -25,19 +25,20 @@ impl Running {
                 let device = wanted.device;
                 Error::unimplemented(format!("the container is to have the block device {device}: this hypervisor attaches no disks"))
             })?;
-            let serial = disks.attach(wanted, container).await?.to_string();
+            let named = |error: Error| Error::new(error.code(), format!("the block device {}: {error}", wanted.device));
+            let serial = disks.attach(wanted, container).await.map_err(named)?.to_string();
             attached.push(agent::Disk { serial, major: wanted.device.major, minor: wanted.device.minor });
         }
         Ok(attached)
     }
 
     /// Takes away the disks of a container that is gone, unless another one has them. Idempotent. What fails leaves the device
-    /// open until the pod ends.
+    /// open until it is tried again, when the next container goes, or the pod ends.
     pub async fn detach(&self, container: &ContainerId) {
         let Some(disks) = &self.disks else { return };
-        // It fails only where there is no machine any more, and no disk.
-        for disk in disks.leave(container).await.unwrap_or_default() {
-            if let Err(error) = self.guest.ask(Request::Release { serial: disk.to_string() }, LETS_GO).await
+        for disk in disks.leave(container) {
+            // On a connection of its own: it may take long, and others have something to ask, too.
+            if let Err(error) = self.guest.ask_apart(&Request::Release { serial: disk.to_string() }, LETS_GO).await
                 && self.death().is_none()
             {
                 warn!(%container, %disk, %error, "the guest does not let go of a disk that is taken away");
@@ -45,7 +46,7 @@ impl Running {
             if let Err(error) = disks.detach(disk).await
                 && self.death().is_none()
             {
-                warn!(%container, %disk, %error, "a disk stays attached until the pod ends");
+                warn!(%container, %disk, %error, "a disk stays attached, until another container goes or the pod ends");
             }
         }
     }

@@ -121,6 +121,11 @@ impl<R: Runtime> Containers<R> {
         });
     }
 
+    /// The owner of what is done for a request to its end.
+    pub(super) fn tasks(&self) -> &TaskTracker {
+        &self.0.tasks
+    }
+
     /// Waits for the move, and has the kernel prepare for the runtime's.
     async fn ready_to_make(&self) {
         if *self.0.settled.borrow() {

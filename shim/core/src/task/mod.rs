@@ -27,7 +27,8 @@ use containerd_shim_protos::shim::oci::CheckpointOptions;
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::types::task::Status;
 use std::path::Path;
-use tracing::debug;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug};
 use ttrpc::asynchronous::TtrpcContext;
 
 /// Serves the Task API for one pod.
@@ -49,7 +50,8 @@ impl<R: Runtime> Task for TaskService<R> {
     async fn create(&self, _ctx: &TtrpcContext, req: api::CreateTaskRequest) -> ttrpc::Result<api::CreateTaskResponse> {
         debug!(container = req.id, bundle = req.bundle, "Create");
         let request = CreateRequest::parse(req).map_err(not_created)?;
-        let pid = self.containers.create(request).await.map_err(not_created)?;
+        let containers = self.containers.clone();
+        let pid = to_its_end(self.containers.tasks(), async move { containers.create(request).await }).await.map_err(not_created)?;
         Ok(api::CreateTaskResponse { pid, ..Default::default() })
     }
 
@@ -70,7 +72,8 @@ impl<R: Runtime> Task for TaskService<R> {
     async fn delete(&self, _ctx: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
         debug!(container = req.id, exec = req.exec_id, "Delete");
         let (id, exec) = names(req.id, req.exec_id)?;
-        let (pid, exit) = self.containers.delete(&id, exec.as_ref()).await?;
+        let containers = self.containers.clone();
+        let (pid, exit) = to_its_end(self.containers.tasks(), async move { containers.delete(&id, exec.as_ref()).await }).await?;
         Ok(api::DeleteResponse { pid, exit_status: exit.code, exited_at: MessageField::some(exit.at.into()), ..Default::default() })
     }
 
@@ -183,6 +186,16 @@ impl<R: Runtime> Task for TaskService<R> {
     }
 }
 
+/// Does what must not end between two of its steps: ttrpc drops what serves a request when the caller's deadline has passed, and
+/// containerd gives a Delete ten seconds.
+///
+/// # Errors
+/// Those of `work`.
+pub async fn to_its_end<T: Send + 'static>(tasks: &TaskTracker, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    let done = tasks.spawn(work.in_current_span()).await;
+    done.unwrap_or_else(|error| Err(Error::internal(format!("the request was not carried out: {error}"))))
+}
+
 /// An error as the answer to Create. containerd takes Unimplemented there for the word of an older shim, asks once more in an older
 /// protocol, and tells of that failure instead of ours.
 pub fn not_created(error: Error) -> Error {
@@ -233,6 +246,29 @@ fn status(phase: Phase) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_done_all_the_same() {
+        let (tasks, done) = (TaskTracker::new(), Arc::new(AtomicBool::new(false)));
+        let (go_on, told) = oneshot::channel::<()>();
+        let work = {
+            let done = done.clone();
+            async move {
+                let _told = told.await;
+                done.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_millis(1), to_its_end(&tasks, work)).await.is_err());
+        go_on.send(()).unwrap();
+        tasks.close();
+        tasks.wait().await;
+        assert!(done.load(Ordering::Relaxed));
+    }
 
     #[test]
     fn what_cannot_be_created_is_not_taken_for_an_older_shim() {

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use magnetar_cri::{Container, Pod};
 use magnetar_e2e::{Case, OWN_GUEST, Scratch, on_vm, on_vm_with_own_kernel, refused};
 
-use crate::{options::Replaced, vm::dies};
+use crate::{options::Replaced, vm::dies, vm_storage::Loop};
 
 const MICROVM: &str = "sandboxer = \"vmm\"\n[vm]\nmachine = \"microvm\"\n";
 
@@ -51,6 +51,11 @@ fn a_microvm_has_files_and_a_network_without_pci() {
         ensure!(buses.stdout.contains("virtio_mmio.device=") && buses.exit_code != 0, "it has PCI: {}", buses.stdout);
         let reader = case.script("cat /v/given").named("reader").mount(&scratch.path().to_string_lossy(), "/v");
         assert_eq!(case.output(&pod, &reader).await?, "from the host");
+        // Its kernel has no modules: the drivers of disks are there from the beginning.
+        let disk = Loop::over(&scratch, "disk")?;
+        let writer = case.script("printf written | dd of=/dev/xvda conv=fsync 2>/dev/null").named("writer");
+        case.output(&pod, &writer.device(&disk.device, "/dev/xvda", "mrw")).await?;
+        assert_eq!(disk.read(7)?, "written");
         Ok(pod.remove().await?)
     });
 }

@@ -157,10 +157,11 @@ fn the_agent_answers_nobody_but_its_pods_process() {
         let addresses = [guest_address(case, &pod)?, guest_address(case, &other)?].into_iter().flatten();
         // The loopback, the host, and where there are such addresses its own guest's and the other's.
         for address in addresses.chain(["1".into(), "2".into()]) {
-            let opening = r#"printf '\000\000\000\041{"version":1,"purpose":"Control"}'"#;
-            let called = container.shell(&format!("{opening} | env {socat} -T5 - VSOCK-CONNECT:{address}:1024 2>&1")).await?;
+            // A version that the agent knows, and a secret that it does not.
+            let opening = r#"printf '\000\000\000\041{"version":2,"purpose":"Control"}'; head -c 32 /dev/zero"#;
+            let called = container.shell(&format!("{{ {opening}; }} | env {socat} -T5 - VSOCK-CONNECT:{address}:1024 2>&1")).await?;
             ensure!(called.stdout.contains(&format!("cid:{address} port:1024")), "it was not called: {called:?}");
-            ensure!(!called.stdout.contains("Ready"), "it has answered: {called:?}");
+            ensure!(!called.stdout.contains("Ready") && !called.stdout.contains("Refused"), "it has answered: {called:?}");
         }
         // All processes of the node have the node's address, but not the pod's secret.
         if let Some(address) = guest_address(case, &pod)? {

@@ -19,13 +19,13 @@ use nix::libc;
 use crate::{options::Replaced, vm::process};
 
 /// A loop device of the node over a file of 16 MiB, gone with this value.
-struct Loop {
-    device: String,
+pub struct Loop {
+    pub device: String,
     file: String,
 }
 
 impl Loop {
-    fn over(scratch: &Scratch, name: &str) -> Result<Self> {
+    pub fn over(scratch: &Scratch, name: &str) -> Result<Self> {
         let file = scratch.join(name);
         File::create_new(&file)?.set_len(16 << 20)?;
         let made = Command::new("losetup").args(["--find", "--show", &file]).output()?;
@@ -40,7 +40,7 @@ impl Loop {
     }
 
     /// The first bytes of what is on it.
-    fn read(&self, length: usize) -> Result<String> {
+    pub fn read(&self, length: usize) -> Result<String> {
         let mut bytes = vec![0; length];
         File::open(&self.file)?.read_exact_at(&mut bytes, 0)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())

@@ -60,8 +60,13 @@ struct EventData {
 
 #[derive(Debug, Deserialize)]
 struct Failure {
+    #[serde(default)]
+    class: String,
     desc: String,
 }
+
+/// The class of the error of a command for a device that is not there (QEMU's qapi/error.json).
+const NO_SUCH_DEVICE: &str = "DeviceNotFound";
 
 impl Qmp {
     /// Waits for the greeting and goes on from there to commands.
@@ -80,7 +85,7 @@ impl Qmp {
     /// Executes a command that has no arguments. Not cancel-safe.
     ///
     /// # Errors
-    /// `Unavailable` where QEMU has ended, `Internal` with its own words where it refuses.
+    /// `Unavailable` where QEMU has ended, `Internal` with its own words where it refuses, `NotFound` for a device that it has not.
     pub async fn execute<T: DeserializeOwned>(&mut self, command: &str) -> Result<T> {
         self.call(command, None, None).await
     }
@@ -128,7 +133,8 @@ impl Qmp {
                     return serde_json::from_value(answer).map_err(|e| Error::internal(format!("QEMU's answer to {command}: {e}")));
                 }
                 (id, None, Some(failure)) if id.is_none_or(|id| id == self.last) => {
-                    return Err(Error::internal(format!("QEMU refuses {command}: {}", failure.desc)));
+                    let code = if failure.class == NO_SUCH_DEVICE { Code::NotFound } else { Code::Internal };
+                    return Err(Error::new(code, format!("QEMU refuses {command}: {}", failure.desc)));
                 }
                 (_, _, _) => {}
             }

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use super::*;
+
+/// A hypervisor that does what it can, and tells what.
+#[derive(Clone, Default)]
+struct Fake {
+    told: Arc<Mutex<Vec<String>>>,
+    /// How many times it fails to detach.
+    refuses: Arc<Mutex<u32>>,
+    hangs: bool,
+}
+
+impl Control for Fake {
+    async fn state(&mut self) -> Result<MachineState> {
+        if self.hangs { std::future::pending().await } else { Ok(MachineState::Running) }
+    }
+
+    async fn attach(&mut self, disk: &Disk) -> Result<()> {
+        self.told.lock().unwrap().push(format!("+{}{}", disk.id, if disk.read_only { " ro" } else { "" }));
+        Ok(())
+    }
+
+    async fn detach(&mut self, disk: DiskId) -> Result<()> {
+        self.told.lock().unwrap().push(format!("-{disk}"));
+        let mut refuses = self.refuses.lock().unwrap();
+        match refuses.checked_sub(1) {
+            Some(left) => {
+                *refuses = left;
+                Err(Error::internal("not now"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// For [`block::open`], which opens what there is: the first loop device, if this machine has one and we may.
+fn device() -> Option<Numbers> {
+    let device = Numbers { major: 7, minor: 0 };
+    let there = block::open(device, false).is_ok();
+    if !there {
+        eprintln!("skipped: there is no loop device here");
+    }
+    there.then_some(device)
+}
+
+fn ids() -> [ContainerId; 2] {
+    ["a", "b"].map(|id| ContainerId::parse(id).unwrap())
+}
+
+#[tokio::test]
+async fn a_device_is_attached_once_and_leaves_with_the_last_container() {
+    let Some(device) = device() else { return };
+    let fake = Fake::default();
+    let (disks, task) = Disks::new(fake.clone());
+    let [a, b] = ids();
+    let orders = async move {
+        let (writes, reads) = (Wanted { device, read_only: false }, Wanted { device, read_only: true });
+        let first = disks.attach(writes, &a).await.unwrap();
+        assert_eq!(disks.attach(writes, &b).await.unwrap(), first);
+        let second = disks.attach(reads, &b).await.unwrap();
+        assert_eq!(disks.leave(&a), []);
+        assert_eq!(disks.leave(&a), [], "it has left already");
+        assert_eq!(disks.leave(&b), [first, second]);
+        disks.detach(first).await.unwrap();
+        disks.detach(first).await.unwrap();
+        assert!(disks.any());
+        assert_ne!(disks.attach(writes, &a).await.unwrap(), first, "no number is used twice");
+        assert_eq!(disks.state().await.unwrap(), MachineState::Running);
+    };
+    tokio::join!(orders, task);
+    assert_eq!(*fake.told.lock().unwrap(), ["+disk-1", "+disk-2 ro", "-disk-1", "+disk-3"]);
+}
+
+#[tokio::test]
+async fn who_wants_a_disk_before_it_is_detached_has_it() {
+    let Some(device) = device() else { return };
+    let fake = Fake::default();
+    let (disks, task) = Disks::new(fake.clone());
+    let [a, b] = ids();
+    let orders = async move {
+        let wanted = Wanted { device, read_only: false };
+        let disk = disks.attach(wanted, &a).await.unwrap();
+        assert_eq!(disks.leave(&a), [disk]);
+        assert_eq!(disks.attach(wanted, &b).await.unwrap(), disk);
+        disks.detach(disk).await.unwrap();
+        assert_eq!(disks.leave(&b), [disk], "it was not taken from the other one");
+        disks.detach(disk).await.unwrap();
+        assert!(!disks.any());
+    };
+    tokio::join!(orders, task);
+    assert_eq!(*fake.told.lock().unwrap(), ["+disk-1", "-disk-1"]);
+}
+
+#[tokio::test]
+async fn what_could_not_be_detached_is_tried_again_and_nobodys_meanwhile() {
+    let Some(device) = device() else { return };
+    let fake = Fake { refuses: Arc::new(Mutex::new(3)), ..Fake::default() };
+    let (disks, task) = Disks::new(fake.clone());
+    let [a, b] = ids();
+    let orders = async move {
+        let wanted = Wanted { device, read_only: false };
+        let disk = disks.attach(wanted, &a).await.unwrap();
+        assert_eq!(disks.leave(&a), [disk]);
+        assert!(disks.detach(disk).await.is_err());
+        assert!(disks.attach(wanted, &b).await.is_err(), "the guest may have lost it");
+        assert_eq!(disks.leave(&b), [disk], "the next one who goes tries it");
+        assert!(disks.detach(disk).await.is_err());
+        assert_ne!(disks.attach(wanted, &b).await.unwrap(), disk);
+    };
+    tokio::join!(orders, task);
+    assert_eq!(*fake.told.lock().unwrap(), ["+disk-1", "-disk-1", "-disk-1", "-disk-1", "-disk-1", "+disk-2"]);
+}
+
+#[tokio::test]
+async fn a_device_that_is_not_there_is_nobodys() {
+    let (disks, task) = Disks::new(Fake::default());
+    let orders = async move {
+        let wanted = Wanted { device: Numbers { major: 0, minor: 0 }, read_only: false };
+        let [id, _] = ids();
+        assert!(disks.attach(wanted, &id).await.unwrap_err().to_string().contains("0:0"));
+        assert_eq!(disks.leave(&id), []);
+    };
+    tokio::join!(orders, task);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hypervisor_that_does_not_answer_is_not_asked_again() {
+    let (disks, task) = Disks::new(Fake { hangs: true, ..Fake::default() });
+    let orders = async move {
+        assert_eq!(disks.state().await.unwrap_err().to_string(), "the hypervisor has not carried out an order within 20s");
+        assert_eq!(disks.state().await.unwrap_err().to_string(), "the hypervisor has once not carried out an order within 20s");
+    };
+    tokio::join!(orders, task);
+}
+
+#[tokio::test]
+async fn who_asks_a_machine_that_has_ended_is_told() {
+    let (disks, task) = Disks::new(Fake::default());
+    drop(task);
+    assert_eq!(disks.state().await.unwrap_err().code(), Code::Unavailable);
+}
