@@ -82,6 +82,7 @@ lint: deps clippy
 
 clippy: ## no warnings, in all that is compiled
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	cargo clippy -p magnetar-e2e --features node --all-targets --locked --quiet -- -D warnings
 	wasm/cargo-wasmedge clippy --quiet -- -D warnings
 
 clean:
