@@ -39,7 +39,9 @@ use magnetar_core::record::PodDir;
 use magnetar_core::runtime::libcontainer::{self, Libcontainer, Native};
 use magnetar_core::server::Parts;
 use magnetar_core::task::Containers;
+use magnetar_vm_agent_api::GIVES_UP;
 use rustix::system::RebootCommand;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio_util::task::TaskTracker;
@@ -65,12 +67,27 @@ fn main() -> ExitCode {
     logging::start(boot::log_level().unwrap_or(LogLevel::Info));
     if let Err(error) = run() {
         // The host shows the end of the console.
-        error!(%error, "{}", magnetar_vm_agent_api::GIVES_UP);
+        if say_to_kernel(&error).is_err() {
+            error!(%error, "{GIVES_UP}");
+        }
     }
     rustix::fs::sync();
     // It returns only where it fails, and then the kernel panics because process 1 has ended.
     let _failed = rustix::system::reboot(way_out());
     ExitCode::FAILURE
+}
+
+/// The longest message that the kernel takes, in bytes, less what is around it (`PRINTKRB_RECORD_MAX` of its printk).
+const LONGEST: usize = 900;
+
+/// Says why the guest ends as the kernel does, to the end at once: what is written to the console waits for its interrupt, which
+/// a machine that is not as its kernel thinks may not have.
+fn say_to_kernel(error: &Error) -> std::io::Result<()> {
+    let error = error.to_string();
+    let error = error.lines().next().unwrap_or_default();
+    // 3 is an error, which is shown even by a quiet kernel (KERN_ERR of linux/kern_levels.h).
+    let line = format!("<3>{GIVES_UP} error={}", &error[..error.floor_char_boundary(LONGEST)]);
+    std::fs::File::options().write(true).open("/dev/kmsg")?.write_all(line.as_bytes())
 }
 
 /// How this machine ends. Without ACPI nothing can switch it off: the kernel would stand still instead. Its hypervisor takes a

@@ -8,7 +8,7 @@ use magnetar_core::error::{Context, Error, Result};
 use std::path::Path;
 
 /// The size, as the CRI and the hugetlb controller spell it.
-const SIZE: &str = "2MB";
+pub const SIZE: &str = "2MB";
 
 /// Its length, in MiB.
 pub const MIB: u32 = 2;

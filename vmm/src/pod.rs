@@ -255,10 +255,14 @@ fn refuse(config: &PodConfig) -> Result<()> {
     huge_pages(config).map(drop)
 }
 
-/// How many huge pages the pod is said to want. The kubelet does not say it; containers do.
+/// How many huge pages the pod is said to want. The kubelet does not say it, but limits the pod's cgroup to them (to none where a pod
+/// asks for none). What containers ask for does not come through a containerd that is configured as it comes.
 fn huge_pages(config: &PodConfig) -> Result<u32> {
     let limits = config.resources.iter().flat_map(|limits| &limits.hugepage_limits);
-    huge::pages(limits.map(|(size, limit)| (size.as_str(), *limit)))
+    let said = huge::pages(limits.map(|(size, limit)| (size.as_str(), *limit)))?;
+    let parent = config.cgroup_parent.as_deref().filter(|_| said == 0);
+    let limit = parent.map(Cgroup::at).transpose()?.and_then(|parent| parent.huge_page_limit(huge::SIZE));
+    limit.map_or(Ok(said), |limit| huge::pages([(huge::SIZE, limit)]))
 }
 
 /// Whether some containers of a pod have no memory limit, though others have. The sum of limits does not tell; but the kubelet

@@ -97,11 +97,21 @@ impl Cgroup {
 
     /// The most memory that it may have, in bytes; `None` where it may have all, or has no memory controller.
     pub fn memory_limit(&self) -> Option<u64> {
+        self.limit("memory", "memory")
+    }
+
+    /// How many bytes of huge pages it is limited to, by the size of one as the controller spells it: `2MB`. None where it is not,
+    /// or where that cannot be read.
+    pub fn huge_page_limit(&self, size: &str) -> Option<u64> {
+        self.limit("hugetlb", &format!("hugetlb.{size}"))
+    }
+
+    fn limit(&self, controller: &str, of: &str) -> Option<u64> {
         let file = match self {
-            Cgroup::V1 { .. } => "memory.limit_in_bytes",
-            Cgroup::V2 { .. } => "memory.max",
+            Cgroup::V1 { .. } => format!("{of}.limit_in_bytes"),
+            Cgroup::V2 { .. } => format!("{of}.max"),
         };
-        let limit = fs::read_to_string(self.controller_dir("memory")?.join(file)).ok()?;
+        let limit = fs::read_to_string(self.controller_dir(controller)?.join(file)).ok()?;
         limit.trim().parse().ok().filter(|bytes| *bytes < NO_LIMIT_V1)
     }
 

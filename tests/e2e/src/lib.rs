@@ -29,4 +29,6 @@ pub use case::{BUSYBOX, Case, Scratch, recorded_pid};
 pub use check::{eventually, refused, steady};
 pub use service::{Held, Service};
 pub use tool::{Output, Tool};
-pub use turn::{OWN_GUEST, on_magnetar, on_magnetar_with_shared_kernel, on_node, on_shared_kernel, on_vm, on_vm_with_own_kernel};
+pub use turn::{
+    OWN_GUEST, on_magnetar, on_magnetar_with_shared_kernel, on_node, on_shared_kernel, on_vm, on_vm_with_hugetlb, on_vm_with_own_kernel,
+};

@@ -85,6 +85,17 @@ pub fn on_vm_with_own_kernel<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
     unless(|case| (!case.is_vm()).then_some("the handler makes no virtual machines").or_else(missing), test);
 }
 
+/// The same for a test of huge pages that a pod's containers, or a kubelet, ask for.
+///
+/// # Panics
+/// As [`on_node`].
+pub fn on_vm_with_hugetlb<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
+    let has = |list: &str, name: &str| std::fs::read_to_string(list).is_ok_and(|list| list.split_whitespace().any(|word| word == name));
+    let there = || Path::new("/sys/fs/cgroup/hugetlb").is_dir() || has("/sys/fs/cgroup/cgroup.controllers", "hugetlb");
+    let missing = || (!there()).then_some("the node's cgroups limit no huge pages, so containerd passes no such limit on");
+    unless(|case| (!case.is_vm()).then_some("the handler makes no virtual machines").or_else(missing), test);
+}
+
 /// Runs a test, or says why it is skipped.
 fn unless<'a, T: AsyncFnOnce(&Case) -> Result<()>>(skipped: impl FnOnce(&Case) -> Option<&'a str>, test: T) {
     on_node(async |case| {

@@ -10,10 +10,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use magnetar_cri::{
-    Pod,
+    Pod, PodSpec,
     v1::{HugepageLimit, LinuxContainerResources},
 };
-use magnetar_e2e::{Case, Scratch, on_vm, refused};
+use magnetar_e2e::{Case, Scratch, kernel::remove_cgroups, on_vm, on_vm_with_hugetlb, refused};
 use nix::libc;
 
 use crate::{options::Replaced, vm::process};
@@ -186,10 +186,9 @@ fn huge_pages(pages: u64) -> Vec<HugepageLimit> {
 }
 
 #[test]
-fn huge_pages_are_the_guests_own_and_limited() {
-    on_vm(async |case| {
-        let limits = LinuxContainerResources { hugepage_limits: huge_pages(16), memory_limit_in_bytes: 64 << 20, ..Default::default() };
-        let pod = case.node().run_pod(&case.pod_spec("huge").resources(limits)).await?;
+fn huge_pages_that_containers_ask_for_are_the_guests_own_and_limited() {
+    on_vm_with_hugetlb(async |case| {
+        let pod = case.node().run_pod(&huge_pod(case, "huge")).await?;
         let with = |pages| move |r: &mut LinuxContainerResources| r.hugepage_limits = huge_pages(pages);
         let look = "grep HugePages_Total /proc/meminfo; cat /sys/fs/cgroup/hugetlb.2MB.max";
         let container = pod.run(&case.sleeper().resources(with(12))).await?;
@@ -207,6 +206,35 @@ fn huge_pages_are_the_guests_own_and_limited() {
     });
 }
 
+/// A pod that says that it will have 16 huge pages.
+fn huge_pod(case: &Case, name: &str) -> PodSpec {
+    let limits = LinuxContainerResources { hugepage_limits: huge_pages(16), memory_limit_in_bytes: 64 << 20, ..Default::default() };
+    case.pod_spec(name).resources(limits)
+}
+
+#[test]
+fn a_kubelets_limit_of_a_pods_huge_pages_says_how_many_it_is_to_have() {
+    on_vm_with_hugetlb(async |case| {
+        let parent = "/magnetar-e2e-huge";
+        let (root, limit) = match Path::new("/sys/fs/cgroup/hugetlb") {
+            v1 if v1.is_dir() => (v1, "hugetlb.2MB.limit_in_bytes"),
+            _ => (Path::new("/sys/fs/cgroup"), "hugetlb.2MB.max"),
+        };
+        if limit.ends_with("max") {
+            fs::write(root.join("cgroup.subtree_control"), "+hugetlb")?;
+        }
+        let cgroup = root.join(&parent[1..]);
+        fs::create_dir(&cgroup)?;
+        fs::write(cgroup.join(limit), (6 << 21).to_string())?;
+        let pod = case.node().run_pod(&case.pod_spec("kubelets-huge").cgroup_parent(parent)).await?;
+        let container = pod.run(&case.sleeper()).await?;
+        let told = container.shell("grep HugePages_Total /proc/meminfo").await?.stdout;
+        assert_eq!(fields(&told), ["HugePages_Total:", "6"]);
+        pod.remove().await?;
+        remove_cgroups(case, parent).await
+    });
+}
+
 #[test]
 fn a_volume_of_huge_pages_is_one_in_the_guest() {
     on_vm(async |case| {
@@ -216,11 +244,11 @@ fn a_volume_of_huge_pages_is_one_in_the_guest() {
         let mounted = Command::new("mount").args(["-t", "hugetlbfs", "-o", "pagesize=2M", "none", &volume]).output()?;
         ensure!(mounted.status.success(), "{}", String::from_utf8_lossy(&mounted.stderr));
         let outcome = async {
-            let pod = case.pod("huge-volume").await?;
-            let container = pod.run(&case.sleeper().mount(&volume, "/pages").resources(|r| r.hugepage_limits = huge_pages(8))).await?;
+            let pod = case.node().run_pod(&huge_pod(case, "huge-volume")).await?;
+            let container = pod.run(&case.sleeper().mount(&volume, "/pages")).await?;
             let look =
                 "grep ' /pages ' /proc/mounts | cut -d ' ' -f 1,3; fallocate -l 4194304 /pages/file; grep HugePages_Free /proc/meminfo";
-            assert_eq!(fields(&container.shell(look).await?.stdout), ["hugetlbfs", "hugetlbfs", "HugePages_Free:", "6"]);
+            assert_eq!(fields(&container.shell(look).await?.stdout), ["hugetlbfs", "hugetlbfs", "HugePages_Free:", "14"]);
             ensure!(fs::read_dir(&volume)?.next().is_none(), "the file is the host's");
             Ok(pod.remove().await?)
         };
