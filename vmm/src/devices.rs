@@ -5,6 +5,7 @@
 //! memory is the guest's, so whoever reads it is confined as far as it lets itself be.
 
 use crate::program::{Invocation, Program};
+use rustix::process::{Resource, getrlimit};
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,9 @@ pub const VSOCK_SOCKET: &str = "device";
 
 /// The socket for the host, in the vsock device's directory.
 pub const VSOCK_HOST: &str = "host";
+
+/// How many files virtiofsd would like to have open: one for each that the guest knows.
+const FILES: u64 = 1_000_000;
 
 /// The guest's address. Each guest has a device of its own, so that all can have the same: the least that is no one else's.
 const GUEST_CID: u32 = 3;
@@ -52,6 +56,9 @@ pub fn virtiofsd(program: &Path, socket: PathBuf, directory: &Path) -> Invocatio
         "--cache=auto".into(),
         // One slow fsync must not hold up the other files of the pod. Without a pool, small requests are a tenth quicker.
         "--thread-pool-size=4".into(),
+        // As many as we may have, where that is less than the million that it would like: or it warns of it, and that would be
+        // its last word when it ends.
+        format!("--rlimit-nofile={}", getrlimit(Resource::Nofile).maximum.unwrap_or(FILES).min(FILES)).into(),
         "--log-level=warn".into(),
     ]);
     invocation

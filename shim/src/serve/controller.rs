@@ -126,15 +126,21 @@ impl Controller for Front {
         answer("Wait", &id, outcome.await)
     }
 
-    /// The CRI takes `NotFound` for a pod that is not ready any more, and shows what it knows of it.
+    /// The CRI takes `NotFound` for a pod that is not ready any more, and shows what it knows of it. Why is known here, where the pod's
+    /// process was lost.
     async fn status(&self, request: Request<ControllerStatusRequest>) -> Result<Response<ControllerStatusResponse>, Status> {
         let (metadata, _, ControllerStatusRequest { sandbox_id: id, verbose, .. }) = request.into_parts();
         let outcome = async {
             let asked = api::SandboxStatusRequest { sandbox_id: id.clone(), verbose, ..Default::default() };
             let pod = self.pod(&metadata, &id)?;
-            let response =
-                self.pods.ask(&pod, async |client: SandboxClient| client.sandbox_status(Context::default(), &asked).await).await?;
-            Ok(wire::status_response(&pod.dir.socket(), response))
+            let response = self.pods.ask(&pod, async |client: SandboxClient| client.sandbox_status(Context::default(), &asked).await).await;
+            match response {
+                Ok(response) => Ok(wire::status_response(&pod.dir.socket(), response)),
+                Err(error) if error.code() == Code::NotFound => {
+                    self.pods.end_of(&pod).map(|end| wire::lost_response(&pod.dir.socket(), &id, &end)).ok_or(error)
+                }
+                Err(error) => Err(error),
+            }
         };
         answer("Status", &id, outcome.await)
     }

@@ -16,6 +16,7 @@ mod adopt;
 mod client;
 mod controller;
 mod log;
+mod lost;
 mod pod;
 mod pods;
 mod process;

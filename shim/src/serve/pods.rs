@@ -8,6 +8,7 @@
 //! a pod, so its pod is removed. containerd forgets a pod whose Create or Start has failed.
 
 use super::client::{Failure, call};
+use super::lost::{End, Lost};
 use super::pod::Pod;
 use super::process::Process;
 use super::store::Store;
@@ -52,6 +53,7 @@ struct Inner {
     rhythm: Rhythm,
     store: Store,
     watched: Mutex<HashMap<PathBuf, Watched>>,
+    lost: Lost,
     changes: TaskTracker,
     watches: TaskTracker,
 }
@@ -60,7 +62,16 @@ impl Pods {
     /// The pods with records in `state_dir`; unwanted ones go in this rhythm.
     pub fn new(state_dir: PathBuf, places: Places, rhythm: Rhythm) -> Self {
         let (changes, watches) = (TaskTracker::new(), TaskTracker::new());
-        Self(Arc::new(Inner { state_dir, places, rhythm, store: Store::new(), watched: Mutex::default(), changes, watches }))
+        Self(Arc::new(Inner {
+            state_dir,
+            places,
+            rhythm,
+            store: Store::new(),
+            watched: Mutex::default(),
+            lost: Lost::default(),
+            changes,
+            watches,
+        }))
     }
 
     /// Where the records are.
@@ -219,7 +230,13 @@ impl Pods {
         .await
     }
 
+    /// How a pod has ended whose process was lost, until it is shut down.
+    pub fn end_of(&self, pod: &Pod) -> Option<End> {
+        self.0.lost.get(pod.dir.path())
+    }
+
     async fn shut_down_now(&self, pod: &Pod) -> Result<()> {
+        self.0.lost.remove(pod.dir.path());
         if !pod.dir.path().exists() {
             return Err(pod.missing());
         }
@@ -308,7 +325,10 @@ impl Pods {
         };
         let forget = {
             let (pods, path) = (self.clone(), pod.dir.path().to_path_buf());
-            move || {
+            move |end| {
+                if let Some(end) = end {
+                    pods.0.lost.add(&path, end);
+                }
                 pods.watched().remove(&path);
             }
         };

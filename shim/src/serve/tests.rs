@@ -250,6 +250,11 @@ async fn a_killed_process_ends_its_pod_and_no_other() {
     });
     assert_eq!(exit.unwrap().exit_status, 137);
     assert_eq!(serve.pods(), ["lives"]);
+    let status = serve.status("dies").await.unwrap();
+    assert_eq!(status.state, "SANDBOX_NOTREADY");
+    assert!(status.info["info"].contains("ended unexpectedly: signal: 9"), "{:?}", status.info);
+    // containerd removes what it has of the pod.
+    assert_eq!(serve.shutdown("dies").await.unwrap_err().code(), Code::NotFound);
     assert_eq!(serve.status("dies").await.unwrap_err().code(), Code::NotFound);
     assert_eq!(serve.status("lives").await.unwrap().pid, lives_on);
     // Nobody waits for this one.

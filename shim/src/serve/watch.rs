@@ -8,6 +8,7 @@
 //! Whoever needs to know (Create, Wait, Status, Shutdown) reads the watch channel, so there is one
 //! place that cleans, whatever the reason for the end was.
 
+use super::lost::End;
 use super::pod::Pod;
 use super::process::{Handle, Process};
 use super::unwanted::Interest;
@@ -15,7 +16,7 @@ use crate::clean::clean_pod;
 use magnetar_core::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tracing::{debug, error, warn};
 
@@ -61,8 +62,9 @@ pub fn watch(process: Option<Process>) -> (Watched, Watcher) {
 
 impl Watcher {
     /// Watches until the process has ended and its pod is removed; `forget` is called before that is
-    /// told. Ends the process itself as soon as its pod is `unwanted`, for that reason.
-    pub async fn run(mut self, pod: Pod, unwanted: impl Future<Output = &'static str>, forget: impl FnOnce()) {
+    /// told, with the end of a pod that was not expected to. Ends the process itself as soon as its pod is `unwanted`, for that reason.
+    pub async fn run(mut self, pod: Pod, unwanted: impl Future<Output = &'static str>, forget: impl FnOnce(Option<End>)) {
+        let since = since(&pod);
         let how = match &mut self.process {
             None => "nobody knows how: it ended while no serve ran".into(),
             Some(process) => tokio::select! {
@@ -80,16 +82,27 @@ impl Watcher {
         } else {
             warn!(how, "the sandbox process has ended unexpectedly: removing its pod");
         }
+        let end = (!self.expected.load(Ordering::Relaxed)).then(|| End {
+            reason: format!("the sandbox process has ended unexpectedly: {how}"),
+            since,
+            at: SystemTime::now(),
+        });
         self.life.send_replace(Life::Dead(how.clone()));
         let outcome = clean_pod(&pod.dir, PATIENCE).await;
         if let Err(error) = &outcome {
             error!(%error, "cannot remove all of a pod");
         }
-        forget();
+        forget(end);
         // What many pods needed at once is not kept for days.
         magnetar_sys::memory::trim();
         self.life.send_replace(Life::Gone(how, outcome));
     }
+}
+
+/// Since when there is a pod: its directory is the first that is made of it.
+fn since(pod: &Pod) -> SystemTime {
+    let metadata = std::fs::metadata(pod.dir.path());
+    metadata.and_then(|metadata| metadata.created().or_else(|_| metadata.modified())).unwrap_or_else(|_| SystemTime::now())
 }
 
 impl Watched {

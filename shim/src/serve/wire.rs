@@ -2,6 +2,7 @@
 //! Between the two protocols: containerd's gRPC messages (prost) and the sandbox process's ttrpc
 //! messages (rust-protobuf). Only shapes change here, never meaning.
 
+use super::lost::End;
 use containerd_client::services::v1::sandbox as grpc;
 use containerd_client::types;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -9,6 +10,7 @@ use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::sandbox_api as ttrpc_api;
 use containerd_shim_protos::types::mount::Mount;
 use magnetar_core::error::{Code, Error};
+use magnetar_core::sandbox::NOT_READY;
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::SystemTime;
@@ -90,6 +92,23 @@ pub fn status_response(socket: &Path, response: ttrpc_api::SandboxStatusResponse
         created_at: response.created_at.into_option().map(timestamp),
         exited_at: response.exited_at.into_option().map(timestamp),
         extra: response.extra.into_option().map(any_back),
+        address: address(socket),
+        version: TASK_API_VERSION,
+    }
+}
+
+/// What containerd is told of a pod whose process was lost.
+pub fn lost_response(socket: &Path, id: &str, end: &End) -> grpc::ControllerStatusResponse {
+    let info = serde_json::json!({ "pid": 0, "reason": end.reason, "version": env!("CARGO_PKG_VERSION") });
+    grpc::ControllerStatusResponse {
+        sandbox_id: id.into(),
+        pid: 0,
+        state: NOT_READY.into(),
+        // What `crictl inspectp` shows under `info`: a map of JSON texts.
+        info: HashMap::from([("info".to_string(), info.to_string())]),
+        created_at: Some(end.since.into()),
+        exited_at: Some(end.at.into()),
+        extra: None,
         address: address(socket),
         version: TASK_API_VERSION,
     }

@@ -10,7 +10,7 @@
 
 mod service;
 
-pub use service::SandboxService;
+pub use service::{NOT_READY, SandboxService};
 
 use crate::error::{Code, Error, Result};
 use crate::pod_config::PodConfig;

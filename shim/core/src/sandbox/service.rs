@@ -16,9 +16,11 @@ use std::time::SystemTime;
 use tracing::debug;
 use ttrpc::asynchronous::TtrpcContext;
 
-/// containerd's names of the pod states, those of the CRI.
+/// A pod that is ready, by containerd's name of that state, which is the CRI's.
 const READY: &str = "SANDBOX_READY";
-const NOT_READY: &str = "SANDBOX_NOTREADY";
+
+/// Any other, likewise.
+pub const NOT_READY: &str = "SANDBOX_NOTREADY";
 
 /// containerd wants an OCI specification of every sandbox, and logs an error for one that has none.
 /// A pod has no process of its own to specify, so this one says nothing.

@@ -133,6 +133,9 @@ fn killed_with_a_running_container_the_sandbox_process_takes_it_along() {
         let pid = container.pid().await?;
         kill_sandbox(case, &pod)?;
         is_seen_as_dead(case, &pod, Some(&container)).await?;
+        let told = pod.info().await?.to_string();
+        // In shim mode nobody of ours is left who could say it.
+        ensure!(case.is_shim_mode() || told.contains("the sandbox process has ended unexpectedly: signal: 9"), "no reason: {told}");
         pod.remove().await?;
         ensure!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the container's process {pid} lives");
         bystander.noticed_nothing(case).await
