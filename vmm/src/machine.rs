@@ -42,6 +42,9 @@ const PULSE: Duration = Duration::from_secs(1);
 /// How long it may take to answer: with the time between and what is asked of the hypervisor then, less than five seconds.
 const ANSWER: Duration = Duration::from_millis(3400);
 
+/// Between two tries to ask.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// How long the hypervisor may take to say whether the machine runs.
 const STATE: Duration = Duration::from_millis(500);
 
@@ -320,20 +323,30 @@ fn of_hypervisor(hypervisor: &Process, exit: Exit, console: &Words) -> String {
 /// Asks the agent whether it lives, for as long as it does. Says why not. On a connection of its own: a question that waited
 /// behind a request would take what is slow for what is dead.
 async fn pulse(mut agent: Connection, hypervisor: Disks) -> String {
+    let mut unreached = None;
     loop {
         tokio::time::sleep(PULSE).await;
-        match tokio::time::timeout(ANSWER, guest::ping(&mut agent)).await {
-            Ok(Ok(())) => {}
-            // So are the others broken, and whoever listens to them finds the cause.
-            Ok(Err(_)) => return std::future::pending().await,
+        match tokio::time::timeout(ANSWER, answered(&mut agent, &mut unreached)).await {
+            Ok(()) => unreached = None,
             Err(_) => break,
         }
     }
-    let silent = format!("the agent in the guest has not answered within {ANSWER:?}");
+    let why = unreached.map_or_else(String::new, |error| format!(": {error}"));
+    let silent = format!("the agent in the guest has not answered within {ANSWER:?}{why}");
     match tokio::time::timeout(STATE, hypervisor.state()).await {
         Ok(Ok(MachineState::Paused)) => "the virtual machine was paused from outside".into(),
         Ok(Ok(MachineState::Panicked)) => "the guest's kernel has panicked".into(),
         Ok(Ok(MachineState::Running | MachineState::Other)) => format!("it hangs: {silent}"),
         Ok(Err(_)) | Err(_) => format!("the hypervisor hangs: {silent}, and neither has the hypervisor"),
+    }
+}
+
+/// Asks the agent until it answers. Remembers why it could not be asked: where a process has ended or all connections are broken,
+/// somebody else finds that out meanwhile; but Linux carries nothing to a machine that is paused, since 2026, and carries on when that
+/// goes on.
+async fn answered(agent: &mut Connection, unreached: &mut Option<std::io::Error>) {
+    while let Err(error) = guest::ping(agent).await {
+        *unreached = Some(error);
+        tokio::time::sleep(AGAIN).await;
     }
 }

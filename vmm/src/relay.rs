@@ -110,7 +110,14 @@ impl Running {
         match outcome {
             Ok(value) => Ok(value),
             Err(error @ ttrpc::Error::RpcStatus(_)) => Err(error.into()),
-            Err(error) => Err(self.broken(error.into()).await),
+            Err(error) => {
+                let error = self.broken(error.into()).await;
+                if self.death().is_none() {
+                    // Nothing can be asked of it any more. It fails where another reason was sooner.
+                    let _sooner = self.condemn.try_send(format!("the connection to the agent in the guest is broken: {error}"));
+                }
+                Err(error)
+            }
         }
     }
 }
