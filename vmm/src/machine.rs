@@ -314,7 +314,8 @@ fn of_hypervisor(hypervisor: &Process, exit: Exit, console: &Words) -> String {
         (None, Some(reason), 0) => format!("{GIVES_UP}: {reason}"),
         (None, None, 0) => match console.last_line() {
             Some(line) => format!("the guest has switched itself off; the last line on its console: {line}"),
-            None => "the guest has switched itself off".into(),
+            // A processor that stops at a fault restarts, and that is the end, too.
+            None => "the guest has restarted or switched itself off, and its console is empty".into(),
         },
         (None, _, _) => hypervisor.describe(exit),
     }
