@@ -5,6 +5,7 @@ pub mod qemu;
 
 use crate::program::Invocation;
 use crate::spec::VmSpec;
+use crate::vsock::Vsocks;
 use magnetar_core::error::Result;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -21,15 +22,6 @@ pub struct Capabilities {
     pub vsocks: Vsocks,
     /// Whether disks can be attached to a machine that runs.
     pub hot_plug: bool,
-}
-
-/// What can carry the vsock of a hypervisor's guests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Vsocks {
-    /// The host's kernel, by its vhost-vsock device, which the hypervisor is given open.
-    pub kernel: bool,
-    /// A process in user space, by vhost-user.
-    pub user: bool,
 }
 
 /// A disk of a machine: no other of it has, or had, the same number.

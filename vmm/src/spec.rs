@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a virtual machine is made of: checked, and the same for every hypervisor.
 
-use crate::vsock::Cid;
+use crate::vsock::Vsock;
 use magnetar_core::ids::SandboxId;
 use magnetar_vm_agent_api::network::Mac;
 use std::os::fd::OwnedFd;
@@ -47,20 +47,6 @@ pub const LEAST_MEMORY: u32 = 96;
 pub fn user_of(sandbox_process: u32) -> u32 {
     // PID_MAX_LIMIT of the kernel is 2^22.
     2_000_000_000 + (sandbox_process & ((1 << 22) - 1))
-}
-
-/// What carries a guest's vsock.
-#[derive(Debug)]
-pub enum Vsock {
-    /// The host's kernel.
-    Kernel(Cid),
-    /// A process in user space.
-    User {
-        /// Its program.
-        program: PathBuf,
-        /// Its vhost-user socket.
-        socket: PathBuf,
-    },
 }
 
 /// What executes a guest's code.

@@ -11,9 +11,7 @@
 //! thread, in the pod's, so it makes no difference here.
 
 use crate::devices::VSOCK_DEVICE;
-use crate::hypervisor::Vsocks;
 use crate::random;
-use crate::spec::Vsock;
 use magnetar_core::error::{Error, Result};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
@@ -35,6 +33,29 @@ pub enum Choice {
     Kernel,
     /// The one in user space, even where the kernel has one.
     User,
+}
+
+/// What can carry the vsock of a hypervisor's guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vsocks {
+    /// The host's kernel, by its vhost-vsock device, which the hypervisor is given open.
+    pub kernel: bool,
+    /// A process in user space, by vhost-user.
+    pub user: bool,
+}
+
+/// What carries a guest's vsock.
+#[derive(Debug)]
+pub enum Vsock {
+    /// The host's kernel.
+    Kernel(Cid),
+    /// A process in user space.
+    User {
+        /// Its program.
+        program: PathBuf,
+        /// Its vhost-user socket.
+        socket: PathBuf,
+    },
 }
 
 /// A guest's address, and the device that has it: as long as one of its descriptors is open, no other guest has the address.

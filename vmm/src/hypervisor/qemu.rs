@@ -12,10 +12,11 @@ mod disks;
 mod machine;
 mod qmp;
 
-use super::{Capabilities, Control, Disk, DiskId, Hypervisor, MachineState, Vsocks};
+use super::{Capabilities, Control, Disk, DiskId, Hypervisor, MachineState};
 use crate::config::MachineKind;
 use crate::program::{Invocation, Program};
-use crate::spec::{Acceleration, Nic, VmSpec, Vsock};
+use crate::spec::{Acceleration, Nic, VmSpec};
+use crate::vsock::{Vsock, Vsocks};
 use clock::Clock;
 use magnetar_core::error::{Context, Result};
 use magnetar_vm_agent_api::SHARE_TAG;

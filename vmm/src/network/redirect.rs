@@ -3,7 +3,7 @@
 //!
 //! A rule has a priority that nobody else chooses, by which it is known again. Rules of others stay, and go first.
 
-use super::state::{is_tap, name};
+use super::state::{TAP, is_tap, name};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::netlink::{self, Answer, all};
 use magnetar_vm_agent_api::network::Interface;
@@ -15,9 +15,6 @@ use rustix::io::Errno;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use tracing::debug;
-
-/// How the names of our taps begin; a number follows.
-pub const TAP: &str = "mag";
 
 /// The priority of our rules.
 const PRIORITY: u16 = 0x6d61;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the kernel has in a network namespace, and what of it a guest is told.
 
-use super::redirect::TAP;
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::netlink::all;
 use magnetar_vm_agent_api::network::{Interface, Mac, Neighbour, Network, Prefix, Route};
@@ -21,6 +20,9 @@ use tracing::{debug, warn};
 /// The local table is the kernel's own; the third that every namespace has is empty.
 const TABLES: [u32; 3] = [253, MAIN, 255];
 const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+
+/// How the names of our taps begin; a number follows.
+pub const TAP: &str = "mag";
 
 /// The interfaces that a guest gets, by their indices.
 pub type Interfaces = BTreeMap<u32, Interface>;
