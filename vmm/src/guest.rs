@@ -161,7 +161,8 @@ async fn in_time(opened: impl Future<Output = Result<Connection>>) -> Result<Con
     }
 }
 
-fn late(patience: Duration) -> Error {
+/// The error of an agent that has not answered within `patience`.
+pub fn late(patience: Duration) -> Error {
     Error::new(Code::Unavailable, format!("the agent in the guest has not answered within {patience:?}"))
 }
 

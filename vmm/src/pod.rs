@@ -72,7 +72,7 @@ impl<H: Hypervisor> VmPod<H> {
         self.dir.path().join("vm")
     }
 
-    fn spec(&self, pod: &PodConfig, nics: Vec<Nic>, vsock: Vsock, user: u32) -> Result<VmSpec> {
+    fn spec(&self, pod: &PodConfig, huge_pages: u32, nics: Vec<Nic>, vsock: Vsock, user: u32) -> Result<VmSpec> {
         let program = std::env::current_exe().context(|| "cannot tell where this program is".into())?;
         let kernel = self.config.guest_file(self.config.kernel.as_deref(), "vmlinux", &program);
         let initramfs = self.config.guest_file(self.config.initramfs.as_deref(), "initramfs", &program);
@@ -81,7 +81,7 @@ impl<H: Hypervisor> VmPod<H> {
                 return Err(Error::precondition(format!("there is no {}, which the virtual machine starts from", file.display())));
             }
         }
-        let beyond = Beyond { some_unlimited: some_unlimited(pod)?, huge_pages: huge_pages(pod)? };
+        let beyond = Beyond { some_unlimited: some_unlimited(pod)?, huge_pages };
         let size =
             self.config.size(pod, beyond, std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)));
         if self.config.huge_pages {
@@ -150,7 +150,9 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         let user = user_of(std::process::id());
         let dir = self.vm_dir();
         std::fs::DirBuilder::new().mode(0o700).create(&dir).context(|| format!("cannot make {}", dir.display()))?;
-        let spec = self.spec(&request.config, nics, vsock, user)?;
+        // Asked once: the machine is to have the memory for as many as its agent sets aside.
+        let huge_pages = huge_pages(&request.config)?;
+        let spec = self.spec(&request.config, huge_pages, nics, vsock, user)?;
         let making = Making { virtiofsd, share: share.dir(), secret: share.tell_secret()? };
         let (told, ended) = (self.relay.clone(), self.relay.clone());
         let machine =
@@ -163,7 +165,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             now: guest::now(),
             hostname: hostname(config),
             sysctls: config.sysctl_files(true),
-            huge_pages: huge_pages(config)?,
+            huge_pages,
             network,
         };
         machine.guest.ask(Request::SetUp(Box::new(setup)), SET_UP).await?;

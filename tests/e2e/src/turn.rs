@@ -73,7 +73,7 @@ pub fn on_magnetar_with_shared_kernel<T: AsyncFnOnce(&Case) -> Result<()>>(ours:
 /// # Panics
 /// As [`on_node`].
 pub fn on_vm<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
-    unless(|case| (!case.is_vm()).then_some("the handler makes no virtual machines"), test);
+    unless(no_machines, test);
 }
 
 /// The same for a test of machines with the kernel that `make kernel` compiles, where that is installed: [`OWN_GUEST`] is its folder.
@@ -82,7 +82,7 @@ pub fn on_vm<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
 /// As [`on_node`].
 pub fn on_vm_with_own_kernel<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
     let missing = || (!Path::new(OWN_GUEST).is_dir()).then_some("there is no guest with a kernel of our own: make kernel");
-    unless(|case| (!case.is_vm()).then_some("the handler makes no virtual machines").or_else(missing), test);
+    unless(|case| no_machines(case).or_else(missing), test);
 }
 
 /// The same for a test of huge pages that a pod's containers, or a kubelet, ask for.
@@ -93,7 +93,12 @@ pub fn on_vm_with_hugetlb<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
     let has = |list: &str, name: &str| std::fs::read_to_string(list).is_ok_and(|list| list.split_whitespace().any(|word| word == name));
     let there = || Path::new("/sys/fs/cgroup/hugetlb").is_dir() || has("/sys/fs/cgroup/cgroup.controllers", "hugetlb");
     let missing = || (!there()).then_some("the node's cgroups limit no huge pages, so containerd passes no such limit on");
-    unless(|case| (!case.is_vm()).then_some("the handler makes no virtual machines").or_else(missing), test);
+    unless(|case| no_machines(case).or_else(missing), test);
+}
+
+/// Why a handler cannot be tested for what only virtual machines have, if it makes none.
+fn no_machines(case: &Case) -> Option<&'static str> {
+    (!case.is_vm()).then_some("the handler makes no virtual machines")
 }
 
 /// Runs a test, or says why it is skipped.

@@ -48,14 +48,19 @@ fn ids() -> [ContainerId; 2] {
     ["a", "b"].map(|id| ContainerId::parse(id).unwrap())
 }
 
+/// Gives orders about a device to a machine of `fake`, for two containers. Returns what the hypervisor was told; nothing where there
+/// is no such device.
+async fn ordered(fake: Fake, orders: impl AsyncFnOnce(Disks, Wanted, [ContainerId; 2])) -> Option<Vec<String>> {
+    let wanted = Wanted { device: device()?, read_only: false };
+    let (disks, task) = Disks::new(fake.clone());
+    tokio::join!(orders(disks, wanted, ids()), task);
+    Some(fake.told.lock().unwrap().clone())
+}
+
 #[tokio::test]
 async fn a_device_is_attached_once_and_leaves_with_the_last_container() {
-    let Some(device) = device() else { return };
-    let fake = Fake::default();
-    let (disks, task) = Disks::new(fake.clone());
-    let [a, b] = ids();
-    let orders = async move {
-        let (writes, reads) = (Wanted { device, read_only: false }, Wanted { device, read_only: true });
+    let told = ordered(Fake::default(), async |disks, writes, [a, b]| {
+        let reads = Wanted { read_only: true, ..writes };
         let first = disks.attach(writes, &a).await.unwrap();
         assert_eq!(disks.attach(writes, &b).await.unwrap(), first);
         let second = disks.attach(reads, &b).await.unwrap();
@@ -67,19 +72,14 @@ async fn a_device_is_attached_once_and_leaves_with_the_last_container() {
         assert!(disks.any());
         assert_ne!(disks.attach(writes, &a).await.unwrap(), first, "no number is used twice");
         assert_eq!(disks.state().await.unwrap(), MachineState::Running);
-    };
-    tokio::join!(orders, task);
-    assert_eq!(*fake.told.lock().unwrap(), ["+disk-1", "+disk-2 ro", "-disk-1", "+disk-3"]);
+    });
+    let Some(told) = told.await else { return };
+    assert_eq!(told, ["+disk-1", "+disk-2 ro", "-disk-1", "+disk-3"]);
 }
 
 #[tokio::test]
 async fn who_wants_a_disk_before_it_is_detached_has_it() {
-    let Some(device) = device() else { return };
-    let fake = Fake::default();
-    let (disks, task) = Disks::new(fake.clone());
-    let [a, b] = ids();
-    let orders = async move {
-        let wanted = Wanted { device, read_only: false };
+    let told = ordered(Fake::default(), async |disks, wanted, [a, b]| {
         let disk = disks.attach(wanted, &a).await.unwrap();
         assert_eq!(disks.leave(&a), [disk]);
         assert_eq!(disks.attach(wanted, &b).await.unwrap(), disk);
@@ -87,19 +87,15 @@ async fn who_wants_a_disk_before_it_is_detached_has_it() {
         assert_eq!(disks.leave(&b), [disk], "it was not taken from the other one");
         disks.detach(disk).await.unwrap();
         assert!(!disks.any());
-    };
-    tokio::join!(orders, task);
-    assert_eq!(*fake.told.lock().unwrap(), ["+disk-1", "-disk-1"]);
+    });
+    let Some(told) = told.await else { return };
+    assert_eq!(told, ["+disk-1", "-disk-1"]);
 }
 
 #[tokio::test]
 async fn what_could_not_be_detached_is_tried_again_and_nobodys_meanwhile() {
-    let Some(device) = device() else { return };
     let fake = Fake { refuses: Arc::new(Mutex::new(3)), ..Fake::default() };
-    let (disks, task) = Disks::new(fake.clone());
-    let [a, b] = ids();
-    let orders = async move {
-        let wanted = Wanted { device, read_only: false };
+    let told = ordered(fake, async |disks, wanted, [a, b]| {
         let disk = disks.attach(wanted, &a).await.unwrap();
         assert_eq!(disks.leave(&a), [disk]);
         assert!(disks.detach(disk).await.is_err());
@@ -107,9 +103,9 @@ async fn what_could_not_be_detached_is_tried_again_and_nobodys_meanwhile() {
         assert_eq!(disks.leave(&b), [disk], "the next one who goes tries it");
         assert!(disks.detach(disk).await.is_err());
         assert_ne!(disks.attach(wanted, &b).await.unwrap(), disk);
-    };
-    tokio::join!(orders, task);
-    assert_eq!(*fake.told.lock().unwrap(), ["+disk-1", "-disk-1", "-disk-1", "-disk-1", "-disk-1", "+disk-2"]);
+    });
+    let Some(told) = told.await else { return };
+    assert_eq!(told, ["+disk-1", "-disk-1", "-disk-1", "-disk-1", "-disk-1", "+disk-2"]);
 }
 
 #[tokio::test]

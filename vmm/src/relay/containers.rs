@@ -9,6 +9,7 @@
 use super::container::{Container, Process};
 use super::memory::Volumes;
 use super::{ENDED, Relay, Running};
+use crate::guest;
 use crate::streams::Streams;
 use crate::translate::{self, Translated};
 use containerd_shim_protos::api;
@@ -319,8 +320,7 @@ impl Relay {
         let exec_id = exec.map(ExecId::to_string);
         let asked = api::DeleteRequest { id: id.to_string(), exec_id: exec_id.clone().unwrap_or_default(), ..Default::default() };
         let deleted = tokio::time::timeout(ASKED, running.call(running.guest.tasks().delete(Context::default(), &asked))).await;
-        let late = |_| Err(Error::new(Code::DeadlineExceeded, format!("the agent in the guest has not answered within {ASKED:?}")));
-        match deleted.unwrap_or_else(late) {
+        match deleted.unwrap_or_else(|_| Err(guest::late(ASKED))) {
             Err(error) if error.code() != Code::NotFound && running.death().is_none() => return Err(error),
             Ok(_) | Err(_) => {}
         }
