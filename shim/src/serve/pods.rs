@@ -276,7 +276,7 @@ impl Pods {
         clean_pod(&pod.dir, PATIENCE).await
     }
 
-    /// Removes a pod that could not be made.
+    /// Removes a pod that could not be made. Whoever asked for it was told why: nobody asks for its end.
     async fn remove(&self, pod: &Pod) {
         let watched = self.watched_pod(pod);
         if let Some(watched) = &watched {
@@ -286,6 +286,7 @@ impl Pods {
         if let Err(error) = self.end(pod, watched.as_ref()).await {
             warn!(%error, "cannot remove all of a pod that could not be made");
         }
+        self.0.lost.remove(pod.dir.path());
     }
 
     /// After a connection that broke: returns once the pod of a process that has ended is removed.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
+use std::io::Write as _;
 
 /// A hypervisor that does what it can, and tells what.
 #[derive(Clone, Default)]
@@ -39,7 +40,8 @@ fn device() -> Option<Numbers> {
     let device = Numbers { major: 7, minor: 0 };
     let there = block::open(device, false).is_ok();
     if !there {
-        eprintln!("skipped: there is no loop device here");
+        // Past the capture: a test that runs nothing says so.
+        let _unheard = writeln!(std::io::stderr(), "skipped: there is no loop device here");
     }
     there.then_some(device)
 }

@@ -312,7 +312,7 @@ impl Relay {
         }
     }
 
-    /// What it does not know, or a guest that is gone, is fine.
+    /// What it does not know, or a guest that is gone, is fine. Where it cannot delete the process, it still forgets its names.
     async fn forgotten(&self, running: &Running, id: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
         if running.death().is_some() {
             return Ok(());
@@ -320,15 +320,14 @@ impl Relay {
         let exec_id = exec.map(ExecId::to_string);
         let asked = api::DeleteRequest { id: id.to_string(), exec_id: exec_id.clone().unwrap_or_default(), ..Default::default() };
         let deleted = tokio::time::timeout(ASKED, running.call(running.guest.tasks().delete(Context::default(), &asked))).await;
-        match deleted.unwrap_or_else(|_| Err(guest::late(ASKED))) {
-            Err(error) if error.code() != Code::NotFound && running.death().is_none() => return Err(error),
-            Ok(_) | Err(_) => {}
-        }
-        let Err(error) = running.guest.ask(Request::Forget { container: id.to_string(), exec: exec_id }, ASKED).await else {
-            return Ok(());
+        let deleted = deleted.unwrap_or_else(|_| Err(guest::late(ASKED))).map(drop);
+        let deleted = deleted.or_else(|error| if error.code() == Code::NotFound { Ok(()) } else { Err(error) });
+        let forgotten = running.guest.ask(Request::Forget { container: id.to_string(), exec: exec_id }, ASKED).await;
+        let forgotten = match forgotten {
+            Err(error) if error.code() == Code::Unavailable => Err(running.broken(error).await),
+            outcome => outcome.map(drop),
         };
-        let error = if error.code() == Code::Unavailable { running.broken(error).await } else { error };
-        if running.death().is_some() { Ok(()) } else { Err(error) }
+        if running.death().is_some() { Ok(()) } else { deleted.and(forgotten) }
     }
 
     /// Removes what was made of a container, in the reverse order. Idempotent.
