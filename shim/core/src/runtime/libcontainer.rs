@@ -38,6 +38,8 @@ mod label;
 #[cfg(feature = "libcontainer")]
 mod maker;
 #[cfg(feature = "libcontainer")]
+mod process;
+#[cfg(feature = "libcontainer")]
 mod report;
 #[cfg_attr(not(feature = "libcontainer"), allow(dead_code, reason = "the half of it that is the maker's"))]
 mod wire;

@@ -10,9 +10,10 @@
 //!  └─ copy   terminal or streams, privileges down, becomes the program; now in the PID namespace too
 //! ```
 
-use super::maker::{adjust_oom_score, chain, give_to};
+use super::adapt;
+use super::process::{adjust_oom_score, give_to};
+use super::report::{self, chain};
 use super::wire::Making;
-use super::{adapt, report};
 use crate::cgroup::Cgroup;
 use crate::error::{Code, Context, Error, Result};
 use crate::stdio::ChildStreams;

@@ -10,7 +10,8 @@ use super::devices;
 use super::exec;
 use super::executor::Program;
 use super::label;
-use super::report;
+use super::process::{adjust_oom_score, give_to};
+use super::report::{self, chain};
 use super::wire::{self, Answer, Making, Request, Task};
 use crate::error::{Code, Context, Error, Result};
 use crate::ids::ContainerId;
@@ -21,10 +22,10 @@ use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -82,8 +83,9 @@ fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut prog
                 .map_err(failure)?
                 .with_executor(program)
                 .with_console_socket(console);
-            if let Some(ChildStreams { stdin, stdout, stderr }) = streams {
-                give(&spec, [&stdin, &stdout, &stderr])?;
+            if let Some(streams) = streams {
+                give_to(&spec, &streams)?;
+                let ChildStreams { stdin, stdout, stderr } = streams;
                 builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
             }
             let made = builder.as_init(&adapted_dir).with_systemd(request.systemd_cgroup).with_detach(true).build().map_err(failure)?;
@@ -156,37 +158,6 @@ fn load_spec(bundle: &Path) -> Result<Spec> {
     Spec::load(&path).map_err(|e| Error::invalid(format!("{} is no OCI specification: {}", path.display(), chain(&e))))
 }
 
-/// Makes pipes belong to the user who is to reopen them, by way of `/dev/stdout`. In a user namespace
-/// the caller of the runtime has seen to it.
-fn give(spec: &Spec, streams: [&OwnedFd; 3]) -> Result<()> {
-    let Some(process) = spec.process() else { return Ok(()) };
-    let mapped = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().as_ref()).is_some_and(|mappings| !mappings.is_empty());
-    let (uid, gid) = (process.user().uid(), process.user().gid());
-    if mapped || (uid, gid) == (0, 0) {
-        return Ok(());
-    }
-    for stream in streams {
-        let what = || "cannot give a stream to the container's user".to_string();
-        let stat = rustix::fs::fstat(stream).context(what)?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
-            rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).context(what)?;
-        }
-    }
-    Ok(())
-}
-
-/// [`give`] for an exec, whose user may be another than the container's.
-pub fn give_to(spec: &Spec, streams: &ChildStreams) -> Result<()> {
-    give(spec, [&streams.stdin, &streams.stdout, &streams.stderr])
-}
-
-/// Lowering it needs CAP_SYS_RESOURCE, which a node may lack; the container is none the worse.
-pub fn adjust_oom_score(adjustment: i64) {
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", adjustment.to_string()) {
-        report::note(format!("cannot set oom_score_adj to {adjustment}: {error}"));
-    }
-}
-
 /// libcontainer's error as one of ours.
 fn failure(error: LibcontainerError) -> Error {
     let code = match &error {
@@ -201,18 +172,4 @@ fn failure(error: LibcontainerError) -> Error {
         _ => Code::Internal,
     };
     Error::new(code, chain(&error))
-}
-
-/// An error with its causes, each said once.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.ends_with(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    text
 }
