@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use futures_util::future::join_all;
 use magnetar_cri::v1::ContainerState;
-use magnetar_e2e::{Case, on_magnetar, on_node};
+use magnetar_e2e::{Case, eventually, on_magnetar, on_node};
 
 #[test]
 fn twenty_pods_at_once_each_say_their_own_word() {
@@ -95,7 +95,10 @@ fn a_pod_stopped_while_its_containers_are_being_made_can_be_removed() {
             let (_, stopped) = tokio::join!(makes, stops);
             stopped?;
             // Not both at once: containerd would not see the container that it is just making,
-            // and a container without its pod cannot be removed any more.
+            // and a container without its pod cannot be removed any more. And again while it has not noted the end of one
+            // that it has just started, as the kubelet does.
+            let removed = async || Ok(case.node().remove_pod(pod.id()).await.ok());
+            eventually("the stopped pod to be removed", case.soon(), removed).await?;
             pod.remove().await?;
         }
         Ok(())
