@@ -17,6 +17,9 @@ pub const BUSYBOX: &str = "localhost/magnetar/busybox:1";
 const SOCKET: &str = "/run/containerd/containerd.sock";
 const HANDLER: &str = "magnetar-runc";
 
+/// The patience that a node asks for whose processor is emulated (images/node/vm.sh).
+const EMULATED: u32 = 10;
+
 /// One test's view of the node.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -68,6 +71,12 @@ impl Case {
     /// Whether the handler under test runs virtual machines.
     pub fn is_vm(&self) -> bool {
         self.handler == "magnetar-qemu"
+    }
+
+    /// How many of `pods` to make at the same time: all, but for machines on a node whose one processor is itself emulated. It starts
+    /// one in ten seconds, and a guest must have started within two minutes.
+    pub fn at_once(&self, pods: u32) -> u32 {
+        if self.is_vm() && self.patience >= EMULATED { pods.min(4) } else { pods }
     }
 
     /// A pod to be run by the handler under test: the node's network, which most tests do not

@@ -345,7 +345,7 @@ fn serve_killed_again_and_again_while_pods_are_made_leaves_no_half_pod() {
     on_magnetar(SERVE, async |case| {
         let bystander = Bystander::new(case).await?;
         for round in 0..5 {
-            let makes = join_all((0..6).map(|n| async move {
+            let makes = join_all((0..case.at_once(6)).map(|n| async move {
                 let pod = case.pod(&format!("kill-serve-{round}-{n}")).await?;
                 let word = case.output(&pod, &case.script("echo fine")).await;
                 pod.remove().await?;

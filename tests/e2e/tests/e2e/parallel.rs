@@ -11,7 +11,7 @@ use magnetar_e2e::{Case, eventually, on_magnetar, on_node};
 #[test]
 fn twenty_pods_at_once_each_say_their_own_word() {
     on_node(async |case| {
-        let pods = join_all((0..20).map(|n| async move {
+        let pods = join_all((0..case.at_once(20)).map(|n| async move {
             let pod = case.pod(&format!("parallel-{n}")).await?;
             let word = case.output(&pod, &case.script(&format!("echo {n}"))).await?;
             ensure!(word == format!("{n}\n"), "pod {n} said {word:?}");
@@ -24,7 +24,8 @@ fn twenty_pods_at_once_each_say_their_own_word() {
 #[test]
 fn ten_pods_at_once_with_networks_of_their_own_have_different_addresses() {
     on_node(async |case| {
-        let pods = join_all((0..10).map(|n| async move {
+        let count = case.at_once(10);
+        let pods = join_all((0..count).map(|n| async move {
             let pod = case.node().run_pod(&case.pod_spec_with_network(&format!("networks-{n}"))).await?;
             let address = pod.ip().await?;
             Ok::<_, anyhow::Error>((pod, address))
@@ -33,7 +34,7 @@ fn ten_pods_at_once_with_networks_of_their_own_have_different_addresses() {
         let mut addresses: Vec<_> = pods.iter().map(|(_, address)| address).collect();
         addresses.sort_unstable();
         addresses.dedup();
-        assert_eq!(addresses.len(), 10);
+        assert_eq!(addresses.len(), count as usize);
         all(join_all(pods.into_iter().map(|(pod, _)| async { Ok(pod.remove().await?) })).await)
     });
 }
@@ -42,7 +43,7 @@ fn ten_pods_at_once_with_networks_of_their_own_have_different_addresses() {
 fn fifty_pods_are_made_and_removed_at_once_three_times() {
     on_node(async |case| {
         // Fifty machines that start at once are more than two processors emulate in time.
-        let count = if case.is_vm() { 8 } else { 50 };
+        let count = case.at_once(if case.is_vm() { 8 } else { 50 });
         for round in 0..3 {
             let pods = join_all((0..count).map(|n| async move {
                 let pod = case.pod(&format!("churn-{round}-{n}")).await?;
