@@ -24,7 +24,7 @@ pub async fn clean_pod(dir: &PodDir, patience: Duration) -> Result<()> {
         match cleanup::clean_pod(dir).await {
             Err(error) if error.code() == Code::Unavailable && Instant::now() < deadline => tokio::time::sleep(AGAIN).await,
             // Somebody else has removed the directory under our feet: then nothing is left.
-            Err(error) if error.code() == Code::NotFound && !dir.path().exists() => return Ok(()),
+            Err(error) if error.code() == Code::NotFound && matches!(dir.exists(), Ok(false)) => return Ok(()),
             outcome => return outcome,
         }
     }

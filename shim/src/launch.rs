@@ -230,7 +230,7 @@ mod tests {
         let log = state.path().join("log");
         let mut child = launch(&dir, &record, &program, Log::File(File::create(&log).unwrap()), Stage::Foreign).unwrap().child;
         assert!(child.wait().unwrap().success());
-        assert_eq!(Stage::of(&dir), Stage::Foreign);
+        assert_eq!(Stage::of(&dir).unwrap(), Stage::Foreign);
         let mut text = String::new();
         File::open(log).unwrap().read_to_string(&mut text).unwrap();
         let lines: Vec<&str> = text.lines().collect();

@@ -33,11 +33,17 @@ pub enum Stage {
 
 impl Stage {
     /// The stage of a pod.
-    pub fn of(dir: &PodDir) -> Self {
-        [Self::Started, Self::Starting, Self::Created, Self::Foreign]
-            .into_iter()
-            .find(|stage| stage.file(dir).is_some_and(|file| file.exists()))
-            .unwrap_or(Self::Creating)
+    ///
+    /// # Errors
+    /// Where one cannot look: that a file cannot be seen does not mean that it is not there.
+    pub fn of(dir: &PodDir) -> Result<Self> {
+        for stage in [Self::Started, Self::Starting, Self::Created, Self::Foreign] {
+            let file = stage.file(dir).unwrap_or_default();
+            if file.try_exists().context(|| format!("cannot tell whether there is {}", file.display()))? {
+                return Ok(stage);
+            }
+        }
+        Ok(Self::Creating)
     }
 
     /// Takes a pod from this stage to the next.
@@ -75,12 +81,12 @@ mod tests {
         let dir = PodDir::existing(temporary.path().into());
         let mut stage = Stage::Creating;
         for next in [Stage::Created, Stage::Starting, Stage::Started] {
-            assert_eq!(Stage::of(&dir), stage);
+            assert_eq!(Stage::of(&dir).unwrap(), stage);
             stage.advance(&dir, next).unwrap();
             assert!(stage.advance(&dir, next).is_err(), "twice to {next:?}");
             stage = next;
         }
-        assert_eq!(Stage::of(&dir), Stage::Started);
+        assert_eq!(Stage::of(&dir).unwrap(), Stage::Started);
         assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 1);
     }
 
@@ -89,6 +95,6 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let dir = PodDir::existing(temporary.path().into());
         Stage::Creating.advance(&dir, Stage::Foreign).unwrap();
-        assert_eq!(Stage::of(&dir), Stage::Foreign);
+        assert_eq!(Stage::of(&dir).unwrap(), Stage::Foreign);
     }
 }

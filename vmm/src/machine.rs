@@ -12,13 +12,14 @@ use crate::devices::{self, VSOCK_HOST};
 use crate::disks::Disks;
 use crate::guest::{self, Connection, Dialer, Guest};
 use crate::hypervisor::{Hypervisor, MachineState};
-use crate::processes::{Process, listens};
+use crate::processes::{Common, Process, listens};
 use crate::program::Invocation;
 use crate::spec::VmSpec;
 use crate::vsock::{Cid, Vsock};
 use crate::words::{Words, end_in, panic_in};
 use magnetar_core::error::{Code, Context, Error, Result};
-use magnetar_core::reaper::{Exit, Reaper};
+use magnetar_core::cgroup::Cgroup;
+use magnetar_core::reaper::Exit;
 use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::secret::Secret;
 use magnetar_vm_agent_api::{Event, GIVES_UP, Purpose, READY_PORT, Request, frame};
@@ -30,7 +31,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
-use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, info};
 
 /// How long a guest may take to say hello, in software emulation on a busy host. One that works says it within seconds.
@@ -92,6 +92,8 @@ pub struct Making<'a> {
     pub share: &'a Path,
     /// What its agent knows us by, which it finds there.
     pub secret: Secret,
+    /// The cgroup that its processes are in.
+    pub cgroup: &'a Cgroup,
 }
 
 /// All processes of a machine.
@@ -220,15 +222,15 @@ fn off_within(disks: &Disks) -> Duration {
 
 impl Processes {
     async fn run<H: Hypervisor>(hypervisor: &H, spec: &VmSpec, making: &Making<'_>, parts: &Parts) -> Result<Self> {
-        let Parts { reaper, tasks, .. } = parts;
+        let common = Common { reaper: &parts.reaper, tasks: &parts.tasks, cgroup: making.cgroup };
         let virtiofsd = devices::virtiofsd(&making.virtiofsd, spec.dir.join(files::SHARE), making.share);
-        let virtiofsd = Process::run("virtiofsd", &virtiofsd, None, reaper, tasks)?;
+        let virtiofsd = Process::run("virtiofsd", &virtiofsd, None, common)?;
         let vsock = match &spec.vsock {
             Vsock::Kernel(cid) => Carrier::Kernel(Some(cid.clone())),
-            Vsock::User { program, socket } => Carrier::User(run_vsock(program, socket, spec, reaper, tasks).await?),
+            Vsock::User { program, socket } => Carrier::User(run_vsock(program, socket, spec, common).await?),
         };
         let console = Words::default();
-        let hypervisor = run_hypervisor(&hypervisor.invocation(spec), &console, spec, reaper, tasks)?;
+        let hypervisor = run_hypervisor(&hypervisor.invocation(spec), &console, spec, common)?;
         Ok(Self { hypervisor, virtiofsd, vsock, console })
     }
 
@@ -290,11 +292,11 @@ fn door(spec: &VmSpec) -> Result<UnixListener> {
     Ok(hello)
 }
 
-async fn run_vsock(program: &Path, socket: &Path, spec: &VmSpec, reaper: &Reaper, tasks: &TaskTracker) -> Result<Process> {
+async fn run_vsock(program: &Path, socket: &Path, spec: &VmSpec, common: Common<'_>) -> Result<Process> {
     let directory = spec.dir.join(files::VSOCK);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(&directory, flags, Mode::empty()).context(|| format!("cannot open {}", directory.display()))?;
-    let mut vsock = Process::run("vhost-device-vsock", &devices::vsock(program, opened.as_fd(), spec.user), None, reaper, tasks)?;
+    let mut vsock = Process::run("vhost-device-vsock", &devices::vsock(program, opened.as_fd(), spec.user), None, common)?;
     tokio::select! {
         listens = listens(socket) => listens?,
         exit = vsock.ended() => return Err(Error::internal(format!("the virtual machine did not start: {}", vsock.describe(exit)))),
@@ -302,8 +304,8 @@ async fn run_vsock(program: &Path, socket: &Path, spec: &VmSpec, reaper: &Reaper
     Ok(vsock)
 }
 
-fn run_hypervisor(invocation: &Invocation<'_>, console: &Words, spec: &VmSpec, reaper: &Reaper, tasks: &TaskTracker) -> Result<Process> {
-    Process::run("the hypervisor", invocation, Some((console.clone(), spec.dir.join(files::CONSOLE))), reaper, tasks)
+fn run_hypervisor(invocation: &Invocation<'_>, console: &Words, spec: &VmSpec, common: Common<'_>) -> Result<Process> {
+    Process::run("the hypervisor", invocation, Some((console.clone(), spec.dir.join(files::CONSOLE))), common)
 }
 
 /// A hypervisor that ends well does so because its guest has ended.

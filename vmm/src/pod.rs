@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The pod that is a virtual machine: its cgroup, files and network on the host, and the machine.
 //!
-//! This process and all of the machine's are in the pod's cgroup and network namespace, and in a mount namespace of their
-//! own, so that what the pod costs is accounted to it, and what it has mounted goes with it.
+//! This process and all of the machine's are in the pod's network namespace, and in a mount namespace of their own, so that what
+//! the pod has mounted goes with it. The machine's are in the pod's cgroup too, and what they cost is accounted to it.
 
 use crate::acceleration;
 use crate::config::{Beyond, VmConfig};
@@ -18,9 +18,9 @@ use crate::share::Share;
 use crate::spec::{Nic, VmSpec, user_of};
 use crate::vsock::{self, Vsock};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use magnetar_core::cgroup::{Cgroup, moves, oom, stats};
+use magnetar_core::cgroup::{Cgroup, oom, stats};
 use magnetar_core::error::{Code, Context, Error, Result};
-use magnetar_core::home::{Home, namespace};
+use magnetar_core::home::{self, Home, namespace};
 use magnetar_core::pod_config::{NamespaceMode, PodConfig};
 use magnetar_core::reaper::Exit;
 use magnetar_core::record::{PodDir, PodRecord};
@@ -63,8 +63,13 @@ impl<H: Hypervisor> VmPod<H> {
 
     /// Whether the host has killed a process of the machine because the pod's cgroup was full.
     fn ran_out_of_memory(&self) -> bool {
-        let cgroup = self.record.cgroup.as_deref().map(Cgroup::at);
-        cgroup.and_then(Result::ok).is_some_and(|cgroup| oom::oom_kills(&cgroup) > 0)
+        self.cgroup().is_ok_and(|cgroup| oom::oom_kills(&cgroup) > 0)
+    }
+
+    /// The cgroup of the machine's processes.
+    fn cgroup(&self) -> Result<Cgroup> {
+        let path = self.record.cgroup.as_deref().ok_or_else(|| Error::precondition("the sandbox was not created"))?;
+        Cgroup::at(path)
     }
 
     /// Where the machine's sockets and its console's log are.
@@ -118,8 +123,11 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         let netns = request.netns.as_deref().ok_or_else(no_host_network)?;
         let netns = namespace(netns)?;
         let files = SandboxFiles::new(&self.record.config.containerd, &self.record.sandbox, &self.dir);
-        let home = Home::leave(&self.dir, &mut self.record, config.cgroup_parent.as_deref())?;
-        self.home.insert(home).make_cgroup()?;
+        let path = home::pod_cgroup(self.record.sandbox.as_str(), config.cgroup_parent.as_deref());
+        (self.record.cgroup, self.record.parent) = (Some(path.clone()), config.cgroup_parent.clone());
+        self.dir.write_pod(&self.record)?;
+        self.home = Some(Home::remember()?);
+        Cgroup::at(&path)?.create()?;
         self.files = Some(files.clone());
         // /dev/shm is in the guest: nothing is mounted for it here.
         files.create(&PodConfig { ipc: NamespaceMode::Node, ..config.clone() }, Path::new("/etc"))?;
@@ -142,10 +150,13 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         // In the pod's network namespace, where its connections will be made.
         let socket = self.vm_dir().join(files::VSOCK).join(VSOCK_SOCKET);
         let vsock = vsock::choose(self.config.vsock, self.hypervisor.name(), self.hypervisor.capabilities().vsocks, socket)?;
-        if let Some(path) = &self.record.cgroup {
-            // What is run from here on is accounted to the pod.
-            moves::join(&Cgroup::at(path)?)?;
-        }
+        let moved = Home::move_in(&self.record, Vec::new())?;
+        self.parts.tasks.spawn(async move {
+            if let Ok(Err(error)) = moved.await {
+                warn!(%error, "the sandbox process has no cgroup of its own, and stays where it was started");
+            }
+        });
+        let cgroup = self.cgroup()?;
         let network::Attached { network, nics } = network::attach().await?;
         let user = user_of(std::process::id());
         let dir = self.vm_dir();
@@ -153,7 +164,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         // Asked once: the machine is to have the memory for as many as its agent sets aside.
         let huge_pages = huge_pages(&request.config)?;
         let spec = self.spec(&request.config, huge_pages, nics, vsock, user)?;
-        let making = Making { virtiofsd, share: share.dir(), secret: share.tell_secret()? };
+        let making = Making { virtiofsd, share: share.dir(), secret: share.tell_secret()?, cgroup: &cgroup };
         let (told, ended) = (self.relay.clone(), self.relay.clone());
         let machine =
             Machine::boot(&self.hypervisor, spec, &making, &self.parts, move |event| told.told(event), move || ended.all_ended()).await?;
@@ -208,19 +219,17 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             files.remove()?;
         }
         if let Some(home) = &self.home {
-            home.go_back().await?;
+            home.leave_network()?;
         }
+        home::remove_pod_cgroup(&self.record).await?;
         // Not sooner: what has failed is tried again.
         (self.share, self.files, self.home) = (None, None, None);
         Ok(())
     }
 
     fn metrics(&self) -> Result<Any> {
-        // The kubelet's cgroup of the whole pod, if there is one: the machine's is in it.
-        let parent = self.request.as_ref().and_then(|request| request.config.cgroup_parent.as_ref());
-        let path = parent.or(self.record.cgroup.as_ref());
-        let path = path.ok_or_else(|| Error::precondition("the sandbox has no cgroup: it was not created"))?;
-        stats::metrics(&Cgroup::at(path)?)
+        let cgroup = home::accounted(&self.record)?;
+        stats::metrics(&cgroup.ok_or_else(|| Error::precondition("the sandbox has no cgroup: it was not created"))?)
     }
 
     async fn died(&mut self) -> Death {

@@ -4,6 +4,7 @@
 
 use crate::program::Invocation;
 use crate::words::Words;
+use magnetar_core::cgroup::Cgroup;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::reaper::{Exit, Reaper};
 use std::path::{Path, PathBuf};
@@ -22,8 +23,20 @@ pub struct Process {
     pub pid: u32,
     /// What it says on standard error.
     pub errors: Words,
+    reaper: Reaper,
     ended: oneshot::Receiver<Exit>,
     exit: Option<Exit>,
+}
+
+/// What all processes of a machine have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Common<'a> {
+    /// Where they are reaped.
+    pub reaper: &'a Reaper,
+    /// The owner of the tasks that listen to them.
+    pub tasks: &'a TaskTracker,
+    /// The pod's cgroup, to which they are accounted from their first instruction on.
+    pub cgroup: &'a Cgroup,
 }
 
 impl Process {
@@ -31,13 +44,8 @@ impl Process {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn run(
-        name: &'static str,
-        invocation: &Invocation<'_>,
-        output: Option<(Words, PathBuf)>,
-        reaper: &Reaper,
-        tasks: &TaskTracker,
-    ) -> Result<Self> {
+    pub fn run(name: &'static str, invocation: &Invocation<'_>, output: Option<(Words, PathBuf)>, common: Common<'_>) -> Result<Self> {
+        let Common { reaper, tasks, cgroup } = common;
         let what = || format!("cannot run {}", invocation.program.display());
         let mut command = invocation.command()?;
         command.env_clear().current_dir("/");
@@ -55,13 +63,13 @@ impl Process {
                 tasks.spawn(words.listen(name, reader.into(), Some(file)));
             }
         }
-        magnetar_sys::bound::bind(&mut command);
+        magnetar_sys::bound::bind(&mut command, cgroup.entrance()?);
         let child = command.spawn().context(what)?;
         // It holds the sockets that the program has inherited.
         drop(command);
         // Nothing was awaited since the spawn, so the reaper cannot have come first.
         let ended = reaper.watch(child.id());
-        Ok(Self { name, pid: child.id(), errors, ended, exit: None })
+        Ok(Self { name, pid: child.id(), errors, reaper: reaper.clone(), ended, exit: None })
     }
 
     /// Waits for its end. Cancel-safe, and can be called again.
@@ -77,8 +85,7 @@ impl Process {
     /// Kills it, and waits until it is gone.
     pub async fn kill(&mut self) {
         if self.exit.is_none() {
-            // It is not reaped before its end is told, so the id is its own; it may have ended.
-            let _ended_meanwhile = magnetar_sys::process::signal(self.pid, libc::SIGKILL as u32);
+            let _ended_meanwhile = self.reaper.signal(self.pid, libc::SIGKILL as u32);
             self.ended().await;
         }
     }
@@ -99,10 +106,7 @@ impl Process {
 impl Drop for Process {
     /// One that nobody owns any more must not go on: a machine that could not be made has left it.
     fn drop(&mut self) {
-        // Only while it has not been reaped is the id its own; afterwards the exit has been told.
-        if self.exit.is_none() && matches!(self.ended.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
-            let _ended_meanwhile = magnetar_sys::process::signal(self.pid, libc::SIGKILL as u32);
-        }
+        let _ended_meanwhile = self.reaper.signal(self.pid, libc::SIGKILL as u32);
     }
 }
 

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Control groups, v1 and v2, through the cgroup filesystem: where a pod or container is, and what can be done to all of it at once.
 //!
+//! A [`Cgroup`] is a place: it can be looked at, made and joined. What may be killed, frozen and removed is an [`OwnedCgroup`].
+//!
 //! ```text
 //! hierarchy   which hierarchies are mounted; from a process or a path to directories
+//! owned       the right to kill, freeze and remove
 //! stats       Metrics as containerd wants them
 //! moves       moving this process, where nobody waits for it
 //! oom         kills for want of memory: a stream, and a counter
@@ -16,20 +19,21 @@
 mod hierarchy;
 pub mod moves;
 pub mod oom;
+mod owned;
 pub mod stats;
 mod tree;
 
-use crate::error::{Code, Context, Error, Result};
+pub use owned::{OwnedCgroup, SANDBOXES};
+
+use crate::error::{Context, Error, Result};
 use hierarchy::Hierarchies;
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-use tree::{enable_controllers, has_gone, inherit_cpuset, is_root, pids_in, subtree, write};
+use tree::{enable_controllers, inherit_cpuset, is_root, pids_in, write};
 
 /// The key under which the v2 hierarchy of a hybrid system stands among the v1 ones.
 pub const UNIFIED: &str = "unified";
@@ -145,15 +149,25 @@ impl Cgroup {
     ///
     /// `NotFound` if the cgroup or the process does not exist, else what the kernel says.
     pub fn join(&self, pid: u32) -> Result<()> {
-        for dir in self.paths() {
-            match write(&dir.join("cgroup.procs"), &pid.to_string()) {
-                Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {
-                    return Err(Error::not_found(format!("process {pid} does not exist")));
-                }
-                moved => moved.context(|| format!("move process {pid} to cgroup {}", dir.display()))?,
-            }
-        }
-        Ok(())
+        join_all(&self.paths(), pid)
+    }
+
+    /// [`join`](Self::join), but for the hierarchies that `other` has a place in.
+    fn join_but(&self, other: &Cgroup, pid: u32) -> Result<()> {
+        let beside: Vec<_> = self.paths().into_iter().filter(|dir| !other.paths().iter().any(|place| place.starts_with(dir))).collect();
+        join_all(&beside, pid)
+    }
+
+    /// The files through which a process that has just been forked enters it, with v1 in all hierarchies, by writing `0` to each.
+    ///
+    /// # Errors
+    /// `NotFound` if the cgroup does not exist, else what the kernel says.
+    pub fn entrance(&self) -> Result<Vec<OwnedFd>> {
+        let open = |dir: &PathBuf| {
+            let file = fs::OpenOptions::new().write(true).open(dir.join("cgroup.procs"));
+            file.map(OwnedFd::from).context(|| format!("cannot open cgroup {}", dir.display()))
+        };
+        self.paths().iter().map(open).collect()
     }
 
     /// The processes in it, and with `recursive` in the cgroups below. A cgroup that does not exist has none.
@@ -166,131 +180,6 @@ impl Cgroup {
         pids_in(dir, recursive).context(|| format!("processes of cgroup {}", dir.display()))
     }
 
-    /// Kills all processes in and below it, again and again until there are none: a process may fork while it is being killed.
-    /// Our own process is spared. Stopping half-way (dropping the future) leaves nothing frozen.
-    ///
-    /// # Errors
-    ///
-    /// `FailedPrecondition` for the root of a hierarchy; `DeadlineExceeded` if processes are left when the time is over.
-    pub async fn kill_all(&self, within: Duration) -> Result<()> {
-        let mut pause = Pause::until(within);
-        while !self.kill_once()? {
-            if !pause.wait().await {
-                let left = self.pids(true)?;
-                return Err(Error::new(Code::DeadlineExceeded, format!("cgroup {self}: processes {left:?} survive being killed")));
-            }
-        }
-        Ok(())
-    }
-
-    /// One round of [`kill_all`](Self::kill_all), without waiting: whether there was nobody left to kill.
-    ///
-    /// # Errors
-    ///
-    /// `FailedPrecondition` for the root of a hierarchy, else what the kernel says.
-    pub fn kill_once(&self) -> Result<bool> {
-        let dir = self.own_process_dir()?;
-        let what = || format!("kill the processes of cgroup {}", dir.display());
-        let mut pids = pids_in(dir, true).context(what)?;
-        let all = pids.len();
-        pids.retain(|pid| *pid != std::process::id());
-        if pids.is_empty() {
-            return Ok(true);
-        }
-        if all > pids.len() {
-            // We are inside: neither kill nor freeze the whole of it.
-            pids.into_iter().for_each(kill);
-            return Ok(false);
-        }
-        // One write kills all there are, forking or not, from Linux 5.14 on.
-        if matches!(self, Cgroup::V2 { .. }) && write(&dir.join("cgroup.kill"), "1").is_ok() {
-            return Ok(false);
-        }
-        // Frozen processes cannot fork away from the list. If they cannot be frozen, the next round gets the children.
-        let _ = self.set_frozen(true);
-        let listed = pids_in(dir, true);
-        listed.iter().flatten().copied().for_each(kill);
-        // Death waits for the thaw, also in what had been frozen before: a paused container, or a cgroup that it froze itself.
-        let (file, thawed) = self.freezer_file(false);
-        for level in self.freezer().iter().flat_map(|freezer| subtree(freezer)) {
-            let _ = write(&level.join(file), thawed);
-        }
-        listed.context(what).map(|_| false)
-    }
-
-    /// Stops all processes in and below it, until [`thaw`](Self::thaw). Not cancel-safe: after dropping the future, thaw.
-    ///
-    /// # Errors
-    ///
-    /// `FailedPrecondition` for the root of a hierarchy and if our own process is inside; `DeadlineExceeded` after `within`, thawed
-    /// again; `NotFound` if it does not exist.
-    pub async fn freeze(&self, within: Duration) -> Result<()> {
-        if pids_in(self.own_process_dir()?, true).is_ok_and(|pids| pids.contains(&std::process::id())) {
-            return Err(Error::precondition(format!("cgroup {self}: freezing it would freeze process {} itself", std::process::id())));
-        }
-        let mut pause = Pause::until(within);
-        loop {
-            // v1 wants to be asked again for as long as processes are just being made.
-            self.set_frozen(true)?;
-            if self.is_frozen()? {
-                return Ok(());
-            }
-            if !pause.wait().await {
-                self.thaw()?;
-                return Err(Error::new(Code::DeadlineExceeded, format!("cgroup {self}: not frozen within {within:?}")));
-            }
-        }
-    }
-
-    /// Lets the processes run again. Thawing what is not frozen is success.
-    ///
-    /// # Errors
-    ///
-    /// As of [`freeze`](Self::freeze), except for the time.
-    pub fn thaw(&self) -> Result<()> {
-        self.own_process_dir()?;
-        self.set_frozen(false)
-    }
-
-    /// Removes it and all cgroups below, in which no process is left. What does not exist is success.
-    ///
-    /// The kernel calls a cgroup busy until the last process has quite gone, so that is tried again until the time is over.
-    ///
-    /// # Errors
-    ///
-    /// `FailedPrecondition` for the root of a hierarchy; `DeadlineExceeded` if it is still busy.
-    pub async fn remove(&self, within: Duration) -> Result<()> {
-        let mut pause = Pause::until(within);
-        while !self.remove_once()? {
-            if !pause.wait().await {
-                let left = self.pids(true)?;
-                return Err(Error::new(Code::DeadlineExceeded, format!("cgroup {self}: busy after {within:?}, with processes {left:?}")));
-            }
-        }
-        Ok(())
-    }
-
-    /// One round of [`remove`](Self::remove), without waiting: whether it has gone.
-    ///
-    /// # Errors
-    ///
-    /// `FailedPrecondition` for the root of a hierarchy, else what the kernel says.
-    pub fn remove_once(&self) -> Result<bool> {
-        self.own_process_dir()?;
-        let mut gone = true;
-        for dir in self.paths().iter().filter(|dir| !is_root(dir)) {
-            for level in subtree(dir).iter().rev() {
-                match fs::remove_dir(level) {
-                    Ok(()) => {}
-                    Err(error) if has_gone(&error) => {}
-                    Err(error) if error.kind() == ErrorKind::ResourceBusy => gone = false,
-                    Err(error) => return Err(error).context(|| format!("remove cgroup {}", level.display())),
-                }
-            }
-        }
-        Ok(gone)
-    }
-
     /// The one directory whose processes count as those of the cgroup. With v1 all runtimes join the freezer.
     fn process_dir(&self) -> Option<&Path> {
         match self {
@@ -300,42 +189,6 @@ impl Cgroup {
             }
             Cgroup::V2 { dir } => Some(dir),
         }
-    }
-
-    /// The same, unless it is the host's.
-    fn own_process_dir(&self) -> Result<&Path> {
-        self.process_dir()
-            .filter(|dir| !is_root(dir))
-            .ok_or_else(|| Error::precondition("the root of a cgroup hierarchy holds the host's processes: it is left alone"))
-    }
-
-    fn set_frozen(&self, frozen: bool) -> Result<()> {
-        let (file, value) = self.freezer_file(frozen);
-        write(&self.freezer()?.join(file), value).context(|| format!("{value} to {file} of cgroup {self}"))
-    }
-
-    /// Which file freezes or thaws, and what is written there.
-    fn freezer_file(&self, frozen: bool) -> (&'static str, &'static str) {
-        match (self, frozen) {
-            (Cgroup::V1 { .. }, true) => ("freezer.state", "FROZEN"),
-            (Cgroup::V1 { .. }, false) => ("freezer.state", "THAWED"),
-            (Cgroup::V2 { .. }, true) => ("cgroup.freeze", "1"),
-            (Cgroup::V2 { .. }, false) => ("cgroup.freeze", "0"),
-        }
-    }
-
-    fn is_frozen(&self) -> Result<bool> {
-        let (file, word) = match self {
-            Cgroup::V1 { .. } => ("freezer.state", "FROZEN"),
-            Cgroup::V2 { .. } => ("cgroup.events", "frozen 1"),
-        };
-        let state = fs::read_to_string(self.freezer()?.join(file)).context(|| format!("{file} of cgroup {self}"))?;
-        Ok(state.lines().any(|line| line == word))
-    }
-
-    fn freezer(&self) -> Result<&Path> {
-        let dir = self.controller_dir("freezer").filter(|dir| !is_root(dir));
-        dir.ok_or_else(|| Error::unimplemented(format!("cgroup {self}: there is no freezer")))
     }
 }
 
@@ -348,31 +201,16 @@ impl std::fmt::Display for Cgroup {
     }
 }
 
-/// Waits that grow, until the time is over.
-struct Pause {
-    deadline: Instant,
-    next: Duration,
-}
-
-impl Pause {
-    fn until(within: Duration) -> Pause {
-        Pause { deadline: Instant::now() + within, next: Duration::from_millis(1) }
+fn join_all(dirs: &[PathBuf], pid: u32) -> Result<()> {
+    for dir in dirs {
+        match write(&dir.join("cgroup.procs"), &pid.to_string()) {
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {
+                return Err(Error::not_found(format!("process {pid} does not exist")));
+            }
+            moved => moved.context(|| format!("move process {pid} to cgroup {}", dir.display()))?,
+        }
     }
-
-    /// `false` if there is no time left to wait.
-    async fn wait(&mut self) -> bool {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        tokio::time::sleep(self.next.min(left)).await;
-        self.next = (self.next * 2).min(Duration::from_millis(50));
-        !left.is_zero()
-    }
-}
-
-fn kill(pid: u32) {
-    // Whoever has gone meanwhile is as dead as wanted.
-    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-        let _ = kill_process(pid, Signal::KILL);
-    }
+    Ok(())
 }
 
 #[cfg(test)]

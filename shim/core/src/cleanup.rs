@@ -1,25 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Removing a pod from its record alone, whatever state it was left in.
+//! Removing a pod whose sandbox process is gone, whatever state it was left in.
 //!
 //! ```text
 //! 1. the sandbox process is killed if it lives, and its lock taken: from here on we are alone
-//! 2. every process in the pod's and the containers' cgroups is killed, until they stay empty
+//! 2. every process in the cgroups of the sandbox process, the pod and its containers is killed, until they stay empty
 //! 3. what was mounted is unmounted, and the files that containers mount are removed
 //! 4. the cgroups are removed
 //! 5. the record goes last, so that a clean-up that was cut short is found again
 //! ```
 //!
+//! What there is to remove says the record. Where it is damaged or gone, whatever bears the names of the pod and its containers is
+//! found in the kernel's own lists ([`traces`]), so that such a pod can be removed as well; and that is told. A record is never
+//! believed in what would be the end of somebody else.
+//!
 //! No OCI runtime is run for it: its state lies in the pod's directory and its cgroups are in the
 //! record, so there is nothing that it could add, and a hanging one could not be in the way.
 
-use crate::cgroup::Cgroup;
+mod traces;
+
+use crate::cgroup::OwnedCgroup;
+use crate::config::Containerd;
 use crate::error::{Code, Context, Error, Result};
-use crate::ids::ContainerId;
+use crate::ids::{ContainerId, Namespace, SandboxId};
 use crate::mount;
-use crate::record::{ContainerRecord, PodDir, PodLock, PodRecord};
+use crate::record::{ContainerRecord, Found, PodDir, PodLock, PodRecord};
 use crate::sandbox_files::SandboxFiles;
-use rustix::process::{Pid, PidfdFlags, Signal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tracing::{info, warn};
 
@@ -27,41 +33,58 @@ use tracing::{info, warn};
 const KILLED: Duration = Duration::from_secs(5);
 /// How long killed processes may take to leave their cgroup: longer is the kernel's trouble.
 const CGROUP_EMPTY: Duration = Duration::from_secs(10);
-/// The folder in containerd's root and state directories that its bundles are in.
-const TASKS: &str = "io.containerd.runtime.v2.task";
 /// A runtime that was killed in the middle of making a container may have moved a child meanwhile.
 const SWEEPS: usize = 5;
+
+/// What there is of a container to be removed.
+#[derive(Debug)]
+struct Remains {
+    cgroups: Vec<OwnedCgroup>,
+    bundles: Vec<PathBuf>,
+}
 
 /// Removes all that is left of a pod. A pod of which nothing is left is fine.
 ///
 /// # Errors
 /// What could not be removed; the record stays and the call can be repeated.
 pub async fn clean_pod(dir: &PodDir) -> Result<()> {
-    if !dir.path().exists() {
+    if !dir.exists()? {
         return Ok(());
     }
-    let pod = match dir.pod() {
-        Ok(pod) => Some(pod),
-        // Made, but the record was never written: then nothing else was made either.
-        Err(error) if error.code() == Code::NotFound => None,
-        Err(error) => return Err(error),
-    };
-    let _alone = take_over(dir, pod.as_ref()).await?;
-    let containers = dir.container_records()?;
-    if let Some(pod) = &pod {
-        kill_all(pod, &containers).await?;
-        for container in &containers {
-            remove_container(container).await?;
-        }
-        for mount in &pod.mounts {
-            mount::unmount(mount)?;
-        }
-        if let Some(path) = &pod.cgroup {
-            Cgroup::at(path)?.remove(CGROUP_EMPTY).await?;
-        }
-        SandboxFiles::new(&pod.config.containerd, &pod.sandbox, dir).remove()?;
-        info!(sandbox = %pod.sandbox, containers = containers.len(), "removed");
+    let (namespace, sandbox) = dir.names()?;
+    let _alone = take_over(dir).await?;
+    let found = dir.find_pod()?;
+    if let Found::Damaged(why) = &found {
+        warn!(%sandbox, why, "the pod's record is damaged: removing what bears the pod's name");
     }
+    let containers = dir.find_containers()?;
+    let count = containers.len();
+    let own = OwnedCgroup::of_sandbox(&namespace, &sandbox)?;
+    let pods = pod_cgroups(&found, &sandbox)?;
+    let mut remains = Vec::new();
+    for (id, found) in containers {
+        remains.push(remains_of(&namespace, &id, found)?);
+    }
+    let all: Vec<&OwnedCgroup> = [&own].into_iter().chain(&pods).chain(remains.iter().flat_map(|remains| &remains.cgroups)).collect();
+    kill_all(&all).await?;
+    for remains in &remains {
+        remains.remove().await?;
+    }
+    for mount in found.record().into_iter().flat_map(|pod| &pod.mounts).filter(|mount| is_pods(mount, dir, &sandbox)) {
+        mount::unmount(mount)?;
+    }
+    if found.record().is_none() {
+        for mounted in mount::mounts_below(dir.path())? {
+            mount::unmount(&mounted)?;
+        }
+    }
+    for cgroup in [own].iter().chain(&pods) {
+        cgroup.remove(CGROUP_EMPTY).await?;
+    }
+    for containerd in containerds(&found, &sandbox)? {
+        SandboxFiles::new(&containerd, &sandbox, dir).remove()?;
+    }
+    info!(%sandbox, containers = count, "removed");
     dir.remove()
 }
 
@@ -70,31 +93,29 @@ pub async fn clean_pod(dir: &PodDir) -> Result<()> {
 /// # Errors
 /// As [`clean_pod`]; `FailedPrecondition` while the sandbox process lives, whose container it is.
 pub async fn clean_container(dir: &PodDir, id: &ContainerId) -> Result<()> {
-    if !dir.path().exists() {
+    if !dir.exists()? {
         return Ok(());
     }
     let Some(_alone) = dir.try_lock()? else {
         return Err(Error::precondition(format!("container {id} belongs to a sandbox process that lives")));
     };
-    let Some(container) = dir.container_records()?.into_iter().find(|record| record.container == *id) else {
-        return Ok(());
-    };
-    remove_container(&container).await?;
+    let (namespace, _) = dir.names()?;
+    match dir.find_container(id)? {
+        Found::Absent => return Ok(()),
+        found @ (Found::Record(_) | Found::Damaged(_)) => remains_of(&namespace, id, found)?.remove().await?,
+    }
     dir.remove_container(id)
 }
 
 /// Kills the sandbox process if there is one, and takes its lock.
-async fn take_over(dir: &PodDir, pod: Option<&PodRecord>) -> Result<PodLock> {
+async fn take_over(dir: &PodDir) -> Result<PodLock> {
     if let Some(lock) = dir.try_lock()? {
         return Ok(lock);
     }
-    // The lock is held, so its holder lives; the holder writes its own pid.
-    if let Some(pid) = pod.and_then(|pod| Pid::from_raw(pod.pid as i32))
-        && let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)
-    {
-        warn!(pid = pid.as_raw_nonzero().get(), dir = %dir.path().display(), "killing the sandbox process");
-        let _ended_meanwhile = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-        let pidfd = magnetar_sys::readiness::watch(pidfd).context(|| "cannot watch a sandbox process".into())?;
+    if let Some(holder) = dir.holder()? {
+        warn!(pid = holder.pid, dir = %dir.path().display(), "killing the sandbox process");
+        holder.kill();
+        let pidfd = magnetar_sys::readiness::watch(holder.into_pidfd()).context(|| "cannot watch a sandbox process".into())?;
         let _bounded = tokio::time::timeout(KILLED, pidfd.readable()).await;
     }
     match dir.try_lock()? {
@@ -103,19 +124,66 @@ async fn take_over(dir: &PodDir, pod: Option<&PodRecord>) -> Result<PodLock> {
     }
 }
 
-async fn kill_all(pod: &PodRecord, containers: &[ContainerRecord]) -> Result<()> {
-    let paths: Vec<&str> = pod.cgroup.iter().chain(containers.iter().filter_map(|c| c.cgroup.as_ref())).map(String::as_str).collect();
+/// The pod's own cgroup, beside those of its containers.
+fn pod_cgroups(found: &Found<PodRecord>, sandbox: &SandboxId) -> Result<Vec<OwnedCgroup>> {
+    match found {
+        Found::Record(pod) => match pod.cgroup.as_deref().map(|path| OwnedCgroup::recorded(path, sandbox.as_str(), false)) {
+            None => Ok(Vec::new()),
+            Some(Ok(cgroup)) => Ok(vec![cgroup]),
+            Some(Err(error)) if is_a_lie(&error) => {
+                warn!(%sandbox, %error, "the pod's record names a cgroup that is not the pod's");
+                OwnedCgroup::find(sandbox.as_str())
+            }
+            Some(Err(error)) => Err(error),
+        },
+        Found::Absent | Found::Damaged(_) => OwnedCgroup::find(sandbox.as_str()),
+    }
+}
+
+/// What a container has left: as its record says, or where that cannot be believed, what bears its name.
+fn remains_of(namespace: &Namespace, id: &ContainerId, found: Found<ContainerRecord>) -> Result<Remains> {
+    match found {
+        Found::Record(ContainerRecord { bundle, cgroup, claimed, .. }) => {
+            let owned = cgroup.map(|path| OwnedCgroup::recorded(&path, id.as_str(), claimed)).transpose();
+            match owned {
+                Ok(cgroup) => return Ok(Remains { cgroups: cgroup.into_iter().collect(), bundles: vec![bundle] }),
+                Err(error) if is_a_lie(&error) => warn!(container = %id, %error, "the container's record names a cgroup that is not its own"),
+                Err(error) => return Err(error),
+            }
+        }
+        Found::Absent => warn!(container = %id, "the container's record is gone: removing what bears its name"),
+        Found::Damaged(why) => warn!(container = %id, why, "the container's record is damaged: removing what bears its name"),
+    }
+    Ok(Remains { cgroups: OwnedCgroup::find(id.as_str())?, bundles: traces::bundles(namespace, id)? })
+}
+
+/// Whether the record is wrong, and not the kernel in the way.
+fn is_a_lie(error: &Error) -> bool {
+    matches!(error.code(), Code::FailedPrecondition | Code::InvalidArgument)
+}
+
+/// Whether a mount that the record names can only be the pod's: it is below its directory, or below one that bears its name.
+fn is_pods(mount: &Path, dir: &PodDir, sandbox: &SandboxId) -> bool {
+    let own = mount.starts_with(dir.path()) || mount.components().any(|part| part.as_os_str() == sandbox.as_str());
+    if !own {
+        warn!(%sandbox, mount = %mount.display(), "the pod's record names a mount that is not the pod's: it is left alone");
+    }
+    own
+}
+
+/// The containerd whose directories have the files that the pod's containers mount.
+fn containerds(found: &Found<PodRecord>, sandbox: &SandboxId) -> Result<Vec<Containerd>> {
+    match found {
+        Found::Record(pod) => Ok(vec![pod.config.containerd.clone()]),
+        Found::Absent | Found::Damaged(_) => traces::containerds(sandbox),
+    }
+}
+
+async fn kill_all(cgroups: &[&OwnedCgroup]) -> Result<()> {
     for _ in 0..SWEEPS {
         let mut killed = false;
-        for path in &paths {
-            let cgroup = Cgroup::at(path)?;
-            // A clean-up that runs in the pod's own cgroup must outlive it.
-            let own = std::process::id();
-            let pids = cgroup.pids(true)?;
-            if pids.contains(&own) {
-                return Err(Error::precondition(format!("cannot remove a pod from inside its own cgroup {path}")));
-            }
-            if !pids.is_empty() {
+        for cgroup in cgroups {
+            if !cgroup.pids(true)?.is_empty() {
                 cgroup.kill_all(CGROUP_EMPTY).await?;
                 killed = true;
             }
@@ -124,35 +192,35 @@ async fn kill_all(pod: &PodRecord, containers: &[ContainerRecord]) -> Result<()>
             return Ok(());
         }
     }
-    Err(Error::internal(format!("processes keep appearing in {}", paths.join(", "))))
+    let places: Vec<String> = cgroups.iter().map(ToString::to_string).collect();
+    Err(Error::internal(format!("processes keep appearing in {}", places.join(", "))))
 }
 
-async fn remove_container(container: &ContainerRecord) -> Result<()> {
-    if let Some(path) = &container.cgroup {
-        let cgroup = Cgroup::at(path)?;
-        cgroup.kill_all(CGROUP_EMPTY).await?;
-        cgroup.remove(CGROUP_EMPTY).await?;
+impl Remains {
+    async fn remove(&self) -> Result<()> {
+        for cgroup in &self.cgroups {
+            cgroup.kill_all(CGROUP_EMPTY).await?;
+            cgroup.remove(CGROUP_EMPTY).await?;
+        }
+        for bundle in &self.bundles {
+            // Its root filesystem, and what was mounted beside it only to make that.
+            for mounted in mount::mounts_below(bundle)? {
+                mount::unmount(&mounted)?;
+            }
+            remove_bundle(bundle)?;
+        }
+        Ok(())
     }
-    // Its root filesystem, and what was mounted beside it only to make that.
-    for mounted in mount::mounts_below(&container.bundle)? {
-        mount::unmount(&mounted)?;
-    }
-    remove_bundle(container)
 }
 
 /// Removes the bundle and what its `work` leads to, where both are containerd's.
 ///
 /// containerd forgets them when it loses the connection between Create and Start: its Delete fails, is not
 /// tried again, and they stay until containerd starts anew. Where it does come to remove them, it does not mind that they are gone.
-fn remove_bundle(container: &ContainerRecord) -> Result<()> {
-    let is_containerds = |path: &Path| {
-        let mut names = path.components().rev().map(|component| component.as_os_str());
-        let (id, _namespace, tasks) = (names.next(), names.next(), names.next());
-        path.is_absolute() && id.is_some_and(|id| id == container.container.as_str()) && tasks.is_some_and(|name| name == TASKS)
-    };
-    let bundle = &container.bundle;
+fn remove_bundle(bundle: &Path) -> Result<()> {
+    let Some(id) = bundle.file_name().and_then(|id| id.to_str()) else { return Ok(()) };
     let work = std::fs::read_link(bundle.join("work")).ok();
-    for dir in work.iter().chain([bundle]).filter(|dir| is_containerds(dir)) {
+    for dir in work.as_deref().into_iter().chain([bundle]).filter(|dir| traces::is_bundle(dir, None, id)) {
         match std::fs::remove_dir_all(dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).context(|| format!("cannot remove {}", dir.display()));
@@ -162,3 +230,6 @@ fn remove_bundle(container: &ContainerRecord) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 //! that is known, what to do about it. Adapters turn the pair into their protocol's status.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// The outcome of everything fallible in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -55,17 +56,18 @@ impl Code {
     }
 }
 
-/// A failure: its [`Code`] and one sentence.
+/// A failure: its [`Code`], one sentence that says all of it, and the operating system's error where that was the cause.
 #[derive(Debug, Clone)]
 pub struct Error {
     code: Code,
     message: String,
+    cause: Option<Arc<std::io::Error>>,
 }
 
 impl Error {
     /// An error with an explicit code.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), cause: None }
     }
 
     /// [`Code::InvalidArgument`].
@@ -98,6 +100,11 @@ impl Error {
         self.code
     }
 
+    /// The operating system's number for what went wrong, where it was asked for something.
+    pub fn errno(&self) -> Option<i32> {
+        self.cause.as_ref()?.raw_os_error()
+    }
+
     /// On one line, for another process of ours: gRPC's number of the code, a space, the sentence.
     pub fn to_line(&self) -> String {
         format!("{} {}", self.code as u8, self.message.replace('\n', " "))
@@ -119,7 +126,11 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
 
 /// Says what was being done when an operating system call failed.
 pub trait Context<T> {
@@ -129,7 +140,7 @@ pub trait Context<T> {
 
 impl<T> Context<T> for std::io::Result<T> {
     fn context(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|cause| Error::new(code_of(&cause), format!("{}: {cause}", what())))
+        self.map_err(|cause| Error { code: code_of(&cause), message: format!("{}: {cause}", what()), cause: Some(Arc::new(cause)) })
     }
 }
 
@@ -147,6 +158,10 @@ impl<T> Context<T> for nix::Result<T> {
 
 fn code_of(cause: &std::io::Error) -> Code {
     use std::io::ErrorKind;
+    // The standard library has no kind for them.
+    if matches!(cause.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+        return Code::ResourceExhausted;
+    }
     match cause.kind() {
         ErrorKind::NotFound => Code::NotFound,
         ErrorKind::PermissionDenied => Code::PermissionDenied,
@@ -201,6 +216,17 @@ impl From<ttrpc::Error> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_keeps_its_cause() {
+        let error = std::fs::File::open("/no/such/file").context(|| "cannot open it".into()).unwrap_err();
+        assert_eq!((error.code(), error.errno()), (Code::NotFound, Some(libc::ENOENT)));
+        assert!(std::error::Error::source(&error).unwrap().to_string().contains("No such file"));
+        // Want of descriptors says nothing of what could not be opened.
+        let blind = Err::<(), _>(std::io::Error::from_raw_os_error(libc::EMFILE)).context(|| "cannot look".into()).unwrap_err();
+        assert_eq!((blind.code(), blind.errno()), (Code::ResourceExhausted, Some(libc::EMFILE)));
+        assert_eq!(Error::internal("a bug").errno(), None);
+    }
 
     #[test]
     fn an_error_survives_a_line() {

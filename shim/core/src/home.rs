@@ -1,69 +1,93 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where a sandbox process comes from, and goes back to when its pod is over.
+//! Where a sandbox process lives, which is not where its pod does.
 //!
-//! While there is a pod, its process is in the pod's cgroup, so that what it uses is accounted to the pod, and in the pod's
-//! network namespace. The kubelet removes the cgroup, and CNI the network, as soon as the pod has stopped.
+//! ```text
+//!   /magnetar-sandboxes/<namespace>/<pod>   the sandbox process, and what it runs for a moment: runtimes, makers, a holder
+//!   <cgroup that the kubelet made>/…        the pod's containers; a virtual machine and its helpers
+//! ```
+//!
+//! A sandbox process is not in its pod's cgroup. So it can fork, for an exec probe, when the pod is at its limits, and nothing waits
+//! for its leaving when the pod stops. Nor is it in that of the service whose `serve` has started it, or of containerd: either can be
+//! stopped without it. The cgroup's place follows from the pod's names, so that clean-up finds whatever was left in there without
+//! any record.
+//!
+//! It is in the pod's network namespace, and leaves that when the pod is over: CNI takes it away then.
 
-use crate::cgroup::{Cgroup, moves};
+use crate::cgroup::{Cgroup, OwnedCgroup, moves};
 use crate::error::{Context, Result};
-use crate::record::{PodDir, PodRecord};
+use crate::record::PodRecord;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// How long the kernel may take to let an empty cgroup go.
 const EMPTY: Duration = Duration::from_secs(10);
 
-/// Where this process was before there was a pod.
+/// Where this process is at home.
 #[derive(Debug)]
 pub struct Home {
-    cgroup: Cgroup,
     network: OwnedFd,
-    /// The pod's cgroup.
-    pods: Cgroup,
 }
 
 impl Home {
-    /// Records the pod's own cgroup, beside those of its containers and below what the kubelet made, for this process and what
-    /// it runs. It is not made yet.
+    /// Remembers the network namespace that this process came from.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn leave(dir: &PodDir, record: &mut PodRecord, parent: Option<&str>) -> Result<Self> {
-        let id = &record.sandbox;
-        let path = match parent {
-            Some(slice) if slice.ends_with(".slice") => {
-                let slice = slice.rsplit('/').next().unwrap_or(slice);
-                format!("{slice}:magnetar:{id}")
-            }
-            Some(parent) => format!("{}/{id}", parent.trim_end_matches('/')),
-            None => format!("/magnetar/{id}"),
-        };
-        let cgroup = Cgroup::of_process(std::process::id())?;
-        let home = Self { cgroup, network: namespace(Path::new("/proc/self/ns/net"))?, pods: Cgroup::at(&path)? };
-        record.cgroup = Some(path);
-        dir.write_pod(record)?;
-        Ok(home)
+    pub fn remember() -> Result<Self> {
+        Ok(Self { network: namespace(Path::new("/proc/self/ns/net"))? })
     }
 
-    /// Makes the cgroup. This process does not move yet.
+    /// Begins to move this process, and `others` with it, to the pod's cgroup for such; the receiver tells the outcome.
     ///
     /// # Errors
-    /// What the kernel says.
-    pub fn make_cgroup(&self) -> Result<()> {
-        self.pods.create()
+    /// Where the cgroup cannot be made, or there can be no thread.
+    pub fn move_in(record: &PodRecord, others: Vec<u32>) -> Result<oneshot::Receiver<Result<()>>> {
+        let own = OwnedCgroup::of_sandbox(&record.namespace, &record.sandbox)?;
+        moves::join_soon(own, others)
     }
 
-    /// Goes back, and removes the cgroup, if it was made. Idempotent.
+    /// Leaves the pod's network. Idempotent.
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn go_back(&self) -> Result<()> {
-        setns(&self.network, CloneFlags::CLONE_NEWNET).context(|| "cannot leave the pod's network namespace".into())?;
-        moves::join(&self.cgroup)?;
-        self.pods.remove(EMPTY).await
+    pub fn leave_network(&self) -> Result<()> {
+        setns(&self.network, CloneFlags::CLONE_NEWNET).context(|| "cannot leave the pod's network namespace".into())
+    }
+}
+
+/// The path of a pod's own cgroup, in which a virtual machine and its helpers run: beside those of its containers, below what the
+/// kubelet made.
+pub fn pod_cgroup(sandbox: &str, parent: Option<&str>) -> String {
+    match parent {
+        Some(slice) if slice.ends_with(".slice") => {
+            let slice = slice.rsplit('/').next().unwrap_or(slice);
+            format!("{slice}:magnetar:{sandbox}")
+        }
+        Some(parent) => format!("{}/{sandbox}", parent.trim_end_matches('/')),
+        None => format!("/magnetar/{sandbox}"),
+    }
+}
+
+/// What a pod uses: the cgroup that the kubelet made for the whole of it, or else its own.
+///
+/// # Errors
+/// Those of [`Cgroup::at`].
+pub fn accounted(record: &PodRecord) -> Result<Option<Cgroup>> {
+    record.parent.as_ref().or(record.cgroup.as_ref()).map(|path| Cgroup::at(path)).transpose()
+}
+
+/// Removes the pod's own cgroup, if it has one, in which nobody may be left. Idempotent.
+///
+/// # Errors
+/// `DeadlineExceeded` while somebody is in it.
+pub async fn remove_pod_cgroup(record: &PodRecord) -> Result<()> {
+    match &record.cgroup {
+        Some(path) => OwnedCgroup::recorded(path, record.sandbox.as_str(), false)?.remove(EMPTY).await,
+        None => Ok(()),
     }
 }
 

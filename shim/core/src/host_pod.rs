@@ -5,9 +5,9 @@
 
 mod namespaces;
 
-use crate::cgroup::{Cgroup, moves, stats};
+use crate::cgroup::{Cgroup, stats};
 use crate::error::{Error, Result};
-use crate::home::Home;
+use crate::home::{self, Home};
 use crate::reaper::Reaper;
 use crate::record::{PodDir, PodRecord};
 use crate::runtime::Runtime;
@@ -29,21 +29,19 @@ pub struct HostPod<R> {
     /// Where this process came from, to go back to when the pod is over.
     home: Option<Home>,
     files: Option<SandboxFiles>,
-    /// The cgroup that the kubelet made for the whole pod.
-    parent_cgroup: Option<String>,
 }
 
 impl<R: Runtime> HostPod<R> {
     /// A pod that nothing was made for yet.
     pub fn new(dir: PodDir, record: PodRecord, containers: Containers<R>, reaper: Reaper) -> Self {
-        Self { dir, record, containers, reaper, home: None, files: None, parent_cgroup: None }
+        Self { dir, record, containers, reaper, home: None, files: None }
     }
 
     async fn stop_holder(&mut self) -> Result<()> {
         let Some(holder) = self.record.holder.take() else { return Ok(()) };
         let ended = self.reaper.watch(holder);
-        if magnetar_sys::process::signal(holder, 9).is_ok() {
-            // It fails only for one that was reaped before.
+        // It fails only for one that was reaped before.
+        if self.reaper.signal(holder, libc::SIGKILL as u32).is_ok() {
             let _ended = ended.await;
         }
         self.dir.write_pod(&self.record)
@@ -56,10 +54,16 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
         let plan = Plan::new(request)?;
         let files = SandboxFiles::new(&self.record.config.containerd, &self.record.sandbox, &self.dir);
         self.record.mounts = files.owned_mounts();
-        self.parent_cgroup.clone_from(&config.cgroup_parent);
-        // Writes the record, mounts included, before the first thing is made.
-        let home = Home::leave(&self.dir, &mut self.record, config.cgroup_parent.as_deref())?;
-        self.home.insert(home).make_cgroup()?;
+        self.record.parent.clone_from(&config.cgroup_parent);
+        if config.cgroup_parent.is_none() {
+            // Nobody else has made one that could be asked what the pod uses.
+            self.record.cgroup = Some(home::pod_cgroup(self.record.sandbox.as_str(), None));
+        }
+        self.dir.write_pod(&self.record)?;
+        self.home = Some(Home::remember()?);
+        if let Some(path) = &self.record.cgroup {
+            Cgroup::at(path)?.create()?;
+        }
         self.files = Some(files.clone());
         files.create(config, Path::new("/etc"))?;
         self.containers.keep_published(files);
@@ -76,9 +80,7 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
 
     async fn start(&mut self) -> Result<u32> {
         // The pod is ready for containers before this process has moved; the first of them waits for it.
-        if let Some(path) = &self.record.cgroup {
-            self.containers.hold_until(moves::join_soon(Cgroup::at(path)?)?);
-        }
+        self.containers.hold_until(Home::move_in(&self.record, self.record.holder.into_iter().collect())?);
         Ok(self.record.holder.unwrap_or_else(std::process::id))
     }
 
@@ -89,16 +91,16 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
             files.remove()?;
         }
         if let Some(home) = &self.home {
-            home.go_back().await?;
+            home.leave_network()?;
         }
+        home::remove_pod_cgroup(&self.record).await?;
         // Not sooner: what has failed is tried again.
         (self.files, self.home) = (None, None);
         Ok(())
     }
 
     fn metrics(&self) -> Result<Any> {
-        let path = self.parent_cgroup.as_ref().or(self.record.cgroup.as_ref());
-        let path = path.ok_or_else(|| Error::precondition("the sandbox has no cgroup: it was not created"))?;
-        stats::metrics(&Cgroup::at(path)?)
+        let cgroup = home::accounted(&self.record)?;
+        stats::metrics(&cgroup.ok_or_else(|| Error::precondition("the sandbox has no cgroup: it was not created"))?)
     }
 }

@@ -85,14 +85,29 @@ impl Reaper {
         receiver
     }
 
+    /// Sends a signal to a process that is [`watch`](Self::watch)ed and has not been reaped: until then its id is its own.
+    ///
+    /// # Errors
+    /// `ESRCH` for any other process, and one that has ended; `EINVAL` for a number that is no signal.
+    pub fn signal(&self, pid: u32, signal: u32) -> std::io::Result<()> {
+        // While the table is locked, nobody reaps.
+        let table = self.table();
+        if !i32::try_from(pid).is_ok_and(|pid| table.waiting.contains_key(&pid)) {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        magnetar_sys::process::signal(pid, signal)
+    }
+
     fn reap_all(&self) {
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+        loop {
+            let mut table = self.table();
+            let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) else { return };
             let code = match (status.exit_status(), status.terminating_signal()) {
                 (Some(code), _) => code as u32,
                 (None, Some(signal)) => 128 + signal as u32,
                 (None, None) => continue,
             };
-            self.table().ended(pid.as_raw_nonzero().get(), Exit { code, at: SystemTime::now() });
+            table.ended(pid.as_raw_nonzero().get(), Exit { code, at: SystemTime::now() });
         }
     }
 
@@ -127,5 +142,18 @@ mod tests {
         }
         assert_eq!(table.unclaimed.len(), UNCLAIMED);
         assert_eq!(table.unclaimed.back().unwrap().0, 999);
+    }
+
+    #[test]
+    fn only_what_is_watched_and_not_reaped_is_sent_a_signal() {
+        let reaper = Reaper::default();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let unwatched = reaper.signal(child.id(), 9).unwrap_err();
+        assert_eq!(unwatched.raw_os_error(), Some(libc::ESRCH));
+        let _ended = reaper.watch(child.id());
+        reaper.signal(child.id(), libc::SIGKILL as u32).unwrap();
+        child.wait().unwrap();
+        reaper.table().ended(child.id() as i32, Exit::killed());
+        assert_eq!(reaper.signal(child.id(), 0).unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
 }

@@ -9,25 +9,35 @@
 //!     runtime/          the OCI runtime's own state
 //! ```
 //!
-//! The directory itself is locked (flock(2)) by the sandbox process for as long as it lives.
+//! The directory itself is locked (flock(2)) by the sandbox process for as long as it lives: [`lock`].
+//!
+//! A record is believed only where it agrees with its place: the names in it are those of its directory or file, and it is a plain
+//! file of a version that is known. Any other is [`Found::Damaged`], and clean-up does without it.
 //!
 //! A thing is written here before it is made, so that a crash at any line leaves a record of it.
 //! Files are replaced atomically. The lock answers «is it alive?» without the races of pids: the
 //! kernel lets go of it when the process ends, and whoever takes it then may clean up, alone.
 
+mod lock;
+mod read;
+
+pub use lock::{Holder, PodLock};
+pub use read::Found;
+
 use crate::config::HandlerConfig;
 use crate::error::{Code, Context, Error, Result};
 use crate::ids::{ContainerId, Namespace, SandboxId};
 use crate::mount;
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use serde::de::DeserializeOwned;
+use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// The layout of the files; a record of a later one is left alone.
-const VERSION: u32 = 1;
+/// The layout of the files. Those of earlier ones are read; a later one cannot be.
+///
+/// 2: the sandbox process is not in the pod's cgroup (`cgroup`), which there need not be. `parent`, `claimed`.
+const VERSION: u32 = 2;
 
 /// Where the records of this node live.
 pub const DEFAULT_STATE_DIR: &str = "/run/magnetar";
@@ -58,9 +68,12 @@ pub struct PodRecord {
     /// Mount points that were made for the pod.
     #[serde(default)]
     pub mounts: Vec<PathBuf>,
-    /// The pod's own cgroup, as the path in the hierarchy.
+    /// The pod's own cgroup, as the path in the hierarchy, where it has one beside those of its containers.
     #[serde(default)]
     pub cgroup: Option<String>,
+    /// The cgroup that the kubelet made for all of the pod.
+    #[serde(default)]
+    pub parent: Option<String>,
 }
 
 /// What `containers/<id>.json` holds.
@@ -75,14 +88,11 @@ pub struct ContainerRecord {
     pub rootfs: Option<PathBuf>,
     /// `linux.cgroupsPath` of its OCI specification.
     pub cgroup: Option<String>,
+    /// Whether nobody was in that cgroup before the container was made.
+    #[serde(default)]
+    pub claimed: bool,
     /// The OCI runtime that knows it.
     pub runtime: PathBuf,
-}
-
-/// Proof that this process is the one that serves, or cleans up, a pod.
-#[derive(Debug)]
-pub struct PodLock {
-    _file: OwnedFd,
 }
 
 impl PodDir {
@@ -108,19 +118,36 @@ impl PodDir {
     }
 
     /// Every pod that has a directory below `state_dir`.
-    pub fn all(state_dir: &Path) -> Vec<(Namespace, SandboxId, PodDir)> {
-        let names = |dir: &Path| -> Vec<String> {
-            std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
-        };
+    ///
+    /// # Errors
+    /// Where a directory cannot be read, which is not the same as one without pods.
+    pub fn all(state_dir: &Path) -> Result<Vec<(Namespace, SandboxId, PodDir)>> {
         let mut pods = Vec::new();
-        for namespace in names(state_dir).into_iter().filter_map(|n| Namespace::parse(n).ok()) {
-            for sandbox in names(&state_dir.join(namespace.as_str())).into_iter().filter_map(|n| SandboxId::parse(n).ok()) {
+        for namespace in names(state_dir)?.into_iter().filter_map(|n| Namespace::parse(n).ok()) {
+            for sandbox in names(&state_dir.join(namespace.as_str()))?.into_iter().filter_map(|n| SandboxId::parse(n).ok()) {
                 if let Ok(dir) = Self::new(state_dir, &namespace, &sandbox) {
                     pods.push((namespace.clone(), sandbox, dir));
                 }
             }
         }
-        pods
+        Ok(pods)
+    }
+
+    /// The pod's names, which its directory bears.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where the directory is not one of a pod.
+    pub fn names(&self) -> Result<(Namespace, SandboxId)> {
+        let name = |path: Option<&Path>| path.and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        Ok((Namespace::parse(name(self.0.parent()))?, SandboxId::parse(name(Some(&self.0)))?))
+    }
+
+    /// Whether there is the directory.
+    ///
+    /// # Errors
+    /// Where that cannot be told.
+    pub fn exists(&self) -> Result<bool> {
+        self.0.try_exists().context(|| format!("cannot tell whether there is {}", self.0.display()))
     }
 
     /// Makes the directory; a pod is created by exactly one caller.
@@ -182,10 +209,24 @@ impl PodDir {
     }
 
     /// Reads the pod's record.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none; `Internal` for one that cannot be believed.
     pub fn pod(&self) -> Result<PodRecord> {
-        let record: PodRecord = read(&self.0.join("pod.json"))?;
-        check_version(record.version, &self.0)?;
-        Ok(record)
+        self.find_pod()?.or_error(&self.0)
+    }
+
+    /// Looks for the pod's record.
+    ///
+    /// # Errors
+    /// Only where one cannot look.
+    pub fn find_pod(&self) -> Result<Found<PodRecord>> {
+        let (namespace, sandbox) = self.names()?;
+        read::record(&self.0.join("pod.json"), |record: &PodRecord| {
+            read::version(record.version)?;
+            let names = (&record.namespace, &record.sandbox);
+            if names == (&namespace, &sandbox) { Ok(()) } else { Err(format!("it is of sandbox {} of {}", names.1, names.0)) }
+        })
     }
 
     /// Replaces the pod's record.
@@ -193,24 +234,35 @@ impl PodDir {
         write(&self.0.join("pod.json"), record)
     }
 
-    /// Reads the records of the pod's containers; one that cannot be read is an error, not a gap.
+    /// Reads the records of the pod's containers.
+    ///
+    /// # Errors
+    /// One that cannot be believed is an error, not a gap.
     pub fn container_records(&self) -> Result<Vec<ContainerRecord>> {
-        let dir = self.containers();
-        let entries = match std::fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(e).context(|| format!("cannot list {}", dir.display())),
-        };
-        let mut records = Vec::new();
-        for entry in entries {
-            let path = entry.context(|| format!("cannot list {}", dir.display()))?.path();
-            if path.extension().is_some_and(|e| e == "json") {
-                let record: ContainerRecord = read(&path)?;
-                check_version(record.version, &path)?;
-                records.push(record);
-            }
-        }
-        Ok(records)
+        let found = self.find_containers()?.into_values().filter(|found| !matches!(found, Found::Absent));
+        found.map(|found| found.or_error(&self.containers())).collect()
+    }
+
+    /// Every container of which there is a trace in the pod's directory: a record, or what an OCI runtime knows.
+    ///
+    /// # Errors
+    /// Only where one cannot look.
+    pub fn find_containers(&self) -> Result<BTreeMap<ContainerId, Found<ContainerRecord>>> {
+        let recorded = names(&self.containers())?.into_iter().filter_map(|name| name.strip_suffix(".json").map(String::from));
+        let ids: BTreeSet<ContainerId> =
+            recorded.chain(names(&self.runtime_root())?).filter_map(|name| ContainerId::parse(name).ok()).collect();
+        ids.into_iter().map(|id| Ok((id.clone(), self.find_container(&id)?))).collect()
+    }
+
+    /// Looks for the record of a container.
+    ///
+    /// # Errors
+    /// Only where one cannot look.
+    pub fn find_container(&self, id: &ContainerId) -> Result<Found<ContainerRecord>> {
+        read::record(&self.containers().join(format!("{id}.json")), |record: &ContainerRecord| {
+            read::version(record.version)?;
+            if record.container == *id { Ok(()) } else { Err(format!("it is of container {}", record.container)) }
+        })
     }
 
     /// Whether the pod has a container of this name.
@@ -232,45 +284,35 @@ impl PodDir {
             _ => Ok(()),
         }
     }
-
-    /// Takes the pod's lock, or answers `None` while a living process has it.
-    pub fn try_lock(&self) -> Result<Option<PodLock>> {
-        // The directory itself: a file for it could not be made on a full disk, where clean-up is needed most.
-        let path = &self.0;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::open(path, flags, Mode::empty()).context(|| format!("cannot open {}", path.display()))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(PodLock { _file: file })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(e) => Err(e).context(|| format!("cannot lock {}", path.display())),
-        }
-    }
 }
 
 impl PodRecord {
     /// The record of a pod whose sandbox process is about to be spawned.
     pub fn new(namespace: Namespace, sandbox: SandboxId, config: HandlerConfig) -> Self {
-        Self { version: VERSION, namespace, sandbox, config, pid: 0, holder: None, mounts: Vec::new(), cgroup: None }
+        Self { version: VERSION, namespace, sandbox, config, pid: 0, holder: None, mounts: Vec::new(), cgroup: None, parent: None }
     }
 }
 
 impl ContainerRecord {
-    /// The record of a container that is about to be made.
+    /// The record of a container that is about to be made. Its cgroup was claimed for it.
     pub fn new(container: ContainerId, bundle: PathBuf, rootfs: Option<PathBuf>, cgroup: Option<String>, runtime: PathBuf) -> Self {
-        Self { version: VERSION, container, bundle, rootfs, cgroup, runtime }
+        let claimed = cgroup.is_some();
+        Self { version: VERSION, container, bundle, rootfs, cgroup, claimed, runtime }
     }
 }
 
-fn check_version(version: u32, path: &Path) -> Result<()> {
-    if version == VERSION {
-        return Ok(());
+/// The names in a directory; none where it does not exist.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let what = || format!("cannot list {}", dir.display());
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
+        entries => entries.context(what)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry.context(what)?.file_name().into_string());
     }
-    Err(Error::precondition(format!("{} has version {version}, this program reads {VERSION}", path.display())))
-}
-
-fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = std::fs::read(path).context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::internal(format!("{} is damaged: {e}", path.display())))
+    Ok(names)
 }
 
 /// Writes beside the file and renames over it, so that a reader sees the old or the new, whole.

@@ -14,8 +14,8 @@ use super::pod::Pod;
 use super::pods::Pods;
 use super::process::Process;
 use crate::stage::Stage;
-use magnetar_core::error::{Code, Result};
-use magnetar_core::record::PodDir;
+use magnetar_core::error::Result;
+use magnetar_core::record::{self, PodDir};
 use std::time::Duration;
 use tracing::{Instrument, error, info, warn};
 
@@ -28,19 +28,23 @@ enum Found {
     Living(Process),
     Ended,
     HalfMade,
+    /// containerd's own affair.
+    Foreign,
 }
 
 /// Takes over all pods of an earlier `serve`. Returns when it is known which ones live.
 pub fn adopt_all(pods: &Pods) {
     let mut living = 0;
-    for (namespace, id, dir) in PodDir::all(pods.state_dir()) {
+    let all = PodDir::all(pods.state_dir()).unwrap_or_else(|error| {
+        error!(%error, "cannot see all pods of an earlier serve: those are left alone");
+        Vec::new()
+    });
+    for (namespace, id, dir) in all {
         let pod = Pod { namespace, id, dir };
         let span = pod.span();
         let _said_of_the_pod = span.enter();
-        if Stage::of(&pod.dir) == Stage::Foreign {
-            continue;
-        }
-        match look(&pod) {
+        match Stage::of(&pod.dir).and_then(|stage| if stage == Stage::Foreign { Ok(Found::Foreign) } else { look(&pod) }) {
+            Ok(Found::Foreign) => {}
             Ok(Found::HalfMade) => {
                 let (pods, span) = (pods.clone(), span.clone());
                 pods.clone().watches().spawn(async move { adopt_later(&pods, &pod).await }.instrument(span));
@@ -57,12 +61,12 @@ fn adopt(pods: &Pods, pod: &Pod, found: Found) -> bool {
         Found::Living(process) => {
             let handle = process.handle();
             let watched = pods.watch(pod, Some(process));
-            let stage = Stage::of(&pod.dir);
-            match stage {
-                Stage::Created => watched.interest().created(),
-                Stage::Started => watched.interest().started(),
-                Stage::Foreign => {}
-                Stage::Creating | Stage::Starting => {
+            match Stage::of(&pod.dir) {
+                Ok(Stage::Created) => watched.interest().created(),
+                Ok(Stage::Started) => watched.interest().started(),
+                Ok(Stage::Foreign) => {}
+                Err(error) => error!(%error, "cannot tell how far this pod had come: it is watched, and left alone"),
+                Ok(Stage::Creating | Stage::Starting) => {
                     warn!("an earlier serve ended while it made this pod: removing it");
                     watched.expect_end();
                     handle.kill();
@@ -71,6 +75,7 @@ fn adopt(pods: &Pods, pod: &Pod, found: Found) -> bool {
             }
             true
         }
+        Found::Foreign => false,
         Found::Ended | Found::HalfMade => {
             let watched = pods.watch(pod, None);
             watched.expect_end();
@@ -81,7 +86,7 @@ fn adopt(pods: &Pods, pod: &Pod, found: Found) -> bool {
 
 async fn adopt_later(pods: &Pods, pod: &Pod) {
     tokio::time::sleep(HALF_MADE).await;
-    if !pod.dir.path().exists() || Stage::of(&pod.dir) == Stage::Foreign {
+    if matches!(pod.dir.exists(), Ok(false)) || matches!(Stage::of(&pod.dir), Ok(Stage::Foreign)) {
         return;
     }
     match look(pod) {
@@ -93,23 +98,18 @@ async fn adopt_later(pods: &Pods, pod: &Pod) {
     }
 }
 
-/// What has become of a pod.
+/// What has become of a pod. Whether its process lives says the kernel, by the pod's lock, and not the record.
 ///
 /// # Errors
-/// Where its record cannot be read, for instance because a later version wrote it.
+/// Where one cannot look: for want of descriptors, say. A pod that cannot be seen is not dead.
 fn look(pod: &Pod) -> Result<Found> {
-    let pid = match pod.dir.pod() {
-        Ok(record) => record.pid,
-        Err(error) if error.code() == Code::NotFound => 0,
-        Err(error) => return Err(error),
-    };
-    if pid == 0 {
-        return Ok(Found::HalfMade);
+    if let Some(holder) = pod.dir.holder()? {
+        return Process::adopted(holder).map(Found::Living);
     }
-    // The process is taken hold of first. If the lock is held after that, then by this process: it
-    // cannot have ended, so the id cannot have gone to another one.
-    let Ok(process) = Process::adopted(pid) else {
-        return Ok(Found::Ended);
-    };
-    Ok(if pod.dir.try_lock()?.is_none() { Found::Living(process) } else { Found::Ended })
+    Ok(match pod.dir.find_pod()? {
+        record::Found::Record(record) if record.pid != 0 => Found::Ended,
+        // Nothing is written to a record that could be damaged before the process is there.
+        record::Found::Damaged(_) => Found::Ended,
+        record::Found::Record(_) | record::Found::Absent => Found::HalfMade,
+    })
 }

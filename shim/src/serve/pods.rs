@@ -152,10 +152,10 @@ impl Pods {
 
     async fn make_ready(&self, pod: &Pod, answer: &mut Answer<api::StartSandboxResponse>) -> Result<api::StartSandboxResponse> {
         let id = &pod.id;
-        if !pod.dir.path().exists() {
+        if !pod.dir.exists()? {
             return Err(pod.missing());
         }
-        match Stage::of(&pod.dir) {
+        match Stage::of(&pod.dir)? {
             Stage::Created => {}
             Stage::Creating => return Err(Error::precondition(format!("sandbox {id} is still being created"))),
             Stage::Starting => return Err(Error::new(Code::AlreadyExists, format!("sandbox {id} is being started"))),
@@ -186,7 +186,7 @@ impl Pods {
     where
         F: Future<Output = ttrpc::Result<T>>,
     {
-        if !pod.dir.path().exists() {
+        if !pod.dir.exists()? {
             return Err(pod.missing());
         }
         match call(&pod.dir, request).await {
@@ -204,7 +204,7 @@ impl Pods {
     /// # Errors
     /// `NotFound` for a pod that does not exist.
     pub async fn wait(&self, pod: &Pod) -> Result<Option<api::WaitSandboxResponse>> {
-        if !pod.dir.path().exists() {
+        if !pod.dir.exists()? {
             return Err(pod.missing());
         }
         let _waiting = self.watched_pod(pod).map(|watched| watched.interest().waiting());
@@ -237,7 +237,7 @@ impl Pods {
 
     async fn shut_down_now(&self, pod: &Pod) -> Result<()> {
         self.0.lost.remove(pod.dir.path());
-        if !pod.dir.path().exists() {
+        if !pod.dir.exists()? {
             return Err(pod.missing());
         }
         let watched = self.watched_pod(pod);
@@ -301,7 +301,7 @@ impl Pods {
         match pod.dir.try_lock() {
             // Removed meanwhile.
             Err(error) if error.code() == Code::NotFound => Ok(()),
-            Ok(Some(lock)) if Stage::of(&pod.dir) != Stage::Foreign => {
+            Ok(Some(lock)) if Stage::of(&pod.dir)? != Stage::Foreign => {
                 drop(lock);
                 clean_pod(&pod.dir, PATIENCE).await
             }

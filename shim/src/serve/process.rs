@@ -5,6 +5,7 @@
 //! has: no signal handler, no polling, and no process id that could mean another process by now.
 
 use magnetar_core::error::{Context, Result};
+use magnetar_core::record::Holder;
 use magnetar_sys::readiness;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::os::fd::OwnedFd;
@@ -41,12 +42,14 @@ impl Process {
         }
     }
 
-    /// A process that an earlier `serve` has started.
+    /// A process that an earlier `serve` has started, and that has its pod's lock.
     ///
     /// # Errors
-    /// Where there is no such process (any more).
-    pub fn adopted(pid: u32) -> Result<Self> {
-        Ok(Self { handle: Handle::open(pid)?, child: None })
+    /// Where it cannot be watched.
+    pub fn adopted(holder: Holder) -> Result<Self> {
+        let what = format!("cannot watch process {}", holder.pid);
+        let watched = readiness::watch(holder.into_pidfd()).context(|| what)?;
+        Ok(Self { handle: Handle(Arc::new(watched)), child: None })
     }
 
     /// A way to kill it.
@@ -99,13 +102,21 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_process_of_somebody_else_can_be_watched() {
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let mut adopted = Process::adopted(child.id()).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let dir = magnetar_core::record::PodDir::existing(state.path().to_owned());
+        assert!(dir.holder().unwrap().is_none());
+        // It has the lock, and the pod's directory in its command line, as a sandbox process has.
+        let mut child = Command::new("flock").arg(state.path()).args(["sleep", "60"]).spawn().unwrap();
+        let holder = loop {
+            if let Some(holder) = dir.holder().unwrap() {
+                break holder;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        };
+        assert_eq!(holder.pid, child.id());
+        let mut adopted = Process::adopted(holder).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(adopted.ended().await.contains("earlier"));
-        assert!(Process::adopted(child.id()).is_err());
-        assert!(Process::adopted(0).is_err());
-        assert!(Process::adopted(u32::MAX).is_err());
     }
 }

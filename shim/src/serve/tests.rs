@@ -311,7 +311,7 @@ fn the_next_serve_adopts_the_living_and_removes_the_rest() {
             starter.start(ask(ControllerStartRequest { sandbox_id: "slow".into(), ..Default::default() })).await.map(drop)
         });
         within("both are under way", || {
-            Stage::of(&node.dir("slow")) == Stage::Starting && node.dir("creating").pod().is_ok_and(|record| record.pid != 0)
+            matches!(Stage::of(&node.dir("slow")), Ok(Stage::Starting)) && node.dir("creating").pod().is_ok_and(|record| record.pid != 0)
         })
         .await;
         hung = ["creating", "slow"].map(|id| node.dir(id).pod().unwrap().pid).to_vec();

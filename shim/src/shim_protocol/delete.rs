@@ -51,7 +51,7 @@ pub fn run(call: &Call) -> Result<Vec<u8>> {
 async fn remove(call: &Call, namespace: &Namespace, bundle: &Path) -> Result<DeleteResponse> {
     let state_dir = call.state_dir();
     let pod = PodDir::new(&state_dir, namespace, &SandboxId::parse(&call.id)?)?;
-    if pod.path().exists() {
+    if pod.exists()? {
         let_it_end(&pod).await?;
         clean_pod(&pod, PATIENCE).await?;
         return Ok(killed());

@@ -18,7 +18,9 @@ const QUIET: Duration = Duration::from_secs(60);
 
 /// Removes what is left of dead pods of `start`. What cannot be removed now is found again by the next call.
 pub fn sweep(state_dir: &Path) {
-    for (_, _, dir) in PodDir::all(state_dir).into_iter().filter(|(_, _, dir)| is_dead(dir)) {
+    // What cannot be read now is read by the next call.
+    let pods = PodDir::all(state_dir).unwrap_or_default();
+    for (_, _, dir) in pods.into_iter().filter(|(_, _, dir)| is_dead(dir)) {
         // `start` has nowhere to tell it: what it prints is its answer.
         let _found_again = remove(&dir);
     }
@@ -26,7 +28,7 @@ pub fn sweep(state_dir: &Path) {
 
 fn is_dead(dir: &PodDir) -> bool {
     let quiet = dir.path().metadata().and_then(|metadata| metadata.modified()).is_ok_and(|at| at.elapsed().is_ok_and(|age| age > QUIET));
-    quiet && Stage::of(dir) == Stage::Foreign && matches!(dir.try_lock(), Ok(Some(_)))
+    quiet && matches!(Stage::of(dir), Ok(Stage::Foreign)) && matches!(dir.try_lock(), Ok(Some(_)))
 }
 
 fn remove(dir: &PodDir) -> Result<()> {

@@ -4,8 +4,14 @@
 //! Two kinds of pod need one: a pod that shares its PID namespace needs a process 1 that reaps, and
 //! a pod with a user namespace needs its namespaces to be owned by it. The holder is forked, not
 //! executed, so it shares the pages of the sandbox process; it dies with its parent.
+//!
+//! The containers of a pod with a shared PID namespace see it: it is their process 1, and one with CAP_SYS_PTRACE can trace it, and
+//! goes where it goes by way of `/proc/1/root`. So there is nothing of the host in it: a mount namespace of its own whose root is
+//! empty and read-only, no capability that it has or could get, no descriptor.
 
-use rustix::process::{Pid, Signal};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::process::{DumpableBehavior, Pid, Signal};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -44,44 +50,95 @@ pub fn spawn(new_pid_namespace: bool, prepare: impl FnOnce() -> Result<(), Strin
             let outcome = read.and_then(|_| parse_report(&report));
             // The first child is the holder unless it forked again or failed; then it has ended.
             if outcome.as_ref().ok() != Some(&(child as u32)) {
-                let pid = Pid::from_raw(child);
-                if let Some(pid) = pid {
-                    let _ended = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-                }
+                reap(child);
+            }
+            if outcome.is_err()
+                && let Some(second) = pid_in(&report)
+            {
+                // It has failed as well, or waits for nothing.
+                let _ended = Pid::from_raw(second).map(|pid| rustix::process::kill_process(pid, Signal::KILL));
+                reap(second);
             }
             outcome
         }
     }
 }
 
+fn reap(child: i32) {
+    if let Some(pid) = Pid::from_raw(child) {
+        let _ended = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+    }
+}
+
+/// What the holder says when it holds. Its id is said by whoever knows it, before or after that.
+const HOLDS: &str = "holds\n";
+
+fn pid_in(report: &str) -> Option<i32> {
+    report.lines().find_map(|line| line.strip_prefix("pid ")).and_then(|pid| pid.parse().ok())
+}
+
 fn parse_report(report: &str) -> Result<u32, HolderError> {
-    match report.strip_prefix("pid ").and_then(|pid| pid.parse().ok()) {
-        Some(pid) => Ok(pid),
-        None if report.is_empty() => Err(HolderError::Prepare("the child ended without a word".into())),
-        None => Err(HolderError::Prepare(report.into())),
+    match pid_in(report) {
+        Some(pid) if report.contains(HOLDS) => Ok(pid as u32),
+        _ => {
+            let why: Vec<&str> = report.lines().filter(|line| !line.starts_with("pid ") && *line != HOLDS.trim_end()).collect();
+            let silent = || "the process that is to hold the pod's namespaces has ended without a word".to_owned();
+            Err(HolderError::Prepare(if why.is_empty() { silent() } else { why.join("; ") }))
+        }
     }
 }
 
 fn child(writer: OwnedFd, new_pid_namespace: bool, prepare: impl FnOnce() -> Result<(), String>) -> ! {
-    if let Err(message) = prepare() {
+    if let Err(message) = prepare().and_then(|()| leave_root().map_err(|e| format!("cannot leave the host's root: {e}"))) {
         report(&writer, &message);
         exit(1);
     }
     if !new_pid_namespace {
-        report(&writer, &format!("pid {}", std::process::id()));
-        hold();
+        report(&writer, &format!("pid {}\n", std::process::id()));
+        hold(writer);
     }
     match clone_sibling_in_new_pid_namespace() {
         Err(e) => {
             report(&writer, &format!("cannot make a PID namespace: {e}"));
             exit(1);
         }
-        Ok(0) => hold(),
+        Ok(0) => hold(writer),
         Ok(pid) => {
-            report(&writer, &format!("pid {pid}"));
+            report(&writer, &format!("pid {pid}\n"));
             exit(0);
         }
     }
+}
+
+/// Leaves the host's root for one that is empty and read-only, in a mount namespace of its own (pivot_root(2), "pivot_root(".", ".")").
+fn leave_root() -> rustix::io::Result<()> {
+    // SAFETY: only what is mounted becomes this process's own; its descriptors stay as they are.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)? };
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    // Any directory that is there: nobody sees what it covers.
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("none", "/proc", "tmpfs", flags, Some(c"size=4k,nr_inodes=2,mode=555"))?;
+    rustix::process::chdir("/proc")?;
+    rustix::process::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")?;
+    rustix::mount::mount_remount("/", flags | MountFlags::RDONLY, c"")
+}
+
+/// Gives up every capability, and the way to get one.
+fn give_up_capabilities() -> rustix::io::Result<()> {
+    for capability in CapabilitySet::all().iter() {
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            // One that this kernel does not know.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    rustix::thread::clear_ambient_capability_set()?;
+    let none = CapabilitySet::empty();
+    rustix::thread::set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
+    rustix::thread::set_no_new_privs(true)?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
 /// The new process is a child of our parent, not ours: the parent can wait for it, and its death
@@ -108,7 +165,12 @@ fn exit(code: i32) -> ! {
 
 /// Reaps whatever is handed to process 1, for ever. Owns no descriptor: neither the pod's lock nor
 /// a socket may live on in here.
-fn hold() -> ! {
+fn hold(writer: OwnedFd) -> ! {
+    if let Err(e) = give_up_capabilities() {
+        report(&writer, &format!("cannot give up capabilities: {e}"));
+        exit(1);
+    }
+    report(&writer, HOLDS);
     let _dies_with_parent = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let _named = rustix::thread::set_name(c"magnetar-holder");
     // SAFETY: closes every descriptor of this process, which from here on uses none; the owners in
@@ -126,5 +188,56 @@ fn hold() -> ! {
         // SAFETY: both pointers are to live locals.
         unsafe { libc::sigwait(&set, &mut signal) };
         while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_has_an_id_and_the_last_word() {
+        for good in ["pid 7\nholds\n", "holds\npid 7\n"] {
+            assert_eq!(parse_report(good).unwrap(), 7, "{good}");
+        }
+        for (bad, said) in [("", "without a word"), ("pid 7\n", "without a word"), ("pid 7\nno room", "no room"), ("no room", "no room")] {
+            let HolderError::Prepare(message) = parse_report(bad).unwrap_err() else { panic!("{bad}") };
+            assert!(message.contains(said), "{bad:?}: {message}");
+        }
+    }
+
+    /// Whoever may trace it finds nothing of the host.
+    #[test]
+    fn a_holder_has_nothing_of_the_host() {
+        if !rustix::process::geteuid().is_root() {
+            // Past the capture: a test that runs nothing says so.
+            let _unheard = writeln!(std::io::stderr(), "skipped: namespaces need root");
+            return;
+        }
+        for new_pid_namespace in [false, true] {
+            // Other threads of the test runner do not matter to what this copy does; it dies with this thread.
+            let pid = spawn(new_pid_namespace, || Ok(())).unwrap();
+            let proc = std::path::PathBuf::from(format!("/proc/{pid}"));
+            let names = |dir: &str| std::fs::read_dir(proc.join(dir)).unwrap().count();
+            assert_eq!((names("root/"), names("cwd/"), names("fd")), (0, 0, 0));
+            let written = std::fs::write(proc.join("root/file"), "").unwrap_err();
+            assert!([libc::EROFS, libc::EACCES].map(Some).contains(&written.raw_os_error()), "{written}");
+            let status = std::fs::read_to_string(proc.join("status")).unwrap();
+            for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+                assert!(status.contains(&format!("{set}:\t0000000000000000\n")), "{set} in {status}");
+            }
+            assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
+            let mounts = std::fs::read_to_string(proc.join("mountinfo")).unwrap();
+            assert_eq!(mounts.lines().count(), 1, "{mounts}");
+            let pid = Pid::from_raw(pid as i32).unwrap();
+            rustix::process::kill_process(pid, Signal::KILL).unwrap();
+            rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_prepared_leaves_no_process() {
+        let HolderError::Prepare(message) = spawn(true, || Err("no such namespace".into())).unwrap_err() else { panic!("another error") };
+        assert_eq!(message, "no such namespace");
     }
 }

@@ -2,6 +2,7 @@
 //! Signals by number: real-time signals have numbers but no names.
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 
 /// Sends a signal. The caller must own the process, that is, not have reaped it.
 ///
@@ -17,4 +18,18 @@ pub fn signal(pid: u32, signal: u32) -> io::Result<()> {
     }
     // SAFETY: `kill` takes two numbers and touches no memory of ours.
     if unsafe { libc::kill(pid, signal) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Sends a signal to the process that a pidfd stands for, whoever has its id by now.
+///
+/// # Errors
+/// As [`signal`].
+pub fn signal_pidfd(pidfd: impl AsFd, signal: u32) -> io::Result<()> {
+    let signal = libc::c_int::try_from(signal).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let (pidfd, none) = (pidfd.as_fd().as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+    // SAFETY: without a `siginfo_t` the call takes three numbers (pidfd_send_signal(2)).
+    if unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, none, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }

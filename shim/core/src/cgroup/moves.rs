@@ -3,7 +3,7 @@
 //!
 //! Whoever moves a process lets the kernel wait for an RCU grace period first, some 10 ms, unless
 //! somebody has just done so: the price is paid by the first of a burst (`cgroup_threadgroup_rwsem`,
-//! kernel/cgroup/cgroup.c and kernel/rcu/sync.c). A pod's process joins the pod's cgroup, and an OCI
+//! kernel/cgroup/cgroup.c and kernel/rcu/sync.c). A sandbox process moves to a cgroup of its own, and an OCI
 //! runtime moves each process that it makes. Both waits can be had while something else is done:
 //!
 //! - [`join_soon`] moves this process in a thread of its own, which ends with it;
@@ -11,7 +11,7 @@
 //!
 //! With v2 the runtimes make processes inside their cgroup, and there is nothing to warm up.
 
-use super::Cgroup;
+use super::{Cgroup, OwnedCgroup, owned};
 use crate::error::{Context, Result};
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::oneshot;
@@ -23,26 +23,32 @@ static MOVES: Mutex<()> = Mutex::new(());
 /// A thread that writes one file needs little; pages that it touches are what it costs.
 const STACK: usize = 128 * 1024;
 
-/// Moves this process, before it returns.
-///
-/// # Errors
-/// As [`Cgroup::join`].
-pub fn join(cgroup: &Cgroup) -> Result<()> {
-    let _alone = MOVES.lock().unwrap_or_else(PoisonError::into_inner);
-    cgroup.join(std::process::id())
-}
-
-/// Begins to move this process; the receiver tells the outcome.
+/// Begins to move this process, and `others`, to the cgroup of a sandbox process, which is made; the receiver tells the outcome.
 ///
 /// # Errors
 /// Where there can be no thread.
-pub fn join_soon(cgroup: Cgroup) -> Result<oneshot::Receiver<Result<()>>> {
+pub fn join_soon(own: OwnedCgroup, others: Vec<u32>) -> Result<oneshot::Receiver<Result<()>>> {
     let (told, outcome) = oneshot::channel();
     in_thread(move || {
         // Nobody may want to know any more.
-        let _unheard = told.send(join(&cgroup));
+        let _unheard = told.send(join(&own, &others));
     })?;
     Ok(outcome)
+}
+
+/// Into the cgroup of all sandbox processes in every hierarchy first, then into its own, where the two differ.
+fn join(own: &OwnedCgroup, others: &[u32]) -> Result<()> {
+    let _alone = MOVES.lock().unwrap_or_else(PoisonError::into_inner);
+    let all = owned::sandboxes()?;
+    all.create()?;
+    own.create()?;
+    for pid in others.iter().copied().chain([std::process::id()]) {
+        if let Cgroup::V1 { .. } = &all {
+            all.join_but(own, pid)?;
+        }
+        own.join(pid)?;
+    }
+    Ok(())
 }
 
 /// Has the kernel wait now for what the next mover would wait for. Returns at once; that it does not

@@ -158,7 +158,7 @@ mod tests {
 
     fn limit_memory(scratch: &Scratch) {
         let dir = memory_dir(&scratch.0).unwrap();
-        let (limit, swap) = match scratch.0 {
+        let (limit, swap) = match *scratch.0 {
             Cgroup::V1 { .. } => ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),
             Cgroup::V2 { .. } => ("memory.max", "memory.swap.max"),
         };

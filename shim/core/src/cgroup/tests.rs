@@ -2,11 +2,13 @@
 //! Against the cgroup filesystem of the machine, of whichever version. Needs root and says so where it is skipped.
 
 use super::*;
+use crate::error::Code;
+use std::time::Duration;
 use std::io::Write as _;
 use std::process::{Child, Command};
 
 /// A cgroup of our own that goes away with the test; `None` without the privilege to make one.
-pub(super) struct Scratch(pub(super) Cgroup);
+pub(super) struct Scratch(pub(super) OwnedCgroup);
 
 impl Scratch {
     pub(super) fn make(name: &str) -> Option<Scratch> {
@@ -16,7 +18,7 @@ impl Scratch {
     /// One of the machine's version, and on a hybrid system one that is v2 as well, if without controllers.
     fn of_each_version(name: &str) -> Vec<Scratch> {
         let machines = Self::make(name);
-        let unified = machines.as_ref().and_then(|scratch| match &scratch.0 {
+        let unified = machines.as_ref().and_then(|scratch| match &*scratch.0 {
             Cgroup::V1 { dirs } => Some(dirs.get(UNIFIED)?.parent()?.with_extension("v2").join("inner")),
             Cgroup::V2 { .. } => None,
         });
@@ -25,7 +27,7 @@ impl Scratch {
 
     fn of(cgroup: Cgroup) -> Option<Scratch> {
         match cgroup.create() {
-            Ok(()) => Some(Scratch(cgroup)),
+            Ok(()) => Some(Scratch(OwnedCgroup::made(cgroup))),
             Err(error) => {
                 // Past the capture: a test that runs nothing says so.
                 let _unheard = writeln!(std::io::stderr(), "skipped: a cgroup of our own needs root ({error})");
@@ -84,7 +86,7 @@ fn live(scratch: &Scratch) {
     }
     assert!(cgroup.pids(false).unwrap().contains(&child.id()));
     let machines = Cgroup::of_process(child.id()).unwrap();
-    if std::mem::discriminant(&machines) == std::mem::discriminant(cgroup) {
+    if std::mem::discriminant(&machines) == std::mem::discriminant(&**cgroup) {
         assert_eq!(machines.paths(), cgroup.paths());
     }
 
@@ -119,7 +121,7 @@ fn a_limit_is_read_as_it_was_written() {
         // On a hybrid system v2 has no controllers.
         let files = [("memory.limit_in_bytes", true), ("memory.max", false)].map(|(file, v1)| {
             let dir = scratch.0.controller_dir("memory").map(|dir| dir.join(file));
-            dir.filter(|path| path.exists() && v1 == matches!(scratch.0, Cgroup::V1 { .. }))
+            dir.filter(|path| path.exists() && v1 == matches!(*scratch.0, Cgroup::V1 { .. }))
         });
         let Some(file) = files.into_iter().flatten().next() else { continue };
         fs::write(file, "67108864").unwrap();
@@ -154,17 +156,43 @@ fn what_is_paused_can_be_killed() {
 
 #[test]
 fn the_host_is_left_alone() {
-    let root = Cgroup::at("/").unwrap();
+    let root = OwnedCgroup::made(Cgroup::at("/").unwrap());
     assert!(root.exists());
-    for result in [root.kill_once(), root.remove_once(), root.thaw().map(|()| false)] {
+    for result in [root.kill_once(), root.signal(9).map(|()| false)] {
         assert_eq!(result.unwrap_err().code(), Code::FailedPrecondition);
     }
-    assert_eq!(block_on(root.freeze(SOON)).unwrap_err().code(), Code::FailedPrecondition);
+    assert!(root.remove_once().unwrap());
+    assert!(root.exists(), "the root is not removed");
+    assert!(root.thaw().is_err());
+    assert!(block_on(root.freeze(SOON)).is_err());
+}
+
+#[test]
+fn who_is_in_a_cgroup_already_keeps_others_from_claiming_it() {
+    let Some(scratch) = Scratch::make("claim") else { return };
+    let path = format!("/magnetar-test-{}-claim/inner", std::process::id());
+    assert_eq!(OwnedCgroup::claim(&path).unwrap(), scratch.0, "an empty one is nobody's");
+    let mut child = scratch.run("sleep 100");
+    let error = OwnedCgroup::claim(&path).unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert!(error.to_string().contains(&child.id().to_string()), "{error}");
+    scratch.0.signal(libc::SIGTERM as u32).unwrap();
+    assert!(!child.wait().unwrap().success());
+    assert_eq!(scratch.0.signal(4711).map_err(|error| error.code()), Ok(()), "nobody is left to whom it could be sent");
+}
+
+#[test]
+fn a_cgroup_is_found_by_the_name_it_bears() {
+    let name = format!("{:064}", std::process::id());
+    let cgroup = Cgroup::at(&format!("/magnetar-test-{}-find/test-{name}.scope", std::process::id())).unwrap();
+    let Some(scratch) = Scratch::of(cgroup) else { return };
+    assert_eq!(OwnedCgroup::find(&name).unwrap(), vec![scratch.0.clone()]);
+    assert!(OwnedCgroup::find(&"7".repeat(64)).unwrap().is_empty());
 }
 
 #[test]
 fn what_does_not_exist_can_still_be_asked() {
-    let nowhere = Cgroup::at("/magnetar-test-nowhere/at/all").unwrap();
+    let nowhere = OwnedCgroup::claim("/magnetar-test-nowhere/at/all").unwrap();
     assert!(!nowhere.exists());
     assert!(nowhere.pids(true).unwrap().is_empty());
     assert_eq!(nowhere.join(std::process::id()).unwrap_err().code(), Code::NotFound);

@@ -23,7 +23,7 @@ pub(super) fn has_gone(error: &io::Error) -> bool {
 }
 
 pub(super) fn pids_in(dir: &Path, recursive: bool) -> io::Result<Vec<u32>> {
-    let dirs = if recursive { subtree(dir) } else { vec![dir.to_owned()] };
+    let dirs = if recursive { subtree(dir)? } else { vec![dir.to_owned()] };
     let mut pids = Vec::new();
     for dir in dirs {
         match fs::read_to_string(dir.join("cgroup.procs")) {
@@ -40,17 +40,35 @@ pub(super) fn pids_in(dir: &Path, recursive: bool) -> io::Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// The directory and all below it, each before those in it.
-pub(super) fn subtree(dir: &Path) -> Vec<PathBuf> {
+/// The directory and all below it, each before those in it. What has gone, or goes meanwhile, has nothing below.
+///
+/// # Errors
+/// Where a directory cannot be read: that is not the same as one that is empty.
+pub(super) fn subtree(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = vec![dir.to_owned()];
     let mut next = 0;
     while let Some(dir) = found.get(next) {
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        let below: Vec<_> = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect();
+        let below = match fs::read_dir(dir) {
+            Ok(entries) => directories(entries)?,
+            Err(error) if has_gone(&error) => Vec::new(),
+            Err(error) => return Err(error),
+        };
         found.extend(below);
         next += 1;
     }
-    found
+    Ok(found)
+}
+
+fn directories(entries: fs::ReadDir) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in entries {
+        match entry.and_then(|entry| Ok((entry.file_type()?, entry.path()))) {
+            Ok((kind, path)) if kind.is_dir() => found.push(path),
+            Err(error) if !has_gone(&error) => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(found)
 }
 
 /// Lets the cgroups on the way down to `dir` hand on their controllers. Where the kernel refuses one (a cgroup with processes of

@@ -33,7 +33,8 @@ fn records_survive_the_writer() {
     let read = dir.pod().unwrap();
     assert_eq!(read.mounts, written.mounts);
     assert_eq!(read.sandbox, written.sandbox);
-    assert_eq!(PodDir::all(state.path()).len(), 1);
+    assert_eq!(PodDir::all(state.path()).unwrap().len(), 1);
+    assert!(PodDir::all(&state.path().join("nowhere")).unwrap().is_empty());
 }
 
 #[test]
@@ -59,7 +60,15 @@ fn a_damaged_or_later_record_is_an_error() {
     let mut later = record();
     later.version = VERSION + 1;
     dir.write_pod(&later).unwrap();
-    assert_eq!(dir.pod().unwrap_err().code(), Code::FailedPrecondition);
+    assert!(dir.pod().unwrap_err().to_string().contains("version"));
+    // One of an earlier version is read: its pods live on when this program comes in its place.
+    let mut earlier = serde_json::to_value(record()).unwrap();
+    earlier["version"] = 1.into();
+    earlier.as_object_mut().unwrap().remove("parent");
+    std::fs::write(dir.path().join("pod.json"), earlier.to_string()).unwrap();
+    assert_eq!(dir.pod().unwrap().parent, None);
+    std::fs::remove_file(dir.path().join("pod.json")).unwrap();
+    assert_eq!(dir.pod().unwrap_err().code(), Code::NotFound);
 }
 
 #[test]

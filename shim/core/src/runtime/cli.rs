@@ -67,7 +67,7 @@ impl CommandLine {
         command.args(arguments).stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr);
         let child = command.spawn().context(|| format!("cannot run {}", self.program.display()))?;
         // Nothing was awaited since the spawn, so the reaper cannot have come first.
-        let exit = Running { pid: child.id(), exit: self.reaper.watch(child.id()) }.await;
+        let exit = Running { pid: child.id(), exit: self.reaper.watch(child.id()), reaper: &self.reaper }.await;
         // The command holds our copies of the container's streams.
         drop(command);
         match exit {
@@ -166,12 +166,13 @@ impl Runtime for CommandLine {
 }
 
 /// The runtime at work; it is killed when nobody waits for it any more.
-struct Running {
+struct Running<'a> {
     pid: u32,
     exit: oneshot::Receiver<Exit>,
+    reaper: &'a Reaper,
 }
 
-impl Future for Running {
+impl Future for Running<'_> {
     type Output = Result<Exit, oneshot::error::RecvError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> task::Poll<Self::Output> {
@@ -179,12 +180,9 @@ impl Future for Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
-        // Only while it has not been reaped is the id its own; afterwards the exit has been told.
-        if matches!(self.exit.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
-            let _ended_meanwhile = magnetar_sys::process::signal(self.pid, libc::SIGKILL as u32);
-        }
+        let _ended_meanwhile = self.reaper.signal(self.pid, libc::SIGKILL as u32);
     }
 }
 

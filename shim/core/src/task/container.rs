@@ -3,7 +3,7 @@
 
 use super::registry::Registry;
 use super::spec::Spec;
-use crate::cgroup::Cgroup;
+use crate::cgroup::OwnedCgroup;
 use crate::error::{Context, Error, Result};
 use crate::ids::{ContainerId, ExecId};
 use crate::process::{Life, Phase};
@@ -28,7 +28,7 @@ pub struct Container {
     pub init: Arc<Process>,
     /// Its further processes.
     pub execs: Registry<ExecId, Process>,
-    cgroup: OnceLock<Cgroup>,
+    cgroup: OnceLock<OwnedCgroup>,
     oom_told: AtomicU64,
 }
 
@@ -60,27 +60,17 @@ impl Container {
         Self { id, bundle, rootfs, spec, init, execs, cgroup: OnceLock::new(), oom_told: AtomicU64::new(0) }
     }
 
-    /// Remembers where the kernel has put it. The first answer counts.
-    pub fn set_cgroup(&self, cgroup: Cgroup) {
+    /// Remembers the cgroup that was claimed for it. The first one counts.
+    pub fn set_cgroup(&self, cgroup: OwnedCgroup) {
         let _the_first_counts = self.cgroup.set(cgroup);
     }
 
     /// Its cgroup.
     ///
     /// # Errors
-    /// `FailedPrecondition` before it was made.
-    pub fn cgroup(&self) -> Result<&Cgroup> {
-        self.cgroup.get().ok_or_else(|| Error::precondition(format!("container {} has no cgroup yet", self.id)))
-    }
-
-    /// The cgroup that may be left: where the kernel has put it, or, where it did not come to that, where
-    /// the specification says.
-    pub fn cgroup_to_remove(&self) -> Result<Option<Cgroup>> {
-        match (self.cgroup.get(), self.spec.cgroups_path()) {
-            (Some(cgroup), _) => Ok(Some(cgroup.clone())),
-            (None, Some(path)) => Cgroup::at(path).map(Some),
-            (None, None) => Ok(None),
-        }
+    /// `FailedPrecondition` before one was claimed for it, and where its specification names none.
+    pub fn cgroup(&self) -> Result<&OwnedCgroup> {
+        self.cgroup.get().ok_or_else(|| Error::precondition(format!("container {} has no cgroup of its own", self.id)))
     }
 
     /// Whether `kills`, the kernel's count of OOM kills in the container, is news.

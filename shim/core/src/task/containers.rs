@@ -12,7 +12,7 @@ use super::gate::{Gate, MADE};
 use super::registry::Registry;
 use super::report;
 use super::spec::{self, Spec};
-use crate::cgroup::{Cgroup, moves};
+use crate::cgroup::{OwnedCgroup, moves};
 use crate::error::{Code, Error, Result};
 use crate::events::Events;
 use crate::idle::Idle;
@@ -114,8 +114,8 @@ impl<R: Runtime> Containers<R> {
         self.0.tasks.spawn(async move {
             match moved.await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(%error, "the sandbox process is not in the pod's cgroup, and not accounted to the pod"),
-                Err(_) => warn!("nobody moved the sandbox process to the pod's cgroup"),
+                Ok(Err(error)) => warn!(%error, "the sandbox process has no cgroup of its own, and stays where it was started"),
+                Err(_) => warn!("nobody moved the sandbox process to a cgroup of its own"),
             }
             shared.settled.send_replace(true);
         });
@@ -177,11 +177,16 @@ impl<R: Runtime> Containers<R> {
     }
 
     async fn make(&self, container: &Arc<Container>, mounts: &[Mount], checkpoint: Option<&std::path::Path>) -> Result<u32> {
+        let path = container.spec.cgroups_path();
+        match path.map(OwnedCgroup::claim).transpose()? {
+            Some(cgroup) => container.set_cgroup(cgroup),
+            None => warn!(container = %container.id, "its specification names no cgroup: there are no statistics and no OOM reports"),
+        }
         let record = ContainerRecord::new(
             container.id.clone(),
             container.bundle.clone(),
             container.rootfs.clone(),
-            container.spec.cgroups_path().map(String::from),
+            path.map(String::from),
             self.0.runtime.program().to_owned(),
         );
         self.0.pod.write_container(&record)?;
@@ -197,13 +202,8 @@ impl<R: Runtime> Containers<R> {
         let made = self.0.runtime.create(creation).await?;
         let ended = self.0.reaper.watch(made.pid);
         let pid = made.pid;
-        // Looked up while init certainly exists: it waits for Start.
-        match Cgroup::of_process(pid) {
-            Ok(cgroup) => {
-                self.watch_memory(container, &cgroup);
-                container.set_cgroup(cgroup);
-            }
-            Err(error) => warn!(container = %container.id, %error, "no statistics and no OOM reports for this container"),
+        if let Ok(cgroup) = container.cgroup() {
+            self.watch_memory(container, cgroup);
         }
         self.attach(&container.init, made).await?;
         container.init.life.change(Change::Made { pid })?;
@@ -241,16 +241,14 @@ impl<R: Runtime> Containers<R> {
         let container = self.get(id)?;
         let process = container.process(exec)?;
         if all && exec.is_none() {
-            for pid in container.cgroup()?.pids(true)? {
-                // A process that is gone has had its signal.
-                let _gone = magnetar_sys::process::signal(pid, signal);
-            }
-            return Ok(());
+            return container.cgroup()?.signal(signal);
         }
         match process.life.phase().living_pid() {
             Some(pid) => {
-                magnetar_sys::process::signal(pid, signal)
-                    .map_err(|e| Error::new(Code::InvalidArgument, format!("cannot send signal {signal} to {}: {e}", subject(id, exec))))?;
+                self.0.reaper.signal(pid, signal).map_err(|e| {
+                    let code = if e.raw_os_error() == Some(libc::ESRCH) { Code::NotFound } else { Code::InvalidArgument };
+                    Error::new(code, format!("cannot send signal {signal} to {}: {e}", subject(id, exec)))
+                })?;
                 // With cgroup v1 a frozen process does not even die.
                 if signal == libc::SIGKILL as u32 && matches!(container.init.life.phase(), Phase::Paused { .. }) {
                     container.cgroup()?.thaw()?;
@@ -298,7 +296,7 @@ impl<R: Runtime> Containers<R> {
         let process = container.process(exec)?;
         let pid = process.life.phase().pid();
         if exec.is_none() && matches!(process.life.phase(), Phase::Created { .. }) {
-            let _ended_meanwhile = magnetar_sys::process::signal(pid, libc::SIGKILL as u32);
+            let _ended_meanwhile = self.0.reaper.signal(pid, libc::SIGKILL as u32);
             process.life.exit().await;
         }
         let deleted = process.life.change(Change::Delete);
@@ -323,7 +321,7 @@ impl<R: Runtime> Containers<R> {
         }
         for (_, container) in self.0.containers.all() {
             if let Some(pid) = container.init.life.phase().living_pid() {
-                let _ended_meanwhile = magnetar_sys::process::signal(pid, libc::SIGKILL as u32);
+                let _ended_meanwhile = self.0.reaper.signal(pid, libc::SIGKILL as u32);
                 if let Ok(cgroup) = container.cgroup() {
                     cgroup.kill_all(CGROUP_EMPTY).await?;
                 }
@@ -339,7 +337,9 @@ impl<R: Runtime> Containers<R> {
         if let Some(rootfs) = &container.rootfs {
             mount::unmount(rootfs)?;
         }
-        if let Some(cgroup) = container.cgroup_to_remove()? {
+        if let Ok(cgroup) = container.cgroup() {
+            // Who lives on in it after a failed start has nothing to live for.
+            cgroup.kill_all(CGROUP_EMPTY).await?;
             cgroup.remove(CGROUP_EMPTY).await?;
         }
         self.0.pod.remove_container(&container.id)?;

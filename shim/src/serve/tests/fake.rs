@@ -24,7 +24,7 @@ pub fn install(folder: &Path) {
     for kind in KINDS {
         let path = folder.join(format!("magnetar-{kind}"));
         let run = format!("exec {} --exact serve::tests::fake::sandboxer --nocapture", exe.display());
-        std::fs::write(&path, format!("#!/bin/sh\nFAKE_KIND={kind} FAKE_POD=\"$2\" {run} >/dev/null 2>&1\n")).unwrap();
+        std::fs::write(&path, format!("#!/bin/sh\nFAKE_KIND={kind} FAKE_POD=\"$2\" {run} \"$2\" >/dev/null 2>&1\n")).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 }

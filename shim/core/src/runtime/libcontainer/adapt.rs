@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 /// A `passwd` larger than this is not searched to its end.
 const MAX_PASSWD: u64 = 1 << 20;
 /// The v1 controllers in which libcontainer makes a container's cgroup.
-const CONTROLLERS: [&str; 12] =
+pub const CONTROLLERS: [&str; 12] =
     ["cpu", "cpuacct", "cpuset", "devices", "hugetlb", "memory", "pids", "perf_event", "blkio", "net_prio", "net_cls", "freezer"];
 
 /// What else there is to know of a bundle that was adapted.

@@ -47,18 +47,29 @@ struct Rule {
     allow: bool,
 }
 
-/// Confines the container of `init` to the devices of its specification. With v1 libcontainer has done it.
+/// Confines a container, which waits for Start, to the devices of its specification. With v1 libcontainer has done it.
 ///
 /// # Errors
 /// `InvalidArgument` for rules that are none, and what the kernel says: without it no container may run.
-pub fn confine(spec: &Spec, init: u32) -> Result<()> {
-    let Cgroup::V2 { dir } = Cgroup::of_process(init)? else { return Ok(()) };
+pub fn confine(spec: &Spec) -> Result<()> {
+    let dir = match cgroup_of(spec)? {
+        Some(Cgroup::V2 { dir }) => dir,
+        Some(Cgroup::V1 { .. }) => return Ok(()),
+        None if matches!(Cgroup::at("/")?, Cgroup::V1 { .. }) => return Ok(()),
+        None => return Err(Error::invalid("the specification names no cgroup, without which the container cannot be confined to its devices")),
+    };
     let given = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).and_then(|resources| resources.devices().as_ref());
     let mut rules = given.into_iter().flatten().map(Rule::new).collect::<Result<Vec<_>>>()?;
     rules.extend(ALWAYS);
     let what = || "cannot confine the container to its devices".to_string();
     let cgroup = rustix::fs::open(&dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context(what)?;
     device_filter::attach(&program(&rules), &cgroup).context(what)
+}
+
+/// The cgroup that the specification names, in which libcontainer has put the container.
+pub fn cgroup_of(spec: &Spec) -> Result<Option<Cgroup>> {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref()).and_then(|path| path.to_str());
+    path.filter(|path| !path.is_empty()).map(Cgroup::at).transpose()
 }
 
 impl Rule {

@@ -11,6 +11,7 @@
 //! ```
 
 use super::adapt;
+use super::devices;
 use super::process::{adjust_oom_score, give_to};
 use super::report::{self, chain};
 use super::wire::Making;
@@ -85,7 +86,7 @@ fn enter(spec: &Spec, init: Pid) -> Result<()> {
     if let Some(adjustment) = process.and_then(Process::oom_score_adj) {
         adjust_oom_score(adjustment.into());
     }
-    Cgroup::of_process(init.as_raw_nonzero().get() as u32)?.join(std::process::id())?;
+    join_cgroup(spec, init)?;
     let pidfd = rustix::process::pidfd_open(init, PidfdFlags::empty()).context(|| "the container has ended".into())?;
     // Raising a hard limit needs the host's privileges.
     let syscall = SyscallType::Linux.create_syscall();
@@ -99,6 +100,22 @@ fn enter(spec: &Spec, init: Pid) -> Result<()> {
         become_user(Uid::ROOT, Gid::ROOT, &[])?;
     }
     Ok(())
+}
+
+/// Joins the container's cgroup. With v2 a container may have moved its processes further down (systemd does), and then nobody can
+/// join the cgroup itself: then where its init is, if that is below.
+fn join_cgroup(spec: &Spec, init: Pid) -> Result<()> {
+    let Some(cgroup) = devices::cgroup_of(spec)? else { return Ok(()) };
+    let joined = cgroup.join(std::process::id());
+    match (&joined, &cgroup) {
+        (Err(error), Cgroup::V2 { dir }) if error.errno() == Some(libc::EBUSY) => {
+            match Cgroup::of_process(init.as_raw_nonzero().get() as u32)? {
+                Cgroup::V2 { dir: inits } if inits.starts_with(dir) => Cgroup::V2 { dir: inits }.join(std::process::id()),
+                Cgroup::V1 { .. } | Cgroup::V2 { .. } => joined,
+            }
+        }
+        _ => joined,
+    }
 }
 
 fn flags(namespaces: &[LinuxNamespace]) -> CloneFlags {

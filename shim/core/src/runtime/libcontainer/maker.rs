@@ -13,6 +13,7 @@ use super::label;
 use super::process::{adjust_oom_score, give_to};
 use super::report::{self, chain};
 use super::wire::{self, Answer, Making, Request, Task};
+use crate::cgroup::Cgroup;
 use crate::error::{Code, Context, Error, Result};
 use crate::ids::ContainerId;
 use crate::stdio::ChildStreams;
@@ -75,6 +76,7 @@ fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut prog
                 adjust_oom_score(adjustment);
             }
             let spec = load_spec(&adapted_dir)?;
+            join_rest(&spec)?;
             if let Some(process) = spec.process() {
                 report::where_to(process.cwd());
             }
@@ -90,7 +92,7 @@ fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut prog
             }
             let made = builder.as_init(&adapted_dir).with_systemd(request.systemd_cgroup).with_detach(true).build().map_err(failure)?;
             let pid = made.pid().ok_or_else(|| Error::internal("libcontainer made a container without a process"))?;
-            devices::confine(&spec, pid.as_raw() as u32)?;
+            devices::confine(&spec)?;
             let hooks_after_start =
                 spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref()).is_some_and(|hooks| !hooks.is_empty());
             Ok(Answer::Made(Making { pid: pid.as_raw() as u32, owner: adapt::owner(&spec), hooks_after_start }))
@@ -112,6 +114,16 @@ fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut prog
         Task::Update(resources) => update(&Container::load(dir).map_err(failure)?, &resources),
         Task::Delete => delete(&dir),
     }
+}
+
+/// Joins the container's cgroup in the v1 hierarchies that libcontainer leaves alone, systemd's among them. What this process forks is
+/// there then, and not among the host's own processes.
+fn join_rest(spec: &Spec) -> Result<()> {
+    let Some(Cgroup::V1 { dirs }) = devices::cgroup_of(spec)? else { return Ok(()) };
+    let rest = dirs.into_iter().filter(|(controller, _)| !adapt::CONTROLLERS.contains(&controller.as_str())).collect();
+    let rest = Cgroup::V1 { dirs: rest };
+    rest.create()?;
+    rest.join(std::process::id())
 }
 
 /// The container, started. libcontainer would note that in a file which nobody else needs; so it is

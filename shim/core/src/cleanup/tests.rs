@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Records that are damaged or lie, and what must happen to the pod and to nobody else.
+
+use super::*;
+use crate::config::HandlerConfig;
+use crate::ids::{Namespace, SandboxId};
+use std::process::{Child, Command, Stdio};
+
+/// A pod on disk, whose names are this test's own.
+struct Pod {
+    state: tempfile::TempDir,
+    dir: PodDir,
+    record: PodRecord,
+    container: ContainerRecord,
+}
+
+const DAMAGES: [&str; 8] = ["empty", "cut", "noise", "later", "directory", "fifo", "link", "another's"];
+
+fn name(of: &str, kind: char) -> String {
+    format!("{:08x}{:>56}", std::process::id(), format!("{kind}{of}")).replace([' ', '\''], "0")
+}
+
+fn pod(of: &str) -> Pod {
+    let state = tempfile::tempdir().unwrap();
+    let (namespace, sandbox) = (Namespace::parse("k8s.io").unwrap(), SandboxId::parse(name(of, 'p')).unwrap());
+    let dir = PodDir::new(state.path(), &namespace, &sandbox).unwrap();
+    dir.make().unwrap();
+    let mut config = HandlerConfig::default();
+    (config.containerd.root, config.containerd.state) = (state.path().join("root"), state.path().join("state"));
+    let record = PodRecord::new(namespace, sandbox, config);
+    dir.write_pod(&record).unwrap();
+    let id = ContainerId::parse(name(of, 'c')).unwrap();
+    let cgroup = format!("/magnetar-test-cleanup-{}/{id}", std::process::id());
+    let container = ContainerRecord::new(id, state.path().join("bundle"), None, Some(cgroup), "/usr/bin/crun".into());
+    dir.write_container(&container).unwrap();
+    Pod { state, dir, record, container }
+}
+
+fn damage(path: &Path, how: &str, anothers: &Path) {
+    let text = std::fs::read(path).unwrap();
+    std::fs::remove_file(path).unwrap();
+    match how {
+        "empty" => std::fs::write(path, "").unwrap(),
+        "cut" => std::fs::write(path, &text[..text.len() / 2]).unwrap(),
+        "noise" => std::fs::write(path, text.iter().map(|byte| byte ^ 0x55).collect::<Vec<_>>()).unwrap(),
+        "later" => {
+            let mut later: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            later["version"] = 4711.into();
+            std::fs::write(path, later.to_string()).unwrap();
+        }
+        "directory" => std::fs::create_dir(path).unwrap(),
+        "fifo" => assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
+        "link" => std::os::unix::fs::symlink(anothers, path).unwrap(),
+        "another's" => std::fs::write(path, std::fs::read(anothers).unwrap()).unwrap(),
+        other => panic!("no such damage: {other}"),
+    }
+}
+
+/// A process in the container's cgroup; none where cgroups cannot be made.
+fn process_in(container: &ContainerRecord) -> Option<Child> {
+    let cgroup = crate::cgroup::Cgroup::at(container.cgroup.as_deref().unwrap()).unwrap();
+    if let Err(error) = cgroup.create() {
+        let _unheard = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: a cgroup of our own needs root ({error})\n"));
+        return None;
+    }
+    let child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
+    cgroup.join(child.id()).unwrap();
+    Some(child)
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+/// Of two pods one has a damaged record: it goes with its process, the other stays with its own.
+fn removes_one_and_spares_the_other(how: &str, file_of: impl Fn(&Pod) -> PathBuf) {
+    let (damaged, other) = (pod(&format!("{}a", &how[..3])), pod(&format!("{}b", &how[..3])));
+    let Some(mut own) = process_in(&damaged.container) else { return };
+    let mut others = process_in(&other.container).unwrap();
+    damage(&file_of(&damaged), how, &file_of(&other));
+    // What an OCI runtime leaves is a trace of the container, too.
+    std::fs::create_dir(damaged.dir.runtime_root().join(damaged.container.container.as_str())).unwrap();
+    block_on(async {
+        let reaped = std::thread::spawn(move || own.wait().unwrap());
+        clean_pod(&damaged.dir).await.unwrap_or_else(|error| panic!("{how}: {error}"));
+        assert!(!reaped.join().unwrap().success(), "{how}");
+        assert!(!damaged.dir.path().exists(), "{how}");
+        assert!(others.try_wait().unwrap().is_none(), "{how}: another pod's process has ended");
+        assert_eq!(other.dir.pod().unwrap().sandbox, other.record.sandbox);
+        let reaped = std::thread::spawn(move || others.wait().unwrap());
+        clean_pod(&other.dir).await.unwrap();
+        reaped.join().unwrap();
+    });
+    drop((damaged.state, other.state));
+}
+
+#[test]
+fn a_pod_with_a_damaged_record_is_removed_and_no_other() {
+    for how in DAMAGES {
+        removes_one_and_spares_the_other(how, |pod| pod.dir.path().join("pod.json"));
+    }
+}
+
+#[test]
+fn a_pod_with_a_damaged_record_of_a_container_is_removed_and_no_other() {
+    for how in DAMAGES {
+        removes_one_and_spares_the_other(how, |pod| pod.dir.path().join(format!("containers/{}.json", pod.container.container)));
+    }
+}
+
+#[test]
+fn a_record_that_names_anothers_cgroup_does_not_kill_who_is_in_it() {
+    let (liar, other) = (pod("liar"), pod("victim"));
+    let Some(mut child) = process_in(&other.container) else { return };
+    // As an earlier version wrote it, which claimed nothing.
+    let path = liar.dir.path().join(format!("containers/{}.json", liar.container.container));
+    let mut text: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    (text["version"], text["claimed"], text["cgroup"]) = (1.into(), false.into(), other.container.cgroup.clone().into());
+    std::fs::write(path, text.to_string()).unwrap();
+    let mut record = liar.record.clone();
+    record.cgroup = other.container.cgroup.clone();
+    record.mounts.push("/proc".into());
+    liar.dir.write_pod(&record).unwrap();
+    block_on(async {
+        clean_pod(&liar.dir).await.unwrap();
+        assert!(!liar.dir.path().exists());
+        assert!(child.try_wait().unwrap().is_none(), "a process of another pod has ended");
+        assert!(Path::new("/proc/self").exists());
+        let reaped = std::thread::spawn(move || child.wait().unwrap());
+        clean_pod(&other.dir).await.unwrap();
+        reaped.join().unwrap();
+    });
+}
