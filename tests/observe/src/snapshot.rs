@@ -62,9 +62,11 @@ impl Snapshot {
         for mount in mounts.iter().filter(is_cgroup) {
             // containerd's parent of all containers without one is made by whoever comes first, in some hierarchies or in
             // all of them, and stays. What is in it counts.
-            let shared = mount.mount_point.join("k8s.io");
+            // So do our parents of all sandbox processes.
+            let sandboxes = mount.mount_point.join("magnetar-sandboxes");
+            let shared = [mount.mount_point.join("k8s.io"), sandboxes.join("k8s.io"), sandboxes.join("default"), sandboxes];
             // Files of a cgroup come and go with it.
-            for cgroup in below(&mount.mount_point).filter(|cgroup| *cgroup != shared && cgroup.is_dir()) {
+            for cgroup in below(&mount.mount_point).filter(|cgroup| !shared.contains(cgroup) && cgroup.is_dir()) {
                 snapshot.add("cgroup", cgroup.display());
             }
         }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Containers through the OCI command line: runc, crun and whatever takes the same words.
 //!
-//! The command line is the one that runc documents and crun follows. The runtime logs JSON to a
-//! file, and the last error in it is what the caller gets to read. Its processes are reaped by the
-//! [`Reaper`] like any other child.
+//! The command line is the one that runc documents and crun follows. The runtime logs JSON, and the last error in it is what the
+//! caller gets to read. Its log is a memory file of this process, not a file on the host: an exec has it open for a moment where the
+//! container's other processes may see it. Its processes are reaped by the [`Reaper`] like any other child.
 
 use super::{Checkpoint, Creation, Execution, Made, Runtime, Streams};
 use crate::config::RuntimeConfig;
@@ -13,9 +13,10 @@ use crate::reaper::{Exit, Reaper};
 use crate::record::PodDir;
 use crate::stdio::ChildStreams;
 use crate::terminal::ConsoleSocket;
+use rustix::fs::MemfdFlags;
 use std::ffi::OsString;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Command;
@@ -24,7 +25,7 @@ use std::task;
 use tokio::sync::oneshot;
 
 /// How much of the runtime's log is read for its last error, in bytes. Each call has a log of its own.
-const LOG: u64 = 64 * 1024;
+const LOG: usize = 64 * 1024;
 
 /// An OCI runtime as a program.
 #[derive(Debug)]
@@ -58,9 +59,12 @@ impl CommandLine {
     }
 
     async fn run(&self, what: &str, arguments: &[OsString], streams: ChildStreams) -> Result<()> {
-        let log = Scratch(self.scratch("log"));
+        let log = rustix::fs::memfd_create("log", MemfdFlags::CLOEXEC).context(|| "cannot make a log for the OCI runtime".into())?;
+        let log = std::fs::File::from(log);
+        // The runtime opens it by itself: it is not inherited.
+        let path = format!("/proc/{}/fd/{}", std::process::id(), log.as_raw_fd());
         let mut command = Command::new(&self.program);
-        command.arg("--root").arg(&self.root).arg("--log").arg(&log.0).args(["--log-format", "json"]);
+        command.arg("--root").arg(&self.root).args(["--log", &path, "--log-format", "json"]);
         if self.systemd_cgroup {
             command.arg("--systemd-cgroup");
         }
@@ -72,7 +76,7 @@ impl CommandLine {
         drop(command);
         match exit {
             Ok(exit) if exit.code == 0 => Ok(()),
-            Ok(exit) => Err(failure(&self.program, what, exit.code, &log.0)),
+            Ok(exit) => Err(failure(&self.program, what, exit.code, &log)),
             Err(_) => Err(Error::internal(format!("{} {what}: nobody saw it end", self.program.display()))),
         }
     }
@@ -237,11 +241,11 @@ fn search_path() -> Vec<String> {
 }
 
 /// The runtime's own words on why it failed, as an error with a fitting code.
-fn failure(program: &Path, what: &str, code: u32, log: &Path) -> Error {
-    let mut text = Vec::new();
+fn failure(program: &Path, what: &str, code: u32, log: &std::fs::File) -> Error {
+    let mut text = vec![0; LOG];
     // A log that cannot be read says as little as an empty one.
-    let _unread = std::fs::File::open(log).and_then(|file| file.take(LOG).read_to_end(&mut text));
-    let said = last_error(&text);
+    let length = log.read_at(&mut text, 0).unwrap_or_default();
+    let said = last_error(&text[..length]);
     let message = match &said {
         Some(said) => format!("{} {what} failed: {said}", program.display()),
         None => format!("{} {what} failed with exit code {code} and logged nothing", program.display()),

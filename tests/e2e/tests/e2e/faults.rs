@@ -24,14 +24,14 @@ const STATE: &str = "/run/magnetar/k8s.io";
 const SERVE: &str = "only our handlers have a resident process to kill";
 
 /// A pod that must not notice anything.
-struct Bystander {
+pub struct Bystander {
     pod: Pod,
     container: Container,
     pid: i32,
 }
 
 impl Bystander {
-    async fn new(case: &Case) -> Result<Self> {
+    pub async fn new(case: &Case) -> Result<Self> {
         let pod = case.pod("bystander").await?;
         let container = pod.run(&case.script("i=0; while :; do echo $i; i=$((i + 1)); sleep 0.02; done")).await?;
         container.logged(case.soon(), |log| !log.entries.is_empty()).await?;
@@ -39,8 +39,18 @@ impl Bystander {
         Ok(Self { pod, container, pid })
     }
 
+    /// Its pod.
+    pub fn pod(&self) -> &Pod {
+        &self.pod
+    }
+
+    /// Its container.
+    pub fn container(&self) -> &Container {
+        &self.container
+    }
+
     /// Its log has grown without a gap, it is the same process, and it answers.
-    async fn noticed_nothing(self, case: &Case) -> Result<()> {
+    pub async fn noticed_nothing(self, case: &Case) -> Result<()> {
         let before = self.container.log()?.entries.len();
         let log = self.container.logged(case.soon(), |log| log.entries.len() > before + 5).await?;
         for (n, line) in log.stdout().lines().enumerate() {
@@ -54,13 +64,13 @@ impl Bystander {
     }
 }
 
-fn kill_sandbox(case: &Case, pod: &Pod) -> Result<()> {
+pub fn kill_sandbox(case: &Case, pod: &Pod) -> Result<()> {
     Ok(kill(Pid::from_raw(case.sandbox_pid(pod)?), Signal::SIGKILL)?)
 }
 
 /// After the sandbox process is dead containerd must see the container as ended and the pod as
 /// not ready, and be able to remove both.
-async fn is_seen_as_dead(case: &Case, pod: &Pod, container: Option<&Container>) -> Result<()> {
+pub async fn is_seen_as_dead(case: &Case, pod: &Pod, container: Option<&Container>) -> Result<()> {
     if let Some(container) = container {
         container.exited(case.soon()).await.context("the container")?;
     }

@@ -15,6 +15,7 @@ mod mounts;
 mod namespaces;
 mod network;
 mod options;
+mod ownership;
 mod parallel;
 mod resources;
 mod security;

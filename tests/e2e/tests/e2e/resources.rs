@@ -160,15 +160,22 @@ fn containers_are_below_the_cgroup_that_the_kubelet_made_for_the_pod() {
 }
 
 #[test]
-fn what_a_sandbox_costs_is_counted_in_its_pods_cgroup() {
+fn a_sandbox_process_has_a_cgroup_of_its_own_and_a_machine_is_in_its_pods() {
     on_magnetar("only our pods have a sandbox process whose place is known", async |case| {
         let parent = "/magnetar-e2e-cost";
         let pod = case.node().run_pod(&case.pod_spec("cost").cgroup_parent(parent)).await?;
         let pid = case.sandbox_pid(&pod)?;
-        eventually("the sandbox process is below the pod's cgroup", case.soon(), async || {
-            Ok(kernel::cgroup_of(pid, "memory")?.to_string_lossy().contains(parent).then_some(()))
+        eventually("the sandbox process is where those of all pods are", case.soon(), async || {
+            let own = kernel::cgroup_of(pid, "freezer")?;
+            Ok((own.ends_with(format!("magnetar-sandboxes/k8s.io/{}", pod.id()))).then_some(()))
         })
         .await?;
+        ensure!(kernel::cgroup_of(pid, "memory")?.to_string_lossy().contains("magnetar-sandboxes"), "its memory is counted elsewhere");
+        if case.is_vm() {
+            let machine = pod.run(&case.sleeper()).await?.pid().await?;
+            let place = kernel::cgroup_of(machine, "memory")?;
+            ensure!(place.to_string_lossy().contains(parent), "the machine's memory is counted in {}", place.display());
+        }
         pod.remove().await?;
         remove_cgroups(case, parent).await
     });

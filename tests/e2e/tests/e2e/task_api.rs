@@ -19,7 +19,7 @@ use containerd_shim_protos::{
     shim_async::{Client, TaskClient},
 };
 use magnetar_cri::{Pod, v1::PodSandboxState};
-use magnetar_e2e::{Case, Scratch, eventually, kernel::remove_cgroups, on_magnetar};
+use magnetar_e2e::{Case, Scratch, eventually, kernel::remove_cgroups, on_magnetar, on_magnetar_with_shared_kernel};
 use nix::{sys::stat::Mode, unistd::mkfifo};
 use serde_json::json;
 use tokio::{
@@ -412,6 +412,46 @@ fn connections_that_say_nothing_hurt_nobody() {
         let pid = case.sandbox_pid(&bench.pod)?;
         eventually("their descriptors are closed", case.soon(), async || Ok((magnetar_observe::open_files(pid)? < 50).then_some(())))
             .await?;
+        bench.close(case).await
+    });
+}
+
+/// Its init is killed at every step between its making and its end: what is killed with it is the container alone.
+#[test]
+fn an_init_that_is_killed_at_any_step_is_the_end_of_its_container_alone() {
+    on_magnetar_with_shared_kernel(OURS, "the process that stands for a container in a virtual machine is the machine", async |case| {
+        let bench = Bench::new(case).await?;
+        let other = bench.create("other", "bundle").await?;
+        bench.start("other").await?;
+        for round in 0..12 {
+            let id = format!("killed-{round}");
+            bench.write_bundle(&id, "sleep 1000")?;
+            let pid = bench.create(&id, &id).await?;
+            // Zero would be this test's own process group.
+            ensure!(pid > 1, "the init is process {pid}");
+            let kill_it = || nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL);
+            match round % 3 {
+                0 => {
+                    kill_it()?;
+                    ensure!(bench.start(&id).await.is_err(), "a dead init was started");
+                }
+                1 => {
+                    let (started, killed) = tokio::join!(bench.start(&id), async { kill_it() });
+                    killed?;
+                    // It may have been faster.
+                    let _either = started;
+                }
+                _ => {
+                    bench.start(&id).await?;
+                    kill_it()?;
+                }
+            }
+            bench.wait(&id).await?;
+            bench.delete(&id).await?;
+            assert_eq!(bench.state("other").await?, Status::RUNNING);
+            assert!(std::path::Path::new(&format!("/proc/{other}")).exists());
+        }
+        bench.end("other").await?;
         bench.close(case).await
     });
 }

@@ -60,6 +60,8 @@ fn begin() -> Result<(Request, Option<ChildStreams>)> {
     rustix::stdio::dup2_stdin(&null).context(what)?;
     rustix::stdio::dup2_stdout(&null).context(what)?;
     report::start(socket);
+    // What is forked from here on may be seen by the container's processes, who have no business with our log. Errors are told.
+    rustix::stdio::dup2_stderr(&null).context(what)?;
     label::look();
     let request = serde_json::from_slice(&text).map_err(|e| Error::internal(format!("{}: {e}", what())))?;
     Ok((request, streams))
