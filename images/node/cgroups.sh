@@ -4,9 +4,17 @@
 # node is in them, so they are also how `stop` finds what there is to kill, even of a start that died half-way.
 
 cgroup_parent=magnetar-node
+# Where the processes of a node with form root_cgroup are in the memory hierarchy, below the root that they see.
+memory_leaf=somewhere
 
 # hierarchies - the mount points of all cgroup hierarchies of the machine.
 hierarchies() { awk '$3 == "cgroup" || $3 == "cgroup2" { print $2 }' /proc/self/mounts; }
+
+# memory_hierarchy - the mount point of the v1 hierarchy that has the memory controller; empty where there is none.
+memory_hierarchy() { awk '$3 == "cgroup" && ("," $4 ",") ~ /,memory,/ { print $2; exit }' /proc/self/mounts; }
+
+# hybrid - whether the machine has v1 controllers, memory among them, and v2 mounted beside them.
+hybrid() { [[ $(memory_hierarchy) ]] && awk '$3 == "cgroup2" { found = 1 } END { exit !found }' /proc/self/mounts; }
 
 # cgroups NAME - the node's cgroups that exist.
 cgroups() {
@@ -42,17 +50,26 @@ delegate() {
 
 # join_cgroups NAME - moves this shell, and so what it executes, into the node's cgroups: into the leaf, once there is one.
 join_cgroups() {
-    local directory
+    local directory leaf
     for directory in $(cgroups "$1"); do
-        [[ ! -d $directory/init ]] || directory+=/init
+        for leaf in init "$memory_leaf"; do
+            [[ ! -d $directory/$leaf ]] || { directory+=/$leaf && break; }
+        done
         echo "$BASHPID" >"$directory/cgroup.procs"
     done
 }
 
-# leave_root NAME - on a machine with v2 alone, moves this shell into a leaf of the node's cgroup, and hands the
-# controllers to the leaf's siblings to be.
+# leave_root NAME FORM - moves this shell below the root of its cgroup namespace, where it must not stay in that root.
+# With form root_cgroup that is the memory hierarchy alone. Otherwise it is v2, on a machine without v1: there the leaf's
+# siblings to be get the controllers.
 leave_root() {
     local directory=/sys/fs/cgroup/$cgroup_parent/$1
+    if [[ $2 == root_cgroup ]]; then
+        directory=$(memory_hierarchy)/$cgroup_parent/$1/$memory_leaf
+        mkdir "$directory"
+        echo "$BASHPID" >"$directory/cgroup.procs"
+        return
+    fi
     [[ -e $directory/cgroup.controllers ]] || return 0
     mkdir "$directory/init"
     echo "$BASHPID" >"$directory/init/cgroup.procs"

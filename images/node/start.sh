@@ -68,10 +68,22 @@ lay_out_namespaces() {
     } >"$run/uses"
 }
 
-# launch NAME RUN - in a process of its own: into the cgroups first, then into namespaces that have them as roots. A
+# lay_out_root_cgroup NAME RUN CONFIG… - the same, for a node that looks like the host of a container which runs in no
+# cgroup of its own: its processes see themselves in the root of every hierarchy but memory's, v2 is mounted beside v1, and
+# PID 1 does not reap.
+lay_out_root_cgroup() {
+    hybrid || fail "--root-cgroup needs a machine with cgroup v1, memory included, and v2 mounted beside it"
+    lay_out_namespaces "$@"
+    echo form=root_cgroup >>"$2/uses"
+}
+
+# has_root_cgroup NAME - whether the node was started in that form.
+has_root_cgroup() { grep -qsx form=root_cgroup "$cache/run/$1/uses"; }
+
+# launch NAME RUN FORM - in a process of its own: into the cgroups first, then into namespaces that have them as roots. A
 # descriptor inherited from the caller must not live on in the node: it could be the pipe whose end somebody awaits.
 launch() {
-    local name=$1 run=$2 fd
+    local name=$1 run=$2 form=$3 fd
     for fd in /proc/self/fd/*; do
         fd=${fd##*/}
         ((fd <= 2)) || exec {fd}>&-
@@ -82,12 +94,12 @@ launch() {
     # shellcheck disable=SC2016 # expanded by the inner shell
     exec setsid unshare --cgroup -- bash -euc '
         source "$1/cgroups.sh"
-        leave_root "$3"
+        leave_root "$3" "$5"
         exec unshare --mount --pid --net --uts --ipc --fork -- env -i "PATH=$4" HOME=/root LANG=C.UTF-8 bash "$1/enter" "$2"
-    ' launch "$here" "$run" "$name" "$(<"$run/path")" 3>"$run/ready" >"$run/log" 2>&1 </dev/null
+    ' launch "$here" "$run" "$name" "$(<"$run/path")" "$form" 3>"$run/ready" >"$run/log" 2>&1 </dev/null
 }
 
-# start_node NAME FORM CONTAINERD CONFIG… - FORM is `namespaces` or `vm`.
+# start_node NAME FORM CONTAINERD CONFIG… - FORM is `namespaces`, `root_cgroup` or `vm`.
 start_node() {
     local name=$1 form=$2 containerd=$3 run=$cache/run/$1 answer=''
     shift 3
@@ -98,7 +110,7 @@ start_node() {
     "lay_out_$form" "$name" "$run" "$@"
     make_cgroups "$name"
     mkfifo "$run/ready"
-    launch "$name" "$run" &
+    launch "$name" "$run" "$form" &
     disown
     # Ends with init's word, or empty when nobody is left who could give it.
     IFS= read -r -t "$start_within" answer <"$run/ready" || true

@@ -85,6 +85,13 @@ impl Runtime for PodRuntime {
         }
     }
 
+    fn execs_into_warm_cgroups(&self) -> bool {
+        match self {
+            Self::CommandLine(runtime) => runtime.execs_into_warm_cgroups(),
+            Self::Libcontainer(runtime) => runtime.execs_into_warm_cgroups(),
+        }
+    }
+
     fn program(&self) -> &Path {
         match self {
             Self::CommandLine(runtime) => runtime.program(),

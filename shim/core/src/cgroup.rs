@@ -158,6 +158,16 @@ impl Cgroup {
         join_all(&beside, pid)
     }
 
+    /// The cgroup in the v1 hierarchies of none of these controllers.
+    pub fn without(self, controllers: &[&str]) -> Cgroup {
+        match self {
+            Cgroup::V1 { dirs } => {
+                Cgroup::V1 { dirs: dirs.into_iter().filter(|(controller, _)| !controllers.contains(&controller.as_str())).collect() }
+            }
+            v2 @ Cgroup::V2 { .. } => v2,
+        }
+    }
+
     /// The files through which a process that has just been forked enters it, with v1 in all hierarchies, by writing `0` to each.
     ///
     /// # Errors

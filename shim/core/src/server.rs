@@ -147,7 +147,7 @@ impl Inherited {
         let connections = TaskTracker::new();
         let mut server = ttrpc::asynchronous::Server::new()
             .add_listener(connections::counted(listener, &connections))
-            .register_service(create_sandbox(Arc::new(SandboxService::new(id.clone(), pod.clone()))));
+            .register_service(create_sandbox(Arc::new(SandboxService::new(id.clone(), dir.clone(), pod.clone()))));
         if let Some(tasks) = tasks {
             server = server.register_service(create_task(Arc::new(tasks)));
         }

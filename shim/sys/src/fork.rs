@@ -25,6 +25,29 @@ pub fn spawn(child: impl FnOnce() -> i32) -> io::Result<u32> {
     }
 }
 
+/// Forks; `child` runs in the copy, whose exit code it returns. The copy is a sibling of the caller: whoever is the caller's parent
+/// waits for it. It is in the PID namespace that the caller makes its children in. Returns its process id as the caller sees it.
+///
+/// The contract is that of [`spawn`].
+///
+/// # Errors
+/// What the kernel says.
+pub fn sibling(child: impl FnOnce() -> i32) -> io::Result<u32> {
+    let mut args: [u64; 8] = [0; 8];
+    args[0] = libc::CLONE_PARENT as u64;
+    // SAFETY: `args` is a `clone_args` of the first published size (64 bytes, linux/sched.h) with no pointers in it; without
+    // CLONE_VM this is a fork, and the process has one thread (contract).
+    match unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) } {
+        ..0 => Err(io::Error::last_os_error()),
+        0 => {
+            let code = child();
+            // SAFETY: `_exit` ends the process without running what the parent has registered.
+            unsafe { libc::_exit(code) }
+        }
+        pid => Ok(pid as u32),
+    }
+}
+
 /// Gives every signal its default action. Rust ignores SIGPIPE from the start, ignored signals stay
 /// ignored over `execve`, and a program that ignores SIGPIPE does not end with its reader.
 pub fn default_signals() {

@@ -70,8 +70,34 @@ pub fn map_ids(mount: impl AsFd, user_namespace: impl AsFd) -> io::Result<()> {
     let mut attributes = unsafe { std::mem::zeroed::<libc::mount_attr>() };
     attributes.attr_set = libc::MOUNT_ATTR_IDMAP;
     attributes.userns_fd = user_namespace.as_fd().as_raw_fd() as u64;
-    let (mount, flags) = (mount.as_fd().as_raw_fd(), libc::AT_EMPTY_PATH);
+    set(mount, &attributes, 0)
+}
+
+/// What is changed of a mount: `MOUNT_ATTR_…` to set and to clear, and `MS_PRIVATE` and the like (mount_setattr(2), Linux 5.12).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Those that are set.
+    pub set: u64,
+    /// Those that are cleared before. One that sets the access times clears all that were set.
+    pub clear: u64,
+    /// Where its mounts and unmounts are seen; 0 leaves that as it is.
+    pub propagation: u64,
+}
+
+/// Changes a mount, and with `recursive` all below it.
+///
+/// # Errors
+/// What the kernel says.
+pub fn set_attributes(mount: impl AsFd, attributes: Attributes, recursive: bool) -> io::Result<()> {
+    // SAFETY: a `mount_attr` is four numbers, for which zeros are valid.
+    let mut all = unsafe { std::mem::zeroed::<libc::mount_attr>() };
+    (all.attr_set, all.attr_clr, all.propagation) = (attributes.set, attributes.clear, attributes.propagation);
+    set(mount, &all, if recursive { libc::AT_RECURSIVE } else { 0 })
+}
+
+fn set(mount: impl AsFd, attributes: &libc::mount_attr, recursive: libc::c_int) -> io::Result<()> {
+    let (mount, flags) = (mount.as_fd().as_raw_fd(), libc::AT_EMPTY_PATH | recursive);
     // SAFETY: the path is empty and ends with a zero, and the structure lives through the call, with its own size.
-    let outcome = unsafe { libc::syscall(libc::SYS_mount_setattr, mount, c"".as_ptr(), flags, &attributes, size_of_val(&attributes)) };
+    let outcome = unsafe { libc::syscall(libc::SYS_mount_setattr, mount, c"".as_ptr(), flags, attributes, size_of_val(attributes)) };
     if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

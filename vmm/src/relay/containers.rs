@@ -257,7 +257,10 @@ impl Relay {
     pub async fn update(&self, id: &ContainerId, resources: &[u8]) -> Result<()> {
         let (running, container) = (self.running()?, self.get(id)?);
         if container.init.life.phase().living_pid().is_none() {
-            return Err(Error::precondition(format!("cannot update container {id}: it is {}", container.init.life.phase().name())));
+            let message = format!("cannot update container {id}: it is {}", container.init.life.phase().name());
+            // containerd takes «not found», and nothing else, for an end that it has not heard of yet.
+            let ended = container.init.life.phase().exit().is_some();
+            return Err(if ended { Error::not_found(message) } else { Error::precondition(message) });
         }
         let mut limits: Value =
             serde_json::from_slice(resources).map_err(|e| Error::invalid(format!("the new limits of container {id} do not parse: {e}")))?;

@@ -30,7 +30,7 @@ fn pod(of: &str) -> Pod {
     let record = PodRecord::new(namespace, sandbox, config);
     dir.write_pod(&record).unwrap();
     let id = ContainerId::parse(name(of, 'c')).unwrap();
-    let cgroup = format!("/magnetar-test-cleanup-{}/{id}", std::process::id());
+    let cgroup = format!("/{id}");
     let container = ContainerRecord::new(id, state.path().join("bundle"), None, Some(cgroup), "/usr/bin/crun".into());
     dir.write_container(&container).unwrap();
     Pod { state, dir, record, container }

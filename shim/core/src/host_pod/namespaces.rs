@@ -54,6 +54,12 @@ impl Plan {
         // As containerd's own sandboxes: the host's name goes with the host's network.
         unshare.set(CloneFlags::CLONE_NEWUTS, network.is_some());
         let own_uts = unshare.contains(CloneFlags::CLONE_NEWUTS);
+        if !own_uts && !config.hostname.is_empty() {
+            return Err(Error::invalid(format!(
+                "the pod cannot have the hostname {:?}: with the host's network it has the host's name",
+                config.hostname
+            )));
+        }
         let hostname = Some(config.hostname.clone()).filter(|name| own_uts && !name.is_empty());
         config.refuse_host_sysctls(network.is_some())?;
         let sysctls = config.sysctl_files(network.is_some());

@@ -164,6 +164,12 @@ impl Runtime for CommandLine {
         self.simple("delete", container, &["--force".into()]).await
     }
 
+    /// runc moves the first process of an exec while that still starts its threads: where the pod has all the processes that it may
+    /// have, those that come after the move are refused, and the exec fails (`procReady not received`, seen with 1.3.6).
+    fn execs_into_warm_cgroups(&self) -> bool {
+        self.program.file_name().is_none_or(|name| name != "runc")
+    }
+
     fn program(&self) -> &Path {
         &self.program
     }

@@ -18,7 +18,7 @@
 //! (`oom_score_adj` among it, which without CAP_SYS_RESOURCE cannot be changed back) is gone with it;
 //! and one that crashes is the failure of one call, after which there is nothing to repair.
 //!
-//! Start does without a maker: init waits at a socket. It holds the maker's answers open until it runs
+//! Start does without a maker: init waits at a FIFO. It holds the maker's answers open until it runs
 //! the user's program, so that Start ends when the program runs and knows why it does not.
 //!
 //! Deliberately absent: checkpoints, which with libcontainer end in CRIU alone and without a restore.
@@ -34,13 +34,21 @@ mod exec;
 #[cfg(feature = "libcontainer")]
 mod executor;
 #[cfg(feature = "libcontainer")]
+mod init;
+#[cfg(feature = "libcontainer")]
 mod label;
 #[cfg(feature = "libcontainer")]
 mod maker;
 #[cfg(feature = "libcontainer")]
+mod mounts;
+#[cfg(feature = "libcontainer")]
+mod nodes;
+#[cfg(feature = "libcontainer")]
 mod process;
 #[cfg(feature = "libcontainer")]
 mod report;
+#[cfg(feature = "libcontainer")]
+mod root;
 #[cfg_attr(not(feature = "libcontainer"), allow(dead_code, reason = "the half of it that is the maker's"))]
 mod wire;
 
@@ -100,7 +108,10 @@ pub fn features() -> Vec<u8> {
     features.to_string().into_bytes()
 }
 
-/// `notify_socket::NOTIFY_FILE` of libcontainer.
+/// The FIFO in a container's state at which its init waits for Start.
+const START: &str = "start";
+
+/// `notify_socket::NOTIFY_FILE` of libcontainer, for the few containers that its builder makes.
 const NOTIFY: &str = "notify.sock";
 
 /// Where the images of containers can be asked for.
@@ -313,10 +324,17 @@ fn no_checkpoints() -> Error {
     Error::new(Code::Unimplemented, "no checkpoints with runtime.name = \"libcontainer\": use runc, with criu installed")
 }
 
-/// Tells the init that waits at its socket to go on. The socket's path is too long for its address, so
-/// it is reached through its directory.
+/// Tells the init that waits to go on: at a FIFO, or at a socket where libcontainer's builder has made it. The socket's path is too
+/// long for its address, so it is reached through its directory.
 fn notify(state: &Path) -> Result<()> {
     let what = || "cannot reach the init, which has ended".to_string();
+    // Without waiting: nobody reads from it once the init has ended.
+    match rustix::fs::open(state.join(START), OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(fifo) => return rustix::io::write(&fifo, b"!").map(drop).context(what),
+        Err(rustix::io::Errno::NXIO) => return Err(Error::precondition(what())),
+        Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error).context(what),
+    }
     let dir = rustix::fs::open(state, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .context(|| format!("cannot open {}", state.display()))?;
     let mut init = UnixStream::connect(format!("/proc/self/fd/{}/{NOTIFY}", dir.as_raw_fd())).context(what)?;

@@ -90,6 +90,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// Kills what is left and forgets the container. One that is unknown is fine.
     fn delete(&self, container: &ContainerId) -> impl Future<Output = Result<()>> + Send;
 
+    /// Whether it gains from a kernel that moves processes between cgroups at once when it makes an exec: not one that counts on the
+    /// time this takes otherwise.
+    fn execs_into_warm_cgroups(&self) -> bool {
+        true
+    }
+
     /// The program that can delete the container if this process dies.
     fn program(&self) -> &Path;
 }

@@ -8,6 +8,7 @@
 //! One task owns the sandbox: commands reach it by a channel and run one after another; the phase is
 //! a watch channel, so that Status, Wait and Ping never wait behind a boot.
 
+mod info;
 mod service;
 
 pub use service::{NOT_READY, SandboxService};

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The Sandbox API (`containerd.runtime.sandbox.v1`) over ttrpc: wire types stop here.
 
-use super::{Pod, PodPhase, PodRequest};
+use super::{Pod, PodPhase, PodRequest, info};
 use crate::error::{Error, Result};
 use crate::ids::SandboxId;
 use crate::pod_config::PodConfig;
+use crate::record::PodDir;
 use async_trait::async_trait;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -31,13 +32,14 @@ const NO_SPEC: &[u8] = br#"{"ociVersion":"1.2.0"}"#;
 #[derive(Debug)]
 pub struct SandboxService {
     id: SandboxId,
+    dir: PodDir,
     pod: Pod,
 }
 
 impl SandboxService {
-    /// Serves `pod` under its name.
-    pub fn new(id: SandboxId, pod: Pod) -> Self {
-        Self { id, pod }
+    /// Serves `pod` under its name; `dir` is the pod's own.
+    pub fn new(id: SandboxId, dir: PodDir, pod: Pod) -> Self {
+        Self { id, dir, pod }
     }
 
     /// A request for another pod has lost its way.
@@ -59,7 +61,9 @@ impl Sandbox for SandboxService {
             _ => PodConfig::default(),
         };
         let netns = (!req.netns_path.is_empty()).then(|| PathBuf::from(&req.netns_path));
-        self.pod.create(PodRequest { config, netns }).await?;
+        let request = PodRequest { config, netns };
+        info::keep(&self.dir, &self.id, &request)?;
+        self.pod.create(request).await?;
         Ok(api::CreateSandboxResponse::new())
     }
 
@@ -155,10 +159,7 @@ impl Sandbox for SandboxService {
 impl SandboxService {
     /// What `crictl inspectp` shows under `info`: a map of JSON texts.
     fn info(&self, pid: u32) -> HashMap<String, String> {
-        let mut info = serde_json::json!({ "pid": pid, "sandboxProcess": std::process::id(), "version": env!("CARGO_PKG_VERSION") });
-        if let Some(reason) = self.pod.reason() {
-            info["reason"] = reason.as_ref().into();
-        }
+        let info = info::of(&self.dir, pid, self.pod.reason().as_deref());
         HashMap::from([("info".to_string(), info.to_string())])
     }
 }

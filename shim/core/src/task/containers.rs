@@ -126,9 +126,9 @@ impl<R: Runtime> Containers<R> {
         &self.0.tasks
     }
 
-    /// Waits for the move, and has the kernel prepare for the runtime's.
-    async fn ready_to_make(&self) {
-        if *self.0.settled.borrow() {
+    /// Waits for the move, and has the kernel prepare for the runtime's, if that is of use to it.
+    async fn ready_to_make(&self, warm: bool) {
+        if warm && *self.0.settled.borrow() {
             moves::warm_up();
         }
         self.settled().await;
@@ -191,7 +191,7 @@ impl<R: Runtime> Containers<R> {
         );
         self.0.pod.write_container(&record)?;
         self.0.files.get().map_or(Ok(()), SandboxFiles::publish)?;
-        self.ready_to_make().await;
+        self.ready_to_make(true).await;
         if let Some(rootfs) = &container.rootfs {
             for mount in mounts {
                 mount.mount_at(rootfs)?;
@@ -274,6 +274,10 @@ impl<R: Runtime> Containers<R> {
     /// Changes a container's limits.
     pub async fn update(&self, id: &ContainerId, resources: &[u8]) -> Result<()> {
         let container = self.get(id)?;
+        if container.init.life.phase().exit().is_some() {
+            // containerd takes this, and nothing else, for an end that it has not heard of yet.
+            return Err(Error::not_found(format!("cannot update container {id}: it has ended")));
+        }
         if container.init.life.phase().living_pid().is_none() {
             return Err(Error::precondition(format!("cannot update container {id}: it is {}", container.init.life.phase().name())));
         }

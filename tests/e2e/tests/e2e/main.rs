@@ -9,6 +9,7 @@ mod events;
 mod exec;
 mod faults;
 mod files;
+mod images;
 mod lifecycle;
 mod machines;
 mod mounts;

@@ -93,7 +93,9 @@ fn held_in(namespace: &str) -> Vec<String> {
             let written = fs::read_to_string(process.join("fdinfo").join(file.file_name()));
             let written = written.is_ok_and(|info| info.lines().any(|line| line.starts_with("flags:") && !line.ends_with('0')));
             let nodes = ["/run/magnetar", "/run/containerd/io.containerd.runtime", "/var", "/sys", "/etc"];
-            if written && nodes.iter().any(|folder| target.starts_with(folder)) {
+            // By which it enters the container's cgroup: with it, nobody could do more than to enter that too.
+            let entrance = target.starts_with("/sys/fs/cgroup") && target.ends_with("cgroup.procs");
+            if written && !entrance && nodes.iter().any(|folder| target.starts_with(folder)) {
                 held.push(target.display().to_string());
             }
         }

@@ -433,7 +433,8 @@ fn an_init_that_is_killed_at_any_step_is_the_end_of_its_container_alone() {
             match round % 3 {
                 0 => {
                     kill_it()?;
-                    ensure!(bench.start(&id).await.is_err(), "a dead init was started");
+                    // Refused, or over at once: dying takes the kernel a moment.
+                    let _either = bench.start(&id).await;
                 }
                 1 => {
                     let (started, killed) = tokio::join!(bench.start(&id), async { kill_it() });
@@ -446,7 +447,7 @@ fn an_init_that_is_killed_at_any_step_is_the_end_of_its_container_alone() {
                     kill_it()?;
                 }
             }
-            bench.wait(&id).await?;
+            assert_eq!(bench.wait(&id).await?, 137, "round {round}");
             bench.delete(&id).await?;
             assert_eq!(bench.state("other").await?, Status::RUNNING);
             assert!(std::path::Path::new(&format!("/proc/{other}")).exists());

@@ -15,7 +15,7 @@
 //! - Namespaces that are given by path beside a user namespace are opened there when that has been entered,
 //!   from which the path is closed: we open them before, and say which descriptors they are.
 
-use super::binds;
+use super::{binds, init};
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use libcontainer::oci_spec::runtime::{LinuxIdMapping, Spec};
@@ -31,9 +31,15 @@ const MAX_PASSWD: u64 = 1 << 20;
 pub const CONTROLLERS: [&str; 12] =
     ["cpu", "cpuacct", "cpuset", "devices", "hugetlb", "memory", "pids", "perf_event", "blkio", "net_prio", "net_cls", "freezer"];
 
-/// What else there is to know of a bundle that was adapted.
+/// A bundle that was adapted.
 #[derive(Debug)]
 pub struct Adapted {
+    /// The specification.
+    pub spec: Spec,
+    /// The same, with what libcontainer does not read.
+    pub json: Value,
+    /// Whether the container is made by [`init`](super::init), and not by libcontainer's builder.
+    pub is_plain: bool,
     /// What to write to `oom_score_adj`.
     pub oom_score_adj: Option<i64>,
     /// What the specification refers to, to be kept open until the container is made.
@@ -51,17 +57,22 @@ pub fn write(bundle: &Path, to: &Path, prepare: impl FnOnce(&mut Value) -> Resul
         serde_json::from_slice(&text).map_err(|e| Error::invalid(format!("{} is no OCI specification: {e}", path.display())))?;
     prepare(&mut spec)?;
     let oom_score_adj = adapt(&mut spec, bundle, home_in)?;
-    // Not beside the specification: the container's root, who is to find them, can enter only the bundle.
-    binds::prepare(&mut spec, &bundle.join(".binds"))?;
+    let invalid = |e: serde_json::Error| Error::invalid(format!("{} is no OCI specification: {e}", path.display()));
+    let is_plain = init::is_for(&serde_json::from_value(spec.clone()).map_err(invalid)?);
+    if !is_plain {
+        // Not beside the specification: the container's root, who is to find them, can enter only the bundle.
+        binds::prepare(&mut spec, &bundle.join(".binds"))?;
+    }
     if let Some(path) = spec.pointer("/linux/cgroupsPath").and_then(Value::as_str)
         && let Cgroup::V1 { dirs } = Cgroup::at(path)?
     {
         bind_cgroups(&mut spec, dirs.iter().map(|(controller, dir)| (controller.as_str(), dir)));
     }
-    let namespaces = open_namespaces(&mut spec)?;
+    let namespaces = if is_plain { Vec::new() } else { open_namespaces(&mut spec)? };
     std::fs::create_dir_all(to).context(|| format!("cannot make {}", to.display()))?;
     std::fs::write(to.join("config.json"), spec.to_string()).context(|| format!("cannot write to {}", to.display()))?;
-    Ok(Adapted { oom_score_adj, _namespaces: namespaces })
+    let parsed = serde_json::from_value(spec.clone()).map_err(invalid)?;
+    Ok(Adapted { spec: parsed, json: spec, is_plain, oom_score_adj, _namespaces: namespaces })
 }
 
 /// Opens all namespaces that are given by path, if a user namespace is one of them.

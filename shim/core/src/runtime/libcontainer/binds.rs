@@ -48,7 +48,7 @@ pub fn prepare(spec: &mut Value, dir: &Path) -> Result<()> {
 
 /// What is to be brought of a mount, which is then a plain bind.
 fn take(mount: &mut Value, has_users: bool) -> Result<Option<Bind>> {
-    let ids = lines(&mount["uidMappings"])?.zip(lines(&mount["gidMappings"])?);
+    let ids = id_maps(mount)?;
     let options = mount["options"].as_array();
     let has = |name: &str| options.is_some_and(|options| options.iter().any(|option| option == name));
     let is_bind = mount["type"] == "bind" || has("bind") || has("rbind");
@@ -68,6 +68,14 @@ fn take(mount: &mut Value, has_users: bool) -> Result<Option<Bind>> {
         mount.remove("gidMappings");
     }
     Ok(Some(Bind { source, recursive, ids }))
+}
+
+/// The maps of a mount for users and groups, as the lines of a `uid_map`; none if it has none.
+///
+/// # Errors
+/// `InvalidArgument` for maps that are none.
+pub fn id_maps(mount: &Value) -> Result<Option<(String, String)>> {
+    Ok(lines(&mount["uidMappings"])?.zip(lines(&mount["gidMappings"])?))
 }
 
 /// Maps of the OCI specification as the lines of a `uid_map`; `None` if there are none.

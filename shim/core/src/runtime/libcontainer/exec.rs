@@ -6,8 +6,8 @@
 //! behind. What it has besides is used: capabilities, seccomp, AppArmor, terminals.
 //!
 //! ```text
-//! maker   joins the cgroup and all namespaces of init, forks, says the process id and ends
-//!  └─ copy   terminal or streams, privileges down, becomes the program; now in the PID namespace too
+//! maker   joins all namespaces of init, forks, says the process id and ends
+//!  └─ copy   joins the cgroup, terminal or streams, privileges down, becomes the program; now in the PID namespace too
 //! ```
 
 use super::adapt;
@@ -25,7 +25,7 @@ use libcontainer::workload::Executor;
 use libcontainer::{apparmor, capabilities, seccomp, tty};
 use nix::sched::CloneFlags;
 use rustix::process::{DumpableBehavior, Gid, Pid, PidfdFlags, Uid};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -56,9 +56,11 @@ pub fn run(
     let console = console.map(UnixStream::connect).transpose().context(|| "cannot reach the terminal's socket".into())?;
     // Not for the container's processes to look into (CVE-2016-9962).
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context(|| "cannot hide from the container".into())?;
+    // Not this process: where the container has as many as it may have, it could not fork the next one.
+    let cgroup = entrance(&spec, init)?;
     enter(&spec, init)?;
     let pid = magnetar_sys::fork::spawn(|| {
-        let Err(error) = become_program(&spec, console, streams, executor);
+        let Err(error) = become_program(&spec, cgroup, console, streams, executor);
         report::failed(error);
         // As a shell says that a program cannot be run.
         126
@@ -86,7 +88,6 @@ fn enter(spec: &Spec, init: Pid) -> Result<()> {
     if let Some(adjustment) = process.and_then(Process::oom_score_adj) {
         adjust_oom_score(adjustment.into());
     }
-    join_cgroup(spec, init)?;
     let pidfd = rustix::process::pidfd_open(init, PidfdFlags::empty()).context(|| "the container has ended".into())?;
     // Raising a hard limit needs the host's privileges.
     let syscall = SyscallType::Linux.create_syscall();
@@ -102,23 +103,21 @@ fn enter(spec: &Spec, init: Pid) -> Result<()> {
     Ok(())
 }
 
-/// Joins the container's cgroup. With v2 a container may have moved its processes further down (systemd does), and then nobody can
-/// join the cgroup itself: then where its init is, if that is below.
-fn join_cgroup(spec: &Spec, init: Pid) -> Result<()> {
-    let Some(cgroup) = devices::cgroup_of(spec)? else { return Ok(()) };
-    let joined = cgroup.join(std::process::id());
-    match (&joined, &cgroup) {
-        (Err(error), Cgroup::V2 { dir }) if error.errno() == Some(libc::EBUSY) => {
-            match Cgroup::of_process(init.as_raw_nonzero().get() as u32)? {
-                Cgroup::V2 { dir: inits } if inits.starts_with(dir) => Cgroup::V2 { dir: inits }.join(std::process::id()),
-                Cgroup::V1 { .. } | Cgroup::V2 { .. } => joined,
-            }
-        }
-        _ => joined,
+/// The way into the container's cgroup. With v2 a container may have moved its processes further down (systemd does), and then nobody
+/// can join the cgroup itself: then where its init is, if that is below.
+fn entrance(spec: &Spec, init: Pid) -> Result<Vec<OwnedFd>> {
+    let Some(cgroup) = devices::cgroup_of(spec)? else { return Ok(Vec::new()) };
+    if let Cgroup::V2 { dir } = &cgroup
+        && std::fs::read_to_string(dir.join("cgroup.subtree_control")).is_ok_and(|handed_on| !handed_on.trim().is_empty())
+        && let Cgroup::V2 { dir: inits } = Cgroup::of_process(init.as_raw_nonzero().get() as u32)?
+        && inits.starts_with(dir)
+    {
+        return Cgroup::V2 { dir: inits }.entrance();
     }
+    cgroup.entrance()
 }
 
-fn flags(namespaces: &[LinuxNamespace]) -> CloneFlags {
+pub(super) fn flags(namespaces: &[LinuxNamespace]) -> CloneFlags {
     let flag = |namespace: &LinuxNamespace| match namespace.typ() {
         LinuxNamespaceType::Mount => CloneFlags::CLONE_NEWNS,
         LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
@@ -132,28 +131,54 @@ fn flags(namespaces: &[LinuxNamespace]) -> CloneFlags {
     namespaces.iter().map(flag).collect()
 }
 
-/// In the copy. The order is libcontainer's own for an init: what needs privileges comes before they
-/// go, and the seccomp filter last that can be.
+/// In the copy.
 fn become_program(
     spec: &Spec,
+    cgroup: Vec<OwnedFd>,
     console: Option<UnixStream>,
     streams: Option<ChildStreams>,
     executor: impl Executor,
 ) -> Result<std::convert::Infallible> {
+    for procs in cgroup {
+        rustix::io::write(&procs, b"0").context(|| "cannot join the container's cgroup".into())?;
+    }
+    rustix::process::setsid().context(|| "cannot make a session".into())?;
+    if let Some(console) = console {
+        set_console(console, false)?;
+    }
+    if let Some(streams) = streams {
+        set_streams(&streams)?;
+    }
+    give_up_privileges(spec)?;
+    let spec = with_home(spec);
+    executor.validate(&spec).map_err(|e| Error::invalid(chain(&e)))?;
+    match executor.exec(&spec) {
+        Ok(()) => Err(Error::internal("the program was not run")),
+        Err(e) => Err(Error::invalid(chain(&e))),
+    }
+}
+
+/// Makes a new terminal this process's own and sends its master through `socket`; with `mount`, it is the container's console too.
+pub(super) fn set_console(socket: UnixStream, mount: bool) -> Result<()> {
+    let syscall = SyscallType::Linux.create_syscall();
+    tty::setup_console(syscall.as_ref(), socket.into_raw_fd(), mount).map_err(|e| Error::internal(chain(&e)))
+}
+
+/// Makes them standard input, output and error.
+pub(super) fn set_streams(streams: &ChildStreams) -> Result<()> {
+    let what = || "cannot set the process's streams".to_string();
+    rustix::stdio::dup2_stdin(&streams.stdin).context(what)?;
+    rustix::stdio::dup2_stdout(&streams.stdout).context(what)?;
+    rustix::stdio::dup2_stderr(&streams.stderr).context(what)
+}
+
+/// Becomes the user of the specification's process, with what it may do and no more, in its working directory. What needs privileges
+/// comes before they go, and the seccomp filter last that can be.
+pub(super) fn give_up_privileges(spec: &Spec) -> Result<()> {
     let process = spec.process().as_ref().ok_or_else(|| Error::internal("no process"))?;
     let syscall = SyscallType::Linux.create_syscall();
     let syscall = syscall.as_ref();
     let user = process.user();
-    rustix::process::setsid().context(|| "cannot make a session".into())?;
-    if let Some(console) = console {
-        tty::setup_console(syscall, console.into_raw_fd(), false).map_err(|e| Error::internal(chain(&e)))?;
-    }
-    if let Some(ChildStreams { stdin, stdout, stderr }) = streams {
-        let what = || "cannot set the process's streams".to_string();
-        rustix::stdio::dup2_stdin(&stdin).context(what)?;
-        rustix::stdio::dup2_stdout(&stdout).context(what)?;
-        rustix::stdio::dup2_stderr(&stderr).context(what)?;
-    }
     if let Some(profile) = process.apparmor_profile() {
         apparmor::apply_profile(profile).map_err(|e| Error::internal(chain(&e)))?;
     }
@@ -184,12 +209,7 @@ fn become_program(
     if confined {
         filter_calls(spec)?;
     }
-    let spec = with_home(spec);
-    executor.validate(&spec).map_err(|e| Error::invalid(chain(&e)))?;
-    match executor.exec(&spec) {
-        Ok(()) => Err(Error::internal("the program was not run")),
-        Err(e) => Err(Error::invalid(chain(&e))),
-    }
+    Ok(())
 }
 
 /// Whether it is there now. Root may not be allowed where the user is, as on NFS: then the user tries again.
@@ -205,7 +225,7 @@ fn change_dir(process: &Process, as_user: bool) -> Result<bool> {
     }
 }
 
-fn become_user(uid: Uid, gid: Gid, groups: &[Gid]) -> Result<()> {
+pub(super) fn become_user(uid: Uid, gid: Gid, groups: &[Gid]) -> Result<()> {
     let what = || format!("cannot become the user {}:{}", uid.as_raw(), gid.as_raw());
     rustix::thread::set_keep_capabilities(true).context(what)?;
     rustix::thread::set_thread_groups(groups).context(what)?;

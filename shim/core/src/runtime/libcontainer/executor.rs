@@ -18,6 +18,9 @@ use std::path::{Path, PathBuf};
 /// Where programs are looked for in a container whose environment does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// How a file ends that is executable and that the kernel cannot execute.
+const NO_PROGRAM: i32 = 255;
+
 /// What the process of a container becomes.
 pub trait Program: Executor + Clone + 'static {
     /// Looks at the container on the host before it is made: at its specification, which it may change, and at the bundle,
@@ -80,6 +83,11 @@ fn run(process: &Process) -> Result<std::convert::Infallible> {
     let (args, env) = (strings(process.args())?, strings(process.env())?);
     label::for_next_program(process.selinux_label().as_deref())?;
     let Err(errno) = execve(&path, &args, &env);
+    if errno == Errno::ENOEXEC {
+        // A script without `#!`, or a program for another processor. With runc it counts as a program that has run, and has ended so.
+        report::program_runs();
+        std::process::exit(NO_PROGRAM);
+    }
     Err(failure(&program, errno))
 }
 

@@ -9,6 +9,7 @@ use super::adapt;
 use super::devices;
 use super::exec;
 use super::executor::Program;
+use super::init;
 use super::label;
 use super::process::{adjust_oom_score, give_to};
 use super::report::{self, chain};
@@ -27,6 +28,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -77,10 +79,20 @@ fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut prog
             if let Some(adjustment) = adapted.oom_score_adj {
                 adjust_oom_score(adjustment);
             }
-            let spec = load_spec(&adapted_dir)?;
-            join_rest(&spec)?;
+            let spec = &adapted.spec;
+            join_rest(spec)?;
             if let Some(process) = spec.process() {
                 report::where_to(process.cwd());
+            }
+            if let Some(streams) = &streams {
+                give_to(spec, streams)?;
+            }
+            if adapted.is_plain {
+                let console = console.map(UnixStream::connect).transpose().context(|| "cannot reach the terminal's socket".into())?;
+                let systemd_cgroup = request.systemd_cgroup;
+                let order = init::Order { container: &container, dir: &dir, bundle: &adapted_dir, systemd_cgroup, console, streams };
+                let pid = init::make(order, spec, &adapted.json, program)?;
+                return made(spec, pid);
             }
             let mut builder = ContainerBuilder::new(container.to_string(), SyscallType::Linux)
                 .with_root_path(&request.root)
@@ -88,16 +100,12 @@ fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut prog
                 .with_executor(program)
                 .with_console_socket(console);
             if let Some(streams) = streams {
-                give_to(&spec, &streams)?;
                 let ChildStreams { stdin, stdout, stderr } = streams;
                 builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
             }
-            let made = builder.as_init(&adapted_dir).with_systemd(request.systemd_cgroup).with_detach(true).build().map_err(failure)?;
-            let pid = made.pid().ok_or_else(|| Error::internal("libcontainer made a container without a process"))?;
-            devices::confine(&spec)?;
-            let hooks_after_start =
-                spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref()).is_some_and(|hooks| !hooks.is_empty());
-            Ok(Answer::Made(Making { pid: pid.as_raw() as u32, owner: adapt::owner(&spec), hooks_after_start }))
+            let built = builder.as_init(&adapted_dir).with_systemd(request.systemd_cgroup).with_detach(true).build().map_err(failure)?;
+            let pid = built.pid().ok_or_else(|| Error::internal("libcontainer made a container without a process"))?;
+            made(spec, pid.as_raw() as u32)
         }
         Task::Started => {
             let container = running(&dir)?;
@@ -118,14 +126,19 @@ fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut prog
     }
 }
 
-/// Joins the container's cgroup in the v1 hierarchies that libcontainer leaves alone, systemd's among them. What this process forks is
-/// there then, and not among the host's own processes.
+/// What is told of a container that waits for Start, when it can use its devices and no others.
+fn made(spec: &Spec, pid: u32) -> Result<Answer> {
+    devices::confine(spec)?;
+    let hooks_after_start = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref()).is_some_and(|hooks| !hooks.is_empty());
+    Ok(Answer::Made(Making { pid, owner: adapt::owner(spec), hooks_after_start }))
+}
+
+/// Makes the container's cgroup with v1, and joins it in the hierarchies that libcontainer leaves alone, systemd's among them. What this
+/// process forks is there then, and not among the host's own processes.
 fn join_rest(spec: &Spec) -> Result<()> {
-    let Some(Cgroup::V1 { dirs }) = devices::cgroup_of(spec)? else { return Ok(()) };
-    let rest = dirs.into_iter().filter(|(controller, _)| !adapt::CONTROLLERS.contains(&controller.as_str())).collect();
-    let rest = Cgroup::V1 { dirs: rest };
-    rest.create()?;
-    rest.join(std::process::id())
+    let Some(cgroup @ Cgroup::V1 { .. }) = devices::cgroup_of(spec)? else { return Ok(()) };
+    cgroup.create()?;
+    cgroup.without(&adapt::CONTROLLERS).join(std::process::id())
 }
 
 /// The container, started. libcontainer would note that in a file which nobody else needs; so it is
@@ -173,7 +186,7 @@ fn load_spec(bundle: &Path) -> Result<Spec> {
 }
 
 /// libcontainer's error as one of ours.
-fn failure(error: LibcontainerError) -> Error {
+pub(super) fn failure(error: LibcontainerError) -> Error {
     let code = match &error {
         LibcontainerError::Exist => Code::AlreadyExists,
         LibcontainerError::NoDirectory => Code::NotFound,

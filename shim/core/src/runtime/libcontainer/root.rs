@@ -36,8 +36,13 @@ impl Inner {
         Path::new("/").join(&self.0)
     }
 
+    /// The same with one more name, which may be that of a link.
+    pub fn join(&self, name: &OsStr) -> Self {
+        Self(self.0.join(name))
+    }
+
     /// Its parent and its last name; none for the root itself.
-    fn split(&self) -> Option<(Inner, &OsStr)> {
+    pub fn split(&self) -> Option<(Inner, &OsStr)> {
         Some((Inner(self.0.parent()?.into()), self.0.file_name()?))
     }
 }

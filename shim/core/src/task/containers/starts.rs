@@ -62,7 +62,7 @@ impl<R: Runtime> Containers<R> {
     }
 
     async fn run_exec(&self, container: &Arc<Container>, exec: &ExecId, process: &Arc<Process>) -> Result<u32> {
-        self.ready_to_make().await;
+        self.ready_to_make(self.0.runtime.execs_into_warm_cgroups()).await;
         let streams = self.streams(container, process).await?;
         let made = self.0.runtime.exec(Execution { container: &container.id, exec, process: &process.process, streams }).await?;
         let ended = self.0.reaper.watch(made.pid);

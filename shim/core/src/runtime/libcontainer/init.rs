@@ -1,0 +1,429 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The first process of a container, made without libcontainer's builder.
+//!
+//! ```text
+//! maker     takes hold of what will be mounted; forks, and waits for a word of each
+//!  ├─ entrance   joins the cgroup and the namespaces, leaves the host's root; makes init beside itself, and ends
+//!  └─ init       mounts, devices, links by descriptor beneath its root; privileges down; waits for Start; becomes the program
+//! ```
+//!
+//! The builder makes devices along paths of the host, which another container of the pod can swap while they are made, and what it
+//! makes is in sight of a shared PID namespace before it has left the host's root. Here init is made when the host's root is out of
+//! reach. What the builder has besides is used: cgroups, capabilities, seccomp, AppArmor, terminals, the state on disk.
+//!
+//! Start is one byte in a FIFO, and all that init needs for it is `read`, which every seccomp filter allows.
+//!
+//! Deliberately absent: what no container of the CRI has by default, for which there is the builder ([`is_for`]).
+
+use super::exec::{become_user, flags, give_up_privileges, set_console, set_streams};
+use super::executor::Program;
+use super::mounts::{self, Prepared};
+use super::nodes::{self, Device};
+use super::report::{self, chain};
+use super::root::Root;
+use super::{START, label};
+use crate::error::{Context, Error, Result};
+use crate::ids::ContainerId;
+use crate::stdio::ChildStreams;
+use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
+use libcontainer::config::YoukiConfig;
+use libcontainer::container::{Container, ContainerStatus};
+use libcontainer::oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
+use libcontainer::syscall::syscall::SyscallType;
+use magnetar_sys::namespace::{self, Attributes};
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::MountPropagationFlags;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Gid, Pid, Signal, Uid, WaitOptions};
+use serde_json::Value;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+/// What a container is made from.
+pub struct Order<'a> {
+    /// Its name.
+    pub container: &'a ContainerId,
+    /// Its state's directory, which is made.
+    pub dir: &'a Path,
+    /// The adapted bundle.
+    pub bundle: &'a Path,
+    /// Whether its cgroup is made through systemd.
+    pub systemd_cgroup: bool,
+    /// Where its terminal's master goes.
+    pub console: Option<UnixStream>,
+    /// Its streams, if it has no terminal.
+    pub streams: Option<ChildStreams>,
+}
+
+/// Whether a specification asks only for what is made here.
+pub fn is_for(spec: &Spec) -> bool {
+    let hooks = spec.hooks().as_ref().is_some_and(|hooks| {
+        let before_the_program = [hooks.create_runtime(), hooks.create_container(), hooks.start_container()];
+        #[allow(deprecated, reason = "what is deprecated is still asked for")]
+        let prestart = hooks.prestart();
+        before_the_program.into_iter().chain([prestart]).any(|hooks| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty()))
+    });
+    let (Some(linux), Some(process)) = (spec.linux(), spec.process()) else { return false };
+    let namespaces = linux.namespaces().as_deref().unwrap_or_default();
+    let new = |kind| namespaces.iter().any(|namespace| namespace.typ() == kind && namespace.path().is_none());
+    let notifies = linux.seccomp().as_ref().is_some_and(libcontainer::seccomp::is_notify);
+    let rare = [
+        hooks,
+        notifies,
+        new(LinuxNamespaceType::User),
+        new(LinuxNamespaceType::Time),
+        !new(LinuxNamespaceType::Mount),
+        linux.intel_rdt().is_some(),
+        linux.personality().is_some(),
+        linux.memory_policy().is_some(),
+        linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()),
+        process.scheduler().is_some(),
+        process.io_priority().is_some(),
+    ];
+    !rare.contains(&true)
+}
+
+/// Makes the container up to the point where its init waits for Start. Returns init's process id; it is a child of this process.
+///
+/// # Errors
+/// What stands in the way; then nothing of it is left but its cgroup.
+pub fn make<P: Program>(order: Order<'_>, spec: &Spec, json: &Value, program: P) -> Result<u32> {
+    let Order { container, dir, bundle, systemd_cgroup, console, streams } = order;
+    rustix::fs::mkdir(dir, Mode::RWXU).context(|| format!("cannot make {}", dir.display()))?;
+    let made = (|| {
+        let mut state = Container::new(container.as_str(), ContainerStatus::Creating, None, bundle, dir).map_err(super::maker::failure)?;
+        state.set_systemd(systemd_cgroup).set_annotations(spec.annotations().clone());
+        state.save().map_err(super::maker::failure)?;
+        let config = YoukiConfig::from_spec(spec, container.as_str()).and_then(|config| config.save(dir));
+        config.map_err(|e| Error::internal(chain(&e)))?;
+        let start = start_fifo(dir)?;
+        let new = Init::prepare(spec, json, systemd_cgroup, container, console, streams, start)?;
+        let pid = new.spawn(spec, program)?;
+        state.set_pid(pid as i32).set_status(ContainerStatus::Created).save().map_err(super::maker::failure)?;
+        Ok(pid)
+    })();
+    if made.is_err() {
+        // It is said above why there is no container; what is left is found again by Delete.
+        let _left = std::fs::remove_dir_all(dir);
+    }
+    made
+}
+
+/// The FIFO that init waits at, open so that it never ends for want of a writer.
+fn start_fifo(dir: &Path) -> Result<OwnedFd> {
+    let path = dir.join(START);
+    let what = || format!("cannot make {}", path.display());
+    rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).context(what)?;
+    rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(what)
+}
+
+/// All that is taken hold of on the host before anything of the container is in sight.
+struct Init {
+    cgroup: CgroupConfig,
+    root: OwnedFd,
+    root_is_read_only: bool,
+    mounts: Vec<Prepared>,
+    devices: Vec<Device>,
+    entered: Vec<(CloneFlags, OwnedFd)>,
+    made: CloneFlags,
+    label: Option<String>,
+    console: Option<UnixStream>,
+    streams: Option<ChildStreams>,
+    start: OwnedFd,
+}
+
+impl Init {
+    fn prepare(
+        spec: &Spec,
+        json: &Value,
+        systemd_cgroup: bool,
+        container: &ContainerId,
+        console: Option<UnixStream>,
+        streams: Option<ChildStreams>,
+        start: OwnedFd,
+    ) -> Result<Self> {
+        let missing = |what: &str| Error::invalid(format!("the specification has no {what}"));
+        let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
+        let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
+        let mut made = CloneFlags::empty();
+        let mut entered = Vec::new();
+        for namespace in linux.namespaces().as_deref().unwrap_or_default() {
+            match opened(namespace)? {
+                Some(fd) => entered.push((flags(std::slice::from_ref(namespace)), fd)),
+                None => made |= flags(std::slice::from_ref(namespace)),
+            }
+        }
+        let has_users = entered.iter().any(|(kind, _)| *kind == CloneFlags::CLONE_NEWUSER);
+        let label = linux.mount_label().clone().filter(|label| !label.is_empty() && label::is_enabled());
+        let tree = mounts::copy(root.path(), true)?;
+        let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
+        namespace::set_attributes(&tree, private, true).context(|| "cannot keep the container's mounts to itself".into())?;
+        let maps = json["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let mut prepared = Vec::new();
+        for (index, mount) in spec.mounts().as_deref().unwrap_or_default().iter().enumerate() {
+            prepared.push(Prepared::new(mount, maps.get(index).unwrap_or(&Value::Null), label.as_deref())?);
+        }
+        Ok(Self {
+            cgroup: CgroupConfig {
+                cgroup_path: linux.cgroups_path().clone().unwrap_or_else(|| PathBuf::from(container.as_str())),
+                systemd_cgroup,
+                container_name: container.to_string(),
+            },
+            root: tree,
+            root_is_read_only: root.readonly().unwrap_or_default(),
+            mounts: prepared,
+            devices: nodes::of(spec, has_users)?,
+            entered,
+            made,
+            label,
+            console,
+            streams,
+            start,
+        })
+    }
+
+    /// Forks the entrance, which makes init. Returns when init waits for Start.
+    fn spawn<P: Program>(self, spec: &Spec, program: P) -> Result<u32> {
+        let what = || "cannot make the container's first process".to_string();
+        let (words, says) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(what)?;
+        let entrance = magnetar_sys::fork::spawn(|| tell(self.enter(spec, program, &says))).context(what)?;
+        drop(says);
+        let mut heard = String::new();
+        // Init keeps the other end until it becomes the program, or the program until its end: so its word is what ends this.
+        let mut words = File::from(words);
+        let mut byte = [0];
+        while !heard.ends_with(READY) && matches!(words.read(&mut byte), Ok(1)) {
+            heard.push(char::from(byte[0]));
+        }
+        wait(entrance);
+        let pid = heard.lines().find_map(|line| line.strip_prefix("pid ")?.parse::<u32>().ok());
+        match pid {
+            Some(pid) if heard.ends_with(READY) => Ok(pid),
+            other => {
+                if let Some(pid) = other.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
+                    // It is our child and has not been waited for: the id is its own.
+                    let _ended_already = rustix::process::kill_process(pid, Signal::KILL);
+                    let _reaped = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+                }
+                // Whichever of them has failed has told why before; this is read only if it could not.
+                Err(Error::internal("the container's first process has ended before it was ready"))
+            }
+        }
+    }
+
+    /// In the entrance.
+    fn enter<P: Program>(self, spec: &Spec, program: P, says: &OwnedFd) -> Result<i32> {
+        let manager = create_cgroup_manager(self.cgroup.clone()).map_err(|e| Error::internal(chain(&e)))?;
+        // Its type is of another version of nix, which has no other way here.
+        let own = Container::default().set_pid(std::process::id() as i32).pid().ok_or_else(|| Error::internal("no process id"))?;
+        manager.add_task(own).map_err(|e| Error::internal(format!("cannot join the container's cgroup: {}", chain(&e))))?;
+        if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+            let limits = ControllerOpt { resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
+            manager.apply(&limits).map_err(|e| Error::internal(format!("cannot limit the container: {}", chain(&e))))?;
+        }
+        // Raising a hard limit needs the host's privileges.
+        let syscall = SyscallType::Linux.create_syscall();
+        for limit in spec.process().as_ref().and_then(|process| process.rlimits().as_ref()).into_iter().flatten() {
+            syscall.set_rlimit(limit).map_err(|e| Error::internal(format!("cannot set the limit {:?}: {e}", limit.typ())))?;
+        }
+        let users = self.entered.iter().find(|(kind, _)| *kind == CloneFlags::CLONE_NEWUSER);
+        if let Some((kind, fd)) = users {
+            setns(fd, *kind).context(|| "cannot enter the container's user namespace".into())?;
+            become_user(Uid::ROOT, Gid::ROOT, &[])?;
+        }
+        for (kind, fd) in self.entered.iter().filter(|(kind, _)| *kind != CloneFlags::CLONE_NEWUSER) {
+            setns(fd, *kind).context(|| format!("cannot enter a namespace of the container ({kind:?})"))?;
+        }
+        unshare(self.made).context(|| format!("cannot make the container's namespaces ({:?})", self.made))?;
+        if self.made.contains(CloneFlags::CLONE_NEWUTS) {
+            if let Some(name) = spec.hostname() {
+                rustix::system::sethostname(name.as_bytes()).context(|| format!("cannot set the hostname {name:?}"))?;
+            }
+            if let Some(name) = spec.domainname() {
+                rustix::system::setdomainname(name.as_bytes()).context(|| format!("cannot set the domain name {name:?}"))?;
+            }
+        }
+        let has_users = users.is_some();
+        let downstream = MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM;
+        rustix::mount::mount_change("/", downstream).context(|| "cannot keep mounts to the container".into())?;
+        let old = mounts::enter(&self.root)?;
+        // In a user namespace /proc can be mounted only where one is in sight that hides nothing.
+        let old = if has_users { Some(old) } else { mounts::forget(old).map(|()| None)? };
+        let init = magnetar_sys::fork::sibling(|| match self.become_program(spec, old, program, says) {
+            Ok(never) => match never {},
+            Err(error) => {
+                report::failed(error);
+                // As a shell says that a program cannot be run.
+                126
+            }
+        });
+        let pid = init.context(|| "cannot fork the container's first process".into())?;
+        say(says, &format!("pid {pid}\n"))?;
+        Ok(0)
+    }
+
+    /// In init.
+    fn become_program<P: Program>(mut self, spec: &Spec, old: Option<OwnedFd>, program: P, says: &OwnedFd) -> Result<std::convert::Infallible> {
+        let process = spec.process().as_ref().ok_or_else(|| Error::internal("no process"))?;
+        let linux = spec.linux().as_ref().ok_or_else(|| Error::internal("no linux"))?;
+        rustix::process::setsid().context(|| "cannot make a session".into())?;
+        if let Some(streams) = self.streams.take() {
+            set_streams(&streams)?;
+        }
+        let root = Root::new(open_root()?);
+        let umask = rustix::process::umask(Mode::empty());
+        let is_bound = self.mounts.iter().any(|mount| mount.is_bind() && is_dev(mount.destination()));
+        let read_only_dev = self.mounts.iter().any(|mount| !mount.is_bind() && is_dev(mount.destination()) && mount.is_read_only());
+        for mount in self.mounts.drain(..) {
+            mount.mount(&root)?;
+        }
+        // A /dev of the host's is as the host has it.
+        if !is_bound {
+            nodes::make(&root, &self.devices)?;
+        }
+        self.devices.clear();
+        rustix::process::umask(umask);
+        if let Some(old) = old {
+            mounts::forget(old)?;
+        }
+        if read_only_dev {
+            mounts::close(&root, Path::new("/dev"))?;
+        }
+        let null = nodes::null(&root)?;
+        replace_null(&null)?;
+        set_propagation(&root, linux.rootfs_propagation().as_deref())?;
+        set_sysctls(&root, linux.sysctl().iter().flatten())?;
+        if let Some(console) = self.console.take() {
+            set_console(console, true)?;
+        }
+        make_working_directory(&root, process.cwd())?;
+        if self.root_is_read_only {
+            mounts::close(&root, Path::new("/"))?;
+        }
+        for path in linux.readonly_paths().iter().flatten() {
+            mounts::read_only(&root, Path::new(path))?;
+        }
+        for path in linux.masked_paths().iter().flatten() {
+            mounts::mask(&root, Path::new(path), &null, self.label.as_deref())?;
+        }
+        drop((root, null));
+        give_up_privileges(spec)?;
+        program.validate(spec).map_err(|e| Error::invalid(chain(&e)))?;
+        program.setup_envs(std::collections::HashMap::new()).map_err(|e| Error::invalid(chain(&e)))?;
+        say(says, READY)?;
+        wait_for_start(&self.start)?;
+        match program.exec(spec) {
+            Ok(()) => Err(Error::internal("the program was not run")),
+            Err(e) => Err(Error::invalid(chain(&e))),
+        }
+    }
+}
+
+/// The last word of an init that waits for Start.
+const READY: &str = "ready\n";
+
+fn say(says: &OwnedFd, word: &str) -> Result<()> {
+    // Kept by value: writing to a pipe does not need more.
+    rustix::io::write(says, word.as_bytes()).map(drop).context(|| "cannot tell that the container's first process is there".into())
+}
+
+/// What a forked process ends with. Why, it has told.
+fn tell(outcome: Result<i32>) -> i32 {
+    outcome.unwrap_or_else(|error| {
+        report::failed(error);
+        126
+    })
+}
+
+fn wait(child: u32) {
+    if let Some(pid) = i32::try_from(child).ok().and_then(Pid::from_raw) {
+        let _reaped = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+    }
+}
+
+fn wait_for_start(start: &OwnedFd) -> Result<()> {
+    let mut byte = [0];
+    loop {
+        match rustix::io::read(start, &mut byte[..]) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return Ok(()),
+            Err(error) => return Err(error).context(|| "cannot wait for the start".into()),
+        }
+    }
+}
+
+fn opened(namespace: &LinuxNamespace) -> Result<Option<OwnedFd>> {
+    let Some(path) = namespace.path() else { return Ok(None) };
+    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    fd.map(Some).context(|| format!("cannot open the namespace {}", path.display()))
+}
+
+fn open_root() -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open("/", flags, Mode::empty()).context(|| "cannot open the container's root".into())
+}
+
+fn is_dev(destination: &Path) -> bool {
+    destination.components().eq(Path::new("/dev").components())
+}
+
+/// Streams that are the host's /dev/null become the container's.
+fn replace_null(null: &OwnedFd) -> Result<()> {
+    let what = || "cannot set the process's streams".to_string();
+    let number = rustix::fs::fstat(null).context(what)?.st_rdev;
+    let is_null = |stream: rustix::io::Result<rustix::fs::Stat>| {
+        stream.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == number)
+    };
+    if is_null(rustix::fs::fstat(std::io::stdin())) {
+        rustix::stdio::dup2_stdin(null).context(what)?;
+    }
+    if is_null(rustix::fs::fstat(std::io::stdout())) {
+        rustix::stdio::dup2_stdout(null).context(what)?;
+    }
+    if is_null(rustix::fs::fstat(std::io::stderr())) {
+        rustix::stdio::dup2_stderr(null).context(what)?;
+    }
+    Ok(())
+}
+
+/// Who sees what the container mounts. The words are without `r`, as `adapt` leaves them.
+fn set_propagation(root: &Root, propagation: Option<&str>) -> Result<()> {
+    let propagation = match propagation {
+        Some("shared") => libc::MS_SHARED,
+        Some("unbindable") => libc::MS_UNBINDABLE,
+        Some("private" | "slave") | None => return Ok(()),
+        Some(other) => return Err(Error::invalid(format!("{other:?} is no propagation of a root filesystem"))),
+    };
+    let attributes = Attributes { propagation, ..Attributes::default() };
+    namespace::set_attributes(root, attributes, false).context(|| "cannot set the propagation of the container's root".into())
+}
+
+/// Sysctls of the container's own namespaces, through the kernel's own /proc and nothing that the image may have put there.
+fn set_sysctls<'a>(root: &Root, sysctls: impl Iterator<Item = (&'a String, &'a String)>) -> Result<()> {
+    for (name, value) in sysctls {
+        let what = || format!("cannot set the sysctl {name} = {value:?}");
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        let file = root.open(&root.resolve(&path)?, OFlags::WRONLY | OFlags::NOCTTY).context(what)?;
+        if rustix::fs::fstatfs(&file).context(what)?.f_type != libc::PROC_SUPER_MAGIC {
+            return Err(Error::precondition(format!("{}: the container has no /proc of its own", what())));
+        }
+        File::from(file).write_all(value.as_bytes()).context(what)?;
+    }
+    Ok(())
+}
+
+/// One that is missing is made, as runc does: the program runs in it.
+fn make_working_directory(root: &Root, cwd: &Path) -> Result<()> {
+    if cwd.as_os_str().is_empty() {
+        return Ok(());
+    }
+    match root.make_dir(&root.resolve(cwd)?) {
+        // Whoever runs there says what is wrong with it: it may be somebody's whom root is nobody to, as on NFS.
+        Err(error) if matches!(error.errno(), Some(libc::EPERM | libc::EACCES | libc::EROFS | libc::EEXIST | libc::ENOTDIR)) => Ok(()),
+        made => made.map(drop),
+    }
+}

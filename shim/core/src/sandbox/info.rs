@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What `crictl inspectp` shows under `info`, for people and for scripts: CNI agents and debuggers read `.info.pid` and
+//! `.info.runtimeSpec.linux.namespaces`, as containerd's own sandboxes have them (`SandboxInfo` of internal/cri/types).
+//!
+//! It is written to the pod's directory when the pod is created, and completed when somebody asks: no process keeps it in memory.
+
+use super::PodRequest;
+use crate::error::{Context, Result};
+use crate::ids::SandboxId;
+use crate::pod_config::{Dns, NamespaceMode, PodConfig};
+use crate::record::PodDir;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// The kinds of namespaces that a pod's process may have for its containers, by the names of the OCI specification and of /proc.
+const NAMESPACES: [(&str, &str); 4] = [("ipc", "ipc"), ("uts", "uts"), ("pid", "pid"), ("user", "user")];
+
+/// Where it is kept.
+fn file(dir: &PodDir) -> PathBuf {
+    dir.path().join("info.json")
+}
+
+/// Keeps what the pod was asked to be.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn keep(dir: &PodDir, sandbox: &SandboxId, request: &PodRequest) -> Result<()> {
+    let path = file(dir);
+    std::fs::write(&path, of_request(sandbox, request).to_string()).context(|| format!("cannot write {}", path.display()))
+}
+
+/// All that is known of a pod whose process for namespaces is `pid`, which is 0 where there is none (any more).
+pub fn of(dir: &PodDir, pid: u32, reason: Option<&str>) -> Value {
+    // One that was never created, or by an earlier version, says only what is known now.
+    let kept = std::fs::read(file(dir)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let mut info: Value = kept.unwrap_or_else(|| json!({}));
+    info["pid"] = pid.into();
+    info["processStatus"] = if pid == 0 { "deleted" } else { "running" }.into();
+    info["sandboxProcess"] = std::process::id().into();
+    info["version"] = env!("CARGO_PKG_VERSION").into();
+    if let Some(reason) = reason {
+        info["reason"] = reason.into();
+    }
+    for namespace in info.pointer_mut("/runtimeSpec/linux/namespaces").and_then(Value::as_array_mut).into_iter().flatten() {
+        let kind = namespace["type"].as_str().unwrap_or_default().to_owned();
+        let held = NAMESPACES.iter().find(|(name, _)| *name == kind);
+        if let Some((_, file)) = held.filter(|_| pid != 0) {
+            namespace["path"] = format!("/proc/{pid}/ns/{file}").into();
+        }
+    }
+    info
+}
+
+fn of_request(sandbox: &SandboxId, request: &PodRequest) -> Value {
+    let PodRequest { config, netns } = request;
+    let mut namespaces = Vec::new();
+    if let Some(netns) = netns {
+        namespaces.push(json!({ "type": "network", "path": netns }));
+        namespaces.push(json!({ "type": "uts" }));
+    }
+    let own = [("ipc", config.ipc != NamespaceMode::Node), ("pid", config.pid == NamespaceMode::Pod), ("user", config.userns.is_some())];
+    namespaces.extend(own.iter().filter(|(_, own)| *own).map(|(kind, _)| json!({ "type": kind })));
+    json!({
+        "netNamespaceClosed": false,
+        "runtimeType": "io.containerd.magnetar.v2",
+        "config": config_of(config),
+        "runtimeSpec": {
+            "ociVersion": "1.2.0",
+            "hostname": config.hostname,
+            "annotations": { "io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": sandbox.as_str() },
+            "linux": { "cgroupsPath": config.cgroup_parent, "sysctl": config.sysctls, "namespaces": namespaces },
+        },
+    })
+}
+
+/// The pod's configuration in the words and numbers of the CRI.
+fn config_of(config: &PodConfig) -> Value {
+    let mode = |mode| match mode {
+        NamespaceMode::Pod => 0,
+        NamespaceMode::Container => 1,
+        NamespaceMode::Node => 2,
+    };
+    let dns = config.dns.as_ref().map(|Dns { servers, searches, options }| json!({ "servers": servers, "searches": searches, "options": options }));
+    let ports: Vec<Value> = config
+        .port_mappings
+        .iter()
+        .map(|port| json!({ "protocol": port.protocol as u8, "container_port": port.container_port, "host_port": port.host_port, "host_ip": port.host_ip }))
+        .collect();
+    json!({
+        "metadata": { "name": config.name, "uid": config.uid, "namespace": config.namespace, "attempt": config.attempt },
+        "hostname": config.hostname,
+        "log_directory": config.log_directory,
+        "dns_config": dns,
+        "port_mappings": ports,
+        "labels": config.labels,
+        "annotations": config.annotations,
+        "linux": {
+            "cgroup_parent": config.cgroup_parent,
+            "sysctls": config.sysctls,
+            "security_context": {
+                "namespace_options": { "network": mode(config.network), "pid": mode(config.pid), "ipc": mode(config.ipc) },
+                "readonly_rootfs": config.readonly_rootfs,
+                "privileged": config.privileged,
+            },
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scripts_find_the_namespaces_and_the_configuration() {
+        let state = tempfile::tempdir().unwrap();
+        let dir = PodDir::existing(state.path().to_owned());
+        let config = PodConfig { name: "web".into(), pid: NamespaceMode::Container, ..PodConfig::default() };
+        let request = PodRequest { config, netns: Some("/run/netns/cni-1".into()) };
+        assert_eq!(of(&dir, 7, None)["pid"], 7, "a pod that was never created");
+        keep(&dir, &SandboxId::parse("p1").unwrap(), &request).unwrap();
+        let info = of(&dir, 7, None);
+        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().unwrap();
+        let path = |kind: &str| namespaces.iter().find(|namespace| namespace["type"] == kind).map(|namespace| namespace["path"].as_str().unwrap());
+        assert_eq!((path("network"), path("ipc"), path("pid")), (Some("/run/netns/cni-1"), Some("/proc/7/ns/ipc"), None));
+        assert_eq!(info["config"]["metadata"]["name"], "web");
+        assert_eq!(info["config"]["linux"]["security_context"]["namespace_options"]["pid"], 1);
+        let ended = of(&dir, 0, Some("it was killed"));
+        assert_eq!((ended["processStatus"].as_str(), ended["reason"].as_str()), (Some("deleted"), Some("it was killed")));
+    }
+}
