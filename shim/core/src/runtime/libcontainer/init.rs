@@ -192,19 +192,21 @@ impl Init {
         let (words, says) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(what)?;
         let entrance = magnetar_sys::fork::spawn(|| tell(self.enter(spec, program, &says))).context(what)?;
         drop(says);
-        let mut heard = String::new();
-        // Init keeps the other end until it becomes the program, or the program until its end: so its word is what ends this.
+        let mut heard = Heard::default();
+        // Init keeps the other end until it becomes the program, or the program until its end: so the words are what ends this.
         let mut words = File::from(words);
         let mut byte = [0];
-        while !heard.ends_with(READY) && matches!(words.read(&mut byte), Ok(1)) {
-            heard.push(char::from(byte[0]));
+        while heard.pid.is_none() || !heard.ready {
+            match words.read(&mut byte) {
+                Ok(1) => heard.take(byte[0]),
+                Ok(_) | Err(_) => break,
+            }
         }
         wait(entrance);
-        let pid = heard.lines().find_map(|line| line.strip_prefix("pid ")?.parse::<u32>().ok());
-        match pid {
-            Some(pid) if heard.ends_with(READY) => Ok(pid),
-            other => {
-                if let Some(pid) = other.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
+        match (heard.pid, heard.ready) {
+            (Some(pid), true) => Ok(pid),
+            (pid, _) => {
+                if let Some(pid) = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
                     // It is our child and has not been waited for: the id is its own.
                     let _ended_already = rustix::process::kill_process(pid, Signal::KILL);
                     let _reaped = rustix::process::waitpid(Some(pid), WaitOptions::empty());
@@ -326,6 +328,25 @@ impl Init {
 /// The last word of an init that waits for Start.
 const READY: &str = "ready\n";
 
+/// What the two have said so far, in whichever order: a line each.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Heard {
+    line: String,
+    pid: Option<u32>,
+    ready: bool,
+}
+
+impl Heard {
+    fn take(&mut self, byte: u8) {
+        self.line.push(char::from(byte));
+        if byte == b'\n' {
+            self.ready |= self.line == READY;
+            self.pid = self.pid.or_else(|| self.line.trim_end().strip_prefix("pid ")?.parse().ok());
+            self.line.clear();
+        }
+    }
+}
+
 fn say(says: &OwnedFd, word: &str) -> Result<()> {
     // Kept by value: writing to a pipe does not need more.
     rustix::io::write(says, word.as_bytes()).map(drop).context(|| "cannot tell that the container's first process is there".into())
@@ -425,5 +446,42 @@ fn make_working_directory(root: &Root, cwd: &Path) -> Result<()> {
         // Whoever runs there says what is wrong with it: it may be somebody's whom root is nobody to, as on NFS.
         Err(error) if matches!(error.errno(), Some(libc::EPERM | libc::EACCES | libc::EROFS | libc::EEXIST | libc::ENOTDIR)) => Ok(()),
         made => made.map(drop),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn either_of_the_two_may_speak_first() {
+        for words in ["pid 7\nready\n", "ready\npid 7\n"] {
+            let mut heard = Heard::default();
+            words.bytes().for_each(|byte| heard.take(byte));
+            assert_eq!((heard.pid, heard.ready), (Some(7), true), "{words:?}");
+        }
+        let mut heard = Heard::default();
+        "pid seven\nrea".bytes().for_each(|byte| heard.take(byte));
+        assert_eq!((heard.pid, heard.ready), (None, false));
+    }
+
+    #[test]
+    fn what_is_rare_is_left_to_the_builder() {
+        let spec = |linux: &str, more: &str| {
+            let text = format!(
+                r#"{{"ociVersion":"1.1.0","root":{{"path":"r"}},"process":{{"user":{{"uid":0,"gid":0}},"args":["x"],"cwd":"/"}},"linux":{{{linux}}}{more}}}"#
+            );
+            serde_json::from_str::<Spec>(&text).unwrap()
+        };
+        let plain = r#""namespaces":[{"type":"mount"},{"type":"pid"},{"type":"network","path":"/proc/1/ns/net"}]"#;
+        assert!(is_for(&spec(plain, "")));
+        assert!(is_for(&spec(plain, r#","hooks":{"poststart":[{"path":"/bin/true"}]}"#)));
+        for (linux, more) in [
+            (r#""namespaces":[{"type":"pid"}]"#, ""),
+            (r#""namespaces":[{"type":"mount"},{"type":"user"}]"#, ""),
+            (plain, r#","hooks":{"createContainer":[{"path":"/bin/true"}]}"#),
+        ] {
+            assert!(!is_for(&spec(linux, more)), "{linux} {more}");
+        }
     }
 }
