@@ -123,7 +123,7 @@ fn a_script_without_an_interpreter_ends_with_255_and_says_nothing() {
 #[test]
 fn a_device_beneath_a_volume_that_changes_is_made_nowhere_else() {
     on_shared_kernel("the device of a container in a virtual machine is one of the guest, and so is its root", async |case| {
-        let rounds: u32 = std::env::var("MAGNETAR_RACES").map_or(Ok(100), |rounds| rounds.parse())?;
+        let rounds: u32 = std::env::var("MAGNETAR_ROUNDS_RACES").map_or(Ok(100), |rounds| rounds.parse())?;
         for handler in [case.handler(), "magnetar-libcontainer"] {
             race(case, &PodSpec::new("race", handler).host_network().own_pid(), rounds).await.with_context(|| handler.to_owned())?;
         }

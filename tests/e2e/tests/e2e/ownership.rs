@@ -246,7 +246,7 @@ fn a_container_whose_init_dies_before_its_start_is_the_only_one_to_fail() {
         fs::write(&profile, TOO_FEW)?;
         let parent = "/magnetar-e2e-dead-init";
         let pod = case.node().run_pod(&case.pod_spec("dead-init").cgroup_parent(parent)).await?;
-        let rounds = std::env::var("MAGNETAR_DEAD_INITS").map_or(Ok(8), |rounds| rounds.parse())?;
+        let rounds = std::env::var("MAGNETAR_ROUNDS_DEAD_INITS").map_or(Ok(8), |rounds| rounds.parse())?;
         for round in 0..rounds {
             let spec: ContainerSpec = case.script("exit 0").named(&format!("dead-{round}")).seccomp_file(&profile);
             let Ok(container) = pod.create(&spec).await else { continue };
