@@ -147,7 +147,9 @@ fn remains_of(namespace: &Namespace, id: &ContainerId, found: Found<ContainerRec
             let owned = cgroup.map(|path| OwnedCgroup::recorded(&path, id.as_str(), claimed)).transpose();
             match owned {
                 Ok(cgroup) => return Ok(Remains { cgroups: cgroup.into_iter().collect(), bundles: vec![bundle] }),
-                Err(error) if is_a_lie(&error) => warn!(container = %id, %error, "the container's record names a cgroup that is not its own"),
+                Err(error) if is_a_lie(&error) => {
+                    warn!(container = %id, %error, "the container's record names a cgroup that is not its own")
+                }
                 Err(error) => return Err(error),
             }
         }

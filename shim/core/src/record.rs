@@ -23,6 +23,7 @@ mod read;
 
 pub use lock::{Holder, PodLock};
 pub use read::Found;
+use read::VERSION;
 
 use crate::config::HandlerConfig;
 use crate::error::{Code, Context, Error, Result};
@@ -33,11 +34,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-
-/// The layout of the files. Those of earlier ones are read; a later one cannot be.
-///
-/// 2: the sandbox process is not in the pod's cgroup (`cgroup`), which there need not be. `parent`, `claimed`.
-const VERSION: u32 = 2;
 
 /// Where the records of this node live.
 pub const DEFAULT_STATE_DIR: &str = "/run/magnetar";

@@ -109,7 +109,9 @@ impl OwnedCgroup {
             Cgroup::V1 { dirs } => {
                 let decisive = hierarchy::DECISIVE.iter().find(|controller| dirs.contains_key(**controller)).copied();
                 let decisive = decisive.or_else(|| dirs.keys().next().map(String::as_str));
-                Cgroup::V1 { dirs: dirs.iter().filter(|(key, _)| Some(key.as_str()) == decisive).map(|(k, d)| (k.clone(), d.clone())).collect() }
+                Cgroup::V1 {
+                    dirs: dirs.iter().filter(|(key, _)| Some(key.as_str()) == decisive).map(|(k, d)| (k.clone(), d.clone())).collect(),
+                }
             }
             v2 @ Cgroup::V2 { .. } => v2,
         }))

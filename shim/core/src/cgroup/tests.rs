@@ -3,9 +3,9 @@
 
 use super::*;
 use crate::error::Code;
-use std::time::Duration;
 use std::io::Write as _;
 use std::process::{Child, Command};
+use std::time::Duration;
 
 /// A cgroup of our own that goes away with the test; `None` without the privilege to make one.
 pub(super) struct Scratch(pub(super) OwnedCgroup);

@@ -60,7 +60,8 @@ fn damage(path: &Path, how: &str, anothers: &Path) {
 fn process_in(container: &ContainerRecord) -> Option<Child> {
     let cgroup = crate::cgroup::Cgroup::at(container.cgroup.as_deref().unwrap()).unwrap();
     if let Err(error) = cgroup.create() {
-        let _unheard = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: a cgroup of our own needs root ({error})\n"));
+        let _unheard =
+            std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: a cgroup of our own needs root ({error})\n"));
         return None;
     }
     let child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();

@@ -28,7 +28,9 @@ pub fn is_bundle(dir: &Path, namespace: Option<&Namespace>, id: &str) -> bool {
 /// If the mounts cannot be read.
 pub fn bundles(namespace: &Namespace, id: &ContainerId) -> Result<Vec<PathBuf>> {
     let mut bundles = vec![Containerd::default().state.join(TASKS).join(namespace.as_str()).join(id.as_str())];
-    for_each_mount(|entry| bundles.extend(entry.target.ancestors().find(|dir| is_bundle(dir, Some(namespace), id.as_str())).map(Into::into)))?;
+    for_each_mount(|entry| {
+        bundles.extend(entry.target.ancestors().find(|dir| is_bundle(dir, Some(namespace), id.as_str())).map(Into::into))
+    })?;
     bundles.sort();
     bundles.dedup();
     Ok(bundles)

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reading a record that may be anything: cut, of another version, another pod's, a FIFO that nobody writes to.
 
-use super::VERSION;
 use crate::error::{Context, Error, Result};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use std::io::Read;
 use std::path::Path;
+
+/// The layout of the files. Those of earlier ones are read; a later one cannot be.
+///
+/// 2: the sandbox process is not in the pod's cgroup (`cgroup`), which there need not be. `parent`, `claimed`.
+pub(super) const VERSION: u32 = 2;
 
 /// The largest record, in bytes: ours have a few thousand.
 const MAX: u64 = 1 << 20;

@@ -80,7 +80,10 @@ fn config_of(config: &PodConfig) -> Value {
         NamespaceMode::Container => 1,
         NamespaceMode::Node => 2,
     };
-    let dns = config.dns.as_ref().map(|Dns { servers, searches, options }| json!({ "servers": servers, "searches": searches, "options": options }));
+    let dns = config
+        .dns
+        .as_ref()
+        .map(|Dns { servers, searches, options }| json!({ "servers": servers, "searches": searches, "options": options }));
     let ports: Vec<Value> = config
         .port_mappings
         .iter()
@@ -120,7 +123,8 @@ mod tests {
         keep(&dir, &SandboxId::parse("p1").unwrap(), &request).unwrap();
         let info = of(&dir, 7, None);
         let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().unwrap();
-        let path = |kind: &str| namespaces.iter().find(|namespace| namespace["type"] == kind).map(|namespace| namespace["path"].as_str().unwrap());
+        let path =
+            |kind: &str| namespaces.iter().find(|namespace| namespace["type"] == kind).map(|namespace| namespace["path"].as_str().unwrap());
         assert_eq!((path("network"), path("ipc"), path("pid")), (Some("/run/netns/cni-1"), Some("/proc/7/ns/ipc"), None));
         assert_eq!(info["config"]["metadata"]["name"], "web");
         assert_eq!(info["config"]["linux"]["security_context"]["namespace_options"]["pid"], 1);

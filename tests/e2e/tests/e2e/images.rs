@@ -31,7 +31,8 @@ fn odd(script: &str) -> ContainerSpec {
 
 /// What one container of the odd image prints, in a pod with a name and a name server of its own.
 async fn says(case: &Case, spec: &ContainerSpec) -> Result<String> {
-    let pod = case.node().run_pod(&case.pod_spec_with_network("images").hostname("the-host").dns(&["10.9.9.9"], &["a.example"], &[])).await?;
+    let pod =
+        case.node().run_pod(&case.pod_spec_with_network("images").hostname("the-host").dns(&["10.9.9.9"], &["a.example"], &[])).await?;
     let said = case.output(&pod, spec).await;
     pod.remove().await?;
     said
@@ -171,11 +172,11 @@ async fn rounds_of(case: &Case, pod: &PodSpec, volume: &Path, rounds: u32) -> Re
     let mut started = 0;
     for round in 0..rounds {
         // A terminal's device: it belongs to a group of its own, so that a changed owner shows.
-        let spec = case
-            .script("exit 0")
-            .named(&format!("race-{round}"))
-            .mount(&volume.to_string_lossy(), "/volume")
-            .device("/dev/tty", &format!("/volume/a/b/device-{round}"), "rw");
+        let spec = case.script("exit 0").named(&format!("race-{round}")).mount(&volume.to_string_lossy(), "/volume").device(
+            "/dev/tty",
+            &format!("/volume/a/b/device-{round}"),
+            "rw",
+        );
         let container = pod.create(&spec).await?;
         if container.start().await.is_ok() {
             started += 1;

@@ -161,7 +161,8 @@ fn a_pod_whose_record_is_damaged_can_be_removed_and_no_other_is_touched() {
             for (of_container, alive) in [(false, true), (false, false), (true, false)] {
                 let pod = case.pod(&format!("damaged-{}", how.trim_end_matches("'s"))).await?;
                 let container = pod.run(&case.sleeper()).await?;
-                let others = [case.state_dir(bystander.pod()).join("pod.json"), container_record(case, bystander.pod(), bystander.container())];
+                let others =
+                    [case.state_dir(bystander.pod()).join("pod.json"), container_record(case, bystander.pod(), bystander.container())];
                 let own = if of_container { container_record(case, &pod, &container) } else { case.state_dir(&pod).join("pod.json") };
                 let pid = case.sandbox_pid(&pod)?;
                 damage(&own, how, &others[usize::from(of_container)])?;

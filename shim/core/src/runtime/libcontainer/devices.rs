@@ -56,7 +56,9 @@ pub fn confine(spec: &Spec) -> Result<()> {
         Some(Cgroup::V2 { dir }) => dir,
         Some(Cgroup::V1 { .. }) => return Ok(()),
         None if matches!(Cgroup::at("/")?, Cgroup::V1 { .. }) => return Ok(()),
-        None => return Err(Error::invalid("the specification names no cgroup, without which the container cannot be confined to its devices")),
+        None => {
+            return Err(Error::invalid("the specification names no cgroup, without which the container cannot be confined to its devices"));
+        }
     };
     let given = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).and_then(|resources| resources.devices().as_ref());
     let mut rules = given.into_iter().flatten().map(Rule::new).collect::<Result<Vec<_>>>()?;

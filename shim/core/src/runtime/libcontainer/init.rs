@@ -19,7 +19,7 @@ use super::exec::{become_user, flags, give_up_privileges, set_console, set_strea
 use super::executor::Program;
 use super::mounts::{self, Prepared};
 use super::nodes::{self, Device};
-use super::report::{self, chain};
+use super::report::{self, chain, failure};
 use super::root::Root;
 use super::{START, label};
 use crate::error::{Context, Error, Result};
@@ -95,15 +95,15 @@ pub fn make<P: Program>(order: Order<'_>, spec: &Spec, json: &Value, program: P)
     let Order { container, dir, bundle, systemd_cgroup, console, streams } = order;
     rustix::fs::mkdir(dir, Mode::RWXU).context(|| format!("cannot make {}", dir.display()))?;
     let made = (|| {
-        let mut state = Container::new(container.as_str(), ContainerStatus::Creating, None, bundle, dir).map_err(super::maker::failure)?;
+        let mut state = Container::new(container.as_str(), ContainerStatus::Creating, None, bundle, dir).map_err(failure)?;
         state.set_systemd(systemd_cgroup).set_annotations(spec.annotations().clone());
-        state.save().map_err(super::maker::failure)?;
+        state.save().map_err(failure)?;
         let config = YoukiConfig::from_spec(spec, container.as_str()).and_then(|config| config.save(dir));
         config.map_err(|e| Error::internal(chain(&e)))?;
         let start = start_fifo(dir)?;
         let new = Init::prepare(spec, json, systemd_cgroup, container, console, streams, start)?;
         let pid = new.spawn(spec, program)?;
-        state.set_pid(pid as i32).set_status(ContainerStatus::Created).save().map_err(super::maker::failure)?;
+        state.set_pid(pid as i32).set_status(ContainerStatus::Created).save().map_err(failure)?;
         Ok(pid)
     })();
     if made.is_err() {
@@ -269,7 +269,13 @@ impl Init {
     }
 
     /// In init.
-    fn become_program<P: Program>(mut self, spec: &Spec, old: Option<OwnedFd>, program: P, says: &OwnedFd) -> Result<std::convert::Infallible> {
+    fn become_program<P: Program>(
+        mut self,
+        spec: &Spec,
+        old: Option<OwnedFd>,
+        program: P,
+        says: &OwnedFd,
+    ) -> Result<std::convert::Infallible> {
         let process = spec.process().as_ref().ok_or_else(|| Error::internal("no process"))?;
         let linux = spec.linux().as_ref().ok_or_else(|| Error::internal("no linux"))?;
         rustix::process::setsid().context(|| "cannot make a session".into())?;

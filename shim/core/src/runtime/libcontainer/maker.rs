@@ -12,16 +12,15 @@ use super::executor::Program;
 use super::init;
 use super::label;
 use super::process::{adjust_oom_score, give_to};
-use super::report::{self, chain};
+use super::report::{self, chain, failure};
 use super::wire::{self, Answer, Making, Request, Task};
 use crate::cgroup::Cgroup;
-use crate::error::{Code, Context, Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::ids::ContainerId;
 use crate::stdio::ChildStreams;
 use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::container::{Container, ContainerStatus};
-use libcontainer::error::LibcontainerError;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use rustix::fs::{Mode, OFlags};
@@ -183,20 +182,4 @@ fn delete(dir: &Path) -> Result<Answer> {
 fn load_spec(bundle: &Path) -> Result<Spec> {
     let path = bundle.join("config.json");
     Spec::load(&path).map_err(|e| Error::invalid(format!("{} is no OCI specification: {}", path.display(), chain(&e))))
-}
-
-/// libcontainer's error as one of ours.
-pub(super) fn failure(error: LibcontainerError) -> Error {
-    let code = match &error {
-        LibcontainerError::Exist => Code::AlreadyExists,
-        LibcontainerError::NoDirectory => Code::NotFound,
-        LibcontainerError::IncorrectStatus(_) => Code::FailedPrecondition,
-        LibcontainerError::InvalidID(_)
-        | LibcontainerError::InvalidInput(_)
-        | LibcontainerError::InvalidSpec(_)
-        | LibcontainerError::MissingSpec(_)
-        | LibcontainerError::Spec(_) => Code::InvalidArgument,
-        _ => Code::Internal,
-    };
-    Error::new(code, chain(&error))
 }

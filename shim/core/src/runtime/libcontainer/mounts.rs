@@ -20,7 +20,16 @@ use std::path::{Path, PathBuf};
 
 /// What may be mounted over in `/proc`: files that only tell, as runc allows it.
 const IN_PROC: [&str; 11] = [
-    "cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev", "sys/kernel/ns_last_pid",
+    "cpuinfo",
+    "diskstats",
+    "meminfo",
+    "stat",
+    "swaps",
+    "uptime",
+    "loadavg",
+    "slabinfo",
+    "net/dev",
+    "sys/kernel/ns_last_pid",
     "sys/crypto/fips_enabled",
 ];
 
@@ -130,7 +139,10 @@ impl Prepared {
             let asked: PathBuf = Path::new("/").join(self.destination.strip_prefix("/").unwrap_or(&self.destination));
             return match path == asked {
                 true => Ok(()),
-                false => Err(Error::invalid(format!("filesystem {kind} must be mounted on ordinary directory, and {} is a link", asked.display()))),
+                false => Err(Error::invalid(format!(
+                    "filesystem {kind} must be mounted on ordinary directory, and {} is a link",
+                    asked.display()
+                ))),
             };
         }
         let Ok(below) = path.strip_prefix("/proc") else { return Ok(()) };
@@ -165,7 +177,8 @@ pub fn read_only(root: &Root, path: &Path) -> Result<()> {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
         place => place.context(what)?,
     };
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE;
     let tree = rustix::mount::open_tree(&place, "", flags).context(what)?;
     let ro = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
     namespace::set_attributes(&tree, ro, false).context(what)?;
@@ -246,7 +259,8 @@ pub fn forget(old: OwnedFd) -> Result<()> {
 }
 
 fn bind(mount: &Mount, maps: &Value) -> Result<What> {
-    let source = mount.source().clone().ok_or_else(|| Error::invalid(format!("the mount at {} has no source", mount.destination().display())))?;
+    let source =
+        mount.source().clone().ok_or_else(|| Error::invalid(format!("the mount at {} has no source", mount.destination().display())))?;
     let options = mount.options().as_deref().unwrap_or_default();
     if options.iter().any(|option| option == "ridmap") {
         return Err(Error::unimplemented(format!("the mount of {} with ridmap: only idmap is supported here", source.display())));
@@ -366,7 +380,9 @@ mod tests {
         };
         assert!(check("proc", "/proc").is_ok());
         assert!(check("tmpfs", "/run").is_ok());
-        for (kind, destination) in [("tmpfs", "/proc"), ("tmpfs", "/proc/sys"), ("tmpfs", "/link/sys"), ("proc", "/link"), ("sysfs", "/link")] {
+        for (kind, destination) in
+            [("tmpfs", "/proc"), ("tmpfs", "/proc/sys"), ("tmpfs", "/link/sys"), ("proc", "/link"), ("sysfs", "/link")]
+        {
             assert_eq!(check(kind, destination).unwrap_err().code(), Code::InvalidArgument, "{kind} {destination}");
         }
     }

@@ -14,8 +14,12 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 /// Links that every container finds, as runc makes them.
-const LINKS: [(&str, &str); 4] =
-    [("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "/proc/self/fd/0"), ("/dev/stdout", "/proc/self/fd/1"), ("/dev/stderr", "/proc/self/fd/2")];
+const LINKS: [(&str, &str); 4] = [
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+];
 
 /// One device to be made.
 #[derive(Debug)]
@@ -46,7 +50,9 @@ impl Device {
             LinuxDeviceType::P => FileType::Fifo,
             LinuxDeviceType::A => return Err(Error::invalid(format!("device {} is of no single type", path.display()))),
         };
-        let number = |number: i64| u32::try_from(number).map_err(|_| Error::invalid(format!("{number} is no number of a device, as of {}", path.display())));
+        let number = |number: i64| {
+            u32::try_from(number).map_err(|_| Error::invalid(format!("{number} is no number of a device, as of {}", path.display())))
+        };
         let numbers = match kind {
             FileType::Fifo => 0,
             _ => rustix::fs::makedev(number(device.major())?, number(device.minor())?),

@@ -6,7 +6,8 @@
 //! are read when something has failed.
 
 use super::wire::{self, Answer};
-use crate::error::Error;
+use crate::error::{Code, Error};
+use libcontainer::error::LibcontainerError;
 use std::fmt::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -74,6 +75,22 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// libcontainer's error as one of ours.
+pub fn failure(error: LibcontainerError) -> Error {
+    let code = match &error {
+        LibcontainerError::Exist => Code::AlreadyExists,
+        LibcontainerError::NoDirectory => Code::NotFound,
+        LibcontainerError::IncorrectStatus(_) => Code::FailedPrecondition,
+        LibcontainerError::InvalidID(_)
+        | LibcontainerError::InvalidInput(_)
+        | LibcontainerError::InvalidSpec(_)
+        | LibcontainerError::MissingSpec(_)
+        | LibcontainerError::Spec(_) => Code::InvalidArgument,
+        _ => Code::Internal,
+    };
+    Error::new(code, chain(&error))
 }
 
 /// Sends errors, drops everything else.
