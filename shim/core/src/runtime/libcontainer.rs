@@ -36,6 +36,8 @@ mod executor;
 #[cfg(feature = "libcontainer")]
 mod init;
 #[cfg(feature = "libcontainer")]
+mod inside;
+#[cfg(feature = "libcontainer")]
 mod label;
 #[cfg(feature = "libcontainer")]
 mod maker;

@@ -15,13 +15,12 @@
 //!
 //! Deliberately absent: what no container of the CRI has by default, for which there is the builder ([`is_for`]).
 
-use super::exec::{become_user, flags, give_up_privileges, set_console, set_streams};
+use super::START;
+use super::exec::{become_user, flags, give_up_privileges, set_streams};
 use super::executor::Program;
-use super::mounts::{self, Prepared};
-use super::nodes::{self, Device};
+use super::inside::Inside;
+use super::mounts;
 use super::report::{self, chain, failure};
-use super::root::Root;
-use super::{START, label};
 use crate::error::{Context, Error, Result};
 use crate::ids::ContainerId;
 use crate::stdio::ChildStreams;
@@ -38,7 +37,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Gid, Pid, Signal, Uid, WaitOptions};
 use serde_json::Value;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -125,13 +124,9 @@ fn start_fifo(dir: &Path) -> Result<OwnedFd> {
 struct Init {
     cgroup: CgroupConfig,
     root: OwnedFd,
-    root_is_read_only: bool,
-    mounts: Vec<Prepared>,
-    devices: Vec<Device>,
+    inside: Inside,
     entered: Vec<(CloneFlags, OwnedFd)>,
     made: CloneFlags,
-    label: Option<String>,
-    console: Option<UnixStream>,
     streams: Option<ChildStreams>,
     start: OwnedFd,
 }
@@ -158,15 +153,9 @@ impl Init {
             }
         }
         let has_users = entered.iter().any(|(kind, _)| *kind == CloneFlags::CLONE_NEWUSER);
-        let label = linux.mount_label().clone().filter(|label| !label.is_empty() && label::is_enabled());
         let tree = mounts::copy(root.path(), true)?;
         let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
         namespace::set_attributes(&tree, private, true).context(|| "cannot keep the container's mounts to itself".into())?;
-        let maps = json["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let mut prepared = Vec::new();
-        for (index, mount) in spec.mounts().as_deref().unwrap_or_default().iter().enumerate() {
-            prepared.push(Prepared::new(mount, maps.get(index).unwrap_or(&Value::Null), label.as_deref())?);
-        }
         Ok(Self {
             cgroup: CgroupConfig {
                 cgroup_path: linux.cgroups_path().clone().unwrap_or_else(|| PathBuf::from(container.as_str())),
@@ -174,13 +163,9 @@ impl Init {
                 container_name: container.to_string(),
             },
             root: tree,
-            root_is_read_only: root.readonly().unwrap_or_default(),
-            mounts: prepared,
-            devices: nodes::of(spec, has_users)?,
+            inside: Inside::prepare(spec, json, has_users, console)?,
             entered,
             made,
-            label,
-            console,
             streams,
             start,
         })
@@ -276,49 +261,11 @@ impl Init {
         program: P,
         says: &OwnedFd,
     ) -> Result<std::convert::Infallible> {
-        let process = spec.process().as_ref().ok_or_else(|| Error::internal("no process"))?;
-        let linux = spec.linux().as_ref().ok_or_else(|| Error::internal("no linux"))?;
         rustix::process::setsid().context(|| "cannot make a session".into())?;
         if let Some(streams) = self.streams.take() {
             set_streams(&streams)?;
         }
-        let root = Root::new(open_root()?);
-        let umask = rustix::process::umask(Mode::empty());
-        let is_bound = self.mounts.iter().any(|mount| mount.is_bind() && is_dev(mount.destination()));
-        let read_only_dev = self.mounts.iter().any(|mount| !mount.is_bind() && is_dev(mount.destination()) && mount.is_read_only());
-        for mount in self.mounts.drain(..) {
-            mount.mount(&root)?;
-        }
-        // A /dev of the host's is as the host has it.
-        if !is_bound {
-            nodes::make(&root, &self.devices)?;
-        }
-        self.devices.clear();
-        rustix::process::umask(umask);
-        if let Some(old) = old {
-            mounts::forget(old)?;
-        }
-        if read_only_dev {
-            mounts::close(&root, Path::new("/dev"))?;
-        }
-        let null = nodes::null(&root)?;
-        replace_null(&null)?;
-        set_propagation(&root, linux.rootfs_propagation().as_deref())?;
-        set_sysctls(&root, linux.sysctl().iter().flatten())?;
-        if let Some(console) = self.console.take() {
-            set_console(console, true)?;
-        }
-        make_working_directory(&root, process.cwd())?;
-        if self.root_is_read_only {
-            mounts::close(&root, Path::new("/"))?;
-        }
-        for path in linux.readonly_paths().iter().flatten() {
-            mounts::read_only(&root, Path::new(path))?;
-        }
-        for path in linux.masked_paths().iter().flatten() {
-            mounts::mask(&root, Path::new(path), &null, self.label.as_deref())?;
-        }
-        drop((root, null));
+        self.inside.set_up(spec, old)?;
         give_up_privileges(spec)?;
         program.validate(spec).map_err(|e| Error::invalid(chain(&e)))?;
         program.setup_envs(std::collections::HashMap::new()).map_err(|e| Error::invalid(chain(&e)))?;
@@ -387,72 +334,6 @@ fn opened(namespace: &LinuxNamespace) -> Result<Option<OwnedFd>> {
     let Some(path) = namespace.path() else { return Ok(None) };
     let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     fd.map(Some).context(|| format!("cannot open the namespace {}", path.display()))
-}
-
-fn open_root() -> Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open("/", flags, Mode::empty()).context(|| "cannot open the container's root".into())
-}
-
-fn is_dev(destination: &Path) -> bool {
-    destination.components().eq(Path::new("/dev").components())
-}
-
-/// Streams that are the host's /dev/null become the container's.
-fn replace_null(null: &OwnedFd) -> Result<()> {
-    let what = || "cannot set the process's streams".to_string();
-    let number = rustix::fs::fstat(null).context(what)?.st_rdev;
-    let is_null = |stream: rustix::io::Result<rustix::fs::Stat>| {
-        stream.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == number)
-    };
-    if is_null(rustix::fs::fstat(std::io::stdin())) {
-        rustix::stdio::dup2_stdin(null).context(what)?;
-    }
-    if is_null(rustix::fs::fstat(std::io::stdout())) {
-        rustix::stdio::dup2_stdout(null).context(what)?;
-    }
-    if is_null(rustix::fs::fstat(std::io::stderr())) {
-        rustix::stdio::dup2_stderr(null).context(what)?;
-    }
-    Ok(())
-}
-
-/// Who sees what the container mounts. The words are without `r`, as `adapt` leaves them.
-fn set_propagation(root: &Root, propagation: Option<&str>) -> Result<()> {
-    let propagation = match propagation {
-        Some("shared") => libc::MS_SHARED,
-        Some("unbindable") => libc::MS_UNBINDABLE,
-        Some("private" | "slave") | None => return Ok(()),
-        Some(other) => return Err(Error::invalid(format!("{other:?} is no propagation of a root filesystem"))),
-    };
-    let attributes = Attributes { propagation, ..Attributes::default() };
-    namespace::set_attributes(root, attributes, false).context(|| "cannot set the propagation of the container's root".into())
-}
-
-/// Sysctls of the container's own namespaces, through the kernel's own /proc and nothing that the image may have put there.
-fn set_sysctls<'a>(root: &Root, sysctls: impl Iterator<Item = (&'a String, &'a String)>) -> Result<()> {
-    for (name, value) in sysctls {
-        let what = || format!("cannot set the sysctl {name} = {value:?}");
-        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-        let file = root.open(&root.resolve(&path)?, OFlags::WRONLY | OFlags::NOCTTY).context(what)?;
-        if rustix::fs::fstatfs(&file).context(what)?.f_type != libc::PROC_SUPER_MAGIC {
-            return Err(Error::precondition(format!("{}: the container has no /proc of its own", what())));
-        }
-        File::from(file).write_all(value.as_bytes()).context(what)?;
-    }
-    Ok(())
-}
-
-/// One that is missing is made, as runc does: the program runs in it.
-fn make_working_directory(root: &Root, cwd: &Path) -> Result<()> {
-    if cwd.as_os_str().is_empty() {
-        return Ok(());
-    }
-    match root.make_dir(&root.resolve(cwd)?) {
-        // Whoever runs there says what is wrong with it: it may be somebody's whom root is nobody to, as on NFS.
-        Err(error) if matches!(error.errno(), Some(libc::EPERM | libc::EACCES | libc::EROFS | libc::EEXIST | libc::ENOTDIR)) => Ok(()),
-        made => made.map(drop),
-    }
 }
 
 #[cfg(test)]

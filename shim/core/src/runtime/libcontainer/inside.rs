@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is made in the root of a container: mounts, devices, links, and what of them is hidden or read-only. Taken hold of on the
+//! host by the maker, and made by the container's first process, which has left the host's root by then.
+
+use super::exec::set_console;
+use super::label;
+use super::mounts::{self, Prepared};
+use super::nodes::{self, Device};
+use super::root::Root;
+use crate::error::{Context, Error, Result};
+use libcontainer::oci_spec::runtime::Spec;
+use magnetar_sys::namespace::{self, Attributes};
+use rustix::fs::{FileType, Mode, OFlags};
+use serde_json::Value;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+/// All that will be in the container's root.
+#[derive(Debug)]
+pub struct Inside {
+    mounts: Vec<Prepared>,
+    devices: Vec<Device>,
+    is_read_only: bool,
+    label: Option<String>,
+    console: Option<UnixStream>,
+}
+
+impl Inside {
+    /// Takes hold of what is needed of the host. With `bind_devices`, nobody will be able to make nodes. A new terminal's master goes
+    /// to `console`.
+    ///
+    /// # Errors
+    /// `NotFound` for what is not there, `InvalidArgument` for what cannot be.
+    pub fn prepare(spec: &Spec, json: &Value, bind_devices: bool, console: Option<UnixStream>) -> Result<Self> {
+        let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
+        let label = label.filter(|label| !label.is_empty() && label::is_enabled());
+        let maps = json["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let mut prepared = Vec::new();
+        for (index, mount) in spec.mounts().as_deref().unwrap_or_default().iter().enumerate() {
+            prepared.push(Prepared::new(mount, maps.get(index).unwrap_or(&Value::Null), label.as_deref())?);
+        }
+        Ok(Self {
+            mounts: prepared,
+            devices: nodes::of(spec, bind_devices)?,
+            is_read_only: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or_default(),
+            label,
+            console,
+        })
+    }
+
+    /// Makes all of it. `old` is the host's root, if it has not been let go of yet.
+    ///
+    /// # Errors
+    /// What stands in the way.
+    pub fn set_up(mut self, spec: &Spec, old: Option<OwnedFd>) -> Result<()> {
+        let process = spec.process().as_ref().ok_or_else(|| Error::internal("no process"))?;
+        let linux = spec.linux().as_ref().ok_or_else(|| Error::internal("no linux"))?;
+        let root = Root::new(open_root()?);
+        let umask = rustix::process::umask(Mode::empty());
+        let is_bound = self.mounts.iter().any(|mount| mount.is_bind() && is_dev(mount.destination()));
+        let read_only_dev = self.mounts.iter().any(|mount| !mount.is_bind() && is_dev(mount.destination()) && mount.is_read_only());
+        for mount in self.mounts.drain(..) {
+            mount.mount(&root)?;
+        }
+        // A /dev of the host's is as the host has it.
+        if !is_bound {
+            nodes::make(&root, &self.devices)?;
+        }
+        rustix::process::umask(umask);
+        if let Some(old) = old {
+            mounts::forget(old)?;
+        }
+        if read_only_dev {
+            mounts::close(&root, Path::new("/dev"))?;
+        }
+        let null = nodes::null(&root)?;
+        replace_null(&null)?;
+        set_propagation(&root, linux.rootfs_propagation().as_deref())?;
+        set_sysctls(&root, linux.sysctl().iter().flatten())?;
+        if let Some(console) = self.console.take() {
+            set_console(console, true)?;
+        }
+        make_working_directory(&root, process.cwd())?;
+        if self.is_read_only {
+            mounts::close(&root, Path::new("/"))?;
+        }
+        for path in linux.readonly_paths().iter().flatten() {
+            mounts::read_only(&root, Path::new(path))?;
+        }
+        for path in linux.masked_paths().iter().flatten() {
+            mounts::mask(&root, Path::new(path), &null, self.label.as_deref())?;
+        }
+        Ok(())
+    }
+}
+
+fn open_root() -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open("/", flags, Mode::empty()).context(|| "cannot open the container's root".into())
+}
+
+fn is_dev(destination: &Path) -> bool {
+    destination.components().eq(Path::new("/dev").components())
+}
+
+/// Streams that are the host's /dev/null become the container's.
+fn replace_null(null: &OwnedFd) -> Result<()> {
+    let what = || "cannot set the process's streams".to_string();
+    let number = rustix::fs::fstat(null).context(what)?.st_rdev;
+    let is_null = |stream: rustix::io::Result<rustix::fs::Stat>| {
+        stream.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == number)
+    };
+    if is_null(rustix::fs::fstat(std::io::stdin())) {
+        rustix::stdio::dup2_stdin(null).context(what)?;
+    }
+    if is_null(rustix::fs::fstat(std::io::stdout())) {
+        rustix::stdio::dup2_stdout(null).context(what)?;
+    }
+    if is_null(rustix::fs::fstat(std::io::stderr())) {
+        rustix::stdio::dup2_stderr(null).context(what)?;
+    }
+    Ok(())
+}
+
+/// Who sees what the container mounts. The words are without `r`, as `adapt` leaves them.
+fn set_propagation(root: &Root, propagation: Option<&str>) -> Result<()> {
+    let propagation = match propagation {
+        Some("shared") => libc::MS_SHARED,
+        Some("unbindable") => libc::MS_UNBINDABLE,
+        Some("private" | "slave") | None => return Ok(()),
+        Some(other) => return Err(Error::invalid(format!("{other:?} is no propagation of a root filesystem"))),
+    };
+    let attributes = Attributes { propagation, ..Attributes::default() };
+    namespace::set_attributes(root, attributes, false).context(|| "cannot set the propagation of the container's root".into())
+}
+
+/// Sysctls of the container's own namespaces, through the kernel's own /proc and nothing that the image may have put there.
+fn set_sysctls<'a>(root: &Root, sysctls: impl Iterator<Item = (&'a String, &'a String)>) -> Result<()> {
+    for (name, value) in sysctls {
+        let what = || format!("cannot set the sysctl {name} = {value:?}");
+        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        let file = root.open(&root.resolve(&path)?, OFlags::WRONLY | OFlags::NOCTTY).context(what)?;
+        if rustix::fs::fstatfs(&file).context(what)?.f_type != libc::PROC_SUPER_MAGIC {
+            return Err(Error::precondition(format!("{}: the container has no /proc of its own", what())));
+        }
+        File::from(file).write_all(value.as_bytes()).context(what)?;
+    }
+    Ok(())
+}
+
+/// One that is missing is made, as runc does: the program runs in it.
+fn make_working_directory(root: &Root, cwd: &Path) -> Result<()> {
+    if cwd.as_os_str().is_empty() {
+        return Ok(());
+    }
+    match root.make_dir(&root.resolve(cwd)?) {
+        // Whoever runs there says what is wrong with it: it may be somebody's whom root is nobody to, as on NFS.
+        Err(error) if matches!(error.errno(), Some(libc::EPERM | libc::EACCES | libc::EROFS | libc::EEXIST | libc::ENOTDIR)) => Ok(()),
+        made => made.map(drop),
+    }
+}
