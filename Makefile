@@ -64,10 +64,11 @@ test-vm: build ## the end-to-end tests in full, in the node as a virtual machine
 soak: build ## pods come and go, some of them killed, and nothing stays: MAGNETAR_SOAK_PODS=60 MAGNETAR_SOAK_AT_ONCE=1 and more (tests/e2e/tests/soak.rs)
 	@tests/e2e/run --soak --handler $(HANDLER)
 
-conformance: build ## critest against HANDLER, compared with containerd's own runc handler: cgroup v1, then v2 in a virtual machine
+conformance: build ## critest and containerd's own integration suite against HANDLER, compared with containerd's own runc handler: cgroup v1, then v2 in a virtual machine
 	@for node in '' '--containerd $(NEWER)' '--vm --containerd $(NEWER)'; do \
 		tests/conformance/run $$node $(HANDLER) || [ $$? = 77 ]; \
 	done
+	@tests/conformance/integration $(HANDLER) || [ $$? = 77 ]
 
 bench: build ## side by side with containerd's own runc shim
 	@tests/bench/run

@@ -8,15 +8,16 @@ mod namespaces;
 use crate::cgroup::{Cgroup, stats};
 use crate::error::{Error, Result};
 use crate::home::{self, Home};
-use crate::reaper::Reaper;
+use crate::reaper::{Exit, Reaper};
 use crate::record::{PodDir, PodRecord};
 use crate::runtime::Runtime;
-use crate::sandbox::{PodRequest, Sandboxer};
+use crate::sandbox::{Death, PodRequest, Sandboxer};
 use crate::sandbox_files::SandboxFiles;
 use crate::task::Containers;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use namespaces::Plan;
 use std::path::Path;
+use tokio::sync::oneshot;
 use tracing::debug;
 
 /// The one pod of this process.
@@ -26,6 +27,8 @@ pub struct HostPod<R> {
     record: PodRecord,
     containers: Containers<R>,
     reaper: Reaper,
+    /// The end of the process that holds the pod's namespaces, where there is one.
+    holder: Option<oneshot::Receiver<Exit>>,
     /// Where this process came from, to go back to when the pod is over.
     home: Option<Home>,
     files: Option<SandboxFiles>,
@@ -34,14 +37,14 @@ pub struct HostPod<R> {
 impl<R: Runtime> HostPod<R> {
     /// A pod that nothing was made for yet.
     pub fn new(dir: PodDir, record: PodRecord, containers: Containers<R>, reaper: Reaper) -> Self {
-        Self { dir, record, containers, reaper, home: None, files: None }
+        Self { dir, record, containers, reaper, holder: None, home: None, files: None }
     }
 
     async fn stop_holder(&mut self) -> Result<()> {
         let Some(holder) = self.record.holder.take() else { return Ok(()) };
-        let ended = self.reaper.watch(holder);
         // It fails only for one that was reaped before.
-        if self.reaper.signal(holder, libc::SIGKILL as u32).is_ok() {
+        let killed = self.reaper.signal(holder, libc::SIGKILL as u32);
+        if let Some(ended) = self.holder.take().filter(|_| killed.is_ok()) {
             let _ended = ended.await;
         }
         self.dir.write_pod(&self.record)
@@ -70,6 +73,7 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
         if plan.needs_holder() {
             let holder = plan.hold()?;
             debug!(holder, "namespaces are held by a process of their own");
+            self.holder = Some(self.reaper.watch(holder));
             self.record.holder = Some(holder);
             self.dir.write_pod(&self.record)?;
         } else {
@@ -97,6 +101,14 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
         // Not sooner: what has failed is tried again.
         (self.files, self.home) = (None, None);
         Ok(())
+    }
+
+    /// Namespaces do not end by themselves, but who holds them can be killed.
+    async fn died(&mut self) -> Death {
+        let Some(holder) = &mut self.holder else { return std::future::pending().await };
+        let exit = holder.await.unwrap_or_else(|_| Exit::killed());
+        self.holder = None;
+        Death { exit, reason: format!("the process that held the pod's namespaces has ended with code {}", exit.code).into() }
     }
 
     fn metrics(&self) -> Result<Any> {

@@ -15,6 +15,9 @@ use std::path::PathBuf;
 /// The kinds of namespaces that a pod's process may have for its containers, by the names of the OCI specification and of /proc.
 const NAMESPACES: [(&str, &str); 4] = [("ipc", "ipc"), ("uts", "uts"), ("pid", "pid"), ("user", "user")];
 
+/// The version of the OCI runtime specification whose words these are.
+const VERSION: &str = "1.2.0";
+
 /// Where it is kept.
 fn file(dir: &PodDir) -> PathBuf {
     dir.path().join("info.json")
@@ -41,6 +44,7 @@ pub fn of(dir: &PodDir, pid: u32, reason: Option<&str>) -> Value {
     if let Some(reason) = reason {
         info["reason"] = reason.into();
     }
+    info["netNamespaceClosed"] = is_closed(info.pointer("/runtimeSpec/linux/namespaces")).into();
     for namespace in info.pointer_mut("/runtimeSpec/linux/namespaces").and_then(Value::as_array_mut).into_iter().flatten() {
         let kind = namespace["type"].as_str().unwrap_or_default().to_owned();
         let held = NAMESPACES.iter().find(|(name, _)| *name == kind);
@@ -49,6 +53,20 @@ pub fn of(dir: &PodDir, pid: u32, reason: Option<&str>) -> Value {
         }
     }
     info
+}
+
+/// The specification of the pod as a process in it would have it, with the namespaces that are held by `pid`.
+pub fn spec_of(dir: &PodDir, pid: u32) -> Vec<u8> {
+    let spec = of(dir, pid, None)["runtimeSpec"].take();
+    let spec = if spec.is_null() { json!({ "ociVersion": VERSION }) } else { spec };
+    spec.to_string().into_bytes()
+}
+
+/// Whether the pod's network namespace has gone: its file is no namespace any more, or not there.
+fn is_closed(namespaces: Option<&Value>) -> bool {
+    let network = namespaces.and_then(Value::as_array).into_iter().flatten().find(|namespace| namespace["type"] == "network");
+    let path = network.and_then(|network| network["path"].as_str());
+    path.is_some_and(|path| !rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == libc::NSFS_MAGIC))
 }
 
 fn of_request(sandbox: &SandboxId, request: &PodRequest) -> Value {
@@ -61,11 +79,10 @@ fn of_request(sandbox: &SandboxId, request: &PodRequest) -> Value {
     let own = [("ipc", config.ipc != NamespaceMode::Node), ("pid", config.pid == NamespaceMode::Pod), ("user", config.userns.is_some())];
     namespaces.extend(own.iter().filter(|(_, own)| *own).map(|(kind, _)| json!({ "type": kind })));
     json!({
-        "netNamespaceClosed": false,
         "runtimeType": "io.containerd.magnetar.v2",
         "config": config_of(config),
         "runtimeSpec": {
-            "ociVersion": "1.2.0",
+            "ociVersion": VERSION,
             "hostname": config.hostname,
             "annotations": { "io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": sandbox.as_str() },
             "linux": { "cgroupsPath": config.cgroup_parent, "sysctl": config.sysctls, "namespaces": namespaces },
@@ -122,6 +139,7 @@ mod tests {
         assert_eq!(of(&dir, 7, None)["pid"], 7, "a pod that was never created");
         keep(&dir, &SandboxId::parse("p1").unwrap(), &request).unwrap();
         let info = of(&dir, 7, None);
+        assert_eq!(info["netNamespaceClosed"], true, "there is no such namespace");
         let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().unwrap();
         let path =
             |kind: &str| namespaces.iter().find(|namespace| namespace["type"] == kind).map(|namespace| namespace["path"].as_str().unwrap());

@@ -23,10 +23,9 @@ const READY: &str = "SANDBOX_READY";
 /// Any other, likewise.
 pub const NOT_READY: &str = "SANDBOX_NOTREADY";
 
-/// containerd wants an OCI specification of every sandbox, and logs an error for one that has none.
-/// A pod has no process of its own to specify, so this one says nothing.
+/// containerd wants an OCI specification of every sandbox, logs an error for one that has none, and shows its namespaces to NRI plugins.
+/// A pod has no process of its own to specify, so this one says only what its containers will share.
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
-const NO_SPEC: &[u8] = br#"{"ociVersion":"1.2.0"}"#;
 
 /// Serves the Sandbox API for one pod.
 #[derive(Debug)]
@@ -74,7 +73,7 @@ impl Sandbox for SandboxService {
             PodPhase::Ready { since, .. } => since,
             PodPhase::Empty | PodPhase::Created | PodPhase::Stopped { .. } => SystemTime::now(),
         };
-        let spec = Any { type_url: SPEC.into(), value: NO_SPEC.into(), ..Default::default() };
+        let spec = Any { type_url: SPEC.into(), value: info::spec_of(&self.dir, pid), ..Default::default() };
         Ok(api::StartSandboxResponse {
             pid,
             created_at: MessageField::some(since.into()),

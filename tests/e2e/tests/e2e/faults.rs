@@ -108,6 +108,23 @@ fn killed_with_shared_pids_the_sandbox_process_leaves_nothing() {
     });
 }
 
+/// Containers join the namespaces of the process that `crictl inspectp` names. Without it the pod can have no more of them.
+#[test]
+fn killed_the_process_that_holds_the_namespaces_ends_its_pod() {
+    on_magnetar_with_shared_kernel(SANDBOX_PROCESS, "a guest's processes are the guest's", async |case| {
+        let bystander = Bystander::new(case).await?;
+        let pod = case.node().run_pod(&case.pod_spec_with_network("holder-killed").shared_pid()).await?;
+        let holder = pod.info().await?["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).context("no pid in the pod's info")?;
+        ensure!(holder > 1 && holder != case.sandbox_pid(&pod)?, "process {holder} is no holder");
+        kill(Pid::from_raw(holder), Signal::SIGKILL)?;
+        is_seen_as_dead(case, &pod, None).await?;
+        let told = pod.info().await?.to_string();
+        ensure!(told.contains("the process that held the pod's namespaces has ended"), "no reason: {told}");
+        pod.remove().await?;
+        bystander.noticed_nothing(case).await
+    });
+}
+
 #[test]
 fn killed_with_a_user_namespace_the_sandbox_process_leaves_nothing() {
     on_magnetar_with_shared_kernel(SANDBOX_PROCESS, "a virtual machine has no user namespace of the node, as vm.rs tests", async |case| {

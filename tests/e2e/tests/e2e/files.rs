@@ -2,7 +2,7 @@
 //! The files that a sandbox gives to its containers.
 
 use anyhow::ensure;
-use magnetar_e2e::{BUSYBOX, on_node, on_shared_kernel};
+use magnetar_e2e::{BUSYBOX, on_node, on_shared_kernel, refused};
 
 #[test]
 fn the_host_name_is_the_pods() {
@@ -21,6 +21,30 @@ fn a_pod_on_the_nodes_network_has_the_nodes_name() {
         let pod = case.pod("node-name").await?;
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
         assert_eq!(case.output(&pod, &case.script("hostname; cat /etc/hostname")).await?, format!("{name}{name}"));
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_pod_on_the_nodes_network_cannot_have_a_name_of_its_own() {
+    on_shared_kernel("a virtual machine cannot be on the node's network at all", async |case| {
+        refused(case.node().run_pod(&case.pod_spec("own-name").hostname("blue-whale")).await, &[]).map(drop)
+    });
+}
+
+/// Scripts, CNI agents and debuggers read it: `crictl inspectp` shows it under `info`.
+#[test]
+fn what_is_known_of_a_pod_has_its_configuration_and_its_namespaces() {
+    on_node(async |case| {
+        let pod = case.node().run_pod(&case.pod_spec_with_network("known").label("colour", "blue")).await?;
+        let info = pod.info().await?;
+        ensure!(info["pid"].as_i64().is_some_and(|pid| pid > 0), "{info:#}");
+        assert_eq!(info["config"]["metadata"]["name"], pod.status().await?.metadata.map(|m| m.name).unwrap_or_default());
+        assert_eq!(info["config"]["labels"]["colour"], "blue");
+        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().cloned().unwrap_or_default();
+        let network = namespaces.iter().find(|namespace| namespace["type"] == "network").and_then(|namespace| namespace["path"].as_str());
+        let path = network.ok_or_else(|| anyhow::anyhow!("no network namespace in {info:#}"))?;
+        ensure!(std::path::Path::new(path).exists(), "{path} is not there");
         Ok(pod.remove().await?)
     });
 }

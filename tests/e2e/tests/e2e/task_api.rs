@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use containerd_shim_protos::{
     api::{
         CloseIORequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, Mount, PidsRequest, ResizePtyRequest,
-        StartRequest, StateRequest, Status, WaitRequest,
+        StartRequest, StateRequest, Status, UpdateTaskRequest, WaitRequest,
     },
     protobuf::well_known_types::any::Any,
     shim_async::{Client, TaskClient},
@@ -235,6 +235,27 @@ fn a_command_in_a_stopped_container_is_a_failed_precondition() {
         // To kill what is dead is what `kill` on a shell answers, too: there is no such process.
         refuses(bench.kill("stopped").await, Code::NOT_FOUND, &["stopped"])?;
         bench.delete("stopped").await?;
+        bench.close(case).await
+    });
+}
+
+/// containerd takes «not found», and no other refusal, for an end that it has not heard of yet.
+#[test]
+fn limits_of_a_container_that_has_ended_are_those_of_nobody() {
+    on_magnetar(OURS, async |case| {
+        let bench = Bench::new(case).await?;
+        bench.create("ended", "bundle").await?;
+        bench.start("ended").await?;
+        let limits = || {
+            let resources = Any { value: br#"{"pids":{"limit":100}}"#.to_vec(), ..Default::default() };
+            UpdateTaskRequest { id: "ended".to_owned(), resources: Some(resources).into(), ..Default::default() }
+        };
+        bench.task.update(patience(), &limits()).await.context("while it runs")?;
+        bench.kill("ended").await?;
+        bench.wait("ended").await?;
+        refuses(bench.task.update(patience(), &limits()).await, Code::NOT_FOUND, &["ended"])?;
+        bench.delete("ended").await?;
+        refuses(bench.task.update(patience(), &limits()).await, Code::NOT_FOUND, &["ended"])?;
         bench.close(case).await
     });
 }
