@@ -104,8 +104,8 @@ pub fn lost_response(socket: &Path, id: &str, end: &End) -> grpc::ControllerStat
         sandbox_id: id.into(),
         pid: 0,
         state: NOT_READY.into(),
-        // What `crictl inspectp` shows under `info`: a map of JSON texts.
-        info: HashMap::from([("info".to_string(), info.to_string())]),
+        // What `crictl inspectp` shows.
+        info: magnetar_core::sandbox::shown(&info),
         created_at: Some(end.since.into()),
         exited_at: Some(end.at.into()),
         extra: None,

@@ -72,11 +72,17 @@ impl Pod {
         self.node.pod_state(&self.id).await
     }
 
-    /// PodSandboxStatus with what only people read: runtime details as JSON.
+    /// PodSandboxStatus with what only people read: runtime details as JSON, those of a handler of ours under `magnetar`.
     pub async fn info(&self) -> Result<serde_json::Value> {
         let answer = self.status_response(true).await?;
-        let text = answer.info.get("info").map_or("{}", String::as_str);
-        serde_json::from_str(text).map_err(|_| Error::Incomplete { call: "PodSandboxStatus", what: "readable info" })
+        let read = |key: &str| {
+            let text = answer.info.get(key).map_or("{}", String::as_str);
+            serde_json::from_str::<serde_json::Value>(text)
+                .map_err(|_| Error::Incomplete { call: "PodSandboxStatus", what: "readable info" })
+        };
+        let mut info = read("info")?;
+        info["magnetar"] = read("magnetar")?;
+        Ok(info)
     }
 
     /// The pod's address; empty with the node's network.

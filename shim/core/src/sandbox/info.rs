@@ -9,11 +9,15 @@ use crate::error::{Context, Result};
 use crate::ids::SandboxId;
 use crate::pod_config::{Dns, NamespaceMode, PodConfig};
 use crate::record::PodDir;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 /// The kinds of namespaces that a pod's process may have for its containers, by the names of the OCI specification and of /proc.
 const NAMESPACES: [(&str, &str); 4] = [("ipc", "ipc"), ("uts", "uts"), ("pid", "pid"), ("user", "user")];
+
+/// What only a sandbox of ours has to tell.
+const OURS: [&str; 3] = ["reason", "sandboxProcess", "version"];
 
 /// The version of the OCI runtime specification whose words these are.
 const VERSION: &str = "1.2.0";
@@ -53,6 +57,13 @@ pub fn of(dir: &PodDir, pid: u32, reason: Option<&str>) -> Value {
         }
     }
     info
+}
+
+/// The map of JSON texts that containerd wants. From 2.3 on it takes what it does not know out of `info`: what is ours stands under
+/// `magnetar` as well.
+pub fn shown(info: &Value) -> HashMap<String, String> {
+    let ours: Value = OURS.iter().filter_map(|key| Some(((*key).to_owned(), info.get(key)?.clone()))).collect::<Map<_, _>>().into();
+    HashMap::from([("info".to_owned(), info.to_string()), ("magnetar".to_owned(), ours.to_string())])
 }
 
 /// The specification of the pod as a process in it would have it, with the namespaces that are held by `pid`.
@@ -148,5 +159,9 @@ mod tests {
         assert_eq!(info["config"]["linux"]["security_context"]["namespace_options"]["pid"], 1);
         let ended = of(&dir, 0, Some("it was killed"));
         assert_eq!((ended["processStatus"].as_str(), ended["reason"].as_str()), (Some("deleted"), Some("it was killed")));
+        let shown = shown(&ended);
+        let ours: Value = serde_json::from_str(&shown["magnetar"]).unwrap();
+        assert_eq!((ours["reason"].as_str(), ours.get("config")), (Some("it was killed"), None));
+        assert!(shown["info"].contains("processStatus"));
     }
 }

@@ -11,6 +11,7 @@
 mod info;
 mod service;
 
+pub use info::shown;
 pub use service::{NOT_READY, SandboxService};
 
 use crate::error::{Code, Error, Result};

@@ -156,9 +156,8 @@ impl Sandbox for SandboxService {
 }
 
 impl SandboxService {
-    /// What `crictl inspectp` shows under `info`: a map of JSON texts.
+    /// What `crictl inspectp` shows.
     fn info(&self, pid: u32) -> HashMap<String, String> {
-        let info = info::of(&self.dir, pid, self.pod.reason().as_deref());
-        HashMap::from([("info".to_string(), info.to_string())])
+        info::shown(&info::of(&self.dir, pid, self.pod.reason().as_deref()))
     }
 }
