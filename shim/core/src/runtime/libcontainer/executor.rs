@@ -13,6 +13,7 @@ use nix::unistd::{AccessFlags, access, execve};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Where programs are looked for in a container whose environment does not say.
@@ -86,6 +87,8 @@ fn run(process: &Process) -> Result<std::convert::Infallible> {
     if errno == Errno::ENOEXEC {
         // A script without `#!`, or a program for another processor. With runc it counts as a program that has run, and has ended so.
         report::program_runs();
+        let name = args.first().map(|name| name.to_string_lossy()).unwrap_or_default();
+        let _unheard = writeln!(std::io::stderr(), "exec {name}: exec format error");
         std::process::exit(NO_PROGRAM);
     }
     Err(failure(&program, errno))
