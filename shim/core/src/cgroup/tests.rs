@@ -172,7 +172,8 @@ fn who_is_in_a_cgroup_already_keeps_others_from_claiming_it() {
     let Some(scratch) = Scratch::make("claim") else { return };
     let path = format!("/magnetar-test-{}-claim/inner", std::process::id());
     assert_eq!(OwnedCgroup::claim(&path).unwrap(), scratch.0, "an empty one is nobody's");
-    let mut child = scratch.run("sleep 100");
+    // One process: what the shell leaves behind would take its own time to die.
+    let mut child = scratch.run("exec sleep 100");
     let error = OwnedCgroup::claim(&path).unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition);
     assert!(error.to_string().contains(&child.id().to_string()), "{error}");
