@@ -41,7 +41,8 @@ impl Home {
         Ok(Self { network: namespace(Path::new("/proc/self/ns/net"))? })
     }
 
-    /// Begins to move this process, and `others` with it, to the pod's cgroup for such; the receiver tells the outcome.
+    /// Begins to move this process, and `others` with it, into the cgroup of the pod's sandbox process. The receiver
+    /// tells the outcome.
     ///
     /// # Errors
     /// Where the cgroup cannot be made, or there can be no thread.
