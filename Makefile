@@ -11,6 +11,7 @@ NEWER := /opt/containerd-next/bin
 TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 CARGO_TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 BINARIES := containerd-shim-magnetar-v2 magnetar-runc magnetar-wasm magnetar-vmm magnetar-vm-agent
+KINDS := runc wasmtime wasmedge qemu
 # The guest with a kernel of our own, if there is one.
 OWN_GUEST := $(OUT)/share/magnetar/guest-own
 export CARGO_TERM_COLOR ?= never
@@ -25,6 +26,8 @@ build: deps ## all binaries and configuration, as an install prefix in out/
 	cargo build --profile engine --locked -p magnetar-wasm --bin magnetar-wasmtime
 	wasm/cargo-wasmedge build
 	@install -Dm755 -t $(OUT)/bin $(CARGO_TARGET)/$(TARGET)/release/containerd-shim-magnetar-v2
+	@# A name for each kind, for clients that name a runtime and have no handlers: io.containerd.magnetar-qemu.v2.
+	@for kind in $(KINDS); do ln -sfn containerd-shim-magnetar-v2 $(OUT)/bin/containerd-shim-magnetar-$$kind-v2; done
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-{runc,maker,wasm,vmm}
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-wasmtime
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/dynamic/$(TARGET)/engine/magnetar-wasmedge

@@ -21,14 +21,15 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use magnetar_core::cgroup::{Cgroup, oom, stats};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::home::{self, Home, namespace};
+use magnetar_core::hooks::{self, Hooks};
 use magnetar_core::pod_config::{NamespaceMode, PodConfig};
 use magnetar_core::reaper::Exit;
 use magnetar_core::record::{PodDir, PodRecord};
-use magnetar_core::sandbox::{Death, PodRequest, Sandboxer};
+use magnetar_core::sandbox::{Death, PodRequest, Sandboxer, Single};
 use magnetar_core::sandbox_files::{SandboxFiles, hostname};
 use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::{HELLO, Purpose, Request, Setup};
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -52,13 +53,15 @@ pub struct VmPod<H> {
     share: Option<Share>,
     machine: Option<Machine>,
     forwarder: Option<Forwarder>,
+    /// The container without a pod whose first hooks were run, until its last ones are.
+    ran_hooks: Option<Single>,
 }
 
 impl<H: Hypervisor> VmPod<H> {
     /// A pod that nothing was made for yet.
     pub fn new(hypervisor: H, config: VmConfig, dir: PodDir, record: PodRecord, relay: Relay, parts: Parts) -> Self {
         let (request, home, files, share, machine) = (None, None, None, None, None);
-        Self { hypervisor, config, dir, record, relay, parts, request, home, files, share, machine, forwarder: None }
+        Self { hypervisor, config, dir, record, relay, parts, request, home, files, share, machine, forwarder: None, ran_hooks: None }
     }
 
     /// Whether the host has killed a process of the machine because the pod's cgroup was full.
@@ -114,26 +117,76 @@ impl<H: Hypervisor> VmPod<H> {
             user,
         })
     }
-}
 
-impl<H: Hypervisor> Sandboxer for VmPod<H> {
-    async fn create(&mut self, request: &PodRequest) -> Result<()> {
+    async fn create_pod(&mut self, request: &PodRequest) -> Result<()> {
         let config = &request.config;
-        refuse(config)?;
         let netns = request.netns.as_deref().ok_or_else(no_host_network)?;
         let netns = namespace(netns)?;
         let files = SandboxFiles::new(&self.record.config.containerd, &self.record.sandbox, &self.dir);
-        let path = home::pod_cgroup(self.record.sandbox.as_str(), config.cgroup_parent.as_deref());
-        (self.record.cgroup, self.record.parent) = (Some(path.clone()), config.cgroup_parent.clone());
-        self.dir.write_pod(&self.record)?;
-        self.home = Some(Home::remember()?);
-        Cgroup::at(&path)?.create()?;
+        self.make_cgroup(home::pod_cgroup(self.record.sandbox.as_str(), config.cgroup_parent.as_deref()), config)?;
         self.files = Some(files.clone());
         // /dev/shm is in the guest: nothing is mounted for it here.
         files.create(&PodConfig { ipc: NamespaceMode::Node, ..config.clone() }, Path::new("/etc"))?;
         self.relay.keep_published(files);
         self.share = Some(Share::make(self.dir.path())?);
-        setns(netns, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the pod's network namespace".into())?;
+        setns(netns, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the pod's network namespace".into())
+    }
+
+    /// The sandbox of a container without a pod. Its client gives it a network by hooks, or when it knows its process, in both
+    /// cases before Start.
+    async fn create_single(&mut self, request: &PodRequest, single: &Single) -> Result<()> {
+        let Hooks { prestart, create_runtime, create_container, start_container, poststart, poststop: _ } = &single.hooks;
+        let inside = [("createContainer", create_container), ("startContainer", start_container), ("poststart", poststart)];
+        if let Some((name, _)) = inside.into_iter().find(|(_, hooks)| !hooks.is_empty()) {
+            return Err(Error::unimplemented(format!(
+                "the container has {name} hooks, which have no place outside of its virtual machine"
+            )));
+        }
+        let netns = request.netns.as_deref().map(namespace).transpose()?;
+        self.make_cgroup(single.sandbox_cgroup(), &request.config)?;
+        match netns {
+            Some(netns) => setns(netns, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the container's network namespace".into())?,
+            None => unshare(CloneFlags::CLONE_NEWNET).context(|| "cannot make a network namespace".into())?,
+        }
+        self.relay.is_for_a_single_container();
+        if let Some(home) = &self.home {
+            // What the first has made the last ones remove, also where a later one fails.
+            self.ran_hooks = Some(single.clone());
+            let state = single.state("creating", std::process::id());
+            hooks::run(prestart, &state, home.network(), &self.parts.reaper).await?;
+            hooks::run(create_runtime, &state, home.network(), &self.parts.reaper).await?;
+        }
+        // Not before: hooks run in the host's mount namespace.
+        self.share = Some(Share::make(self.dir.path())?);
+        Ok(())
+    }
+
+    /// Makes the cgroup of the machine's processes, and remembers where this process is at home.
+    fn make_cgroup(&mut self, path: String, config: &PodConfig) -> Result<()> {
+        (self.record.cgroup, self.record.parent) = (Some(path.clone()), config.cgroup_parent.clone());
+        self.dir.write_pod(&self.record)?;
+        self.home = Some(Home::remember()?);
+        Cgroup::at(&path)?.create()
+    }
+
+    /// Runs the last hooks of a container without a pod. That one fails must not keep it from being removed
+    /// (runtime-spec, config.md, "Poststop").
+    async fn run_last_hooks(&mut self) {
+        let (Some(single), Some(home)) = (self.ran_hooks.take(), &self.home) else { return };
+        let state = single.state("stopped", 0);
+        if let Err(error) = hooks::run(&single.hooks.poststop, &state, home.network(), &self.parts.reaper).await {
+            warn!(%error, "not all that was made for the container may have been removed");
+        }
+    }
+}
+
+impl<H: Hypervisor> Sandboxer for VmPod<H> {
+    async fn create(&mut self, request: &PodRequest) -> Result<()> {
+        refuse(&request.config)?;
+        match &request.single {
+            None => self.create_pod(request).await?,
+            Some(single) => self.create_single(request, single).await?,
+        }
         self.request = Some(request.clone());
         Ok(())
     }
@@ -221,6 +274,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         if let Some(home) = &self.home {
             home.leave_network()?;
         }
+        self.run_last_hooks().await;
         home::remove_pod_cgroup(&self.record).await?;
         // Not sooner: what has failed is tried again.
         (self.share, self.files, self.home) = (None, None, None);

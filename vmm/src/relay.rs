@@ -28,7 +28,7 @@ use magnetar_core::server::Parts;
 use magnetar_core::stdio::StdioSpec;
 use magnetar_core::task::gate::{Gate, MADE};
 use magnetar_core::task::registry::Registry;
-use magnetar_core::task::{CreateRequest, names, not_created, state, to_its_end};
+use magnetar_core::task::{CreateRequest, Tasks, names, not_created, state, to_its_end};
 use memory::Volumes;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -46,6 +46,9 @@ const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
 /// that is switched off takes some seconds.
 const ENDED: Duration = Duration::from_secs(10);
 
+/// How long the last output of a container without a pod may take to be read, before its machine is switched off.
+const OUTPUTS: Duration = Duration::from_secs(10);
+
 /// The Task API of one pod. Cheap to clone.
 #[derive(Clone)]
 pub struct Relay(Arc<Shared>);
@@ -60,7 +63,11 @@ struct Shared {
     shm: PathBuf,
     files: OnceLock<SandboxFiles>,
     running: OnceLock<Running>,
+    /// Set where the one container has no pod: its machine is started with it, and not before.
+    is_single: OnceLock<()>,
     memory: Volumes,
+    /// What passes on outputs that the guest may still write.
+    outputs: TaskTracker,
     gate: Gate,
     containers: Registry<ContainerId, Container>,
 }
@@ -128,13 +135,22 @@ impl Relay {
         let Parts { events, idle, tasks, .. } = parts.clone();
         let (files, running, memory, containers) =
             (OnceLock::new(), OnceLock::new(), Volumes::default(), Registry::new("container", "this pod"));
-        let gate = Gate::new();
-        Self(Arc::new(Shared { sandbox, pod, events, idle, tasks, shm, files, running, memory, gate, containers }))
+        let (gate, is_single, outputs) = (Gate::new(), OnceLock::new(), TaskTracker::new());
+        Self(Arc::new(Shared { sandbox, pod, events, idle, tasks, shm, files, running, is_single, memory, outputs, gate, containers }))
     }
 
     /// Sees to it that every container finds these files.
     pub fn keep_published(&self, files: SandboxFiles) {
         let _the_first_counts = self.0.files.set(files);
+    }
+
+    /// The one container has no pod. It can be created before the machine runs, and is made when it is started.
+    pub fn is_for_a_single_container(&self) {
+        let _the_first_counts = self.0.is_single.set(());
+    }
+
+    fn is_single(&self) -> bool {
+        self.0.is_single.get().is_some()
     }
 
     /// The machine runs.
@@ -155,6 +171,23 @@ impl Relay {
 
     fn get(&self, id: &ContainerId) -> Result<Arc<Container>> {
         self.0.containers.get(id)
+    }
+}
+
+impl Tasks for Relay {
+    fn has_containers(&self) -> bool {
+        !self.0.containers.is_empty()
+    }
+
+    async fn ended(&self, container: &ContainerId) {
+        if let Ok(container) = self.get(container) {
+            container.init.life.exit().await;
+            self.0.outputs.close();
+            // Whoever reads them may have stopped reading.
+            if tokio::time::timeout(OUTPUTS, self.0.outputs.wait()).await.is_err() {
+                warn!(container = %container.id, "its last output was not read within {OUTPUTS:?}, and is lost");
+            }
+        }
     }
 }
 

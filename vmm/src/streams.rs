@@ -51,7 +51,8 @@ enum Sink {
 }
 
 impl Streams {
-    /// Opens a process's streams, on both sides, and begins to carry them in tasks of `tasks`. To be called before the process
+    /// Opens a process's streams, on both sides, and begins to carry them: the input in a task of `tasks`, each output in one of
+    /// `outputs`, which ends when all of it was passed on. To be called before the process
     /// is made. Returns the streams, and how the guest knows them.
     ///
     /// # Errors
@@ -62,6 +63,7 @@ impl Streams {
         exec: Option<&ExecId>,
         stdio: &StdioSpec,
         tasks: &TaskTracker,
+        outputs: &TaskTracker,
     ) -> Result<(Self, Paths)> {
         let streams = Self::default();
         let mut paths = Paths::default();
@@ -93,7 +95,7 @@ impl Streams {
             let name = name(kind);
             *path = name.path();
             let connection = guest.dial(Purpose::Stream(name)).await?;
-            tasks.spawn(async move {
+            outputs.spawn(async move {
                 if let Err(error) = sink.fill(connection).await {
                     debug!(%error, "an output has ended early");
                 }

@@ -28,6 +28,8 @@ pub struct Context<'a> {
     pub shm: &'a Path,
     /// The number of the volume in memory that a directory of the host stands for, if it does.
     pub memory: &'a (dyn Fn(&Path) -> Option<u32> + Sync),
+    /// Whether the container has no pod. Its hooks and sysctls are the sandbox's then.
+    pub is_single: bool,
 }
 
 /// What comes of it.
@@ -54,6 +56,9 @@ const EVERYWHERE: [(i64, i64); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5,
 /// `Unimplemented` for what a container in a virtual machine cannot have, `InvalidArgument` for what is no specification.
 pub fn translate(mut spec: Value, container: &ContainerId, context: &Context<'_>) -> Result<Translated> {
     let Some(object) = spec.as_object_mut() else { return Err(Error::invalid("the specification is not a JSON object")) };
+    if context.is_single {
+        object.remove("hooks");
+    }
     refuse_hooks(object)?;
     let share = format!("{}/{container}", api::SHARE);
     let root = object.entry("root").or_insert_with(|| json!({}));
@@ -70,6 +75,9 @@ pub fn translate(mut spec: Value, container: &ContainerId, context: &Context<'_>
     let linux = object.entry("linux").or_insert_with(|| json!({}));
     let Some(linux) = linux.as_object_mut() else { return Err(Error::invalid("linux of the specification is not an object")) };
     linux.insert("cgroupsPath".into(), format!("{}/{container}", api::CGROUP).into());
+    if context.is_single {
+        linux.remove("sysctl");
+    }
     for of_the_host in ["mountLabel", "intelRdt", "rootfsPropagation"] {
         linux.remove(of_the_host);
     }

@@ -41,6 +41,11 @@ impl Home {
         Ok(Self { network: namespace(Path::new("/proc/self/ns/net"))? })
     }
 
+    /// The network namespace that this process came from: the host's.
+    pub fn network(&self) -> &OwnedFd {
+        &self.network
+    }
+
     /// Begins to move this process, and `others` with it, into the cgroup of the pod's sandbox process. The receiver
     /// tells the outcome.
     ///

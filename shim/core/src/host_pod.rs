@@ -32,12 +32,14 @@ pub struct HostPod<R> {
     /// Where this process came from, to go back to when the pod is over.
     home: Option<Home>,
     files: Option<SandboxFiles>,
+    /// Whether it is one container's alone, which has namespaces of its own, and files from whoever made it.
+    is_single: bool,
 }
 
 impl<R: Runtime> HostPod<R> {
     /// A pod that nothing was made for yet.
     pub fn new(dir: PodDir, record: PodRecord, containers: Containers<R>, reaper: Reaper) -> Self {
-        Self { dir, record, containers, reaper, holder: None, home: None, files: None }
+        Self { dir, record, containers, reaper, holder: None, home: None, files: None, is_single: false }
     }
 
     async fn stop_holder(&mut self) -> Result<()> {
@@ -53,6 +55,11 @@ impl<R: Runtime> HostPod<R> {
 
 impl<R: Runtime> Sandboxer for HostPod<R> {
     async fn create(&mut self, request: &PodRequest) -> Result<()> {
+        if request.single.is_some() {
+            self.is_single = true;
+            self.containers.hold_until(Home::move_in(&self.record, Vec::new())?);
+            return Ok(());
+        }
         let config = &request.config;
         let plan = Plan::new(request)?;
         let files = SandboxFiles::new(&self.record.config.containerd, &self.record.sandbox, &self.dir);
@@ -83,6 +90,9 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
     }
 
     async fn start(&mut self) -> Result<u32> {
+        if self.is_single {
+            return Ok(std::process::id());
+        }
         // The pod is ready for containers before this process has moved; the first of them waits for it.
         self.containers.hold_until(Home::move_in(&self.record, self.record.holder.into_iter().collect())?);
         Ok(self.record.holder.unwrap_or_else(std::process::id))

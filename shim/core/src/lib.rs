@@ -13,6 +13,7 @@
 //! - [`process`] is the life of one process; [`reaper`] the one place that reaps.
 //! - [`host_pod`] is the pod of those sandboxers whose containers are processes of this host.
 //! - [`home`] is where a sandbox process comes from, and goes back to.
+//! - [`hooks`] are the programs that clients have run for a container.
 //! - [`cgroup`], [`mount`], [`stdio`], [`terminal`], [`sandbox_files`] are the kernel's side of a container.
 //! - `netlink` (a feature) is how the kernel's network is asked.
 //!
@@ -24,6 +25,7 @@ pub mod config;
 pub mod error;
 pub mod events;
 pub mod home;
+pub mod hooks;
 pub mod host_pod;
 pub mod idle;
 pub mod ids;

@@ -106,6 +106,15 @@ impl PodConfig {
         }
         decode::decode(value)
     }
+
+    /// Sets the pod's sysctls.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name or a value that cannot be one.
+    pub fn set_sysctls(&mut self, sysctls: BTreeMap<String, String>) -> Result<()> {
+        self.sysctls = decode::sysctls(sysctls)?;
+        Ok(())
+    }
 }
 
 /// What resolv.conf(5) holds. No entry is empty or contains whitespace or control characters.

@@ -13,10 +13,11 @@ use crate::idle::Idle;
 use crate::logging;
 use crate::reaper::Reaper;
 use crate::record::{PodDir, PodLock, PodRecord};
-use crate::sandbox::{Death, Pod, PodRequest, SandboxService, Sandboxer};
+use crate::sandbox::{Death, Pod, PodPhase, PodRequest, SandboxService, Sandboxer};
+use crate::task::{SingleTasks, Tasks};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_async::create_sandbox;
-use containerd_shim_protos::shim_async::{Task, create_task};
+use containerd_shim_protos::shim_async::create_task;
 use magnetar_sys::listener;
 use magnetar_sys::notification::Notification;
 use std::io::Write;
@@ -33,6 +34,9 @@ const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// How long whoever asked for the end may stay connected.
 const HANG_UP: Duration = Duration::from_millis(500);
+
+/// How long a process that nobody is connected to waits for its first request.
+const UNUSED: Duration = Duration::from_secs(60);
 
 /// A sandboxer's `main`: takes what the process was born with, and serves until the pod is over. `program` is its name.
 pub fn main(program: &str, serve: impl FnOnce(Inherited) -> Result<()>) -> ExitCode {
@@ -116,7 +120,7 @@ impl Inherited {
     pub fn serve<S, T>(self, build: impl FnOnce(&PodDir, PodRecord, &Parts) -> Result<(S, T)>) -> Result<()>
     where
         S: Sandboxer,
-        T: Task + Send + Sync + 'static,
+        T: Tasks,
     {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
@@ -128,7 +132,7 @@ impl Inherited {
     async fn run<S, T>(self, build: impl FnOnce(&PodDir, PodRecord, &Parts) -> Result<(S, T)>) -> Result<()>
     where
         S: Sandboxer,
-        T: Task + Send + Sync + 'static,
+        T: Tasks,
     {
         let Self { dir, record, listener, _lock } = self;
         let background = TaskTracker::new();
@@ -136,7 +140,7 @@ impl Inherited {
         let (events, forward) = Events::new(record.config.containerd.ttrpc_address.clone(), record.namespace.clone());
         let id = record.sandbox.clone();
         let (idle, give_back) = Idle::new();
-        let parts = Parts { reaper, events, idle: idle.clone(), tasks: background };
+        let parts = Parts { reaper, events, idle: idle.clone(), tasks: background.clone() };
         // Who asks for a pod that cannot be is to read why, not that a process has ended.
         let (sandboxer, tasks) = match build(&dir, record, &parts) {
             Ok((sandboxer, tasks)) => (Perhaps(Ok(sandboxer)), Some(tasks)),
@@ -149,7 +153,7 @@ impl Inherited {
             .add_listener(connections::counted(listener, &connections))
             .register_service(create_sandbox(Arc::new(SandboxService::new(id.clone(), dir.clone(), pod.clone()))));
         if let Some(tasks) = tasks {
-            server = server.register_service(create_task(Arc::new(tasks)));
+            server = server.register_service(create_task(Arc::new(SingleTasks::new(tasks, pod.clone(), background))));
         }
         let mut forwarder = tokio::task::JoinSet::new();
         forwarder.spawn(forward);
@@ -166,6 +170,7 @@ impl Inherited {
             () = reap => {}
             () = give_back => {}
             () = ending => {}
+            () = nobody_comes(&pod, &connections) => warn!("nobody has asked for a sandbox or a container: ending"),
         }
         // Then lets go of everything that could still tell events.
         if let Err(error) = server.shutdown().await {
@@ -176,6 +181,19 @@ impl Inherited {
             warn!("containerd did not take the last events");
         }
         Ok(())
+    }
+}
+
+/// Waits for the moment at which this process is of no use to anybody: it was started, and who started it has gone without asking
+/// for anything. Once something was asked for, that is undone by whoever asked, or by clean-up. Cancel-safe.
+async fn nobody_comes(pod: &Pod, connections: &TaskTracker) {
+    loop {
+        tokio::time::sleep(UNUSED).await;
+        match pod.phase() {
+            PodPhase::Empty if connections.is_empty() => return,
+            PodPhase::Empty => {}
+            PodPhase::Created | PodPhase::Ready { .. } | PodPhase::Stopped { .. } => std::future::pending().await,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use magnetar_core::error::Result;
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::process::{Life, Phase};
 use magnetar_core::stdio::StdioSpec;
+use magnetar_core::task::CreateRequest;
 use magnetar_core::task::registry::Registry;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -29,6 +30,7 @@ pub struct Container {
     /// Its further processes.
     pub execs: Registry<ExecId, Process>,
     oom_told: Mutex<Option<Instant>>,
+    later: Mutex<Option<CreateRequest>>,
 }
 
 /// One process.
@@ -48,7 +50,17 @@ impl Container {
     pub fn new(id: ContainerId, bundle: PathBuf, stdio: StdioSpec) -> Self {
         let init = Arc::new(Process::new(stdio, Vec::new(), Phase::Creating));
         let execs = Registry::new("exec", format!("container {id}"));
-        Self { id, bundle, init, huge_pages: OnceLock::new(), execs, oom_told: Mutex::default() }
+        Self { id, bundle, init, huge_pages: OnceLock::new(), execs, oom_told: Mutex::default(), later: Mutex::default() }
+    }
+
+    /// Keeps what it is to be made from until it is started.
+    pub fn make_later(&self, request: CreateRequest) {
+        *self.later.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
+    }
+
+    /// What it is to be made from, if that was not done when it was created. Only the first who asks makes it.
+    pub fn is_to_be_made(&self) -> Option<CreateRequest> {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Its init, or one of its execs.

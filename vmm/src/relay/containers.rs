@@ -22,7 +22,7 @@ use magnetar_core::reaper::Exit;
 use magnetar_core::record::ContainerRecord;
 use magnetar_core::sandbox_files::SandboxFiles;
 use magnetar_core::task::{CreateRequest, read_bundle, report, subject};
-use magnetar_vm_agent_api::{self as agent, Bundle, Request};
+use magnetar_vm_agent_api::{self as agent, Bundle, Memory, Request};
 use serde_json::Value;
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -47,47 +47,64 @@ impl Relay {
     /// `AlreadyExists` for a name in use, `Unimplemented` for what a virtual machine cannot do, and what the guest says; then
     /// nothing of it is left.
     pub async fn create(&self, request: CreateRequest) -> Result<u32> {
-        let running = self.running()?;
+        let running = if self.is_single() { None } else { Some(self.running()?) };
         let _being_made = self.0.gate.enter()?;
         let id = request.container.clone();
-        // The guest's own errors say so already.
-        let subject = format!("cannot create container {id}: ");
-        let named = |error: Error| match error.to_string() {
-            said if said.starts_with(&subject) => Error::new(error.code(), said),
-            said => Error::new(error.code(), subject.clone() + &said),
-        };
         if request.checkpoint.is_some() {
-            return Err(named(no_checkpoints()));
+            return Err(cannot_create(&id, no_checkpoints()));
         }
         let container = Arc::new(Container::new(id.clone(), request.bundle.clone(), request.stdio.clone()));
         self.0.containers.add(container.id.clone(), container.clone())?;
-        match self.make(running, &container, &request).await {
-            Ok(pid) => {
+        let made = match running {
+            Some(running) => self.make(running, &container, &request).await,
+            None => self.announce(&container, request),
+        };
+        match made.and_then(|()| container.init.life.change(Change::Made { pid: self.pid() })) {
+            Ok(_) => {
                 info!(container = %id, "created");
-                report::created(&self.0.events, &id, &container.bundle, &container.init.stdio, pid, None);
-                Ok(pid)
+                report::created(&self.0.events, &id, &container.bundle, &container.init.stdio, self.pid(), None);
+                Ok(self.pid())
             }
             Err(error) => {
-                if let Err(left) = self.unmake(running, &container).await {
+                if let Err(left) = self.unmake(&container).await {
                     warn!(container = %id, error = %left, "cannot remove all of a container that could not be made");
                 }
-                Err(named(error))
+                Err(cannot_create(&id, error))
             }
         }
     }
 
-    async fn make(&self, running: &Running, container: &Container, request: &CreateRequest) -> Result<u32> {
-        let id = &container.id;
-        let (bundle, none) = (container.bundle.clone(), None);
-        self.0.pod.write_container(&ContainerRecord::new(id.clone(), bundle, none, None, PathBuf::from(PROGRAM)))?;
-        self.0.files.get().map_or(Ok(()), SandboxFiles::publish)?;
-        let no_spec = |e: &dyn Display| Error::invalid(format!("{}/config.json is no OCI specification: {e}", container.bundle.display()));
-        let spec: Value = serde_json::from_slice(&read_bundle(&container.bundle)?).map_err(|e| no_spec(&e))?;
+    /// The process that stands for those of containers. Where a container has no pod that is this one, because its client looks
+    /// for the network namespace of that process before there is a machine.
+    fn pid(&self) -> u32 {
+        match self.0.running.get() {
+            Some(running) if !self.is_single() => running.pid,
+            Some(_) | None => std::process::id(),
+        }
+    }
+
+    /// Records a container that is made when it is started, and refuses what could not be made then.
+    fn announce(&self, container: &Container, request: CreateRequest) -> Result<()> {
+        self.record(container)?;
+        let spec = specification(container)?;
         let memory = self.0.memory.used_by(&spec);
-        let context =
-            translate::Context { sandbox_pid: std::process::id(), shm: &self.0.shm, memory: &|source| Volumes::number(&memory, source) };
-        let Translated { spec, volumes, disks, huge_pages, shared_pid } = translate::translate(spec, id, &context)
-            .map_err(|error| if error.code() == Code::InvalidArgument { no_spec(&error) } else { error })?;
+        self.translated(container, spec, &memory)?;
+        container.make_later(request);
+        Ok(())
+    }
+
+    fn record(&self, container: &Container) -> Result<()> {
+        let (id, bundle) = (container.id.clone(), container.bundle.clone());
+        self.0.pod.write_container(&ContainerRecord::new(id, bundle, None, None, PathBuf::from(PROGRAM)))
+    }
+
+    async fn make(&self, running: &Running, container: &Container, request: &CreateRequest) -> Result<()> {
+        let id = &container.id;
+        self.record(container)?;
+        self.0.files.get().map_or(Ok(()), SandboxFiles::publish)?;
+        let spec = specification(container)?;
+        let memory = self.0.memory.used_by(&spec);
+        let Translated { spec, volumes, disks, huge_pages, shared_pid } = self.translated(container, spec, &memory)?;
         running.share.show(id, &container.bundle.join("rootfs"), &request.rootfs, &volumes)?;
         let memory = memory.into_iter().map(|(_, memory)| memory).collect();
         let _the_first_counts = container.huge_pages.set(huge_pages);
@@ -98,7 +115,7 @@ impl Relay {
         let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory, huge_pages, disks, submounts, shared_pid };
         let patience = ASKED + agent::DISK_FOUND * u32::try_from(bundle.disks.len()).unwrap_or(u32::MAX);
         running.guest.ask(Request::Bundle(bundle), patience).await?;
-        let (streams, paths) = Streams::open(&running.guest, id, None, &request.stdio, &self.0.tasks).await?;
+        let (streams, paths) = Streams::open(&running.guest, id, None, &request.stdio, &self.0.tasks, &self.0.outputs).await?;
         container.init.attach(streams);
         let asked = api::CreateTaskRequest {
             id: id.to_string(),
@@ -109,9 +126,19 @@ impl Relay {
             stderr: paths.stderr,
             ..Default::default()
         };
-        running.call(running.guest.tasks().create(Context::default(), &asked)).await?;
-        container.init.life.change(Change::Made { pid: running.pid })?;
-        Ok(running.pid)
+        running.call(running.guest.tasks().create(Context::default(), &asked)).await.map(drop)
+    }
+
+    /// The container's specification for the guest.
+    fn translated(&self, container: &Container, spec: Value, memory: &[(PathBuf, Memory)]) -> Result<Translated> {
+        let context = translate::Context {
+            sandbox_pid: std::process::id(),
+            shm: &self.0.shm,
+            memory: &|source| Volumes::number(memory, source),
+            is_single: self.is_single(),
+        };
+        translate::translate(spec, &container.id, &context)
+            .map_err(|error| if error.code() == Code::InvalidArgument { no_specification(container, &error) } else { error })
     }
 
     /// Lets a container's program run, or runs an exec.
@@ -123,16 +150,14 @@ impl Relay {
         let container = self.get(id)?;
         let process = container.process(exec)?;
         process.life.change(Change::Start).map_err(|e| Error::new(e.code(), format!("cannot start {}: {e}", subject(id, exec))))?;
+        let later = container.is_to_be_made().filter(|_| exec.is_none());
         let started = match exec {
-            None => {
-                let asked = api::StartRequest { id: id.to_string(), ..Default::default() };
-                running.call(running.guest.tasks().start(Context::default(), &asked)).await.map(drop)
-            }
+            None => self.run_init(running, &container, later.as_ref()).await,
             Some(exec) => self.run_exec(running, id, exec, &process).await,
         };
         match started {
             Ok(()) => {
-                let pid = running.pid;
+                let pid = self.pid();
                 process.life.change(Change::Started { pid })?;
                 self.0.idle.soon();
                 report::started(&self.0.events, id, exec, pid);
@@ -141,14 +166,29 @@ impl Relay {
             Err(error) => {
                 process.life.change(Change::StartFailed)?;
                 process.detach();
+                if later.is_some() {
+                    // It was created for containerd, and there is nothing that could end.
+                    self.ended(id, None, &process, Exit::killed());
+                }
                 Err(error)
             }
         }
     }
 
+    /// Runs the program of a container, which is made before if that was put off.
+    async fn run_init(&self, running: &Running, container: &Container, later: Option<&CreateRequest>) -> Result<()> {
+        let id = &container.id;
+        if let Some(request) = later {
+            let _being_made = self.0.gate.enter()?;
+            self.make(running, container, request).await.map_err(|error| cannot_create(id, error))?;
+        }
+        let asked = api::StartRequest { id: id.to_string(), ..Default::default() };
+        running.call(running.guest.tasks().start(Context::default(), &asked)).await.map(drop)
+    }
+
     async fn run_exec(&self, running: &Running, id: &ContainerId, exec: &ExecId, process: &Process) -> Result<()> {
         let outcome = async {
-            let (streams, paths) = Streams::open(&running.guest, id, Some(exec), &process.stdio, &self.0.tasks).await?;
+            let (streams, paths) = Streams::open(&running.guest, id, Some(exec), &process.stdio, &self.0.tasks, &self.0.outputs).await?;
             process.attach(streams);
             let asked = api::ExecProcessRequest {
                 id: id.to_string(),
@@ -204,7 +244,13 @@ impl Relay {
         if phase.living_pid().is_none() {
             return Err(Error::precondition(format!("{} has not been started", subject(id, exec))));
         }
-        let running = self.running()?;
+        let Some(running) = self.0.running.get() else {
+            // Nothing runs yet. Signal 0 only asks whether there is a process.
+            if signal != 0 {
+                self.ended(id, exec, &process, Exit { code: 128 + signal, at: SystemTime::now() });
+            }
+            return Ok(());
+        };
         if exec.is_none() && signal == libc::SIGKILL as u32 {
             self.0.tasks.spawn(self.clone().see_killed(id.clone(), process.clone()).in_current_span());
         }
@@ -280,7 +326,6 @@ impl Relay {
     /// # Errors
     /// `FailedPrecondition` while it runs.
     pub async fn delete(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<(u32, Exit)> {
-        let running = self.running()?;
         let container = self.get(id)?;
         let process = container.process(exec)?;
         let pid = process.life.phase().pid();
@@ -298,11 +343,13 @@ impl Relay {
             .exit()
             .unwrap_or_else(Exit::killed);
         if let Some(exec) = exec {
-            self.forget(running, id, Some(exec)).await;
+            if let Some(running) = self.0.running.get() {
+                self.forget(running, id, Some(exec)).await;
+            }
             container.execs.remove(exec);
             return Ok((pid, exit));
         }
-        self.unmake(running, &container).await?;
+        self.unmake(&container).await?;
         report::deleted(&self.0.events, id, pid, exit);
         Ok((pid, exit))
     }
@@ -334,10 +381,12 @@ impl Relay {
     }
 
     /// Removes what was made of a container, in the reverse order. Idempotent.
-    async fn unmake(&self, running: &Running, container: &Container) -> Result<()> {
-        self.forget(running, &container.id, None).await;
-        running.detach(&container.id).await;
-        running.share.hide(&container.id)?;
+    async fn unmake(&self, container: &Container) -> Result<()> {
+        if let Some(running) = self.0.running.get() {
+            self.forget(running, &container.id, None).await;
+            running.detach(&container.id).await;
+            running.share.hide(&container.id)?;
+        }
         self.0.pod.remove_container(&container.id)?;
         container.init.detach();
         self.0.containers.remove(&container.id);
@@ -392,6 +441,23 @@ impl Relay {
         process.detach();
         report::exited(&self.0.events, id, exec.map_or(id.as_str(), ExecId::as_str), pid, exit);
     }
+}
+
+/// An error of making a container, which says so. The guest's own say so already.
+fn cannot_create(id: &ContainerId, error: Error) -> Error {
+    let subject = format!("cannot create container {id}: ");
+    match error.to_string() {
+        said if said.starts_with(&subject) => Error::new(error.code(), said),
+        said => Error::new(error.code(), subject + &said),
+    }
+}
+
+fn specification(container: &Container) -> Result<Value> {
+    serde_json::from_slice(&read_bundle(&container.bundle)?).map_err(|e| no_specification(container, &e))
+}
+
+fn no_specification(container: &Container, why: &dyn Display) -> Error {
+    Error::invalid(format!("{}/config.json is no OCI specification: {why}", container.bundle.display()))
 }
 
 /// What containers in virtual machines have none of.

@@ -4,8 +4,12 @@ use super::*;
 use magnetar_core::error::Code;
 
 fn inside(spec: Value) -> Result<Translated> {
+    translated(spec, false)
+}
+
+fn translated(spec: Value, is_single: bool) -> Result<Translated> {
     let memory = |source: &Path| (source == Path::new("/kubelet/empty-dir")).then_some(7);
-    let context = Context { sandbox_pid: 42, shm: Path::new("/run/cri/shm"), memory: &memory };
+    let context = Context { sandbox_pid: 42, shm: Path::new("/run/cri/shm"), memory: &memory, is_single };
     translate(spec, &ContainerId::parse("c1").unwrap(), &context)
 }
 
@@ -14,6 +18,15 @@ fn with_linux(more: Value) -> Value {
     let mut linux = json!({"namespaces": [{"type": "pid"}]});
     linux.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     json!({"linux": linux})
+}
+
+#[test]
+fn hooks_and_sysctls_of_a_container_without_a_pod_are_the_sandboxs() {
+    let mut spec = with_linux(json!({"sysctl": {"net.core.somaxconn": "1"}}));
+    spec["hooks"] = json!({"createRuntime": [{"path": "/bin/net"}]});
+    assert_eq!(inside(spec.clone()).unwrap_err().code(), Code::Unimplemented);
+    let inside = translated(spec, true).unwrap().spec;
+    assert_eq!((inside.get("hooks"), inside["linux"].get("sysctl")), (None, None));
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn id_maps(field: &str, raw: Vec<wire::IdMapping>) -> Result<Vec<IdMap>> {
     Ok(raw.iter().map(|map| IdMap { container_id: map.container_id, host_id: map.host_id, length: map.length }).collect())
 }
 
-fn sysctls(raw: BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
+pub(super) fn sysctls(raw: BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
     for (name, value) in &raw {
         if !sysctl::is_name(name) {
             return Err(wrong("linux.sysctls", format_args!("{name:?} is not a sysctl's name")));

@@ -81,7 +81,7 @@ fn is_closed(namespaces: Option<&Value>) -> bool {
 }
 
 fn of_request(sandbox: &SandboxId, request: &PodRequest) -> Value {
-    let PodRequest { config, netns } = request;
+    let PodRequest { config, netns, single: _ } = request;
     let mut namespaces = Vec::new();
     if let Some(netns) = netns {
         namespaces.push(json!({ "type": "network", "path": netns }));
@@ -146,7 +146,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let dir = PodDir::existing(state.path().to_owned());
         let config = PodConfig { name: "web".into(), pid: NamespaceMode::Container, ..PodConfig::default() };
-        let request = PodRequest { config, netns: Some("/run/netns/cni-1".into()) };
+        let request = PodRequest { config, netns: Some("/run/netns/cni-1".into()), single: None };
         assert_eq!(of(&dir, 7, None)["pid"], 7, "a pod that was never created");
         keep(&dir, &SandboxId::parse("p1").unwrap(), &request).unwrap();
         let info = of(&dir, 7, None);

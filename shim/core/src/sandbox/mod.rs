@@ -10,9 +10,11 @@
 
 mod info;
 mod service;
+mod single;
 
 pub use info::shown;
 pub use service::{NOT_READY, SandboxService};
+pub use single::Single;
 
 use crate::error::{Code, Error, Result};
 use crate::pod_config::PodConfig;
@@ -27,13 +29,16 @@ use tracing::{error, info, warn};
 /// How many commands may wait for the one that runs. containerd sends one at a time.
 const QUEUE: usize = 8;
 
-/// What CreateSandbox says about the pod.
+/// What CreateSandbox says about the pod, or a container about the sandbox that it has alone.
 #[derive(Debug, Clone)]
 pub struct PodRequest {
     /// The pod's configuration.
     pub config: PodConfig,
-    /// Its network namespace; none where it uses the host's.
+    /// Its network namespace; none where it uses the host's. That of a [`Single`] container is made where it is to have its own, and
+    /// none is named.
     pub netns: Option<PathBuf>,
+    /// The container that has no pod, if the sandbox is for one.
+    pub single: Option<Single>,
 }
 
 /// A kind of sandbox, for one pod. Called by the pod's owner only, one call at a time.

@@ -60,7 +60,7 @@ impl Sandbox for SandboxService {
             _ => PodConfig::default(),
         };
         let netns = (!req.netns_path.is_empty()).then(|| PathBuf::from(&req.netns_path));
-        let request = PodRequest { config, netns };
+        let request = PodRequest { config, netns, single: None };
         info::keep(&self.dir, &self.id, &request)?;
         self.pod.create(request).await?;
         Ok(api::CreateSandboxResponse::new())

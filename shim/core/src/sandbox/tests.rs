@@ -26,7 +26,7 @@ impl Sandboxer for Slow {
 }
 
 fn request() -> PodRequest {
-    PodRequest { config: PodConfig::default(), netns: None }
+    PodRequest { config: PodConfig::default(), netns: None, single: None }
 }
 
 async fn with_pod(test: impl AsyncFnOnce(Pod, oneshot::Sender<Result<u32>>, Arc<std::sync::atomic::AtomicU32>)) {

@@ -148,6 +148,11 @@ impl<R: Runtime> Containers<R> {
         self.0.containers.get(id)
     }
 
+    /// Whether there is a container.
+    pub fn any(&self) -> bool {
+        !self.0.containers.is_empty()
+    }
+
     /// Makes a container; its init waits for [`start`](Self::start). Returns the init's process id.
     ///
     /// # Errors

@@ -8,10 +8,12 @@ mod containers;
 pub mod gate;
 pub mod registry;
 pub mod report;
+mod single;
 mod spec;
 
 pub use container::{Container, Process};
 pub use containers::{Containers, CreateRequest, subject};
+pub use single::{SingleTasks, Tasks};
 pub use spec::read_bundle;
 
 use crate::cgroup::stats;
@@ -183,6 +185,19 @@ impl<R: Runtime> Task for TaskService<R> {
     /// A pod ends with its sandbox, not with a task: ShutdownSandbox ends the process.
     async fn shutdown(&self, _ctx: &TtrpcContext, _req: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
         Ok(api::Empty::new())
+    }
+}
+
+impl<R: Runtime> Tasks for TaskService<R> {
+    fn has_containers(&self) -> bool {
+        self.containers.any()
+    }
+
+    /// Streams are the process's own: nothing is passed on.
+    async fn ended(&self, container: &ContainerId) {
+        if let Ok(container) = self.containers.get(container) {
+            container.init.life.exit().await;
+        }
     }
 }
 

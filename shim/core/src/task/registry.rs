@@ -47,6 +47,11 @@ impl<K: Ord + Clone + Display, V> Registry<K, V> {
         self.lock().remove(name);
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
     /// Those of now.
     pub fn all(&self) -> Vec<(K, Arc<V>)> {
         self.lock().iter().map(|(name, thing)| (name.clone(), thing.clone())).collect()
