@@ -92,6 +92,13 @@ impl Runtime for PodRuntime {
         }
     }
 
+    fn undoes_hooks(&self) -> bool {
+        match self {
+            Self::CommandLine(runtime) => runtime.undoes_hooks(),
+            Self::Libcontainer(runtime) => runtime.undoes_hooks(),
+        }
+    }
+
     fn program(&self) -> &Path {
         match self {
             Self::CommandLine(runtime) => runtime.program(),

@@ -23,10 +23,13 @@ use magnetar_core::error::{Context, Result};
 use magnetar_core::netlink::{self, all};
 use magnetar_vm_agent_api::network::Network;
 use redirect::Redirects;
-use rtnetlink::Handle;
+use rtnetlink::{Handle, LinkUnspec};
 use rtnetlink::packet_route::link::LinkMessage;
 use state::{Interfaces, State};
 use tracing::warn;
+
+/// The first interface of every network namespace (`LOOPBACK_IFINDEX` of the kernel's include/net/flow.h).
+const LOOPBACK: u32 = 1;
 
 /// A namespace whose interfaces are a guest's.
 #[derive(Debug)]
@@ -68,6 +71,18 @@ pub async fn attach() -> Result<Attached> {
 /// What the kernel says.
 pub async fn detach() -> Result<()> {
     netlink::with(|handle| async move { remove(&handle).await }).await
+}
+
+/// Brings up the loopback of a network namespace that was made by this process. In those of pods, CNI's `loopback` has done so.
+///
+/// # Errors
+/// What the kernel says.
+pub async fn raise_loopback() -> Result<()> {
+    netlink::with(|handle| async move {
+        let up = LinkUnspec::new_with_index(LOOPBACK).up().build();
+        handle.link().set(up).execute().await.context(|| "cannot bring up the loopback of a network namespace".into())
+    })
+    .await
 }
 
 async fn redirect_all(handle: &Handle, interfaces: &Interfaces) -> Result<Vec<Nic>> {

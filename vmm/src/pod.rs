@@ -146,7 +146,10 @@ impl<H: Hypervisor> VmPod<H> {
         self.make_cgroup(single.sandbox_cgroup(), &request.config)?;
         match netns {
             Some(netns) => setns(netns, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the container's network namespace".into())?,
-            None => unshare(CloneFlags::CLONE_NEWNET).context(|| "cannot make a network namespace".into())?,
+            None => {
+                unshare(CloneFlags::CLONE_NEWNET).context(|| "cannot make a network namespace".into())?;
+                network::raise_loopback().await?;
+            }
         }
         self.relay.is_for_a_single_container();
         if let Some(home) = &self.home {

@@ -7,6 +7,7 @@
 mod container;
 mod containers;
 mod disks;
+mod making;
 mod memory;
 
 use crate::disks::Disks;
@@ -22,6 +23,7 @@ use magnetar_core::events::Events;
 use magnetar_core::idle::Idle;
 use magnetar_core::ids::{ContainerId, ExecId, SandboxId};
 use magnetar_core::process::Phase;
+use magnetar_core::reaper::Reaper;
 use magnetar_core::record::PodDir;
 use magnetar_core::sandbox_files::SandboxFiles;
 use magnetar_core::server::Parts;
@@ -56,6 +58,7 @@ pub struct Relay(Arc<Shared>);
 struct Shared {
     sandbox: SandboxId,
     pod: PodDir,
+    reaper: Reaper,
     events: Events,
     idle: Idle,
     tasks: TaskTracker,
@@ -132,11 +135,26 @@ impl Running {
 impl Relay {
     /// The Task API of `sandbox`, whose machine does not run yet. `shm` is what its containers mount as /dev/shm.
     pub fn new(sandbox: SandboxId, pod: PodDir, shm: PathBuf, parts: &Parts) -> Self {
-        let Parts { events, idle, tasks, .. } = parts.clone();
+        let Parts { reaper, events, idle, tasks } = parts.clone();
         let (files, running, memory, containers) =
             (OnceLock::new(), OnceLock::new(), Volumes::default(), Registry::new("container", "this pod"));
         let (gate, is_single, outputs) = (Gate::new(), OnceLock::new(), TaskTracker::new());
-        Self(Arc::new(Shared { sandbox, pod, events, idle, tasks, shm, files, running, is_single, memory, outputs, gate, containers }))
+        Self(Arc::new(Shared {
+            sandbox,
+            pod,
+            reaper,
+            events,
+            idle,
+            tasks,
+            shm,
+            files,
+            running,
+            is_single,
+            memory,
+            outputs,
+            gate,
+            containers,
+        }))
     }
 
     /// Sees to it that every container finds these files.

@@ -5,8 +5,9 @@
 //! An input ends with CloseIO, once containerd has closed its end too, or with the process.
 
 use crate::guest::{Connection, Guest};
-use magnetar_core::error::{Context, Result};
+use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
+use magnetar_core::logger::LogPipes;
 use magnetar_core::stdio::{Output, StdioSpec, meet_reader};
 use magnetar_vm_agent_api::{Purpose, StreamKind, StreamName, chunk};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -46,12 +47,14 @@ pub struct Paths {
 enum Sink {
     /// A FIFO, with a reader that keeps it open while containerd is away.
     Fifo(pipe::Sender, pipe::Receiver),
+    /// A logging program.
+    Program(pipe::Sender),
     /// A file.
     File(File),
 }
 
 impl Streams {
-    /// Opens a process's streams, on both sides, and begins to carry them: the input in a task of `tasks`, each output in one of
+    /// Opens a process's streams, on both sides (`logs` are those of its logging program), and begins to carry them: the input in a task of `tasks`, each output in one of
     /// `outputs`, which ends when all of it was passed on. To be called before the process
     /// is made. Returns the streams, and how the guest knows them.
     ///
@@ -64,6 +67,7 @@ impl Streams {
         stdio: &StdioSpec,
         tasks: &TaskTracker,
         outputs: &TaskTracker,
+        logs: Option<LogPipes>,
     ) -> Result<(Self, Paths)> {
         let streams = Self::default();
         let mut paths = Paths::default();
@@ -87,11 +91,13 @@ impl Streams {
                 }
             });
         }
-        for (output, kind, path) in
-            [(&stdio.stdout, StreamKind::Stdout, &mut paths.stdout), (&stdio.stderr, StreamKind::Stderr, &mut paths.stderr)]
-        {
+        let (log_of_stdout, log_of_stderr) = logs.map(|logs| (logs.stdout, logs.stderr)).unzip();
+        for (output, log, kind, path) in [
+            (&stdio.stdout, log_of_stdout, StreamKind::Stdout, &mut paths.stdout),
+            (&stdio.stderr, log_of_stderr, StreamKind::Stderr, &mut paths.stderr),
+        ] {
             let Some(output) = output else { continue };
-            let sink = Sink::open(output).await?;
+            let sink = Sink::open(output, log).await?;
             let name = name(kind);
             *path = name.path();
             let connection = guest.dial(Purpose::Stream(name)).await?;
@@ -117,7 +123,7 @@ impl Streams {
 }
 
 impl Sink {
-    async fn open(output: &Output) -> Result<Self> {
+    async fn open(output: &Output, log: Option<OwnedFd>) -> Result<Self> {
         let path = output.path();
         let what = || format!("cannot open the stream {}", path.display());
         let append = |create: bool| {
@@ -125,6 +131,10 @@ impl Sink {
             file.map(Sink::File).context(what)
         };
         match output {
+            Output::Program(_) => {
+                let log = log.ok_or_else(|| Error::internal(format!("the logging program {} was not run", path.display())))?;
+                pipe::Sender::from_owned_fd(log).map(Sink::Program).context(what)
+            }
             Output::File(_) => append(true),
             Output::Fifo(path) => {
                 let stat = rustix::fs::stat(path.as_path()).context(what)?;
@@ -142,6 +152,7 @@ impl Sink {
     async fn fill(self, connection: Connection) -> std::io::Result<()> {
         match self {
             Sink::Fifo(fifo, _reader) => chunk::carry(empty(), fifo, connection).await,
+            Sink::Program(pipe) => chunk::carry(empty(), pipe, connection).await,
             Sink::File(file) => chunk::carry(empty(), Blocking(file), connection).await,
         }
     }

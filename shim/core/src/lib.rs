@@ -29,6 +29,7 @@ pub mod hooks;
 pub mod host_pod;
 pub mod idle;
 pub mod ids;
+pub mod logger;
 pub mod logging;
 pub mod mount;
 #[cfg(feature = "netlink")]

@@ -13,6 +13,7 @@
 //! copies.
 
 use crate::error::{Code, Context, Error, Result};
+use crate::logger::{LogPipes, LogProgram, Logged, Logger};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -43,13 +44,16 @@ pub enum Output {
     Fifo(PathBuf),
     /// A file that is made if it is missing, and appended to: `file://`.
     File(PathBuf),
+    /// A program, which takes both outputs: `binary://`.
+    Program(LogProgram),
 }
 
 impl Output {
-    /// Its path.
+    /// Its path, or as it was named.
     pub fn path(&self) -> &Path {
         match self {
             Output::Fifo(path) | Output::File(path) => path,
+            Output::Program(program) => program.uri(),
         }
     }
 }
@@ -73,25 +77,46 @@ pub struct Keepers {
 }
 
 impl StdioSpec {
-    /// Parses the strings of a request: empty is none, a path or `file://` path otherwise.
+    /// Parses the strings of a request: empty is none, otherwise it is a path, a `file://` path or a `binary://` program.
     ///
     /// # Errors
-    /// `Unimplemented` for other schemes (`binary://`), `InvalidArgument` for relative paths.
+    /// `Unimplemented` for other schemes, `InvalidArgument` for relative paths.
     pub fn parse(stdin: &str, stdout: &str, stderr: &str, terminal: bool) -> Result<Self> {
+        let stdin = parse("stdin", stdin)?;
+        if let Some(Output::Program(program)) = &stdin {
+            return Err(Error::invalid(format!("stdin: {} is a program, which takes output only", program.uri().display())));
+        }
         Ok(Self {
-            stdin: parse("stdin", stdin)?.map(|input| input.path().to_owned()),
+            stdin: stdin.map(|input| input.path().to_owned()),
             stdout: parse("stdout", stdout)?,
             stderr: if terminal { None } else { parse("stderr", stderr)? },
             terminal,
         })
     }
 
-    /// Opens the streams for a process without a terminal. Waits until somebody reads its outputs. Cancel-safe.
+    /// Runs the program that takes the outputs, if they are to go to one.
+    ///
+    /// # Errors
+    /// Those of [`LogProgram::start`].
+    pub async fn run_logger(&self, logged: Logged<'_>) -> Result<Option<(Logger, LogPipes)>> {
+        let program = [&self.stdout, &self.stderr].into_iter().find_map(|output| match output {
+            Some(Output::Program(program)) => Some(program),
+            Some(Output::Fifo(_) | Output::File(_)) | None => None,
+        });
+        match program {
+            Some(program) => program.start(logged).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Opens the streams for a process without a terminal; `logs` are those of [`run_logger`](Self::run_logger). Waits until somebody
+    /// reads its outputs. Cancel-safe.
     ///
     /// # Errors
     /// Where a path cannot be opened; `DeadlineExceeded` where nobody comes to read.
-    pub async fn open(&self) -> Result<(ChildStreams, Keepers)> {
+    pub async fn open(&self, logs: Option<LogPipes>) -> Result<(ChildStreams, Keepers)> {
         let mut outputs = Vec::new();
+        let (log_of_stdout, log_of_stderr) = logs.map(|logs| (logs.stdout, logs.stderr)).unzip();
         let (stdin, stdin_keeper) = match &self.stdin {
             Some(path) => {
                 let reader = open(path, OFlags::RDONLY | OFlags::NONBLOCK)?;
@@ -101,8 +126,8 @@ impl StdioSpec {
             }
             None => (null()?, None),
         };
-        let stdout = open_output(&self.stdout, &mut outputs).await?;
-        let stderr = open_output(&self.stderr, &mut outputs).await?;
+        let stdout = open_output(&self.stdout, log_of_stdout, &mut outputs).await?;
+        let stderr = open_output(&self.stderr, log_of_stderr, &mut outputs).await?;
         Ok((ChildStreams { stdin, stdout, stderr }, Keepers { stdin: Mutex::new(stdin_keeper), _outputs: outputs }))
     }
 }
@@ -125,12 +150,17 @@ fn parse(stream: &str, text: &str) -> Result<Option<Output>> {
     if text.is_empty() {
         return Ok(None);
     }
+    if text.starts_with("binary://") {
+        return LogProgram::parse(text).map(Output::Program).map(Some);
+    }
     let (kind, path): (fn(PathBuf) -> Output, &str) = match text.split_once("://") {
         None => (Output::Fifo, text),
         Some(("fifo", path)) => (Output::Fifo, path),
         Some(("file", path)) => (Output::File, path.split('?').next().unwrap_or(path)),
         Some((scheme, _)) => {
-            return Err(Error::unimplemented(format!("{stream}: the scheme {scheme}:// is not supported; use a FIFO or file://")));
+            return Err(Error::unimplemented(format!(
+                "{stream}: the scheme {scheme}:// is not supported; use a FIFO, file:// or binary://"
+            )));
         }
     };
     if !path.starts_with('/') || path.contains('\0') {
@@ -140,9 +170,12 @@ fn parse(stream: &str, text: &str) -> Result<Option<Output>> {
 }
 
 /// The writing end for the process; for a FIFO, the reader that keeps it open goes to `keepers`.
-async fn open_output(output: &Option<Output>, keepers: &mut Vec<OwnedFd>) -> Result<OwnedFd> {
+async fn open_output(output: &Option<Output>, log: Option<OwnedFd>, keepers: &mut Vec<OwnedFd>) -> Result<OwnedFd> {
     let path = match output {
         None => return null(),
+        Some(Output::Program(program)) => {
+            return log.ok_or_else(|| Error::internal(format!("the logging program {} was not run", program.uri().display())));
+        }
         Some(Output::File(path)) => return open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND),
         Some(Output::Fifo(path)) => path,
     };
@@ -218,7 +251,7 @@ mod tests {
     async fn output_waits_for_its_reader() {
         let (_dir, path) = fifo();
         let spec = StdioSpec { stdout: Some(Output::Fifo(path.clone())), ..StdioSpec::default() };
-        let (opened, reader) = tokio::join!(spec.open(), async {
+        let (opened, reader) = tokio::join!(spec.open(None), async {
             tokio::time::sleep(Duration::from_millis(30)).await;
             reader(&path)
         });
@@ -234,7 +267,7 @@ mod tests {
     async fn output_that_nobody_reads_is_an_error() {
         let (_dir, path) = fifo();
         let spec = StdioSpec { stdout: Some(Output::Fifo(path)), ..StdioSpec::default() };
-        assert_eq!(spec.open().await.unwrap_err().code(), Code::DeadlineExceeded);
+        assert_eq!(spec.open(None).await.unwrap_err().code(), Code::DeadlineExceeded);
     }
 
     #[tokio::test]
@@ -242,7 +275,7 @@ mod tests {
         let (_dir, path) = fifo();
         let spec = StdioSpec { stdout: Some(Output::Fifo(path.clone())), ..StdioSpec::default() };
         let first = reader(&path);
-        let (child, keepers) = spec.open().await.unwrap();
+        let (child, keepers) = spec.open(None).await.unwrap();
         let mut writer = std::fs::File::from(child.stdout);
         drop(first);
         writer.write_all(b"still here").unwrap();
@@ -257,7 +290,7 @@ mod tests {
     async fn input_ends_with_close_io_and_not_before() {
         let (_dir, path) = fifo();
         let spec = StdioSpec { stdin: Some(path.clone()), ..StdioSpec::default() };
-        let (child, keepers) = spec.open().await.unwrap();
+        let (child, keepers) = spec.open(None).await.unwrap();
         let mut first = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
         first.write_all(b"a").unwrap();
         drop(first);
@@ -275,17 +308,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("none");
         let spec = StdioSpec { stdout: Some(Output::Fifo(path.clone())), ..StdioSpec::default() };
-        assert_eq!(spec.open().await.unwrap_err().code(), crate::error::Code::NotFound);
+        assert_eq!(spec.open(None).await.unwrap_err().code(), crate::error::Code::NotFound);
         assert!(!path.exists());
         let spec = StdioSpec { stdout: Some(Output::File(path.clone())), ..StdioSpec::default() };
-        spec.open().await.unwrap();
+        spec.open(None).await.unwrap();
         assert!(path.exists());
     }
 
     #[test]
     fn unknown_schemes_are_unimplemented() {
-        let error = StdioSpec::parse("", "binary:///bin/logger?id=1", "", false).unwrap_err();
+        let error = StdioSpec::parse("", "npipe:///log", "", false).unwrap_err();
         assert_eq!(error.code(), crate::error::Code::Unimplemented);
+        let program = StdioSpec::parse("", "binary:///bin/logger?id=1", "", false).unwrap().stdout;
+        assert_eq!(program.unwrap().path(), Path::new("binary:///bin/logger?id=1"));
+        assert_eq!(StdioSpec::parse("binary:///bin/x", "", "", false).unwrap_err().code(), crate::error::Code::InvalidArgument);
         assert_eq!(StdioSpec::parse("", "relative", "", false).unwrap_err().code(), crate::error::Code::InvalidArgument);
         assert_eq!(StdioSpec::parse("", "file:///a/b?x=1", "", false).unwrap().stdout, Some(Output::File("/a/b".into())));
         assert_eq!(StdioSpec::parse("", "/a/b", "", false).unwrap().stdout, Some(Output::Fifo("/a/b".into())));

@@ -82,7 +82,11 @@ pub struct Terminal {
 impl Terminal {
     /// Waits for the reader of the output, then starts copying, in tasks of `tasks`: input until its FIFO is gone, output until the last
     /// process has closed the terminal. Then the output FIFO is closed, which ends the log.
-    pub async fn attach(master: OwnedFd, stdio: &StdioSpec, tasks: &TaskTracker) -> Result<Self> {
+    /// A logging program's end of a pipe, `log`, is in the place of that FIFO.
+    ///
+    /// # Errors
+    /// Where a FIFO cannot be opened, or nobody comes to read.
+    pub async fn attach(master: OwnedFd, stdio: &StdioSpec, log: Option<OwnedFd>, tasks: &TaskTracker) -> Result<Self> {
         rustix::io::ioctl_fionbio(&master, true).context(|| "cannot make a terminal non-blocking".into())?;
         let master = Arc::new(magnetar_sys::readiness::watch(master).context(|| "cannot watch a terminal".into())?);
         let terminal = Self { master, closed: CancellationToken::new() };
@@ -92,16 +96,17 @@ impl Terminal {
                 pipe::OpenOptions::new().read_write(true).open_receiver(path).context(|| format!("cannot open {}", path.display()))?;
             tasks.spawn(terminal.clone().copy_in(input));
         }
-        let output = match &stdio.stdout {
-            Some(output) => {
+        let output = match (&stdio.stdout, log) {
+            (Some(_), Some(log)) => Some((pipe::Sender::from_owned_fd(log).context(|| "cannot write to a logging program".into())?, None)),
+            (Some(output), None) => {
                 let path = output.path();
                 let what = || format!("cannot open {}", path.display());
                 let sender = pipe::Sender::from_owned_fd(meet_reader(path).await?).context(what)?;
                 // The reader that keeps the FIFO open while containerd is away.
                 let keeper = pipe::OpenOptions::new().open_receiver(path).context(what)?;
-                Some((sender, keeper))
+                Some((sender, Some(keeper)))
             }
-            None => None,
+            (None, _) => None,
         };
         tasks.spawn(terminal.clone().copy_out(output));
         Ok(terminal)
@@ -134,7 +139,7 @@ impl Terminal {
         }
     }
 
-    async fn copy_out(self, mut output: Option<(pipe::Sender, pipe::Receiver)>) {
+    async fn copy_out(self, mut output: Option<(pipe::Sender, Option<pipe::Receiver>)>) {
         let _closed = self.closed.clone().drop_guard();
         let mut buffer = [0; BUFFER];
         loop {

@@ -7,11 +7,10 @@
 //! ```
 
 use super::container::{Container, Process};
-use super::memory::Volumes;
+use super::making::{ASKED, cannot_create};
 use super::{ENDED, Relay, Running};
 use crate::guest;
-use crate::streams::Streams;
-use crate::translate::{self, Translated};
+use crate::translate;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -19,26 +18,16 @@ use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::process::{Change, Phase};
 use magnetar_core::reaper::Exit;
-use magnetar_core::record::ContainerRecord;
-use magnetar_core::sandbox_files::SandboxFiles;
-use magnetar_core::task::{CreateRequest, read_bundle, report, subject};
-use magnetar_vm_agent_api::{self as agent, Bundle, Memory, Request};
+use magnetar_core::task::{CreateRequest, report, subject};
+use magnetar_vm_agent_api::{self as agent, Request};
 use serde_json::Value;
-use std::fmt::Display;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tracing::{Instrument, info, warn};
 use ttrpc::context::Context;
 
-/// How long the agent may take for what needs no waiting.
-const ASKED: Duration = Duration::from_secs(30);
-
 /// How long a killed container may take to end, in software emulation on a busy host: its kernel may have to write to a slow disk.
 const KILLED: Duration = Duration::from_secs(60);
-
-/// What makes and removes containers of virtual machines, for their records: no program does.
-const PROGRAM: &str = "vm-agent";
 
 impl Relay {
     /// Makes a container, which then waits for its start. Returns the process id that stands for it.
@@ -81,64 +70,6 @@ impl Relay {
             Some(running) if !self.is_single() => running.pid,
             Some(_) | None => std::process::id(),
         }
-    }
-
-    /// Records a container that is made when it is started, and refuses what could not be made then.
-    fn announce(&self, container: &Container, request: CreateRequest) -> Result<()> {
-        self.record(container)?;
-        let spec = specification(container)?;
-        let memory = self.0.memory.used_by(&spec);
-        self.translated(container, spec, &memory)?;
-        container.make_later(request);
-        Ok(())
-    }
-
-    fn record(&self, container: &Container) -> Result<()> {
-        let (id, bundle) = (container.id.clone(), container.bundle.clone());
-        self.0.pod.write_container(&ContainerRecord::new(id, bundle, None, None, PathBuf::from(PROGRAM)))
-    }
-
-    async fn make(&self, running: &Running, container: &Container, request: &CreateRequest) -> Result<()> {
-        let id = &container.id;
-        self.record(container)?;
-        self.0.files.get().map_or(Ok(()), SandboxFiles::publish)?;
-        let spec = specification(container)?;
-        let memory = self.0.memory.used_by(&spec);
-        let Translated { spec, volumes, disks, huge_pages, shared_pid } = self.translated(container, spec, &memory)?;
-        running.share.show(id, &container.bundle.join("rootfs"), &request.rootfs, &volumes)?;
-        let memory = memory.into_iter().map(|(_, memory)| memory).collect();
-        let _the_first_counts = container.huge_pages.set(huge_pages);
-        let all = self.0.containers.all();
-        let huge_pages = all.iter().filter_map(|(_, other)| other.huge_pages.get()).fold(0, |sum: u32, pages| sum.saturating_add(*pages));
-        let disks = running.attach(id, disks).await?;
-        let submounts = running.share.submounts(id)?;
-        let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory, huge_pages, disks, submounts, shared_pid };
-        let patience = ASKED + agent::DISK_FOUND * u32::try_from(bundle.disks.len()).unwrap_or(u32::MAX);
-        running.guest.ask(Request::Bundle(bundle), patience).await?;
-        let (streams, paths) = Streams::open(&running.guest, id, None, &request.stdio, &self.0.tasks, &self.0.outputs).await?;
-        container.init.attach(streams);
-        let asked = api::CreateTaskRequest {
-            id: id.to_string(),
-            bundle: format!("{}/{id}", agent::BUNDLES),
-            terminal: request.stdio.terminal,
-            stdin: paths.stdin,
-            stdout: paths.stdout,
-            stderr: paths.stderr,
-            ..Default::default()
-        };
-        running.call(running.guest.tasks().create(Context::default(), &asked)).await.map(drop)
-    }
-
-    /// The container's specification for the guest.
-    fn translated(&self, container: &Container, spec: Value, memory: &[(PathBuf, Memory)]) -> Result<Translated> {
-        let context = translate::Context {
-            sandbox_pid: std::process::id(),
-            shm: &self.0.shm,
-            memory: &|source| Volumes::number(memory, source),
-            is_single: self.is_single(),
-        };
-        translate::translate(spec, &container.id, &context)
-            .map_err(|error| if error.code() == Code::InvalidArgument { no_specification(container, &error) } else { error })
     }
 
     /// Lets a container's program run, or runs an exec.
@@ -188,8 +119,7 @@ impl Relay {
 
     async fn run_exec(&self, running: &Running, id: &ContainerId, exec: &ExecId, process: &Process) -> Result<()> {
         let outcome = async {
-            let (streams, paths) = Streams::open(&running.guest, id, Some(exec), &process.stdio, &self.0.tasks, &self.0.outputs).await?;
-            process.attach(streams);
+            let paths = self.open_streams(running, id, Some(exec), process).await?;
             let asked = api::ExecProcessRequest {
                 id: id.to_string(),
                 exec_id: exec.to_string(),
@@ -346,6 +276,7 @@ impl Relay {
             if let Some(running) = self.0.running.get() {
                 self.forget(running, id, Some(exec)).await;
             }
+            process.finish_logger().await;
             container.execs.remove(exec);
             return Ok((pid, exit));
         }
@@ -389,6 +320,7 @@ impl Relay {
         }
         self.0.pod.remove_container(&container.id)?;
         container.init.detach();
+        container.init.finish_logger().await;
         self.0.containers.remove(&container.id);
         self.0.idle.soon();
         Ok(())
@@ -441,23 +373,6 @@ impl Relay {
         process.detach();
         report::exited(&self.0.events, id, exec.map_or(id.as_str(), ExecId::as_str), pid, exit);
     }
-}
-
-/// An error of making a container, which says so. The guest's own say so already.
-fn cannot_create(id: &ContainerId, error: Error) -> Error {
-    let subject = format!("cannot create container {id}: ");
-    match error.to_string() {
-        said if said.starts_with(&subject) => Error::new(error.code(), said),
-        said => Error::new(error.code(), subject + &said),
-    }
-}
-
-fn specification(container: &Container) -> Result<Value> {
-    serde_json::from_slice(&read_bundle(&container.bundle)?).map_err(|e| no_specification(container, &e))
-}
-
-fn no_specification(container: &Container, why: &dyn Display) -> Error {
-    Error::invalid(format!("{}/config.json is no OCI specification: {why}", container.bundle.display()))
 }
 
 /// What containers in virtual machines have none of.

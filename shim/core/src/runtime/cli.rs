@@ -52,6 +52,10 @@ impl CommandLine {
         })
     }
 
+    fn is_runc(&self) -> bool {
+        self.program.file_name().is_some_and(|name| name == "runc")
+    }
+
     /// A path in the pod's directory that no other call uses. Not a container's name: a socket's
     /// path must stay short.
     fn scratch(&self, kind: &str) -> PathBuf {
@@ -167,7 +171,11 @@ impl Runtime for CommandLine {
     /// runc moves the first process of an exec while that still starts its threads: where the pod has all the processes that it may
     /// have, those that come after the move are refused, and the exec fails (`procReady not received`, seen with 1.3.6).
     fn execs_into_warm_cgroups(&self) -> bool {
-        self.program.file_name().is_none_or(|name| name != "runc")
+        !self.is_runc()
+    }
+
+    fn undoes_hooks(&self) -> bool {
+        self.is_runc()
     }
 
     fn program(&self) -> &Path {

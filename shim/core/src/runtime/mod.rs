@@ -96,6 +96,11 @@ pub trait Runtime: Send + Sync + 'static {
         true
     }
 
+    /// Whether it runs a container's last hooks when it cannot make the container. runc does, others do not.
+    fn undoes_hooks(&self) -> bool {
+        false
+    }
+
     /// The program that can delete the container if this process dies.
     fn program(&self) -> &Path;
 }

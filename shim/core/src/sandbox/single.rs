@@ -89,7 +89,8 @@ impl PodRequest {
     pub fn of_single(container: ContainerId, bundle: &Path, specification: &[u8]) -> Result<Self> {
         let invalid =
             |why: &dyn std::fmt::Display| Error::invalid(format!("{}/config.json is no OCI specification: {why}", bundle.display()));
-        let spec: Spec = serde_json::from_slice(specification).map_err(|e| invalid(&e))?;
+        let object: Map<String, Value> = serde_json::from_slice(specification).map_err(|e| invalid(&e))?;
+        let spec: Spec = serde_json::from_value(Value::Object(object)).map_err(|e| invalid(&e))?;
         let namespace = |kind: &str| spec.linux.namespaces.iter().find(|namespace| namespace.kind == kind);
         let mode = |kind: &str| if namespace(kind).is_some() { NamespaceMode::Container } else { NamespaceMode::Node };
         let limits = spec.linux.resources.unwrap_or_default();

@@ -6,6 +6,7 @@ use super::spec::Spec;
 use crate::cgroup::OwnedCgroup;
 use crate::error::{Context, Error, Result};
 use crate::ids::{ContainerId, ExecId};
+use crate::logger::{LogPipes, Logged, Logger};
 use crate::process::{Life, Phase};
 use crate::stdio::{ChildStreams, Keepers, StdioSpec};
 use crate::terminal::Terminal;
@@ -42,6 +43,7 @@ pub struct Process {
     /// `process` of the OCI specification as JSON; empty for an init, whose bundle has it.
     pub process: Vec<u8>,
     streams: Mutex<Attached>,
+    logger: Mutex<Option<Logger>>,
 }
 
 #[derive(Debug, Default)]
@@ -93,12 +95,28 @@ impl Container {
 impl Process {
     /// A process that does not run yet.
     pub fn new(stdio: StdioSpec, process: Vec<u8>, phase: Phase) -> Self {
-        Self { stdio, life: Life::new(phase), process, streams: Mutex::default() }
+        Self { stdio, life: Life::new(phase), process, streams: Mutex::default(), logger: Mutex::default() }
+    }
+
+    /// Runs the program that takes its outputs, if they are to go to one, and keeps it.
+    pub async fn run_logger(&self, logged: Logged<'_>) -> Result<Option<LogPipes>> {
+        let Some((logger, pipes)) = self.stdio.run_logger(logged).await? else { return Ok(None) };
+        *self.logger.lock().unwrap_or_else(PoisonError::into_inner) = Some(logger);
+        Ok(Some(pipes))
+    }
+
+    /// Waits until the program that takes its outputs has written all, if there is one. To be called when the process has ended and
+    /// was [`detach`](Self::detach)ed.
+    pub async fn finish_logger(&self) {
+        let logger = self.logger.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(logger) = logger {
+            logger.finish().await;
+        }
     }
 
     /// Opens the FIFOs for a process without a terminal, and hands them to the user it runs as.
-    pub async fn open_pipes(&self, owner: Option<(u32, u32)>) -> Result<ChildStreams> {
-        let (child, keepers) = self.stdio.open().await?;
+    pub async fn open_pipes(&self, owner: Option<(u32, u32)>, logs: Option<LogPipes>) -> Result<ChildStreams> {
+        let (child, keepers) = self.stdio.open(logs).await?;
         if let Some((uid, gid)) = owner {
             let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
             let ours = [

@@ -5,6 +5,7 @@
 //! a guest. Every container is recorded before anything of it is made.
 
 mod ends;
+mod removal;
 mod starts;
 
 use super::container::{Container, Process};
@@ -17,9 +18,10 @@ use crate::error::{Code, Error, Result};
 use crate::events::Events;
 use crate::idle::Idle;
 use crate::ids::{ContainerId, ExecId};
-use crate::mount::{self, Mount};
+use crate::logger::{LogPipes, Logged};
+use crate::mount::Mount;
 use crate::process::{Change, Phase};
-use crate::reaper::{Exit, Reaper};
+use crate::reaper::Reaper;
 use crate::record::{ContainerRecord, PodDir};
 use crate::runtime::{Checkpoint, Creation, Made, Runtime, Streams};
 use crate::sandbox_files::SandboxFiles;
@@ -27,7 +29,7 @@ use crate::server::Parts;
 use crate::stdio::StdioSpec;
 use crate::terminal::Terminal;
 use containerd_shim_protos::api;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -181,7 +183,7 @@ impl<R: Runtime> Containers<R> {
         }
     }
 
-    async fn make(&self, container: &Arc<Container>, mounts: &[Mount], checkpoint: Option<&std::path::Path>) -> Result<u32> {
+    async fn make(&self, container: &Arc<Container>, mounts: &[Mount], checkpoint: Option<&Path>) -> Result<u32> {
         let path = container.spec.cgroups_path();
         match path.map(OwnedCgroup::claim).transpose()? {
             Some(cgroup) => container.set_cgroup(cgroup),
@@ -202,15 +204,21 @@ impl<R: Runtime> Containers<R> {
                 mount.mount_at(rootfs)?;
             }
         }
-        let streams = self.streams(container, &container.init).await?;
+        let (streams, logs) = self.streams(container, None, &container.init).await?;
         let creation = Creation { container: &container.id, bundle: &container.bundle, streams, checkpoint };
-        let made = self.0.runtime.create(creation).await?;
+        let made = match self.0.runtime.create(creation).await {
+            Ok(made) => made,
+            Err(error) => {
+                self.undo_hooks(container).await;
+                return Err(error);
+            }
+        };
         let ended = self.0.reaper.watch(made.pid);
         let pid = made.pid;
         if let Ok(cgroup) = container.cgroup() {
             self.watch_memory(container, cgroup);
         }
-        self.attach(&container.init, made).await?;
+        self.attach(&container.init, made, logs).await?;
         container.init.life.change(Change::Made { pid })?;
         if checkpoint.is_some() {
             container.init.life.change(Change::Start)?;
@@ -295,33 +303,6 @@ impl<R: Runtime> Containers<R> {
         self.0.runtime.checkpoint(id, checkpoint).await
     }
 
-    /// Removes an exec, or a container that has ended (or never ran). Returns the process id that
-    /// it had and how it ended.
-    ///
-    /// # Errors
-    /// `FailedPrecondition` while it runs.
-    pub async fn delete(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<(u32, Exit)> {
-        let container = self.get(id)?;
-        let process = container.process(exec)?;
-        let pid = process.life.phase().pid();
-        if exec.is_none() && matches!(process.life.phase(), Phase::Created { .. }) {
-            let _ended_meanwhile = self.0.reaper.signal(pid, libc::SIGKILL as u32);
-            process.life.exit().await;
-        }
-        let deleted = process.life.change(Change::Delete);
-        let exit = deleted
-            .map_err(|e| Error::new(e.code(), format!("cannot delete {}: {e}", subject(id, exec))))?
-            .exit()
-            .unwrap_or_else(Exit::killed);
-        if let Some(exec) = exec {
-            container.execs.remove(exec);
-            return Ok((pid, exit));
-        }
-        self.unmake(&container).await?;
-        report::deleted(&self.0.events, id, pid, exit);
-        Ok((pid, exit))
-    }
-
     /// Kills every container, and returns when all have ended. No more can be made.
     pub async fn kill_all(&self) -> Result<()> {
         self.settled().await;
@@ -340,34 +321,20 @@ impl<R: Runtime> Containers<R> {
         Ok(())
     }
 
-    /// Removes what was made of a container, in the reverse order. Idempotent.
-    async fn unmake(&self, container: &Container) -> Result<()> {
-        self.0.runtime.delete(&container.id).await?;
-        if let Some(rootfs) = &container.rootfs {
-            mount::unmount(rootfs)?;
-        }
-        if let Ok(cgroup) = container.cgroup() {
-            // Who lives on in it after a failed start has nothing to live for.
-            cgroup.kill_all(CGROUP_EMPTY).await?;
-            cgroup.remove(CGROUP_EMPTY).await?;
-        }
-        self.0.pod.remove_container(&container.id)?;
-        container.init.detach();
-        self.0.containers.remove(&container.id);
-        self.0.idle.soon();
-        Ok(())
-    }
-
-    async fn streams(&self, container: &Container, process: &Process) -> Result<Streams> {
+    /// The streams for a process, and where a logging program reads what a terminal shows.
+    async fn streams(&self, container: &Container, exec: Option<&ExecId>, process: &Process) -> Result<(Streams, Option<LogPipes>)> {
+        let (namespace, _) = self.0.pod.names()?;
+        let id = exec.map_or(container.id.as_str(), ExecId::as_str);
+        let logs = process.run_logger(Logged { id, namespace: namespace.as_str(), reaper: &self.0.reaper }).await?;
         if process.stdio.terminal {
-            return Ok(Streams::Terminal);
+            return Ok((Streams::Terminal, logs));
         }
-        Ok(Streams::Pipes(process.open_pipes(container.spec.mapped_owner()).await?))
+        Ok((Streams::Pipes(process.open_pipes(container.spec.mapped_owner(), logs).await?), None))
     }
 
-    async fn attach(&self, process: &Process, made: Made) -> Result<()> {
+    async fn attach(&self, process: &Process, made: Made, logs: Option<LogPipes>) -> Result<()> {
         if let Some(master) = made.terminal {
-            process.set_terminal(Terminal::attach(master, &process.stdio, &self.0.tasks).await?);
+            process.set_terminal(Terminal::attach(master, &process.stdio, logs.map(|logs| logs.stdout), &self.0.tasks).await?);
         }
         Ok(())
     }

@@ -81,10 +81,12 @@ impl<R: Runtime> Task for TaskService<R> {
 
     async fn pids(&self, _ctx: &TtrpcContext, req: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
         // containerd asks about the sandbox itself too, when it starts anew, to see whether anything runs in it.
-        let pids = if req.id == self.sandbox.as_str() {
+        let container = self.containers.get(&ContainerId::parse(req.id.clone())?);
+        let pids = if req.id == self.sandbox.as_str() && container.is_err() {
             vec![std::process::id()]
         } else {
-            let container = self.containers.get(&ContainerId::parse(req.id)?)?;
+            // One without a pod has the name of its sandbox.
+            let container = container?;
             let phase = container.init.life.phase();
             match container.cgroup()?.pids(true)? {
                 // containerd, started anew, takes a task without processes for one that was never made, and removes it

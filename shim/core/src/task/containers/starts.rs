@@ -63,11 +63,11 @@ impl<R: Runtime> Containers<R> {
 
     async fn run_exec(&self, container: &Arc<Container>, exec: &ExecId, process: &Arc<Process>) -> Result<u32> {
         self.ready_to_make(self.0.runtime.execs_into_warm_cgroups()).await;
-        let streams = self.streams(container, process).await?;
+        let (streams, logs) = self.streams(container, Some(exec), process).await?;
         let made = self.0.runtime.exec(Execution { container: &container.id, exec, process: &process.process, streams }).await?;
         let ended = self.0.reaper.watch(made.pid);
         let pid = made.pid;
-        self.attach(process, made).await?;
+        self.attach(process, made, logs).await?;
         self.0.tasks.spawn(self.clone().exec_ended(container.clone(), exec.clone(), process.clone(), pid, ended));
         Ok(pid)
     }

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+//! How containers and execs are removed.
+
+use super::{CGROUP_EMPTY, Containers, subject};
+use crate::error::{Error, Result};
+use crate::home::namespace;
+use crate::hooks;
+use crate::ids::{ContainerId, ExecId};
+use crate::mount;
+use crate::process::{Change, Phase};
+use crate::reaper::Exit;
+use crate::runtime::Runtime;
+use crate::sandbox::PodRequest;
+use crate::task::container::Container;
+use crate::task::{read_bundle, report};
+use std::path::Path;
+use tracing::warn;
+
+impl<R: Runtime> Containers<R> {
+    /// Removes an exec, or a container that has ended (or never ran). Returns the process id that
+    /// it had and how it ended.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` while it runs.
+    pub async fn delete(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<(u32, Exit)> {
+        let container = self.get(id)?;
+        let process = container.process(exec)?;
+        let pid = process.life.phase().pid();
+        if exec.is_none() && matches!(process.life.phase(), Phase::Created { .. }) {
+            let _ended_meanwhile = self.0.reaper.signal(pid, libc::SIGKILL as u32);
+            process.life.exit().await;
+        }
+        let deleted = process.life.change(Change::Delete);
+        let exit = deleted
+            .map_err(|e| Error::new(e.code(), format!("cannot delete {}: {e}", subject(id, exec))))?
+            .exit()
+            .unwrap_or_else(Exit::killed);
+        if let Some(exec) = exec {
+            process.finish_logger().await;
+            container.execs.remove(exec);
+            return Ok((pid, exit));
+        }
+        self.unmake(&container).await?;
+        report::deleted(&self.0.events, id, pid, exit);
+        Ok((pid, exit))
+    }
+
+    /// Removes what was made of a container, in the reverse order. Idempotent.
+    pub(super) async fn unmake(&self, container: &Container) -> Result<()> {
+        self.0.runtime.delete(&container.id).await?;
+        if let Some(rootfs) = &container.rootfs {
+            mount::unmount(rootfs)?;
+        }
+        if let Ok(cgroup) = container.cgroup() {
+            // Who lives on in it after a failed start has nothing to live for.
+            cgroup.kill_all(CGROUP_EMPTY).await?;
+            cgroup.remove(CGROUP_EMPTY).await?;
+        }
+        self.0.pod.remove_container(&container.id)?;
+        container.init.detach();
+        container.init.finish_logger().await;
+        self.0.containers.remove(&container.id);
+        self.0.idle.soon();
+        Ok(())
+    }
+
+    /// Runs the last hooks of a container that could not be made, if its runtime leaves that to others: what the first ones have made, as
+    /// a network is, would stay for good.
+    pub(super) async fn undo_hooks(&self, container: &Container) {
+        if self.0.runtime.undoes_hooks() {
+            return;
+        }
+        let undone = async {
+            let request = PodRequest::of_single(container.id.clone(), &container.bundle, &read_bundle(&container.bundle)?)?;
+            let Some(single) = request.single.filter(|single| !single.hooks.poststop.is_empty()) else { return Ok(()) };
+            let network = namespace(Path::new("/proc/self/ns/net"))?;
+            hooks::run(&single.hooks.poststop, &single.state("stopped", 0), &network, &self.0.reaper).await
+        };
+        let undone: Result<()> = undone.await;
+        if let Err(error) = undone {
+            warn!(container = %container.id, %error, "not all that was made for a container that could not be made may have been removed");
+        }
+    }
+}
