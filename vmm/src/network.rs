@@ -23,8 +23,8 @@ use magnetar_core::error::{Context, Result};
 use magnetar_core::netlink::{self, all};
 use magnetar_vm_agent_api::network::Network;
 use redirect::Redirects;
-use rtnetlink::{Handle, LinkUnspec};
 use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::{Handle, LinkUnspec};
 use state::{Interfaces, State};
 use tracing::warn;
 

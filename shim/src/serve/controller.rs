@@ -13,6 +13,7 @@ use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use magnetar_core::config::HandlerConfig;
 use magnetar_core::error::{Code, Error, Result};
+use magnetar_core::sandbox::keep_resized;
 use std::path::{Path, PathBuf};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, async_trait};
@@ -27,6 +28,10 @@ mod generated {
 
 use generated::controller_server::Controller;
 pub use generated::controller_server::ControllerServer;
+
+/// The extension of a sandbox in which containerd tells what a pod was resized to (`UpdatedResourcesKey` of its
+/// internal/cri/server/podsandbox).
+const RESIZED: &str = "updated-resources";
 
 /// The parts of a sandbox that may change while it runs.
 const UPDATABLE: [&str; 2] = ["extensions", "labels"];
@@ -171,12 +176,15 @@ impl Controller for Front {
     /// containerd passes pod-level resizes here, after the kubelet has changed the pod's cgroup. In
     /// that cgroup are all processes of the pod, so there is nothing left to change.
     async fn update(&self, request: Request<ControllerUpdateRequest>) -> Result<Response<ControllerUpdateResponse>, Status> {
-        let (metadata, _, ControllerUpdateRequest { sandbox_id: id, fields, .. }) = request.into_parts();
+        let (metadata, _, ControllerUpdateRequest { sandbox_id: id, fields, sandbox, .. }) = request.into_parts();
         let outcome = async {
             let pod = self.pod(&metadata, &id)?;
             updatable(&fields)?;
             let asked = api::PingRequest { sandbox_id: id.clone(), ..Default::default() };
             self.pods.ask(&pod, async |client: SandboxClient| client.ping_sandbox(Context::default(), &asked).await).await?;
+            if let Some(resources) = sandbox.and_then(|mut sandbox| sandbox.extensions.remove(RESIZED)) {
+                keep_resized(&pod.dir, &resources.value)?;
+            }
             Ok(ControllerUpdateResponse {})
         };
         answer("Update", &id, outcome.await)

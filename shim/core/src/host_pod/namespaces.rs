@@ -8,10 +8,10 @@
 
 use crate::error::{Context, Error, Result};
 use crate::home::namespace;
-use crate::pod_config::NamespaceMode;
+use crate::pod_config::{IdMap, NamespaceMode, UserNs};
 use crate::sandbox::PodRequest;
 use magnetar_sys::holder::{self, HolderError};
-use magnetar_sys::namespace::owning_user_namespace;
+use magnetar_sys::namespace::{owning_user_namespace, user_namespace};
 use nix::sched::{CloneFlags, setns, unshare};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -32,8 +32,7 @@ impl Plan {
     /// Decides from the pod's configuration; opens what will be entered.
     ///
     /// # Errors
-    /// `Unimplemented` for a user namespace with the host's network, `InvalidArgument` for sysctls
-    /// that would change the host, and what the kernel says of the paths.
+    /// `InvalidArgument` for sysctls that would change the host, and what the kernel says of the paths.
     pub fn new(request: &PodRequest) -> Result<Self> {
         let config = &request.config;
         let network = request.netns.as_deref().map(namespace).transpose()?;
@@ -43,11 +42,8 @@ impl Plan {
                 let owner = owning_user_namespace(network);
                 Some(owner.context(|| "cannot find the user namespace of the pod's network namespace".into())?)
             }
-            (Some(_), None) => {
-                return Err(Error::unimplemented(
-                    "a pod cannot have a user namespace and the host's network: give it a network of its own",
-                ));
-            }
+            // With the host's network nobody has made one yet. Its root has no power over that network.
+            (Some(userns), None) => Some(own_user_namespace(userns)?),
         };
         let mut unshare = CloneFlags::empty();
         unshare.set(CloneFlags::CLONE_NEWIPC, config.ipc != NamespaceMode::Node);
@@ -100,4 +96,11 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// A new user namespace with the pod's id maps.
+fn own_user_namespace(userns: &UserNs) -> Result<OwnedFd> {
+    let lines =
+        |maps: &[IdMap]| maps.iter().map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.length)).collect::<String>();
+    user_namespace(&lines(&userns.uids), &lines(&userns.gids)).context(|| "cannot make the pod's user namespace".into())
 }

@@ -5,10 +5,11 @@
 //! It is written to the pod's directory when the pod is created, and completed when somebody asks: no process keeps it in memory.
 
 use super::PodRequest;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::ids::SandboxId;
 use crate::pod_config::{Dns, NamespaceMode, PodConfig};
 use crate::record::PodDir;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -21,6 +22,17 @@ const OURS: [&str; 3] = ["reason", "sandboxProcess", "version"];
 
 /// The version of the OCI runtime specification whose words these are.
 const VERSION: &str = "1.2.0";
+
+/// The most bytes that are kept of what a pod was resized to: it is two short lists of numbers.
+const RESIZED: usize = 64 * 1024;
+
+/// What a pod was resized to: the CRI's `LinuxContainerResources`, for the pod's sandbox and for its containers.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Resized {
+    overhead: Option<Map<String, Value>>,
+    resources: Option<Map<String, Value>>,
+}
 
 /// Where it is kept.
 fn file(dir: &PodDir) -> PathBuf {
@@ -36,6 +48,26 @@ pub fn keep(dir: &PodDir, sandbox: &SandboxId, request: &PodRequest) -> Result<(
     std::fs::write(&path, of_request(sandbox, request).to_string()).context(|| format!("cannot write {}", path.display()))
 }
 
+/// Where what the pod was resized to is kept.
+fn resized(dir: &PodDir) -> PathBuf {
+    dir.path().join("resized.json")
+}
+
+/// Keeps what a pod was resized to. containerd keeps it in its memory, and asks us when that is gone.
+///
+/// # Errors
+/// `InvalidArgument` for what is no JSON object (`UpdatedResources` of containerd's internal/cri/server/podsandbox), or too long; and
+/// where the file cannot be written.
+pub fn keep_resized(dir: &PodDir, resources: &[u8]) -> Result<()> {
+    let invalid = || Error::invalid(format!("the pod's new resources are no JSON object of at most {RESIZED} bytes"));
+    let resources: Resized =
+        serde_json::from_slice(resources.get(..RESIZED.min(resources.len())).unwrap_or_default()).map_err(|_| invalid())?;
+    let path = resized(dir);
+    let of_linux = |limits: Option<Map<String, Value>>| json!({ "linux": limits.unwrap_or_default() });
+    let whole = json!({ "overhead": of_linux(resources.overhead), "resources": of_linux(resources.resources) });
+    std::fs::write(&path, whole.to_string()).context(|| format!("cannot write {}", path.display()))
+}
+
 /// All that is known of a pod whose process for namespaces is `pid`, which is 0 where there is none (any more).
 pub fn of(dir: &PodDir, pid: u32, reason: Option<&str>) -> Value {
     // One that was never created, or by an earlier version, says only what is known now.
@@ -47,6 +79,10 @@ pub fn of(dir: &PodDir, pid: u32, reason: Option<&str>) -> Value {
     info["version"] = env!("CARGO_PKG_VERSION").into();
     if let Some(reason) = reason {
         info["reason"] = reason.into();
+    }
+    let resized = std::fs::read(resized(dir)).ok().and_then(|text| serde_json::from_slice::<Map<String, Value>>(&text).ok());
+    if let Some(info) = info.as_object_mut() {
+        info.extend(resized.unwrap_or_default());
     }
     info["netNamespaceClosed"] = is_closed(info.pointer("/runtimeSpec/linux/namespaces")).into();
     for namespace in info.pointer_mut("/runtimeSpec/linux/namespaces").and_then(Value::as_array_mut).into_iter().flatten() {
@@ -159,6 +195,9 @@ mod tests {
         assert_eq!(info["config"]["linux"]["security_context"]["namespace_options"]["pid"], 1);
         let ended = of(&dir, 0, Some("it was killed"));
         assert_eq!((ended["processStatus"].as_str(), ended["reason"].as_str()), (Some("deleted"), Some("it was killed")));
+        keep_resized(&dir, br#"{"Overhead": null, "Resources": {"memory_limit_in_bytes": 5}}"#).unwrap();
+        assert_eq!(of(&dir, 7, None)["resources"]["linux"]["memory_limit_in_bytes"], 5);
+        assert_eq!(keep_resized(&dir, b"[]").unwrap_err().code(), crate::error::Code::InvalidArgument);
         let shown = shown(&ended);
         let ours: Value = serde_json::from_str(&shown["magnetar"]).unwrap();
         assert_eq!((ours["reason"].as_str(), ours.get("config")), (Some("it was killed"), None));

@@ -12,7 +12,7 @@ mod info;
 mod service;
 mod single;
 
-pub use info::shown;
+pub use info::{keep_resized, shown};
 pub use service::{NOT_READY, SandboxService};
 pub use single::Single;
 

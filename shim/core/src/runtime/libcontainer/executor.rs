@@ -128,7 +128,7 @@ fn failure(program: &Path, errno: Errno) -> Error {
         Errno::EACCES | Errno::EPERM => Code::PermissionDenied,
         _ => Code::InvalidArgument,
     };
-    Error::new(code, format!("cannot run {:?}: {}", program.display().to_string(), errno.desc()))
+    Error::new(code, format!("cannot run {:?}: {}", program.display().to_string(), errno.desc().to_lowercase()))
 }
 
 #[cfg(test)]
