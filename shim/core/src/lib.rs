@@ -22,6 +22,7 @@
 pub mod cgroup;
 pub mod cleanup;
 pub mod config;
+pub mod copies;
 pub mod error;
 pub mod events;
 pub mod home;

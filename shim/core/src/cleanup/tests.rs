@@ -5,6 +5,7 @@ use super::*;
 use crate::config::HandlerConfig;
 use crate::ids::{Namespace, SandboxId};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A pod on disk, whose names are this test's own.
 struct Pod {
@@ -16,8 +17,11 @@ struct Pod {
 
 const DAMAGES: [&str; 8] = ["empty", "cut", "noise", "later", "directory", "fifo", "link", "another's"];
 
+/// A name that no other test uses: they run at the same time, and have cgroups.
 fn name(of: &str, kind: char) -> String {
-    format!("{:08x}{:>56}", std::process::id(), format!("{kind}{of}")).replace([' ', '\''], "0")
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("{:08x}{count:08x}{:>48}", std::process::id(), format!("{kind}{of}")).replace([' ', '\''], "0")
 }
 
 fn pod(of: &str) -> Pod {

@@ -262,7 +262,9 @@ fn failure(program: &Path, what: &str, code: u32, log: &std::fs::File) -> Error 
     let said = last_error(&text[..length]);
     let message = match &said {
         // docker's client tells a missing program by runc's words for it.
-        Some(said) if said.starts_with("executable file") => format!("{} {what} failed: {said}: executable file not found", program.display()),
+        Some(said) if said.starts_with("executable file") => {
+            format!("{} {what} failed: {said}: executable file not found", program.display())
+        }
         Some(said) => format!("{} {what} failed: {said}", program.display()),
         None => format!("{} {what} failed with exit code {code} and logged nothing", program.display()),
     };

@@ -197,7 +197,7 @@ mod tests {
         assert_eq!((ended["processStatus"].as_str(), ended["reason"].as_str()), (Some("deleted"), Some("it was killed")));
         keep_resized(&dir, br#"{"Overhead": null, "Resources": {"memory_limit_in_bytes": 5}}"#).unwrap();
         assert_eq!(of(&dir, 7, None)["resources"]["linux"]["memory_limit_in_bytes"], 5);
-        assert_eq!(keep_resized(&dir, b"[]").unwrap_err().code(), crate::error::Code::InvalidArgument);
+        assert_eq!(keep_resized(&dir, b"1").unwrap_err().code(), crate::error::Code::InvalidArgument);
         let shown = shown(&ended);
         let ours: Value = serde_json::from_str(&shown["magnetar"]).unwrap();
         assert_eq!((ours["reason"].as_str(), ours.get("config")), (Some("it was killed"), None));

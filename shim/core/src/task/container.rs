@@ -4,6 +4,7 @@
 use super::registry::Registry;
 use super::spec::Spec;
 use crate::cgroup::OwnedCgroup;
+use crate::copies::Copies;
 use crate::error::{Context, Error, Result};
 use crate::ids::{ContainerId, ExecId};
 use crate::logger::{LogPipes, Logged, Logger};
@@ -44,6 +45,7 @@ pub struct Process {
     pub process: Vec<u8>,
     streams: Mutex<Attached>,
     logger: Mutex<Option<Logger>>,
+    copies: Mutex<Option<Copies>>,
 }
 
 #[derive(Debug, Default)]
@@ -95,7 +97,7 @@ impl Container {
 impl Process {
     /// A process that does not run yet.
     pub fn new(stdio: StdioSpec, process: Vec<u8>, phase: Phase) -> Self {
-        Self { stdio, life: Life::new(phase), process, streams: Mutex::default(), logger: Mutex::default() }
+        Self { stdio, life: Life::new(phase), process, streams: Mutex::default(), logger: Mutex::default(), copies: Mutex::default() }
     }
 
     /// Runs the program that takes its outputs, if they are to go to one, and keeps it.
@@ -114,9 +116,21 @@ impl Process {
         }
     }
 
-    /// Opens the FIFOs for a process without a terminal, and hands them to the user it runs as.
-    pub async fn open_pipes(&self, owner: Option<(u32, u32)>, logs: Option<LogPipes>) -> Result<ChildStreams> {
-        let (child, keepers) = self.stdio.open(logs).await?;
+    /// Ends the outputs of an exec that is being removed.
+    pub async fn end_outputs(&self) {
+        let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(copies) = copies {
+            copies.end().await;
+        }
+    }
+
+    /// Opens the FIFOs for a process without a terminal, and hands them to the user it runs as. The outputs of one that is an exec
+    /// are copied, so that they can be ended while somebody could still write.
+    pub async fn open_pipes(&self, owner: Option<(u32, u32)>, logs: Option<LogPipes>, is_exec: bool) -> Result<ChildStreams> {
+        let (mut child, keepers) = self.stdio.open(logs).await?;
+        if is_exec {
+            *self.copies.lock().unwrap_or_else(PoisonError::into_inner) = Some(Copies::begin(&mut child)?);
+        }
         if let Some((uid, gid)) = owner {
             let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
             let ours = [

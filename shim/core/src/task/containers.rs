@@ -329,7 +329,7 @@ impl<R: Runtime> Containers<R> {
         if process.stdio.terminal {
             return Ok((Streams::Terminal, logs));
         }
-        Ok((Streams::Pipes(process.open_pipes(container.spec.mapped_owner(), logs).await?), None))
+        Ok((Streams::Pipes(process.open_pipes(container.spec.mapped_owner(), logs, exec.is_some()).await?), None))
     }
 
     async fn attach(&self, process: &Process, made: Made, logs: Option<LogPipes>) -> Result<()> {

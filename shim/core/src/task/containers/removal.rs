@@ -36,6 +36,7 @@ impl<R: Runtime> Containers<R> {
             .exit()
             .unwrap_or_else(Exit::killed);
         if let Some(exec) = exec {
+            process.end_outputs().await;
             process.finish_logger().await;
             container.execs.remove(exec);
             return Ok((pid, exit));
