@@ -80,7 +80,6 @@ node: build ## a shell in the node, with containerd up and crictl at hand
 lint: clippy
 	cargo fmt --all --check
 
-# With the profile of the engines, which then find what runs on this machine (build scripts, macros) compiled.
 clippy: deps ## no warnings, in all that is compiled
 	wasm/cargo-engines clippy --quiet -- -D warnings
 
