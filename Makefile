@@ -18,19 +18,18 @@ export CARGO_TERM_COLOR ?= never
 
 .PHONY: build clippy install deps kernel demo test test-unit test-e2e test-vm soak conformance bench node lint clean
 
-deps: ## what building needs and a fresh machine lacks
+deps: ## what building needs and a fresh machine lacks, and third-party crates that another checkout has compiled
 	@images/host-packages
+	@images/crates restore
 
 build: deps ## all binaries and configuration, as an install prefix in out/
 	cargo build --release --locked --no-default-features $(addprefix -p ,$(BINARIES))
-	cargo build --profile engine --locked -p magnetar-wasm --bin magnetar-wasmtime
-	wasm/cargo-wasmedge build
+	wasm/cargo-engines build
 	@install -Dm755 -t $(OUT)/bin $(CARGO_TARGET)/$(TARGET)/release/containerd-shim-magnetar-v2
 	@# A name for each kind, for clients that name a runtime and have no handlers: io.containerd.magnetar-qemu.v2.
 	@for kind in $(KINDS); do ln -sfn containerd-shim-magnetar-v2 $(OUT)/bin/containerd-shim-magnetar-$$kind-v2; done
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-{runc,maker,wasm,vmm}
-	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-wasmtime
-	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/dynamic/$(TARGET)/engine/magnetar-wasmedge
+	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-{wasmtime,wasmedge}
 	@images/guest/build $(OUT)/share/magnetar/guest $(CARGO_TARGET)/$(TARGET)/release/vm-agent
 	@[ ! -f $(OWN_GUEST)/vmlinux ] || images/host-packages --kernel
 	@[ ! -f $(OWN_GUEST)/vmlinux ] || images/guest/build --own-kernel $(OWN_GUEST) $(CARGO_TARGET)/$(TARGET)/release/vm-agent
@@ -81,13 +80,11 @@ node: build ## a shell in the node, with containerd up and crictl at hand
 	@images/node/node start
 	@images/node/node shell; images/node/node stop
 
-lint: deps clippy
+lint: clippy
 	cargo fmt --all --check
 
-clippy: ## no warnings, in all that is compiled
-	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
-	cargo clippy -p magnetar-e2e --features node --all-targets --locked --quiet -- -D warnings
-	wasm/cargo-wasmedge clippy --quiet -- -D warnings
+clippy: deps ## no warnings, in all that is compiled
+	wasm/cargo-engines clippy --quiet -- -D warnings
 
 clean:
 	cargo clean

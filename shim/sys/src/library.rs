@@ -4,7 +4,7 @@
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
 
 /// Loads a library, for as long as the process lives: functions that the program names and does not have are found in it from
-/// here on. (They are bound when they are first called; the program must be linked so, see `wasm/cargo-wasmedge`.) It has to
+/// here on. (They are bound when they are first called; the program must be linked so, see `wasm/cargo-engines`.) It has to
 /// have `function`: the youngest of those that are called.
 ///
 /// # Errors
