@@ -179,7 +179,8 @@ impl Task for Relay {
         let (id, exec) = names(req.id, req.exec_id)?;
         let container = self.get(&id)?;
         let process = container.process(exec.as_ref())?;
-        Ok(state(&id, exec.as_ref(), &container.bundle, process.life.phase(), &process.stdio))
+        let phase = process.life.phase().within(container.init.life.phase());
+        Ok(state(&id, exec.as_ref(), &container.bundle, phase, &process.stdio))
     }
 
     async fn delete(&self, _ctx: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {

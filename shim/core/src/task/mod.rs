@@ -66,7 +66,8 @@ impl<R: Runtime> Task for TaskService<R> {
         let (id, exec) = names(req.id, req.exec_id)?;
         let container = self.containers.get(&id)?;
         let process = container.process(exec.as_ref())?;
-        Ok(state(&id, exec.as_ref(), &container.bundle, process.life.phase(), &process.stdio))
+        let phase = process.life.phase().within(container.init.life.phase());
+        Ok(state(&id, exec.as_ref(), &container.bundle, phase, &process.stdio))
     }
 
     async fn delete(&self, _ctx: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
