@@ -28,7 +28,7 @@ use magnetar_core::server::Parts;
 use magnetar_core::stdio::StdioSpec;
 use magnetar_core::task::gate::{Gate, MADE};
 use magnetar_core::task::registry::Registry;
-use magnetar_core::task::{CreateRequest, names, not_created, state, to_its_end};
+use magnetar_core::task::{CreateRequest, names, no_terminal, not_created, state, to_its_end};
 use memory::Volumes;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -235,7 +235,13 @@ impl Task for Relay {
 
     async fn resize_pty(&self, _ctx: &TtrpcContext, req: api::ResizePtyRequest) -> ttrpc::Result<api::Empty> {
         let (id, exec) = names(req.id.clone(), req.exec_id.clone())?;
-        self.get(&id)?.process(exec.as_ref())?;
+        let process = self.get(&id)?.process(exec.as_ref())?;
+        let phase = process.life.phase();
+        // The guest does not know an exec that was not started.
+        if !process.stdio.terminal || phase.living_pid().is_none() {
+            no_terminal(&id, exec.as_ref(), phase)?;
+            return Ok(api::Empty::new());
+        }
         let running = self.running()?;
         Ok(running.call(running.guest.tasks().resize_pty(Context::default(), &req)).await?)
     }
