@@ -178,13 +178,14 @@ impl Relay {
     /// `FailedPrecondition` where the container does not run, `AlreadyExists`, `NotFound`.
     pub fn exec(&self, id: &ContainerId, exec: ExecId, process: Process) -> Result<()> {
         let container = self.get(id)?;
+        container.execs.add(exec.clone(), Arc::new(process))?;
         match container.init.life.phase() {
             Phase::Created { .. } | Phase::Starting { .. } | Phase::Running { .. } => {}
             phase @ (Phase::Creating | Phase::Paused { .. } | Phase::Stopped { .. } | Phase::Deleted { .. }) => {
+                container.execs.remove(&exec);
                 return Err(Error::precondition(format!("cannot exec in container {id}: it is {}", phase.name())));
             }
         }
-        container.execs.add(exec.clone(), Arc::new(process))?;
         report::exec_added(&self.0.events, id, &exec);
         Ok(())
     }

@@ -221,13 +221,14 @@ impl<R: Runtime> Containers<R> {
     /// `FailedPrecondition` where the container does not run, `AlreadyExists`, `NotFound`.
     pub fn exec(&self, id: &ContainerId, exec: ExecId, process: Vec<u8>, stdio: StdioSpec) -> Result<()> {
         let container = self.get(id)?;
+        container.execs.add(exec.clone(), Arc::new(Process::new(stdio, process, Phase::Created { pid: 0 })))?;
         match container.init.life.phase() {
             Phase::Created { .. } | Phase::Starting { .. } | Phase::Running { .. } => {}
             phase @ (Phase::Creating | Phase::Paused { .. } | Phase::Stopped { .. } | Phase::Deleted { .. }) => {
+                container.execs.remove(&exec);
                 return Err(Error::precondition(format!("cannot exec in container {id}: it is {}", phase.name())));
             }
         }
-        container.execs.add(exec.clone(), Arc::new(Process::new(stdio, process, Phase::Created { pid: 0 })))?;
         report::exec_added(&self.0.events, id, &exec);
         Ok(())
     }
