@@ -287,7 +287,10 @@ impl<R: Runtime> Containers<R> {
 
     /// Writes a container's state to disk.
     pub async fn checkpoint(&self, id: &ContainerId, checkpoint: Checkpoint) -> Result<()> {
-        self.get(id)?;
+        let phase = self.get(id)?.init.life.phase();
+        if !matches!(phase, Phase::Running { .. } | Phase::Paused { .. }) {
+            return Err(Error::precondition(format!("cannot checkpoint container {id}: it is {}", phase.name())));
+        }
         self.0.runtime.checkpoint(id, checkpoint).await
     }
 
