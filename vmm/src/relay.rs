@@ -211,7 +211,8 @@ impl Task for Relay {
         Ok(api::Empty::new())
     }
 
-    async fn checkpoint(&self, _ctx: &TtrpcContext, _req: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
+    async fn checkpoint(&self, _ctx: &TtrpcContext, req: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
+        self.get(&ContainerId::parse(req.id)?)?;
         Err(containers::no_checkpoints().into())
     }
 
@@ -249,7 +250,8 @@ impl Task for Relay {
     async fn close_io(&self, _ctx: &TtrpcContext, req: api::CloseIORequest) -> ttrpc::Result<api::Empty> {
         let (id, exec) = names(req.id.clone(), req.exec_id.clone())?;
         let process = self.get(&id)?.process(exec.as_ref())?;
-        if !req.stdin || process.life.phase().exit().is_some() {
+        // The guest does not know an exec that was not started, and has closed the input of what has ended.
+        if !req.stdin || process.life.phase().living_pid().is_none() {
             return Ok(api::Empty::new());
         }
         process.close_input();

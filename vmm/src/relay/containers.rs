@@ -190,17 +190,16 @@ impl Relay {
         Ok(())
     }
 
-    /// Sends a signal to one process, or to all of the container's.
+    /// Sends a signal to one process, or to all of the container's, be they none.
     ///
     /// # Errors
-    /// `NotFound` where the process has ended, which callers take for success; `FailedPrecondition` for an exec that has not
-    /// been started.
+    /// `NotFound` where the process has ended, which callers take for success; `FailedPrecondition` before an exec's start.
     pub async fn kill(&self, id: &ContainerId, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
         let process = self.get(id)?.process(exec)?;
         let phase = process.life.phase();
         let ended = || Error::not_found(format!("{} has ended", subject(id, exec)));
         if phase.exit().is_some() {
-            return Err(ended());
+            return if all && exec.is_none() { Ok(()) } else { Err(ended()) };
         }
         if phase.living_pid().is_none() {
             return Err(Error::precondition(format!("{} has not been started", subject(id, exec))));
