@@ -5,11 +5,8 @@
 //! differ fails as well. In the form of the node whose first process does not reap (`--root-cgroup`) the stock shim is left behind as
 //! a zombie, whatever it is asked: there this test fails after its comparison.
 
-#[path = "codes/calls.rs"]
 mod calls;
-#[path = "codes/differences.rs"]
 mod differences;
-#[path = "codes/subjects.rs"]
 mod subjects;
 
 use std::{fmt::Write as _, io::Write as _};
