@@ -30,7 +30,7 @@ use magnetar_core::server::Parts;
 use magnetar_core::stdio::StdioSpec;
 use magnetar_core::task::gate::{Gate, MADE};
 use magnetar_core::task::registry::Registry;
-use magnetar_core::task::{CreateRequest, Tasks, names, not_created, state, to_its_end};
+use magnetar_core::task::{CreateRequest, Tasks, names, no_terminal, not_created, state, to_its_end};
 use memory::Volumes;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -230,7 +230,8 @@ impl Task for Relay {
         let (id, exec) = names(req.id, req.exec_id)?;
         let container = self.get(&id)?;
         let process = container.process(exec.as_ref())?;
-        Ok(state(&id, exec.as_ref(), &container.bundle, process.life.phase(), &process.stdio))
+        let phase = process.life.phase().within(container.init.life.phase());
+        Ok(state(&id, exec.as_ref(), &container.bundle, phase, &process.stdio))
     }
 
     async fn delete(&self, _ctx: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
@@ -261,7 +262,8 @@ impl Task for Relay {
         Ok(api::Empty::new())
     }
 
-    async fn checkpoint(&self, _ctx: &TtrpcContext, _req: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
+    async fn checkpoint(&self, _ctx: &TtrpcContext, req: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
+        self.get(&ContainerId::parse(req.id)?)?;
         Err(containers::no_checkpoints().into())
     }
 
@@ -285,7 +287,13 @@ impl Task for Relay {
 
     async fn resize_pty(&self, _ctx: &TtrpcContext, req: api::ResizePtyRequest) -> ttrpc::Result<api::Empty> {
         let (id, exec) = names(req.id.clone(), req.exec_id.clone())?;
-        self.get(&id)?.process(exec.as_ref())?;
+        let process = self.get(&id)?.process(exec.as_ref())?;
+        let phase = process.life.phase();
+        // The guest does not know an exec that was not started.
+        if !process.stdio.terminal || phase.living_pid().is_none() {
+            no_terminal(&id, exec.as_ref(), phase)?;
+            return Ok(api::Empty::new());
+        }
         let running = self.running()?;
         Ok(running.call(running.guest.tasks().resize_pty(Context::default(), &req)).await?)
     }
@@ -293,7 +301,8 @@ impl Task for Relay {
     async fn close_io(&self, _ctx: &TtrpcContext, req: api::CloseIORequest) -> ttrpc::Result<api::Empty> {
         let (id, exec) = names(req.id.clone(), req.exec_id.clone())?;
         let process = self.get(&id)?.process(exec.as_ref())?;
-        if !req.stdin || process.life.phase().exit().is_some() {
+        // The guest does not know an exec that was not started, and has closed the input of what has ended.
+        if !req.stdin || process.life.phase().living_pid().is_none() {
             return Ok(api::Empty::new());
         }
         process.close_input();

@@ -137,6 +137,14 @@ impl Phase {
         }
     }
 
+    /// The phase as others see it: what lives in a frozen `container` is frozen.
+    pub fn within(self, container: Phase) -> Phase {
+        match (self, container) {
+            (Phase::Created { pid } | Phase::Starting { pid } | Phase::Running { pid }, Phase::Paused { .. }) => Phase::Paused { pid },
+            (phase, _) => phase,
+        }
+    }
+
     /// A word for people.
     pub fn name(self) -> &'static str {
         match self {

@@ -148,28 +148,28 @@ impl Relay {
     /// `FailedPrecondition` where the container does not run, `AlreadyExists`, `NotFound`.
     pub fn exec(&self, id: &ContainerId, exec: ExecId, process: Process) -> Result<()> {
         let container = self.get(id)?;
+        container.execs.add(exec.clone(), Arc::new(process))?;
         match container.init.life.phase() {
             Phase::Created { .. } | Phase::Starting { .. } | Phase::Running { .. } => {}
             phase @ (Phase::Creating | Phase::Paused { .. } | Phase::Stopped { .. } | Phase::Deleted { .. }) => {
+                container.execs.remove(&exec);
                 return Err(Error::precondition(format!("cannot exec in container {id}: it is {}", phase.name())));
             }
         }
-        container.execs.add(exec.clone(), Arc::new(process))?;
         report::exec_added(&self.0.events, id, &exec);
         Ok(())
     }
 
-    /// Sends a signal to one process, or to all of the container's.
+    /// Sends a signal to one process, or to all of the container's, be they none.
     ///
     /// # Errors
-    /// `NotFound` where the process has ended, which callers take for success; `FailedPrecondition` for an exec that has not
-    /// been started.
+    /// `NotFound` where the process has ended, which callers take for success; `FailedPrecondition` before an exec's start.
     pub async fn kill(&self, id: &ContainerId, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
         let process = self.get(id)?.process(exec)?;
         let phase = process.life.phase();
         let ended = || Error::not_found(format!("{} has ended", subject(id, exec)));
         if phase.exit().is_some() {
-            return Err(ended());
+            return if all && exec.is_none() { Ok(()) } else { Err(ended()) };
         }
         if phase.living_pid().is_none() {
             return Err(Error::precondition(format!("{} has not been started", subject(id, exec))));

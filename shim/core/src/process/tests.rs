@@ -65,3 +65,14 @@ async fn wait_is_answered_before_and_after_the_end() {
     assert_eq!(told, exit);
     assert_eq!(life.exit().await, exit);
 }
+
+#[test]
+fn what_lives_in_a_frozen_container_is_frozen() {
+    let (frozen, pid) = (Phase::Paused { pid: 4 }, 5);
+    let ended = Phase::Stopped { pid, exit: Exit { code: 3, at: std::time::SystemTime::UNIX_EPOCH } };
+    for phase in [Phase::Created { pid }, Phase::Starting { pid }, Phase::Running { pid }] {
+        assert_eq!(phase.within(frozen), Phase::Paused { pid });
+        assert_eq!(phase.within(Phase::Running { pid: 4 }), phase);
+    }
+    assert_eq!(ended.within(frozen), ended);
+}

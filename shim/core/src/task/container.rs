@@ -153,14 +153,11 @@ impl Process {
         *self.streams() = Attached::Terminal(terminal);
     }
 
-    /// Its terminal.
-    ///
-    /// # Errors
-    /// `FailedPrecondition` where it has none (yet).
-    pub fn terminal(&self) -> Result<Terminal> {
+    /// Its terminal, where it has one.
+    pub fn terminal(&self) -> Option<Terminal> {
         match &*self.streams() {
-            Attached::Terminal(terminal) => Ok(terminal.clone()),
-            Attached::Pipes(_) | Attached::None => Err(Error::precondition("the process has no terminal")),
+            Attached::Terminal(terminal) => Some(terminal.clone()),
+            Attached::Pipes(_) | Attached::None => None,
         }
     }
 

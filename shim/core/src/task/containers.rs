@@ -234,13 +234,14 @@ impl<R: Runtime> Containers<R> {
     /// `FailedPrecondition` where the container does not run, `AlreadyExists`, `NotFound`.
     pub fn exec(&self, id: &ContainerId, exec: ExecId, process: Vec<u8>, stdio: StdioSpec) -> Result<()> {
         let container = self.get(id)?;
+        container.execs.add(exec.clone(), Arc::new(Process::new(stdio, process, Phase::Created { pid: 0 })))?;
         match container.init.life.phase() {
             Phase::Created { .. } | Phase::Starting { .. } | Phase::Running { .. } => {}
             phase @ (Phase::Creating | Phase::Paused { .. } | Phase::Stopped { .. } | Phase::Deleted { .. }) => {
+                container.execs.remove(&exec);
                 return Err(Error::precondition(format!("cannot exec in container {id}: it is {}", phase.name())));
             }
         }
-        container.execs.add(exec.clone(), Arc::new(Process::new(stdio, process, Phase::Created { pid: 0 })))?;
         report::exec_added(&self.0.events, id, &exec);
         Ok(())
     }
@@ -299,7 +300,10 @@ impl<R: Runtime> Containers<R> {
 
     /// Writes a container's state to disk.
     pub async fn checkpoint(&self, id: &ContainerId, checkpoint: Checkpoint) -> Result<()> {
-        self.get(id)?;
+        let phase = self.get(id)?.init.life.phase();
+        if !matches!(phase, Phase::Running { .. } | Phase::Paused { .. }) {
+            return Err(Error::precondition(format!("cannot checkpoint container {id}: it is {}", phase.name())));
+        }
         self.0.runtime.checkpoint(id, checkpoint).await
     }
 

@@ -68,7 +68,8 @@ impl<R: Runtime> Task for TaskService<R> {
         let (id, exec) = names(req.id, req.exec_id)?;
         let container = self.containers.get(&id)?;
         let process = container.process(exec.as_ref())?;
-        Ok(state(&id, exec.as_ref(), &container.bundle, process.life.phase(), &process.stdio))
+        let phase = process.life.phase().within(container.init.life.phase());
+        Ok(state(&id, exec.as_ref(), &container.bundle, phase, &process.stdio))
     }
 
     async fn delete(&self, _ctx: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
@@ -143,7 +144,11 @@ impl<R: Runtime> Task for TaskService<R> {
         let (id, exec) = names(req.id, req.exec_id)?;
         let cells = |n: u32| u16::try_from(n).map_err(|_| Error::invalid(format!("a terminal of {n} columns or lines is too large")));
         let (width, height) = (cells(req.width)?, cells(req.height)?);
-        self.containers.get(&id)?.process(exec.as_ref())?.terminal()?.resize(width, height)?;
+        let process = self.containers.get(&id)?.process(exec.as_ref())?;
+        match process.terminal() {
+            Some(terminal) => terminal.resize(width, height)?,
+            None => no_terminal(&id, exec.as_ref(), process.life.phase())?,
+        }
         Ok(api::Empty::new())
     }
 
@@ -238,6 +243,17 @@ pub fn state(id: &ContainerId, exec: Option<&ExecId>, bundle: &Path, phase: Phas
         exited_at: phase.exit().map(|exit| exit.at.into()).into(),
         exec_id: exec.map(|exec| exec.to_string()).unwrap_or_default(),
         ..Default::default()
+    }
+}
+
+/// The answer to ResizePty of a process that has no terminal (yet): there is nothing to resize.
+///
+/// # Errors
+/// `FailedPrecondition` for an exec that has ended.
+pub fn no_terminal(id: &ContainerId, exec: Option<&ExecId>, phase: Phase) -> Result<()> {
+    match exec {
+        Some(_) if phase.exit().is_some() => Err(Error::precondition(format!("cannot resize {}: it has ended", subject(id, exec)))),
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -3,6 +3,8 @@
 //! that `MAGNETAR_HANDLER` names. See the library beside this for how one test runs.
 
 mod bad_input;
+mod bench;
+mod codes;
 mod disk;
 mod engine;
 mod events;

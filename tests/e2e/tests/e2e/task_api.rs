@@ -2,143 +2,24 @@
 //! A pod's own socket, without containerd in between: what containerd would never ask, somebody
 //! else may, and every refusal has the code that containerd acts on.
 
-use std::{
-    fs,
-    os::unix::fs::{PermissionsExt as _, symlink},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::symlink, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use containerd_shim_protos::{
-    api::{
-        CloseIORequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, Mount, PidsRequest, ResizePtyRequest,
-        StartRequest, StateRequest, Status, UpdateTaskRequest, WaitRequest,
-    },
+    api::{CloseIORequest, CreateTaskRequest, Mount, PidsRequest, ResizePtyRequest, Status, UpdateTaskRequest},
     protobuf::well_known_types::any::Any,
-    shim_async::{Client, TaskClient},
 };
-use magnetar_cri::{Pod, v1::PodSandboxState};
-use magnetar_e2e::{Case, Scratch, eventually, kernel::remove_cgroups, on_magnetar, on_magnetar_with_shared_kernel};
+use magnetar_e2e::{eventually, on_magnetar, on_magnetar_with_shared_kernel};
 use nix::{sys::stat::Mode, unistd::mkfifo};
-use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
 };
-use ttrpc::{Code, context};
+use ttrpc::Code;
+
+use crate::bench::{Bench, patience, socket};
 
 const OURS: &str = "only our pods have a socket that is known to us";
-/// Where the containers of these tests have their cgroups.
-const CGROUP: &str = "/magnetar-e2e-task";
-
-/// A pod, a connection to its socket, and a bundle that containerd does not know.
-struct Bench {
-    pod: Pod,
-    task: TaskClient,
-    scratch: Scratch,
-}
-
-impl Bench {
-    async fn new(case: &Case) -> Result<Self> {
-        let pod = case.pod("task-api").await?;
-        let address = format!("unix://{}", socket(case, &pod).display());
-        let task = TaskClient::new(Client::connect(&address).await?);
-        let bench = Self { pod, task, scratch: Scratch::new()? };
-        bench.write_bundle("bundle", "sleep 1000")?;
-        Ok(bench)
-    }
-
-    /// An OCI bundle of its own: busybox of the node, a few namespaces.
-    fn write_bundle(&self, name: &str, script: &str) -> Result<PathBuf> {
-        let bundle = self.scratch.path().join(name);
-        for folder in ["bin", "proc", "dev", "sys"] {
-            fs::create_dir_all(bundle.join("rootfs").join(folder))?;
-        }
-        let shell = bundle.join("rootfs/bin/sh");
-        fs::copy("/usr/bin/busybox", &shell).context("the node has no static busybox")?;
-        fs::set_permissions(&shell, fs::Permissions::from_mode(0o755))?;
-        let spec = json!({
-            "ociVersion": "1.1.0",
-            "process": { "args": ["sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 } },
-            "root": { "path": "rootfs" },
-            "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
-            "linux": {
-                "cgroupsPath": format!("{CGROUP}/{name}"),
-                "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "ipc" }],
-            },
-        });
-        fs::write(bundle.join("config.json"), spec.to_string())?;
-        Ok(bundle)
-    }
-
-    fn request(&self, id: &str, bundle: &str) -> CreateTaskRequest {
-        CreateTaskRequest { id: id.to_owned(), bundle: self.scratch.join(bundle), ..Default::default() }
-    }
-
-    async fn create(&self, id: &str, bundle: &str) -> ttrpc::Result<u32> {
-        Ok(self.task.create(patience(), &self.request(id, bundle)).await?.pid)
-    }
-
-    async fn start(&self, id: &str) -> ttrpc::Result<u32> {
-        let request = StartRequest { id: id.to_owned(), ..Default::default() };
-        Ok(self.task.start(patience(), &request).await?.pid)
-    }
-
-    async fn state(&self, id: &str) -> ttrpc::Result<Status> {
-        let request = StateRequest { id: id.to_owned(), ..Default::default() };
-        Ok(self.task.state(patience(), &request).await?.status.enum_value_or_default())
-    }
-
-    async fn kill(&self, id: &str) -> ttrpc::Result<()> {
-        let request = KillRequest { id: id.to_owned(), signal: 9, ..Default::default() };
-        self.task.kill(patience(), &request).await.map(drop)
-    }
-
-    async fn wait(&self, id: &str) -> ttrpc::Result<u32> {
-        let request = WaitRequest { id: id.to_owned(), ..Default::default() };
-        Ok(self.task.wait(patience(), &request).await?.exit_status)
-    }
-
-    async fn delete(&self, id: &str) -> ttrpc::Result<()> {
-        let request = DeleteRequest { id: id.to_owned(), ..Default::default() };
-        self.task.delete(patience(), &request).await.map(drop)
-    }
-
-    async fn exec(&self, id: &str, exec: &str) -> ttrpc::Result<()> {
-        let process = json!({ "args": ["true"], "cwd": "/", "user": { "uid": 0, "gid": 0 } });
-        let spec = Any {
-            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
-            value: process.to_string().into(),
-            ..Default::default()
-        };
-        let request = ExecProcessRequest { id: id.to_owned(), exec_id: exec.to_owned(), spec: Some(spec).into(), ..Default::default() };
-        self.task.exec(patience(), &request).await.map(drop)
-    }
-
-    /// Ends a container of these tests in the way containerd would.
-    async fn end(&self, id: &str) -> Result<()> {
-        self.kill(id).await?;
-        self.wait(id).await?;
-        Ok(self.delete(id).await?)
-    }
-
-    /// The pod is as good as before all this, and goes.
-    async fn close(self, case: &Case) -> Result<()> {
-        assert_eq!(self.pod.state().await?, PodSandboxState::SandboxReady);
-        assert_eq!(case.output(&self.pod, &case.script("echo fine")).await?, "fine\n");
-        self.pod.remove().await?;
-        remove_cgroups(case, CGROUP).await
-    }
-}
-
-fn socket(case: &Case, pod: &Pod) -> PathBuf {
-    case.state_dir(pod).join("task.sock")
-}
-
-fn patience() -> context::Context {
-    context::with_duration(Duration::from_secs(30))
-}
 
 /// The answer must be a refusal with this code and all of these words.
 fn refuses<T: std::fmt::Debug>(answer: ttrpc::Result<T>, code: Code, words: &[&str]) -> Result<()> {

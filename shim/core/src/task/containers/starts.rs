@@ -4,7 +4,7 @@
 use super::{Containers, subject};
 use crate::error::{Error, Result};
 use crate::ids::{ContainerId, ExecId};
-use crate::process::Change;
+use crate::process::{Change, Phase};
 use crate::runtime::{Execution, Runtime};
 use crate::task::container::{Container, Process};
 use crate::task::report;
@@ -24,8 +24,9 @@ impl<R: Runtime> Containers<R> {
         let container = self.get(id)?;
         let process = container.process(exec)?;
         let named = |error: Error| Error::new(error.code(), format!("cannot start {}: {error}", subject(id, exec)));
-        if exec.is_some() && container.init.life.phase().living_pid().is_none() {
-            return Err(named(Error::precondition(format!("its container is {}", container.init.life.phase().name()))));
+        let around = container.init.life.phase();
+        if exec.is_some() && (around.living_pid().is_none() || matches!(around, Phase::Paused { .. })) {
+            return Err(named(Error::precondition(format!("its container is {}", around.name()))));
         }
         process.life.change(Change::Start).map_err(named)?;
         let started = match exec {
