@@ -24,8 +24,12 @@ use crate::{Case, Service};
 const CACHE: &str = "file /var/lib/magnetar";
 
 /// Folders that containerd makes for the first image that is a volume, and its own shim for its first pod; they are kept.
-const KEPT: [&str; 3] =
-    ["file /run/containerd/io.containerd.grpc.v1.cri/image-volumes", "file /run/containerd/runc", "file /run/containerd/s"];
+const KEPT: [&str; 4] = [
+    "file /run/containerd/io.containerd.grpc.v1.cri/image-volumes",
+    "file /run/containerd/runc",
+    "file /run/containerd/runc/k8s.io",
+    "file /run/containerd/s",
+];
 
 /// The guest with the kernel that `make kernel` compiles.
 pub const OWN_GUEST: &str = "/usr/local/share/magnetar/guest-own";

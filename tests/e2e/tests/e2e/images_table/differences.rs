@@ -241,6 +241,30 @@ pub const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         kinds: &[Machine],
+        reason: "whoever has the other end is outside of the machine: said when the container starts, not when somebody waits for ever",
+        here: "refused by StartContainer: FailedPrecondition",
+        cases: &["a FIFO of the node's", "a socket of the node's", "a device of the node's as a volume"],
+    },
+    Difference {
+        kinds: &[Machine],
+        reason: "mounts in a machine cannot appear on the node",
+        here: "has the propagation Bidirectional",
+        cases: &["a volume with mounts both ways", "a volume with mounts both ways and no privileges"],
+    },
+    Difference {
+        kinds: &[Machine],
+        reason: "later mounts of the node appear in the share that volumes come from, not by propagation between mounts",
+        here: "relatime\\n",
+        cases: &["a volume with mounts from the node", "a read-only volume with mounts from the node"],
+    },
+    Difference {
+        kinds: &[Machine],
+        reason: "the volume is a part of a share, and the share has the node's mount in it, which cannot be changed from inside",
+        here: "Read-only file system",
+        cases: &["a volume that is mounted read-only on the node"],
+    },
+    Difference {
+        kinds: &[Machine],
         reason: "the guest's kernel has /proc/kcore; the node's may not",
         here: "/proc/kcore",
         cases: &["what Kubernetes masks"],

@@ -249,7 +249,7 @@ fn limits_and_names() -> Vec<Question> {
         // Others' rings are listed as well; this one is named after the container, whose id is not told where it has a cgroup namespace.
         Question::script(
             "a ring of keys of its own",
-            "id=$(sed -n 's,.*/,,p' /proc/self/cgroup | head -1); grep -c \"${id:-_ses.}\" /proc/keys",
+            "id=$(sed -n 's,.*/,,p' /proc/self/cgroup | head -1); grep -c \"${id:- _ses.}\" /proc/keys",
         ),
         Question::script("debugging by others", "cat /proc/self/coredump_filter /proc/self/timerslack_ns /proc/self/personality"),
     ]
