@@ -127,7 +127,8 @@ fn mounts(object: &mut Map<String, Value>, share: &str, context: &Context<'_>) -
     for mount in object.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten() {
         if mount["destination"] == "/dev/shm" && mount["type"] == "tmpfs" {
             // containerd leaves a container the one of its default specification where it finds none of the pod's on the host.
-            let options = ["bind", "rw", "nosuid", "nodev", "noexec", "rprivate"];
+            // As in other pods, where the container has a part of the pod's: programs may be mapped from it.
+            let options = ["bind", "rw", "rprivate"];
             *mount = json!({"destination": "/dev/shm", "type": "bind", "source": api::SHM, "options": options});
             continue;
         }

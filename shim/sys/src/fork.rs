@@ -51,10 +51,12 @@ pub fn sibling(child: impl FnOnce() -> i32) -> io::Result<u32> {
 /// Gives every signal its default action. Rust ignores SIGPIPE from the start, ignored signals stay
 /// ignored over `execve`, and a program that ignores SIGPIPE does not end with its reader.
 pub fn default_signals() {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: sets a default action, which runs no code of ours; numbers that cannot be set
-        // (SIGKILL, SIGSTOP, those of the C library) are refused without effect.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // The C library keeps two numbers for itself, and sets none of them: a parent may have ignored those as well.
+    let default = [0u64; 4];
+    for signal in 1..=64_i64 {
+        // SAFETY: the kernel's own form of `sigaction`, all zeroes: the default action, no flags, nothing blocked, which runs no code
+        // of ours. Numbers that cannot be set (SIGKILL, SIGSTOP) are refused without effect.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), size_of::<u64>()) };
     }
     // SAFETY: the set is initialised by sigemptyset before it is read.
     unsafe {

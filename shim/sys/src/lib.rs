@@ -15,6 +15,7 @@
 //! holder         a process that only holds namespaces
 //! namespace      user namespaces, and mounts that follow their maps
 //! process        signals by number
+//! keyring        rings of keys
 //! kvm            what the kernel's hypervisor says of itself
 //! readiness      descriptors in the event loop
 //! sealed         a program, safe from those who run it
@@ -34,6 +35,7 @@ pub mod counter;
 pub mod device_filter;
 pub mod fork;
 pub mod holder;
+pub mod keyring;
 pub mod kvm;
 #[cfg(feature = "library")]
 pub mod library;

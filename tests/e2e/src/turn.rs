@@ -23,8 +23,13 @@ use crate::{Case, Service};
 /// Compiled code of Wasm modules stays for the next pod; its size is bounded.
 const CACHE: &str = "file /var/lib/magnetar";
 
-/// Folders that containerd's own runc shim makes for its first pod and keeps. What is in them is compared.
-const STOCK_SHIM: [&str; 3] = ["file /run/containerd/runc", "file /run/containerd/runc/k8s.io", "file /run/containerd/s"];
+/// Folders that containerd makes for the first image that is a volume, and its own shim for its first pod; they are kept.
+const KEPT: [&str; 4] = [
+    "file /run/containerd/io.containerd.grpc.v1.cri/image-volumes",
+    "file /run/containerd/runc",
+    "file /run/containerd/runc/k8s.io",
+    "file /run/containerd/s",
+];
 
 /// The guest with the kernel that `make kernel` compiles.
 pub const OWN_GUEST: &str = "/usr/local/share/magnetar/guest-own";
@@ -204,8 +209,7 @@ impl Seen {
 fn look(case: &Case) -> Result<Seen> {
     // The node's own book-keeping is not part of the comparison, and neither is ours, nor what is kept on purpose.
     let logs = format!("file {}", log_root().display());
-    let kept =
-        |thing: &str| thing.starts_with("file /run/node/") || thing.starts_with(CACHE) || STOCK_SHIM.contains(&thing) || thing == logs;
+    let kept = |thing: &str| thing.starts_with("file /run/node/") || thing.starts_with(CACHE) || KEPT.contains(&thing) || thing == logs;
     let things = Snapshot::take()?.without(kept);
     // In shim mode few pods go through it, and containerd connects to it anew when one does.
     let serve = Service::Magnetar.pid().ok().filter(|_| case.is_magnetar() && !case.is_shim_mode());

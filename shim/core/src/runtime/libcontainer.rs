@@ -30,6 +30,8 @@ mod binds;
 #[cfg(feature = "libcontainer")]
 mod devices;
 #[cfg(feature = "libcontainer")]
+mod env;
+#[cfg(feature = "libcontainer")]
 mod exec;
 #[cfg(feature = "libcontainer")]
 mod executor;

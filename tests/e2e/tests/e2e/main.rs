@@ -12,6 +12,7 @@ mod exec;
 mod faults;
 mod files;
 mod images;
+mod images_table;
 mod lifecycle;
 mod machines;
 mod mounts;

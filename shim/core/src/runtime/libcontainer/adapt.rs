@@ -6,7 +6,8 @@
 //! - `noNewPrivileges: false` makes it load the seccomp filter when the privileges for that are gone;
 //!   left out, it means the same and works.
 //! - Without `HOME` it asks the C library for the user, inside of the container, where that may load
-//!   the container's own name service modules into a static program. We read `passwd` from outside.
+//!   the container's own name service modules into a static program. We read `passwd` from outside: see [`env`].
+//! - It reads no specification with a capability that it does not know.
 //! - A mount of type `cgroup` with v1 fails there where the container joins a PID namespace by its path,
 //!   and is writable where it should not be: we say which directories are to be bound.
 //! - `rootfsPropagation` is known there without its `r`, and always recursive. The propagation of single
@@ -15,18 +16,15 @@
 //! - Namespaces that are given by path beside a user namespace are opened there when that has been entered,
 //!   from which the path is closed: we open them before, and say which descriptors they are.
 
-use super::{binds, init};
+use super::{binds, env, init};
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
-use libcontainer::oci_spec::runtime::{LinuxIdMapping, Spec};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use libcontainer::oci_spec::runtime::{Capability, LinuxIdMapping, Spec};
+use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// A `passwd` larger than this is not searched to its end.
-const MAX_PASSWD: u64 = 1 << 20;
 /// The v1 controllers in which libcontainer makes a container's cgroup.
 pub const CONTROLLERS: [&str; 12] =
     ["cpu", "cpuacct", "cpuset", "devices", "hugetlb", "memory", "pids", "perf_event", "blkio", "net_prio", "net_cls", "freezer"];
@@ -56,7 +54,7 @@ pub fn write(bundle: &Path, to: &Path, prepare: impl FnOnce(&mut Value) -> Resul
     let mut spec: Value =
         serde_json::from_slice(&text).map_err(|e| Error::invalid(format!("{} is no OCI specification: {e}", path.display())))?;
     prepare(&mut spec)?;
-    let oom_score_adj = adapt(&mut spec, bundle, home_in)?;
+    let oom_score_adj = adapt(&mut spec, bundle, env::home_in)?;
     let invalid = |e: serde_json::Error| Error::invalid(format!("{} is no OCI specification: {e}", path.display()));
     let is_plain = init::is_for(&serde_json::from_value(spec.clone()).map_err(invalid)?);
     if !is_plain {
@@ -112,14 +110,25 @@ fn adapt(spec: &mut Value, bundle: &Path, home_in: impl FnOnce(&Path, u64) -> Op
     }
     let oom_score_adj = process.remove("oomScoreAdj").and_then(|value| value.as_i64());
     let uid = process.get("user").and_then(|user| user.get("uid")).and_then(Value::as_u64).unwrap_or_default();
-    if let Some(env) = process.entry("env").or_insert_with(|| Value::Array(Vec::new())).as_array_mut() {
-        let given = env.iter().any(|variable| variable.as_str().is_some_and(|text| text.starts_with("HOME=")));
-        if !given {
-            let home = home_in(&rootfs, uid).unwrap_or_else(|| if uid == 0 { "/root".into() } else { "/".into() });
-            env.push(Value::from(format!("HOME={home}")));
-        }
+    let given = process.get("env").and_then(Value::as_array).into_iter().flatten();
+    let given = given.filter_map(|variable| variable.as_str().map(String::from)).collect();
+    process.insert("env".into(), env::settled(given, || home_in(&rootfs, uid).unwrap_or_else(env::home_of_nobody))?.into());
+    let cwd = process.get("cwd").and_then(Value::as_str).unwrap_or_default();
+    if !cwd.is_empty() && !cwd.starts_with('/') {
+        return Err(Error::invalid(format!("the working directory {cwd:?} is no absolute path")));
     }
+    leave_out_unknown(process);
     Ok(oom_score_adj)
+}
+
+/// Leaves out the capabilities of a process that libcontainer does not know, for which it would not read the specification: runc
+/// warns of them, and somebody may ask for those of another kernel.
+pub fn leave_out_unknown(process: &mut serde_json::Map<String, Value>) {
+    let known = |capability: &Value| serde_json::from_value::<Capability>(capability.clone()).is_ok();
+    let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
+    for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(Value::as_array_mut) {
+        set.retain(known);
+    }
 }
 
 /// Replaces mounts of type `cgroup` by what they mean with v1: a directory with the container's own
@@ -136,7 +145,12 @@ fn bind_cgroups<'a>(spec: &mut Value, dirs: impl Iterator<Item = (&'a str, &'a P
         adapted.push(json!({
             "destination": destination, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "noexec", "nodev", "mode=755"],
         }));
-        let binds = dirs.clone().filter(|(controller, _)| CONTROLLERS.contains(controller)).map(|(controller, dir)| {
+        // A hierarchy without controllers is called by its name: systemd's is.
+        let names = dirs.clone().filter_map(|(controller, dir)| match controller.strip_prefix("name=") {
+            Some(name) => Some((name, dir)),
+            None => CONTROLLERS.contains(&controller).then_some((controller, dir)),
+        });
+        let binds = names.map(|(controller, dir)| {
             json!({
                 "destination": format!("{}/{controller}", destination.trim_end_matches('/')), "type": "bind", "source": dir,
                 "options": ["bind", "nosuid", "noexec", "nodev", if read_only { "ro" } else { "rw" }],
@@ -145,34 +159,6 @@ fn bind_cgroups<'a>(spec: &mut Value, dirs: impl Iterator<Item = (&'a str, &'a P
         adapted.extend(binds);
     }
     *mounts = adapted;
-}
-
-/// The home of a user, as the container's `passwd` has it. Links in it lead nowhere but into it.
-fn home_in(rootfs: &Path, uid: u64) -> Option<String> {
-    let dir = rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    home_below(&dir, uid)
-}
-
-/// [`home_in`] for a root that is open, or for this process's own.
-pub fn home_below(root: impl AsFd, uid: u64) -> Option<String> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = rustix::fs::openat2(root, "etc/passwd", flags, Mode::empty(), resolve).ok()?;
-    let mut text = Vec::new();
-    std::fs::File::from(file).take(MAX_PASSWD).read_to_end(&mut text).ok()?;
-    home_of(&String::from_utf8_lossy(&text), uid)
-}
-
-/// The home of a user in the container that this process has entered.
-pub fn home_here(uid: u64) -> Option<String> {
-    let root = rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    home_below(root, uid)
-}
-
-fn home_of(passwd: &str, uid: u64) -> Option<String> {
-    let mut users = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let user = users.find(|fields| fields.get(2).and_then(|id| id.parse().ok()) == Some(uid))?;
-    user.get(5).filter(|home| home.starts_with('/')).map(ToString::to_string)
 }
 
 /// The host's id of the user that the container's program runs as; one that is not mapped is nobody.
@@ -230,9 +216,10 @@ mod tests {
         let dirs = [("memory", PathBuf::from("/m/x")), ("name=systemd", PathBuf::from("/s/x"))];
         bind_cgroups(&mut spec, dirs.iter().map(|(controller, dir)| (*controller, dir)));
         let mounts = spec["mounts"].as_array().unwrap();
-        assert_eq!(mounts.iter().map(|mount| mount["type"].as_str().unwrap()).collect::<Vec<_>>(), ["proc", "tmpfs", "bind"]);
+        assert_eq!(mounts.iter().map(|mount| mount["type"].as_str().unwrap()).collect::<Vec<_>>(), ["proc", "tmpfs", "bind", "bind"]);
         assert_eq!(mounts[2]["destination"], "/sys/fs/cgroup/memory");
         assert_eq!(mounts[2]["source"], "/m/x");
+        assert_eq!(mounts[3]["destination"], "/sys/fs/cgroup/systemd");
         assert!(mounts[2]["options"].as_array().unwrap().contains(&"ro".into()));
     }
 
@@ -247,14 +234,6 @@ mod tests {
         assert_eq!(open_namespaces(&mut spec).unwrap().len(), 1);
         let path = spec["linux"]["namespaces"][0]["path"].as_str().unwrap();
         assert!(path.starts_with("/proc/self/fd/"), "{path}");
-    }
-
-    #[test]
-    fn homes_come_from_passwd() {
-        let passwd = "root:x:0:0::/root:/bin/sh\nbroken\nweb:x:33:33::/var/www:\nnone:x:34:34::relative:\n";
-        assert_eq!(home_of(passwd, 33).as_deref(), Some("/var/www"));
-        assert_eq!(home_of(passwd, 34), None);
-        assert_eq!(home_of(passwd, 35), None);
     }
 
     #[test]

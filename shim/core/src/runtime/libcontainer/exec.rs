@@ -12,6 +12,7 @@
 
 use super::adapt;
 use super::devices;
+use super::env;
 use super::process::{adjust_oom_score, give_to};
 use super::report::{self, chain};
 use super::wire::Making;
@@ -23,8 +24,10 @@ use libcontainer::oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Proces
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::Executor;
 use libcontainer::{apparmor, capabilities, seccomp, tty};
+use magnetar_sys::keyring;
 use nix::sched::CloneFlags;
 use rustix::process::{DumpableBehavior, Gid, Pid, PidfdFlags, Uid};
+use std::ffi::{CStr, CString};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -43,7 +46,10 @@ pub fn run(
     streams: Option<ChildStreams>,
     executor: impl Executor,
 ) -> Result<Making> {
-    let process: Process = serde_json::from_str(process).map_err(|e| Error::invalid(format!("the process does not parse: {e}")))?;
+    let unreadable = |e: serde_json::Error| Error::invalid(format!("the process does not parse: {e}"));
+    let mut process = serde_json::from_str(process).map_err(unreadable)?;
+    adapt::leave_out_unknown(&mut process);
+    let process: Process = serde_json::from_value(process.into()).map_err(unreadable)?;
     let init = container.pid().and_then(|pid| Pid::from_raw(pid.as_raw()));
     let init = init.ok_or_else(|| Error::precondition("the container has no process"))?;
     let mut spec = Spec::load(container.bundle().join("config.json")).map_err(|e| Error::internal(chain(&e)))?;
@@ -60,7 +66,7 @@ pub fn run(
     let cgroup = entrance(&spec, init)?;
     enter(&spec, init)?;
     let pid = magnetar_sys::fork::spawn(|| {
-        let Err(error) = become_program(&spec, cgroup, console, streams, executor);
+        let Err(error) = become_program(&spec, container.id(), cgroup, console, streams, executor);
         report::failed(error);
         // As a shell says that a program cannot be run.
         126
@@ -134,6 +140,7 @@ pub(super) fn flags(namespaces: &[LinuxNamespace]) -> CloneFlags {
 /// In the copy.
 fn become_program(
     spec: &Spec,
+    container: &str,
     cgroup: Vec<OwnedFd>,
     console: Option<UnixStream>,
     streams: Option<ChildStreams>,
@@ -143,6 +150,7 @@ fn become_program(
         rustix::io::write(&procs, b"0").context(|| "cannot join the container's cgroup".into())?;
     }
     rustix::process::setsid().context(|| "cannot make a session".into())?;
+    join_keys(container, keyring::join_session)?;
     if let Some(console) = console {
         set_console(console, false)?;
     }
@@ -150,11 +158,22 @@ fn become_program(
         set_streams(&streams)?;
     }
     give_up_privileges(spec)?;
-    let spec = with_home(spec);
+    let spec = with_variables(spec)?;
     executor.validate(&spec).map_err(|e| Error::invalid(chain(&e)))?;
     match executor.exec(&spec) {
         Ok(()) => Err(Error::internal("the program was not run")),
         Err(e) => Err(Error::invalid(chain(&e))),
+    }
+}
+
+/// Gives this process the ring of keys that all processes of the container have, and no others. Named as with runc.
+pub(super) fn join_keys(container: &str, join: fn(&CStr) -> std::io::Result<()>) -> Result<()> {
+    let what = || "cannot join the container's ring of keys".to_string();
+    let name = CString::new(format!("_ses.{container}")).map_err(|_| Error::internal(what()))?;
+    match join(&name) {
+        // A kernel without keys.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        joined => joined.context(what),
     }
 }
 
@@ -241,19 +260,15 @@ fn filter_calls(spec: &Spec) -> Result<()> {
     seccomp::initialize_seccomp(filter).map(drop).map_err(|e| Error::internal(chain(&e)))
 }
 
-/// `HOME`, where nobody has set it.
-fn with_home(spec: &Spec) -> Spec {
+/// The specification with the variables that the process gets.
+fn with_variables(spec: &Spec) -> Result<Spec> {
     let mut spec = spec.clone();
     if let Some(process) = spec.process_mut() {
-        let mut env = process.env().clone().unwrap_or_default();
-        if !env.iter().any(|variable| variable.starts_with("HOME=")) {
-            let uid = process.user().uid();
-            let home = adapt::home_here(uid.into()).unwrap_or_else(|| if uid == 0 { "/root".into() } else { "/".into() });
-            env.push(format!("HOME={home}"));
-            process.set_env(Some(env));
-        }
+        let uid = process.user().uid().into();
+        let given = process.env().clone().unwrap_or_default();
+        process.set_env(Some(env::settled(given, || env::home_here(uid).unwrap_or_else(env::home_of_nobody))?));
     }
-    spec
+    Ok(spec)
 }
 
 #[cfg(test)]

@@ -2,14 +2,15 @@
 //! The last step: the process becomes the user's program.
 //!
 //! Looks the program up before the container counts as created, so that a missing one is an error of
-//! Create with its name in it, and reports an `execve` that fails as the error of Start.
+//! Create with its name in it. An `execve` that fails is a program that ends with 255 and a line.
 
 use super::{Images, label, report};
 use crate::error::{Code, Error, Result};
 use libcontainer::oci_spec::runtime::{Process, Spec};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
-use nix::unistd::{AccessFlags, access, execve};
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{AccessFlags, access, execve, faccessat};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 /// Where programs are looked for in a container whose environment does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// How a file ends that is executable and that the kernel cannot execute.
+/// How a file ends that may be executed and that the kernel does not execute.
 const NO_PROGRAM: i32 = 255;
 
 /// What the process of a container becomes.
@@ -84,25 +85,27 @@ fn run(process: &Process) -> Result<std::convert::Infallible> {
     let (args, env) = (strings(process.args())?, strings(process.env())?);
     label::for_next_program(process.selinux_label().as_deref())?;
     let Err(errno) = execve(&path, &args, &env);
-    if errno == Errno::ENOEXEC {
-        // A script without `#!`, or a program for another processor. With runc it counts as a program that has run, and has ended so.
-        report::program_runs();
-        let name = args.first().map(|name| name.to_string_lossy()).unwrap_or_default();
-        let _unheard = writeln!(std::io::stderr(), "exec {name}: exec format error");
-        std::process::exit(NO_PROGRAM);
-    }
-    Err(failure(&program, errno))
+    // A script without `#!` or whose interpreter is missing, a program for another processor, more arguments than there may be. As
+    // with runc, it counts as a program that has run and has ended so.
+    report::program_runs();
+    let _unheard = writeln!(std::io::stderr(), "exec {}: {}", program.display(), errno.desc().to_lowercase());
+    std::process::exit(NO_PROGRAM);
 }
 
 /// The program's path, as a shell finds it.
 fn find(process: &Process) -> Result<PathBuf> {
-    let name = process.args().as_ref().and_then(|args| args.first()).map(String::as_str).unwrap_or_default();
+    let name = process.args().as_ref().and_then(|args| args.first()).map(String::as_str);
+    let name = name.ok_or_else(|| Error::invalid("no program was given: there are no arguments"))?;
     if name.is_empty() {
-        return Err(Error::invalid("no program was given"));
+        return Err(Error::invalid("cannot run \"\": a program without a name is not looked for in $PATH"));
     }
     let mut worst = Errno::ENOENT;
     for candidate in candidates(name, process.env().iter().flatten().map(String::as_str)) {
-        match access(&candidate, AccessFlags::X_OK) {
+        match may_execute(&candidate) {
+            // A PATH with such an element runs whatever somebody has left in a working directory.
+            Ok(()) if !candidate.is_dir() && !candidate.is_absolute() && !name.contains('/') => {
+                return Err(Error::invalid(format!("cannot run {name:?}: it was found only in the working directory, by PATH")));
+            }
             Ok(()) if !candidate.is_dir() => return Ok(candidate),
             Ok(()) => worst = Errno::EACCES,
             Err(Errno::ENOENT | Errno::ENOTDIR) => {}
@@ -110,6 +113,15 @@ fn find(process: &Process) -> Result<PathBuf> {
         }
     }
     Err(failure(Path::new(name), worst))
+}
+
+/// Asked with the rights that the process has, and not with those of its real user: it may have been given more.
+fn may_execute(program: &Path) -> nix::Result<()> {
+    match faccessat(AT_FDCWD, program, AccessFlags::X_OK, AtFlags::AT_EACCESS) {
+        // A kernel, or a seccomp filter, that does not know the call.
+        Err(Errno::ENOSYS | Errno::EPERM) => access(program, AccessFlags::X_OK),
+        asked => asked,
+    }
 }
 
 /// Where a shell looks for a program, with this environment; what is not absolute is below the working directory.

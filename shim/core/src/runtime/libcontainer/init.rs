@@ -16,7 +16,7 @@
 //! Deliberately absent: what no container of the CRI has by default, for which there is the builder ([`is_for`]).
 
 use super::START;
-use super::exec::{become_user, flags, give_up_privileges, set_streams};
+use super::exec::{become_user, flags, give_up_privileges, join_keys, set_streams};
 use super::executor::Program;
 use super::inside::Inside;
 use super::mounts;
@@ -29,6 +29,7 @@ use libcontainer::config::YoukiConfig;
 use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use libcontainer::syscall::syscall::SyscallType;
+use magnetar_sys::keyring;
 use magnetar_sys::namespace::{self, Attributes};
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -262,6 +263,7 @@ impl Init {
         says: &OwnedFd,
     ) -> Result<std::convert::Infallible> {
         rustix::process::setsid().context(|| "cannot make a session".into())?;
+        join_keys(&self.cgroup.container_name, keyring::make_session)?;
         if let Some(streams) = self.streams.take() {
             set_streams(&streams)?;
         }

@@ -76,8 +76,14 @@ impl Inside {
         if read_only_dev {
             mounts::close(&root, Path::new("/dev"))?;
         }
-        let null = nodes::null(&root)?;
-        replace_null(&null)?;
+        let null = match nodes::null(&root) {
+            // Whoever brings a /dev of his own may leave it out.
+            Err(error) if is_bound && error.errno() == Some(libc::ENOENT) => None,
+            null => Some(null?),
+        };
+        if let Some(null) = &null {
+            replace_null(null)?;
+        }
         set_propagation(&root, linux.rootfs_propagation().as_deref())?;
         set_sysctls(&root, linux.sysctl().iter().flatten())?;
         if let Some(console) = self.console.take() {
@@ -91,7 +97,7 @@ impl Inside {
             mounts::read_only(&root, Path::new(path))?;
         }
         for path in linux.masked_paths().iter().flatten() {
-            mounts::mask(&root, Path::new(path), &null, self.label.as_deref())?;
+            mounts::mask(&root, Path::new(path), null.as_ref(), self.label.as_deref())?;
         }
         Ok(())
     }

@@ -77,6 +77,7 @@ impl Prepared {
         let all = options.rec_attr.map(|all| Attributes { set: all.attr_set, clear: all.attr_clr, propagation: 0 });
         // Of another version of the crate.
         let own = attributes(MsFlags::from_bits_retain(options.flags.bits()));
+        let own = if is_bind(mount) { as_asked(own, mount.options().as_deref().unwrap_or_default()) } else { own };
         let (propagation, recursively) = propagation(mount.options().as_deref().unwrap_or_default());
         Ok(Self { destination, what, own, all, propagation, recursively })
     }
@@ -111,7 +112,14 @@ impl Prepared {
                 (filesystem(kind, source, &data).map_err(|error| named(error, &what))?, place)
             }
         };
-        namespace::set_attributes(&tree, own, false).context(|| what.clone())?;
+        match namespace::set_attributes(&tree, own, false) {
+            // In a user namespace some of the node's are locked: those stay.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) && own.clear & RESTRICTIONS != 0 => {
+                namespace::set_attributes(&tree, Attributes { clear: own.clear & !RESTRICTIONS, ..own }, false)
+            }
+            set => set,
+        }
+        .context(|| what.clone())?;
         if let Some(all) = self.all {
             namespace::set_attributes(&tree, all, true).context(|| what.clone())?;
         }
@@ -132,6 +140,10 @@ impl Prepared {
 
     fn check(&self, inner: &Inner) -> Result<()> {
         let path = inner.path();
+        if path == Path::new("/") {
+            // It would be beneath the root that is there, and nobody would see it.
+            return Err(Error::invalid(format!("{:?} cannot be mounted on: it is the container's root", self.destination.display())));
+        }
         if let What::New { kind, .. } = &self.what
             && (kind == "proc" || kind == "sysfs")
         {
@@ -152,7 +164,11 @@ impl Prepared {
             What::Bind { .. } => IN_PROC.iter().any(|name| below == Path::new(name)),
             What::New { .. } => false,
         };
-        if allowed { Ok(()) } else { Err(Error::invalid(format!("{} cannot be mounted because it is inside /proc", path.display()))) }
+        if allowed {
+            Ok(())
+        } else {
+            Err(Error::invalid(format!("{} cannot be mounted because it is inside /proc", self.destination.display())))
+        }
     }
 }
 
@@ -189,7 +205,7 @@ pub fn read_only(root: &Root, path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// What the kernel says; a place that is not there is fine.
-pub fn mask(root: &Root, path: &Path, null: impl AsFd, label: Option<&str>) -> Result<()> {
+pub fn mask(root: &Root, path: &Path, null: Option<&OwnedFd>, label: Option<&str>) -> Result<()> {
     let what = || format!("cannot hide {}", path.display());
     let place = match root.open(&root.resolve(path)?, OFlags::PATH | OFlags::NOFOLLOW) {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
@@ -202,6 +218,7 @@ pub fn mask(root: &Root, path: &Path, null: impl AsFd, label: Option<&str>) -> R
         namespace::set_attributes(&tree, Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() }, false).context(what)?;
         tree
     } else {
+        let null = null.ok_or_else(|| Error::precondition(format!("{}: the container has no /dev/null", what())))?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         rustix::mount::open_tree(null, "", flags).context(what)?
     };
@@ -323,6 +340,17 @@ fn propagation(options: &[String]) -> (u64, bool) {
     asked.unwrap_or((libc::MS_SLAVE, true))
 }
 
+/// What a mount may forbid.
+const RESTRICTIONS: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+
+/// A part of the node's tree for which somebody says what it may do may do just that, whatever the node's own mount forbids: it is so
+/// with runc, which mounts it anew with the options that were given. Pods run programs from volumes on such mounts.
+fn as_asked(own: Attributes, options: &[String]) -> Attributes {
+    const SAYS: [&str; 8] = ["ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec"];
+    let says = options.iter().any(|option| SAYS.contains(&option.as_str()));
+    Attributes { clear: own.clear | if says { RESTRICTIONS & !own.set } else { 0 }, ..own }
+}
+
 fn attributes(flags: MsFlags) -> Attributes {
     const PLAIN: [(MsFlags, u64); 5] = [
         (MsFlags::MS_RDONLY, libc::MOUNT_ATTR_RDONLY),
@@ -364,6 +392,15 @@ mod tests {
         assert_eq!((ro.set, ro.clear), (libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID, 0));
         let strict = attributes(MsFlags::MS_STRICTATIME);
         assert_eq!((strict.set, strict.clear), (libc::MOUNT_ATTR_STRICTATIME, libc::MOUNT_ATTR__ATIME));
+    }
+
+    #[test]
+    fn a_bind_that_says_what_it_may_do_forbids_nothing_else() {
+        let own = attributes(MsFlags::MS_RDONLY);
+        let said = as_asked(own, &options(&["rbind", "ro"]));
+        assert_eq!((said.set, said.clear), (libc::MOUNT_ATTR_RDONLY, RESTRICTIONS & !libc::MOUNT_ATTR_RDONLY));
+        assert_eq!(as_asked(Attributes::default(), &options(&["rbind", "rprivate"])).clear, 0);
+        assert_eq!(as_asked(Attributes::default(), &options(&["rbind", "rw"])).clear, RESTRICTIONS);
     }
 
     #[test]
