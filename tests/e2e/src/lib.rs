@@ -21,14 +21,18 @@
 mod case;
 mod check;
 pub mod kernel;
+pub mod podless;
 mod service;
+mod terminal;
 mod tool;
 mod turn;
 
 pub use case::{BUSYBOX, Case, Scratch, recorded_pid};
 pub use check::{eventually, refused, steady};
 pub use service::{Held, Service};
+pub use terminal::Terminal;
 pub use tool::{Output, Tool};
 pub use turn::{
-    OWN_GUEST, on_magnetar, on_magnetar_with_shared_kernel, on_node, on_shared_kernel, on_vm, on_vm_with_hugetlb, on_vm_with_own_kernel,
+    OWN_GUEST, calm, on_magnetar, on_magnetar_with_shared_kernel, on_node, on_shared_kernel, on_vm, on_vm_with_hugetlb,
+    on_vm_with_own_kernel, on_warm_node,
 };

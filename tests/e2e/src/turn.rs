@@ -37,9 +37,17 @@ const SETTLE_SECONDS: u32 = 20;
 /// # Panics
 /// When the test fails, leaves pods, or leaves anything else behind.
 pub fn on_node(test: impl AsyncFnOnce(&Case) -> Result<()>) {
+    on_warm_node(async |_| Ok(()), test);
+}
+
+/// The same, after `warm` has had made what containerd and others make once and keep: that is no leak.
+///
+/// # Panics
+/// As [`on_node`], and when `warm` fails.
+pub fn on_warm_node(warm: impl AsyncFnOnce(&Case) -> Result<()>, test: impl AsyncFnOnce(&Case) -> Result<()>) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    match block_on(turn(test)) {
+    match block_on(turn(warm, test)) {
         Ok(()) => {}
         Err(Failure::Panic(panic)) => resume_unwind(panic),
         Err(Failure::Error(error)) => fail(&format!("{error:?}")),
@@ -131,9 +139,10 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
     runtime.context("tokio").map_err(Failure::Error)?.block_on(future)
 }
 
-async fn turn(test: impl AsyncFnOnce(&Case) -> Result<()>) -> Result<(), Failure> {
+async fn turn(warm: impl AsyncFnOnce(&Case) -> Result<()>, test: impl AsyncFnOnce(&Case) -> Result<()>) -> Result<(), Failure> {
     let case = Case::new().await?;
     warm_up(&case).await?;
+    warm(&case).await?;
     let before = look(&case)?;
     let outcome = AssertUnwindSafe(test(&case)).catch_unwind().await;
     let forgotten = clear_away(&case).await;
@@ -168,6 +177,11 @@ async fn warm_up(case: &Case) -> Result<()> {
     let container = pod.run(&case.sleeper()).await.context("warming up")?;
     container.exec(["true"]).await.context("warming up")?;
     pod.remove().await.context("warming up")?;
+    calm(case).await
+}
+
+/// Waits until the node does not change any more.
+pub async fn calm(case: &Case) -> Result<()> {
     // Removal goes on a little after the answer; a first look too early would see the rest of it.
     let mut last = look(case)?;
     let mut calm = 0;

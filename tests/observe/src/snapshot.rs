@@ -33,6 +33,9 @@ const PLACES: [&str; 9] = [
     "/var/lib/containerd/tmpmounts",
 ];
 
+/// containerd's namespaces whose containers are tested, and docker's own name for its parent of all cgroups.
+const NAMESPACES: [&str; 4] = ["k8s.io", "default", "moby", "docker"];
+
 /// The state of a node at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot(BTreeMap<String, usize>);
@@ -64,7 +67,8 @@ impl Snapshot {
             // all of them, and stays. What is in it counts.
             // So do our parents of all sandbox processes.
             let sandboxes = mount.mount_point.join("magnetar-sandboxes");
-            let shared = [mount.mount_point.join("k8s.io"), sandboxes.join("k8s.io"), sandboxes.join("default"), sandboxes];
+            let shared = NAMESPACES.iter().flat_map(|name| [mount.mount_point.join(name), sandboxes.join(name)]);
+            let shared: Vec<_> = shared.chain([sandboxes.clone()]).collect();
             // Files of a cgroup come and go with it.
             for cgroup in below(&mount.mount_point).filter(|cgroup| !shared.contains(cgroup) && cgroup.is_dir()) {
                 snapshot.add("cgroup", cgroup.display());
