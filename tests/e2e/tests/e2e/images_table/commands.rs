@@ -15,7 +15,7 @@ pub fn container(name: &str) -> Result<ContainerSpec> {
     let lives = odd(LIVE);
     Ok(match name {
         "plain" => lives,
-        "someone" => lives.user(2000).supplemental_groups(&[3456]).working_dir("/home/someone"),
+        "someone" => lives.user(2000).supplemental_groups(&[3456]).working_dir("/srv/someone"),
         "limited" => lives.user(1234).capabilities(&[], &["ALL"]).no_new_privs().seccomp_default().read_only_rootfs(),
         "configured" => lives
             .working_dir("/fresh/dir")
@@ -141,7 +141,8 @@ fn surroundings() -> Vec<Question> {
         shell(
             "command: the namespaces of process 1",
             "plain",
-            "for n in mnt pid ipc uts net cgroup user; do [ \"$(readlink /proc/self/ns/$n)\" = \"$(readlink /proc/1/ns/$n)\" ] && echo $n; done",
+            "for n in mnt pid ipc uts net cgroup user; \
+             do [ \"$(readlink /proc/self/ns/$n)\" = \"$(readlink /proc/1/ns/$n)\" ] && echo $n; done",
         ),
         shell("command: the root of process 1", "plain", "ls /proc/1/root/srv; readlink /proc/1/root"),
     ]
