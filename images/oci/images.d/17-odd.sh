@@ -17,12 +17,12 @@ printf '#!/no/such/interpreter\necho x\n' >"$tree/srv/app/bad-interpreter"
 chmod 755 "$tree"/srv/app/*
 
 # What tests/e2e/tests/e2e/images_table asks about: more links, users with homes, directories and programs with rights of their own.
-printf '%s\n' someone:x:2000:2000:someone:/home/someone:/bin/sh homeless:x:2001:2001::: >>"$tree/etc/passwd"
+printf '%s\n' someone:x:2000:2000:someone:/srv/someone:/bin/sh homeless:x:2001:2001::: >>"$tree/etc/passwd"
 printf '%s\n' someone:x:2000: extra:x:2500:someone more:x:2600:someone,homeless >>"$tree/etc/group"
-mkdir -p "$tree"/{private,setgid,masked,masked2,var/empty,home/someone}
+mkdir -p "$tree"/{private,setgid,masked,masked2,var/empty,srv/someone}
 chown 42:42 "$tree/private" && chmod 700 "$tree/private"
 chown 0:2500 "$tree/setgid" && chmod 7755 "$tree/setgid"
-chown 2000:2000 "$tree/home/someone" && chmod 750 "$tree/home/someone"
+chown 2000:2000 "$tree/srv/someone" && chmod 750 "$tree/srv/someone"
 echo secret | tee "$tree/masked/word" "$tree/masked2/word" >"$tree/secret"
 ln -s /secret "$tree/link-to-secret"
 ln -s /tmp/none/there "$tree/jump"

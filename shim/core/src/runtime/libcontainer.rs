@@ -13,13 +13,12 @@
 //! compiled with libcontainer (the feature of that name); it may be the sandboxer itself, but the
 //! relocations of libcontainer alone are 250 KiB of private memory, in every pod.
 //!
-//! Why not a helper that was forked at the start and stays: executing costs about a millisecond, and
-//! saves the memory of a second process per pod; what libcontainer changes of its own process
-//! (`oom_score_adj` among it, which without CAP_SYS_RESOURCE cannot be changed back) is gone with it;
-//! and one that crashes is the failure of one call, after which there is nothing to repair.
+//! Why not a helper that was forked at the start and stays: executing costs about a millisecond, and saves the memory of a second
+//! process per pod; what libcontainer changes of its own process (`oom_score_adj` among it, which without CAP_SYS_RESOURCE cannot be
+//! changed back) is gone with it; and one that crashes is the failure of one call, after which there is nothing to repair.
 //!
-//! Start does without a maker: init waits at a FIFO. It holds the maker's answers open until it runs
-//! the user's program, so that Start ends when the program runs and knows why it does not.
+//! Start does without a maker: init waits at a FIFO. It holds the maker's answers open until it runs the user's program, so that
+//! Start ends when that runs.
 //!
 //! Deliberately absent: checkpoints, which with libcontainer end in CRIU alone and without a restore.
 

@@ -3,9 +3,9 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use magnetar_cri::{Code, Container, ContainerSpec, Error, Pod, PodSpec};
+use magnetar_cri::{Code, Container, ContainerSpec, Error, Frame, Pod, PodSpec};
 use magnetar_e2e::Case;
 
 use super::files::Files;
@@ -55,8 +55,8 @@ pub enum Action {
     Script(String),
     /// A command runs in the container of that name, one of those in `commands`.
     Command(&'static str, Vec<String>),
-    /// The same on a terminal.
-    TerminalCommand(&'static str, Vec<String>),
+    /// A script does, on a terminal.
+    TerminalCommand(&'static str, String),
 }
 
 /// One case of the table.
@@ -81,8 +81,8 @@ impl Question {
         Self::new(name, Action::Command(of, owned(words)))
     }
 
-    pub fn terminal_command(name: &'static str, of: &'static str, words: &[&str]) -> Self {
-        Self::new(name, Action::TerminalCommand(of, owned(words)))
+    pub fn terminal_command(name: &'static str, of: &'static str, script: &str) -> Self {
+        Self::new(name, Action::TerminalCommand(of, script.to_owned()))
     }
 
     fn new(name: &'static str, action: Action) -> Self {
@@ -257,8 +257,8 @@ impl Asked<'_> {
                 let ended = output.map(|output| (output.code, output.stdout, output.stderr));
                 self.command(question, "ExecSync", ended)?
             }
-            Action::TerminalCommand(of, words) => {
-                let output = self.terminal(of, words).await;
+            Action::TerminalCommand(of, script) => {
+                let output = self.terminal(of, script).await?;
                 self.command(question, "Exec", output)?
             }
         };
@@ -269,12 +269,30 @@ impl Asked<'_> {
         self.containers.get(name).with_context(|| format!("no container {name}"))
     }
 
-    async fn terminal(&self, of: &str, words: &[String]) -> magnetar_cri::Result<(i32, String, String)> {
-        let container = self.container(of).map_err(|error| Error::Stream(error.to_string()))?;
-        let output = container.exec_stream(words.iter().cloned(), false, true).await?.finish().await?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let code = output.code.ok_or_else(|| Error::Stream("the command ended without an exit code".to_owned()))?;
-        Ok((code, text(&output.stdout), text(&output.stderr)))
+    /// containerd drops what is on a terminal when its command ends, with every handler: so the command waits until it has been read.
+    async fn terminal(&self, of: &str, script: &str) -> Result<magnetar_cri::Result<(i32, String, String)>> {
+        const WAITS: &str = "eval \"$1\"; code=$?; printf '\\036'; read -r _; exit $code";
+        let mut session = match self.container(of)?.exec_stream(["sh", "-c", WAITS, "sh", script], true, true).await {
+            Ok(session) => session,
+            Err(error) => return Ok(Err(error)),
+        };
+        let (mut output, mut read) = (Vec::new(), false);
+        loop {
+            match session.receive().await? {
+                Some(Frame::Stdout(bytes) | Frame::Stderr(bytes)) => output.extend(bytes),
+                Some(Frame::Exit(code)) => {
+                    let text = String::from_utf8_lossy(&output);
+                    let text = text.split('\u{1e}').next().unwrap_or_default().to_owned();
+                    return Ok(Ok((code, text, String::new())));
+                }
+                Some(Frame::Failed(message)) => bail!("{message}"),
+                None => bail!("the command ended without an exit code"),
+            }
+            if !read && output.contains(&0x1e) {
+                read = true;
+                session.send(b"\n").await?;
+            }
+        }
     }
 
     fn command(
@@ -287,11 +305,6 @@ impl Asked<'_> {
             Ok((code, stdout, stderr)) => {
                 let (stdout, stderr) = (self.files.without_path(&stdout), self.files.without_path(&stderr));
                 Ok((Outcome::Ended { code, reason: String::new(), stdout, stderr }, String::new()))
-            }
-            // What the streaming server was told, it says in a message of its own.
-            Err(Error::Stream(message)) if message.contains("failed to exec in container") => {
-                let names_subject = !question.subject.is_empty() && message.contains(question.subject);
-                Ok((Outcome::Refused { call, code: Code::Unknown, names_subject, left: None }, message))
             }
             Err(error) => refused(question, call, error, None),
         }

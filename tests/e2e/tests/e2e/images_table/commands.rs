@@ -15,7 +15,7 @@ pub fn container(name: &str) -> Result<ContainerSpec> {
     let lives = odd(LIVE);
     Ok(match name {
         "plain" => lives,
-        "someone" => lives.user(2000).supplemental_groups(&[3456]).working_dir("/home/someone"),
+        "someone" => lives.user(2000).supplemental_groups(&[3456]).working_dir("/srv/someone"),
         "limited" => lives.user(1234).capabilities(&[], &["ALL"]).no_new_privs().seccomp_default().read_only_rootfs(),
         "configured" => lives
             .working_dir("/fresh/dir")
@@ -115,26 +115,22 @@ fn inherited() -> Vec<Question> {
 }
 
 fn terminals() -> Vec<Question> {
-    let terminal = |name, of, script: &str| Question::terminal_command(name, of, &["sh", "-c", script]);
+    let terminal = Question::terminal_command;
     vec![
-        terminal("command on a terminal: it has one", "plain", "tty; echo err >&2; for n in 0 1 2; do readlink /proc/self/fd/$n; done"),
+        terminal("command on a terminal: it has one", "plain", "tty; echo err >&2; for n in 0 1 2; do readlink /proc/$$/fd/$n; done"),
         terminal("command on a terminal: whose it is", "plain", "stat -c '%u:%g %a' $(tty)"),
         terminal("command on a terminal: whose a user's is", "someone", "stat -c '%u:%g %a' $(tty); echo x >/dev/tty"),
         terminal("command on a terminal: variables", "plain", "env | sort"),
         terminal("command on a terminal: beside another", "terminal", "tty; ls /dev/pts"),
         terminal("command on a terminal: exit code", "plain", "exit 7"),
+        terminal("command on a terminal: exit code after output", "plain", "echo out; (exit 8)"),
         terminal("command on a terminal: killed", "plain", "kill -KILL $$"),
-        Question::terminal_command(
+        terminal(
             "command on a terminal: session",
             "plain",
-            &["awk", "{ print ($1 == $5), ($1 == $6), $4, ($7 != 0), ($1 == $8) }", "/proc/self/stat"],
+            "awk '{ print ($1 == $5), ($1 == $6), $4, ($7 != 0), ($1 == $8) }' /proc/$$/stat",
         ),
-        Question::terminal_command("command on a terminal: open descriptors", "plain", &["ls", "/proc/self/fd"]),
-        Question::terminal_command(
-            "command on a terminal: a script whose interpreter is not there",
-            "plain",
-            &["/srv/app/bad-interpreter"],
-        ),
+        terminal("command on a terminal: open descriptors", "plain", "ls /proc/$$/fd"),
     ]
 }
 
@@ -145,7 +141,8 @@ fn surroundings() -> Vec<Question> {
         shell(
             "command: the namespaces of process 1",
             "plain",
-            "for n in mnt pid ipc uts net cgroup user; do [ \"$(readlink /proc/self/ns/$n)\" = \"$(readlink /proc/1/ns/$n)\" ] && echo $n; done",
+            "for n in mnt pid ipc uts net cgroup user; \
+             do [ \"$(readlink /proc/self/ns/$n)\" = \"$(readlink /proc/1/ns/$n)\" ] && echo $n; done",
         ),
         shell("command: the root of process 1", "plain", "ls /proc/1/root/srv; readlink /proc/1/root"),
     ]

@@ -20,7 +20,8 @@ use super::{
 pub fn options(places: &[&str]) -> String {
     let one = |place: &&str| {
         format!(
-            "awk -v at={place} '$5 == at {{ s = $6; for (i = 7; $i != \"-\"; i++) {{ sub(\":.*\", \"\", $i); s = s \" \" $i }} print at, s }}' \
+            "awk -v at={place} '$5 == at {{ s = $6; for (i = 7; $i != \"-\"; i++) {{ sub(\":.*\", \"\", $i); \
+             s = s \" \" $i }} print at, s }}' \
              /proc/self/mountinfo"
         )
     };
@@ -193,6 +194,6 @@ fn mapped(files: &Files) -> Result<Vec<Question>> {
         ),
         in_namespace("a user namespace: a missing working directory", odd("pwd; stat -c '%a %u:%g' .").working_dir("/fresh/dir")),
         in_namespace("a user namespace: devices", odd("ls -ln /dev | awk 'NF > 6 && /^c/ { print $1, $3, $4, $NF }'; echo x >/dev/null")),
-        in_namespace("a user namespace: another user", odd("id; touch /home/someone/x && stat -c %u /home/someone/x").user(2000)),
+        in_namespace("a user namespace: another user", odd("id; touch /srv/someone/x && stat -c %u /srv/someone/x").user(2000)),
     ])
 }

@@ -58,7 +58,8 @@ fn images() -> Vec<Question> {
 
 fn file_systems() -> Vec<Question> {
     let usual = ["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/dev/shm", "/sys", "/sys/fs/cgroup"];
-    let kinds = "awk '{ for (i = 7; $i != \"-\"; i++); print $5, $(i + 1) }' /proc/self/mountinfo | grep -E '^/(proc|dev|sys)' | grep -v cgroup/ | sort";
+    let kinds = "awk '{ for (i = 7; $i != \"-\"; i++); print $5, $(i + 1) }' /proc/self/mountinfo | \
+                 grep -E '^/(proc|dev|sys)' | grep -v cgroup/ | sort";
     let mounted = "awk '{ print $5 }' /proc/self/mountinfo | grep -v /sys/fs/cgroup/ | sort";
     vec![
         Question::script("mount points", mounted),
@@ -83,7 +84,8 @@ fn file_systems() -> Vec<Question> {
         Question::script("options of /dev/pts", "grep /dev/pts /proc/mounts | sed 's/.*devpts//'"),
         Question::script(
             "size and options of /dev/shm",
-            "stat -c '%a %u:%g' /dev/shm; df -k /dev/shm | awk 'END { print $2 }'; grep /dev/shm /proc/mounts | sed 's/^[^ ]*//; s/,inode[0-9]*//'",
+            "stat -c '%a %u:%g' /dev/shm; df -k /dev/shm | awk 'END { print $2 }'; grep /dev/shm /proc/mounts | sed 's/^[^ ]*//; \
+             s/,inode[0-9]*//'",
         ),
         Question::script("size and options of /dev", "stat -c '%a %u:%g' /dev; df -k /dev | awk 'END { print $2 }'"),
         Question::run(
@@ -94,7 +96,8 @@ fn file_systems() -> Vec<Question> {
         Question::script("the root", "stat -c '%a %u:%g' /; touch /x && stat -c '%a %u:%g' /x; ls -a /"),
         Question::script(
             "files of the image can be changed, moved, linked and given away",
-            "echo more >>/secret && mv /secret /moved && ln /moved /linked && chown 5:6 /moved && chmod 4711 /moved && stat -c '%a %u:%g %h' /linked && rm -r /masked && mkdir /masked && ls -a /masked",
+            "echo more >>/secret && mv /secret /moved && ln /moved /linked && chown 5:6 /moved && chmod 4711 /moved && \
+             stat -c '%a %u:%g %h' /linked && rm -r /masked && mkdir /masked && ls -a /masked",
         ),
         Question::script(
             "special files can be made in the root",
@@ -111,12 +114,31 @@ fn masked(files: &Files) -> Result<Vec<Question>> {
     let folder = files.volume("masked/folder")?;
     let show = "cat /secret; ls -a /masked; stat -c '%a %u:%g %F' /secret /masked";
     Ok(vec![
-        Question::run("what Kubernetes masks", odd("for p in /proc/kcore /proc/keys /proc/timer_list; do [ -e $p ] && wc -c $p; done; ls /proc/acpi /proc/scsi /sys/firmware 2>&1").masked_paths(&MASKED).read_only_paths(&READ_ONLY)),
-        Question::run("what Kubernetes makes read-only", odd("echo h >/proc/sysrq-trigger; echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/irq/default_smp_affinity").masked_paths(&MASKED).read_only_paths(&READ_ONLY)),
+        Question::run(
+            "what Kubernetes masks",
+            odd("for p in /proc/kcore /proc/keys /proc/timer_list; do [ -e $p ] && wc -c $p; done; \
+                 ls /proc/acpi /proc/scsi /sys/firmware 2>&1")
+            .masked_paths(&MASKED)
+            .read_only_paths(&READ_ONLY),
+        ),
+        Question::run(
+            "what Kubernetes makes read-only",
+            odd("echo h >/proc/sysrq-trigger; echo 1 >/proc/sys/net/ipv4/ip_forward; \
+                 echo 1 >/proc/irq/default_smp_affinity")
+            .masked_paths(&MASKED)
+            .read_only_paths(&READ_ONLY),
+        ),
         Question::run("a masked file and a masked folder", odd(show).masked_paths(&["/secret", "/masked"])),
-        Question::run("masked paths can neither be written nor removed", odd("echo x >/secret; rm /secret; touch /masked/x; rmdir /masked; umount /masked").masked_paths(&["/secret", "/masked"])),
+        Question::run(
+            "masked paths can neither be written nor removed",
+            odd("echo x >/secret; rm /secret; touch /masked/x; rmdir /masked; umount /masked").masked_paths(&["/secret", "/masked"]),
+        ),
         Question::run("masked paths on a read-only root", odd(show).masked_paths(&["/secret", "/masked"]).read_only_rootfs()),
-        Question::run("a path masked twice", odd("grep -c ' /masked ' /proc/mounts; grep -c ' /secret ' /proc/mounts").masked_paths(&["/masked", "/secret", "/masked", "/secret"])),
+        Question::run(
+            "a path masked twice",
+            odd("grep -c ' /masked ' /proc/mounts; grep -c ' /secret ' /proc/mounts")
+                .masked_paths(&["/masked", "/secret", "/masked", "/secret"]),
+        ),
         Question::run("two masked folders", odd("ls -a /masked /masked2").masked_paths(&["/masked", "/masked2"])),
         Question::run("a masked path that is not there", odd("ls /not").masked_paths(&["/not/there"])),
         Question::run("a masked path beneath a file", odd("cat /secret").masked_paths(&["/secret/x"])).refused("secret/x"),
@@ -127,8 +149,14 @@ fn masked(files: &Files) -> Result<Vec<Question>> {
         Question::run("options of masked paths", odd(&options(&["/secret", "/masked"])).masked_paths(&["/secret", "/masked"])),
         Question::run("a read-only path", odd("touch /masked/x; echo x >>/secret; cat /secret").read_only_paths(&["/masked", "/secret"])),
         Question::run("a read-only path that is not there", odd("ls /not").read_only_paths(&["/not/there"])),
-        Question::run("a read-only path that is a link", odd("echo x >>/secret; readlink /link-to-secret").read_only_paths(&["/link-to-secret"])),
-        Question::run("options of read-only paths", odd(&options(&["/proc/sys", "/proc/bus", "/masked"])).read_only_paths(&["/proc/sys", "/proc/bus", "/masked"])),
+        Question::run(
+            "a read-only path that is a link",
+            odd("echo x >>/secret; readlink /link-to-secret").read_only_paths(&["/link-to-secret"]),
+        ),
+        Question::run(
+            "options of read-only paths",
+            odd(&options(&["/proc/sys", "/proc/bus", "/masked"])).read_only_paths(&["/proc/sys", "/proc/bus", "/masked"]),
+        ),
         Question::run("a user behind masked paths", odd(show).masked_paths(&["/secret", "/masked"]).user(1234)),
     ])
 }
@@ -231,7 +259,8 @@ fn limits_and_names() -> Vec<Question> {
         Question::script("which cgroups there are", "cut -d: -f2 /proc/self/cgroup | sort"),
         Question::script(
             "mounted cgroups",
-            "ls /sys/fs/cgroup | sort; awk '$5 ~ \"^/sys/fs/cgroup/\" { print $4, $5 }' /proc/self/mountinfo | sed 's,^.*/,,; s,^/.* , ,' | sort",
+            "ls /sys/fs/cgroup | sort; awk '$5 ~ \"^/sys/fs/cgroup/\" { print $4, $5 }' /proc/self/mountinfo | sed 's,^.*/,,; \
+             s,^/.* , ,' | sort",
         ),
         Question::script(
             "what is in the container's cgroup",
