@@ -50,7 +50,7 @@ pub enum Needs {
 /// What is asked.
 pub enum Action {
     /// A container is made and runs to its end.
-    Run(ContainerSpec),
+    Run(Box<ContainerSpec>),
     /// A script runs in a container of the odd image which runs all such scripts, one after the other.
     Script(String),
     /// A command runs in the container of that name, one of those in `commands`.
@@ -70,7 +70,7 @@ pub struct Question {
 
 impl Question {
     pub fn run(name: &'static str, spec: ContainerSpec) -> Self {
-        Self::new(name, Action::Run(spec))
+        Self::new(name, Action::Run(Box::new(spec)))
     }
 
     pub fn script(name: &'static str, script: &str) -> Self {
