@@ -9,11 +9,13 @@
 
 use crate::error::{Code, Context, Error, Result};
 use crate::reaper::{Exit, Reaper};
+use crate::stdio::StdioSpec;
 use command_fds::{CommandFdExt, FdMapping};
 use percent_encoding::percent_decode_str;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -42,6 +44,10 @@ pub struct Logger {
     ended: oneshot::Receiver<Exit>,
     reaper: Reaper,
 }
+
+/// The logging program of one process, if it has one.
+#[derive(Debug, Default)]
+pub struct Logging(Mutex<Option<Logger>>);
 
 /// The ends that a process writes to.
 #[derive(Debug)]
@@ -139,6 +145,26 @@ impl Logger {
         warn!(pid = self.pid, "the logging program has not ended within {LAST_WORDS:?} of its container's last output: ending it");
         let _ended_meanwhile = self.reaper.signal(self.pid, libc::SIGTERM as u32);
         let _killed_otherwise = tokio::time::timeout(TERMINATED, &mut self.ended).await;
+    }
+}
+
+impl Logging {
+    /// Runs the program that takes the outputs, if they are to go to one, and keeps it.
+    ///
+    /// # Errors
+    /// Those of [`LogProgram::start`].
+    pub async fn run(&self, stdio: &StdioSpec, logged: Logged<'_>) -> Result<Option<LogPipes>> {
+        let Some((logger, pipes)) = stdio.run_logger(logged).await? else { return Ok(None) };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(logger);
+        Ok(Some(pipes))
+    }
+
+    /// Waits until the program has written all, if there is one. To be called when the process has ended, and nobody writes to it.
+    pub async fn finish(&self) {
+        let logger = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(logger) = logger {
+            logger.finish().await;
+        }
     }
 }
 

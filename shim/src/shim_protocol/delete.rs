@@ -12,13 +12,11 @@ use containerd_shim_protos::shim_async::TaskClient;
 use magnetar_core::cleanup::clean_container;
 use magnetar_core::config::LogLevel;
 use magnetar_core::error::{Code, Context, Error, Result};
-use magnetar_core::home::namespace;
 use magnetar_core::ids::{ContainerId, Namespace, SandboxId};
 use magnetar_core::reaper::Reaper;
 use magnetar_core::record::{Found, PodDir};
-use magnetar_core::sandbox::PodRequest;
-use magnetar_core::task::read_bundle;
-use magnetar_core::{hooks, logging, mount};
+use magnetar_core::sandbox::run_last_hooks;
+use magnetar_core::{logging, mount};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use tokio::net::UnixStream;
@@ -57,10 +55,11 @@ async fn remove(call: &Call, namespace: &Namespace, bundle: &Path) -> Result<Del
     let pod = PodDir::new(&state_dir, namespace, &SandboxId::parse(&call.id)?)?;
     if pod.exists()? {
         let_it_end(&pod).await?;
-        let not_deleted = pod.find_container(&ContainerId::parse(&call.id)?)?;
+        let container = ContainerId::parse(&call.id)?;
+        let not_deleted = pod.find_container(&container)?;
         clean_pod(&pod, PATIENCE).await?;
         if !matches!(not_deleted, Found::Absent) {
-            run_last_hooks(&call.id, bundle).await;
+            undo_hooks(&container, bundle).await;
         }
         return Ok(killed());
     }
@@ -72,23 +71,19 @@ async fn remove(call: &Call, namespace: &Namespace, bundle: &Path) -> Result<Del
     }
 }
 
-/// Runs the last hooks of a container without a pod, which its sandbox process would have run: what the first ones have made, as a
-/// network is, would stay for good. What fails does not keep the container from being removed.
-async fn run_last_hooks(id: &str, bundle: &Path) {
-    let ran = async {
-        let request = PodRequest::of_single(ContainerId::parse(id)?, bundle, &read_bundle(bundle)?)?;
-        let Some(single) = request.single.filter(|single| !single.hooks.poststop.is_empty()) else { return Ok(()) };
+/// Runs the last hooks of a container without a pod, which its sandbox process would have run. What fails does not keep the container
+/// from being removed.
+async fn undo_hooks(container: &ContainerId, bundle: &Path) {
+    let undone = async {
         let (reaper, reap) = Reaper::start()?;
-        let network = namespace(Path::new("/proc/self/ns/net"))?;
-        let state = single.state("stopped", 0);
         tokio::select! {
-            ran = hooks::run(&single.hooks.poststop, &state, &network, &reaper) => ran,
+            ran = run_last_hooks(container, bundle, &reaper) => ran,
             () = reap => Err(Error::internal("nobody waits for processes")),
         }
     };
-    let ran: Result<()> = ran.await;
-    if let Err(error) = ran {
-        warn!(container = id, %error, "not all that was made for the container may have been removed");
+    let undone: Result<()> = undone.await;
+    if let Err(error) = undone {
+        warn!(%container, %error, "not all that was made for the container may have been removed");
     }
 }
 

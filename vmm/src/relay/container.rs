@@ -5,7 +5,7 @@
 use crate::streams::Streams;
 use magnetar_core::error::Result;
 use magnetar_core::ids::{ContainerId, ExecId};
-use magnetar_core::logger::{LogPipes, Logged, Logger};
+use magnetar_core::logger::Logging;
 use magnetar_core::process::{Life, Phase};
 use magnetar_core::stdio::StdioSpec;
 use magnetar_core::task::CreateRequest;
@@ -44,7 +44,8 @@ pub struct Process {
     /// `process` of the OCI specification, as JSON; empty for an init.
     pub process: Vec<u8>,
     streams: Mutex<Option<Streams>>,
-    logger: Mutex<Option<Logger>>,
+    /// The program that takes its outputs, if they go to one.
+    pub logging: Logging,
 }
 
 impl Container {
@@ -90,27 +91,12 @@ impl Container {
 impl Process {
     /// A process that does not run yet.
     pub fn new(stdio: StdioSpec, process: Vec<u8>, phase: Phase) -> Self {
-        Self { stdio, life: Life::new(phase), process, streams: Mutex::default(), logger: Mutex::default() }
+        Self { stdio, life: Life::new(phase), process, streams: Mutex::default(), logging: Logging::default() }
     }
 
     /// Remembers its streams.
     pub fn attach(&self, streams: Streams) {
         *self.streams() = Some(streams);
-    }
-
-    /// Runs the program that takes its outputs, if they are to go to one, and keeps it.
-    pub async fn run_logger(&self, logged: Logged<'_>) -> Result<Option<LogPipes>> {
-        let Some((logger, pipes)) = self.stdio.run_logger(logged).await? else { return Ok(None) };
-        *self.logger.lock().unwrap_or_else(PoisonError::into_inner) = Some(logger);
-        Ok(Some(pipes))
-    }
-
-    /// Waits until the program that takes its outputs has written all, if there is one. To be called when the process has ended.
-    pub async fn finish_logger(&self) {
-        let logger = self.logger.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(logger) = logger {
-            logger.finish().await;
-        }
     }
 
     /// Lets its input end.

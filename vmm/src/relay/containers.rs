@@ -276,7 +276,7 @@ impl Relay {
             if let Some(running) = self.0.running.get() {
                 self.forget(running, id, Some(exec)).await;
             }
-            process.finish_logger().await;
+            process.logging.finish().await;
             container.execs.remove(exec);
             return Ok((pid, exit));
         }
@@ -320,7 +320,7 @@ impl Relay {
         }
         self.0.pod.remove_container(&container.id)?;
         container.init.detach();
-        container.init.finish_logger().await;
+        container.init.logging.finish().await;
         self.0.containers.remove(&container.id);
         self.0.idle.soon();
         Ok(())

@@ -84,7 +84,7 @@ impl Relay {
     ) -> Result<Paths> {
         let (namespace, _) = self.0.pod.names()?;
         let logged = Logged { id: exec.map_or(id.as_str(), ExecId::as_str), namespace: namespace.as_str(), reaper: &self.0.reaper };
-        let logs = process.run_logger(logged).await?;
+        let logs = process.logging.run(&process.stdio, logged).await?;
         let (tasks, outputs) = (&self.0.tasks, &self.0.outputs);
         let (streams, paths) = Streams::open(&running.guest, id, exec, &process.stdio, tasks, outputs, logs).await?;
         process.attach(streams);

@@ -14,7 +14,7 @@ mod single;
 
 pub use info::{keep_resized, shown};
 pub use service::{NOT_READY, SandboxService};
-pub use single::Single;
+pub use single::{Single, run_last_hooks};
 
 use crate::error::{Code, Error, Result};
 use crate::pod_config::PodConfig;

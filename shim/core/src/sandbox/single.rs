@@ -10,9 +10,12 @@
 
 use super::PodRequest;
 use crate::error::{Error, Result};
-use crate::hooks::Hooks;
+use crate::home::namespace;
+use crate::hooks::{self, Hooks};
 use crate::ids::ContainerId;
 use crate::pod_config::{NamespaceMode, PodConfig, Resources};
+use crate::reaper::Reaper;
+use crate::task::read_bundle;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -111,6 +114,18 @@ impl PodRequest {
         let single = Single { container, bundle: bundle.to_owned(), cgroups_path, hooks, version, annotations };
         Ok(Self { config, netns, single: Some(single) })
     }
+}
+
+/// Runs the last hooks of a container, which its bundle names, where no OCI runtime does. What the first ones have made, as a network is,
+/// would stay for good.
+///
+/// # Errors
+/// As [`hooks::run`], and for a bundle that cannot be read.
+pub async fn run_last_hooks(container: &ContainerId, bundle: &Path, reaper: &Reaper) -> Result<()> {
+    let request = PodRequest::of_single(container.clone(), bundle, &read_bundle(bundle)?)?;
+    let Some(single) = request.single.filter(|single| !single.hooks.poststop.is_empty()) else { return Ok(()) };
+    let network = namespace(Path::new("/proc/self/ns/net"))?;
+    hooks::run(&single.hooks.poststop, &single.state("stopped", 0), &network, reaper).await
 }
 
 impl Single {

@@ -7,7 +7,7 @@ use crate::cgroup::OwnedCgroup;
 use crate::copies::Copies;
 use crate::error::{Context, Error, Result};
 use crate::ids::{ContainerId, ExecId};
-use crate::logger::{LogPipes, Logged, Logger};
+use crate::logger::{LogPipes, Logging};
 use crate::process::{Life, Phase};
 use crate::stdio::{ChildStreams, Keepers, StdioSpec};
 use crate::terminal::Terminal;
@@ -44,7 +44,8 @@ pub struct Process {
     /// `process` of the OCI specification as JSON; empty for an init, whose bundle has it.
     pub process: Vec<u8>,
     streams: Mutex<Attached>,
-    logger: Mutex<Option<Logger>>,
+    /// The program that takes its outputs, if they go to one.
+    pub logging: Logging,
     copies: Mutex<Option<Copies>>,
 }
 
@@ -97,23 +98,7 @@ impl Container {
 impl Process {
     /// A process that does not run yet.
     pub fn new(stdio: StdioSpec, process: Vec<u8>, phase: Phase) -> Self {
-        Self { stdio, life: Life::new(phase), process, streams: Mutex::default(), logger: Mutex::default(), copies: Mutex::default() }
-    }
-
-    /// Runs the program that takes its outputs, if they are to go to one, and keeps it.
-    pub async fn run_logger(&self, logged: Logged<'_>) -> Result<Option<LogPipes>> {
-        let Some((logger, pipes)) = self.stdio.run_logger(logged).await? else { return Ok(None) };
-        *self.logger.lock().unwrap_or_else(PoisonError::into_inner) = Some(logger);
-        Ok(Some(pipes))
-    }
-
-    /// Waits until the program that takes its outputs has written all, if there is one. To be called when the process has ended and
-    /// was [`detach`](Self::detach)ed.
-    pub async fn finish_logger(&self) {
-        let logger = self.logger.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(logger) = logger {
-            logger.finish().await;
-        }
+        Self { stdio, life: Life::new(phase), process, streams: Mutex::default(), logging: Logging::default(), copies: Mutex::default() }
     }
 
     /// Ends the outputs of an exec that is being removed.

@@ -329,7 +329,7 @@ impl<R: Runtime> Containers<R> {
     async fn streams(&self, container: &Container, exec: Option<&ExecId>, process: &Process) -> Result<(Streams, Option<LogPipes>)> {
         let (namespace, _) = self.0.pod.names()?;
         let id = exec.map_or(container.id.as_str(), ExecId::as_str);
-        let logs = process.run_logger(Logged { id, namespace: namespace.as_str(), reaper: &self.0.reaper }).await?;
+        let logs = process.logging.run(&process.stdio, Logged { id, namespace: namespace.as_str(), reaper: &self.0.reaper }).await?;
         if process.stdio.terminal {
             return Ok((Streams::Terminal, logs));
         }

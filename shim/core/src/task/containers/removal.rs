@@ -3,17 +3,14 @@
 
 use super::{CGROUP_EMPTY, Containers, subject};
 use crate::error::{Error, Result};
-use crate::home::namespace;
-use crate::hooks;
 use crate::ids::{ContainerId, ExecId};
 use crate::mount;
 use crate::process::{Change, Phase};
 use crate::reaper::Exit;
 use crate::runtime::Runtime;
-use crate::sandbox::PodRequest;
+use crate::sandbox::run_last_hooks;
 use crate::task::container::Container;
-use crate::task::{read_bundle, report};
-use std::path::Path;
+use crate::task::report;
 use tracing::warn;
 
 impl<R: Runtime> Containers<R> {
@@ -37,7 +34,7 @@ impl<R: Runtime> Containers<R> {
             .unwrap_or_else(Exit::killed);
         if let Some(exec) = exec {
             process.end_outputs().await;
-            process.finish_logger().await;
+            process.logging.finish().await;
             container.execs.remove(exec);
             return Ok((pid, exit));
         }
@@ -59,7 +56,7 @@ impl<R: Runtime> Containers<R> {
         }
         self.0.pod.remove_container(&container.id)?;
         container.init.detach();
-        container.init.finish_logger().await;
+        container.init.logging.finish().await;
         self.0.containers.remove(&container.id);
         self.0.idle.soon();
         Ok(())
@@ -71,14 +68,7 @@ impl<R: Runtime> Containers<R> {
         if self.0.runtime.undoes_hooks() {
             return;
         }
-        let undone = async {
-            let request = PodRequest::of_single(container.id.clone(), &container.bundle, &read_bundle(&container.bundle)?)?;
-            let Some(single) = request.single.filter(|single| !single.hooks.poststop.is_empty()) else { return Ok(()) };
-            let network = namespace(Path::new("/proc/self/ns/net"))?;
-            hooks::run(&single.hooks.poststop, &single.state("stopped", 0), &network, &self.0.reaper).await
-        };
-        let undone: Result<()> = undone.await;
-        if let Err(error) = undone {
+        if let Err(error) = run_last_hooks(&container.id, &container.bundle, &self.0.reaper).await {
             warn!(container = %container.id, %error, "not all that was made for a container that could not be made may have been removed");
         }
     }
