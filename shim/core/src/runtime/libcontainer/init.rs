@@ -219,12 +219,13 @@ impl Init {
             syscall.set_rlimit(limit).map_err(|e| Error::internal(format!("cannot set the limit {:?}: {e}", limit.typ())))?;
         }
         let users = self.entered.iter().find(|(kind, _)| *kind == CloneFlags::CLONE_NEWUSER);
+        // With the host's power, because some may be the host's: a pod's name is, where its network is.
+        for (kind, fd) in self.entered.iter().filter(|(kind, _)| *kind != CloneFlags::CLONE_NEWUSER) {
+            setns(fd, *kind).context(|| format!("cannot enter a namespace of the container ({kind:?})"))?;
+        }
         if let Some((kind, fd)) = users {
             setns(fd, *kind).context(|| "cannot enter the container's user namespace".into())?;
             become_user(Uid::ROOT, Gid::ROOT, &[])?;
-        }
-        for (kind, fd) in self.entered.iter().filter(|(kind, _)| *kind != CloneFlags::CLONE_NEWUSER) {
-            setns(fd, *kind).context(|| format!("cannot enter a namespace of the container ({kind:?})"))?;
         }
         unshare(self.made).context(|| format!("cannot make the container's namespaces ({:?})", self.made))?;
         if self.made.contains(CloneFlags::CLONE_NEWUTS) {
