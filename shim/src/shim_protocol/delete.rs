@@ -73,7 +73,7 @@ async fn remove(call: &Call, namespace: &Namespace, bundle: &Path) -> Result<Del
 
 /// Runs the last hooks of a container without a pod, which its sandbox process would have run. What fails does not keep the container
 /// from being removed.
-async fn undo_hooks(container: &ContainerId, bundle: &Path) {
+pub async fn undo_hooks(container: &ContainerId, bundle: &Path) {
     let undone = async {
         let (reaper, reap) = Reaper::start()?;
         tokio::select! {

@@ -5,11 +5,13 @@
 //! connection fails). Nothing but the pod's directory was made by then; the next `start` removes it. A dead pod that
 //! containerd does know it removes a little earlier, which `delete` does not mind.
 
+use super::delete::undo_hooks;
 use crate::clean::clean_pod;
 use crate::stage::Stage;
 use magnetar_core::error::{Context, Result};
-use magnetar_core::record::PodDir;
-use std::path::Path;
+use magnetar_core::ids::ContainerId;
+use magnetar_core::record::{Found, PodDir};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// For how long nothing may have changed in the directory. It is longer than a `start` may take that has made it and
@@ -33,7 +35,24 @@ fn is_dead(dir: &PodDir) -> bool {
 
 fn remove(dir: &PodDir) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
-    runtime.block_on(clean_pod(dir, Duration::ZERO))
+    runtime.block_on(async {
+        let single = single(dir)?;
+        clean_pod(dir, Duration::ZERO).await?;
+        if let Some((container, bundle)) = single {
+            undo_hooks(&container, &bundle).await;
+        }
+        Ok(())
+    })
+}
+
+/// The container without a pod that a sandbox was made for, and its bundle, if it was not deleted.
+fn single(dir: &PodDir) -> Result<Option<(ContainerId, PathBuf)>> {
+    let (_, sandbox) = dir.names()?;
+    let container = ContainerId::parse(sandbox.to_string())?;
+    Ok(match dir.find_container(&container)? {
+        Found::Record(record) => Some((container, record.bundle)),
+        Found::Absent | Found::Damaged(_) => None,
+    })
 }
 
 #[cfg(test)]
