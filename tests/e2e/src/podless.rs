@@ -103,7 +103,8 @@ pub fn bring_image(case: &Case, image: &str, namespace: &str) -> Result<()> {
     }
     let scratch = crate::Scratch::new()?;
     let archive = scratch.join("image.tar");
-    ctr("k8s.io")?.run(&["images", "export", &archive, image])?;
+    // By itself: what containerd sends through a stream is not always written when ctr ends ("short read" at the import).
+    ctr("k8s.io")?.run(&["images", "export", "--local", &archive, image])?;
     there.run(&["images", "import", &archive]).map(drop)
 }
 

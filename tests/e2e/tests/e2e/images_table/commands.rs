@@ -4,7 +4,7 @@
 use anyhow::{Result, bail};
 use magnetar_cri::ContainerSpec;
 
-use super::{ask::Question, files::Files, mounts::odd};
+use super::{ask::Question, files::Files, mounts::odd, surroundings::SIGNALS};
 
 /// Lives until it is killed. The files that commands need are there before it counts as ready, because a shell that executes
 /// `sleep` has done all that stands before.
@@ -101,7 +101,7 @@ fn inherited() -> Vec<Question> {
         ),
         shell("command: mask of new files", "plain", "umask"),
         shell("command: how willingly it is killed", "configured", "cat /proc/self/oom_score_adj /proc/1/oom_score_adj"),
-        Question::command("command: signals that are ignored", "plain", &["grep", "-E", "^Sig(Ign|Cgt)", "/proc/self/status"]),
+        shell("command: signals that are ignored", "plain", SIGNALS),
         Question::command(
             "command: process, group and session",
             "plain",

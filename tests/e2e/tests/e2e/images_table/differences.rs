@@ -193,12 +193,6 @@ pub const DIFFERENCES: &[Difference] = &[
         cases: &["mounted cgroups"],
     },
     Difference {
-        kinds: &[Crun],
-        reason: "crun is started by the C library's posix_spawn(3), which leaves the library's own two signals ignored",
-        here: "SigIgn:\\t0000000180000000",
-        cases: &["signals that are pending and ignored", "command: signals that are ignored"],
-    },
-    Difference {
         kinds: &[Crun, Maker],
         reason: "a container has containerd's own FIFOs; the stock shim copies through pipes",
         here: "1234:0 700",

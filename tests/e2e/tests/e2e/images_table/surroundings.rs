@@ -26,6 +26,11 @@ const MASKED: [&str; 10] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// The signals that a process ignores, handles or has not got yet, without the two of the C library: whoever was started by its
+/// posix_spawn(3) has these ignored, and so has what it starts, be it a whole node.
+pub const SIGNALS: &str = "while read -r name mask; do case $name in ShdPnd:|SigIgn:|SigCgt:) \
+     echo $name $((0x$mask & ~0x180000000)) ;; esac; done </proc/self/status";
+
 pub fn questions(files: &Files) -> Result<Vec<Question>> {
     let mut all = images();
     all.extend(file_systems());
@@ -236,10 +241,7 @@ fn limits_and_names() -> Vec<Question> {
             &[limit("core file size"), limit("stack size"), limit("file size"), limit("address space"), limit("locked memory")].join("; "),
         ),
         Question::script("mask of new files", "umask; touch /x && stat -c %a /x"),
-        Question::run(
-            "signals that are pending and ignored",
-            ContainerSpec::new("signals", ODD).command(["grep", "-E", "^Sig(Ign|Cgt)|^ShdPnd", "/proc/self/status"]),
-        ),
+        Question::script("signals that are pending and ignored", SIGNALS),
         Question::run("how willingly it is killed", odd("cat /proc/self/oom_score_adj").resources(|r| r.oom_score_adj = 500)),
         Question::run(
             "priority and scheduling",
