@@ -120,28 +120,6 @@ fn a_command_runs_in_a_container_with_and_without_a_terminal() {
     });
 }
 
-/// As nerdctl has the output of every container in the background taken.
-#[test]
-fn a_program_takes_the_outputs_of_a_container() {
-    on_ctr(async |case, ctr| {
-        let scratch = Scratch::new()?;
-        let (program, said) = (scratch.path().join("log"), scratch.path().join("said"));
-        let script = format!("exec 5>&-; {{ echo $CONTAINER_NAMESPACE/$CONTAINER_ID $1=$2; cat <&3; cat <&4; }} >{}", said.display());
-        fs::write(&program, format!("#!/bin/sh\n{script}\n"))?;
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-        let uri = format!("binary://{}?key=a%20value", program.display());
-        ctr.made(&["--detach", "--log-uri", &uri, BUSYBOX, "logged", "sh", "-c", "echo out; echo err >&2"])?;
-        ctr.becomes("logged", "STOPPED").await?;
-        // What it has not written by then would be lost.
-        ctr.remove("logged")?;
-        assert_eq!(fs::read_to_string(&said)?, "default/logged key=a value\nout\nerr\n");
-        let missing = ctr.container(&["--detach", "--log-uri", "binary:///no/such/log", BUSYBOX, "unlogged", "true"])?;
-        ctr.try_run(&["container", "rm", "unlogged"])?;
-        ensure!(!missing.success && (!case.is_magnetar() || missing.stderr.contains("/no/such/log")), "{missing:?}");
-        Ok(())
-    });
-}
-
 #[test]
 fn a_container_is_paused_resumed_stopped_and_removed() {
     on_ctr(async |_, ctr| {

@@ -152,7 +152,7 @@ fn become_program(
     rustix::process::setsid().context(|| "cannot make a session".into())?;
     join_keys(container, keyring::join_session)?;
     if let Some(console) = console {
-        set_console(console, false)?;
+        set_console(console, false, spec.process().as_ref())?;
     }
     if let Some(streams) = streams {
         set_streams(&streams)?;
@@ -177,10 +177,13 @@ pub(super) fn join_keys(container: &str, join: fn(&CStr) -> std::io::Result<()>)
     }
 }
 
-/// Makes a new terminal this process's own and sends its master through `socket`; with `mount`, it is the container's console too.
-pub(super) fn set_console(socket: UnixStream, mount: bool) -> Result<()> {
+/// Makes a new terminal this process's own and sends its master through `socket`; with `mount`, it is the container's console too. It
+/// belongs to the user that `process` becomes, who could not open it otherwise.
+pub(super) fn set_console(socket: UnixStream, mount: bool, process: Option<&Process>) -> Result<()> {
     let syscall = SyscallType::Linux.create_syscall();
-    tty::setup_console(syscall.as_ref(), socket.into_raw_fd(), mount).map_err(|e| Error::internal(chain(&e)))
+    tty::setup_console(syscall.as_ref(), socket.into_raw_fd(), mount).map_err(|e| Error::internal(chain(&e)))?;
+    let user = process.map(|process| Uid::from_raw(process.user().uid()));
+    rustix::fs::fchown(rustix::stdio::stdin(), user, None).context(|| "cannot give the terminal to the process's user".into())
 }
 
 /// Makes them standard input, output and error.

@@ -87,7 +87,7 @@ impl Inside {
         set_propagation(&root, linux.rootfs_propagation().as_deref())?;
         set_sysctls(&root, linux.sysctl().iter().flatten())?;
         if let Some(console) = self.console.take() {
-            set_console(console, true)?;
+            set_console(console, true, Some(process))?;
         }
         make_working_directory(&root, process.cwd())?;
         if self.is_read_only {
