@@ -45,12 +45,12 @@ impl<'a> Ctr<'a> {
 
     /// Runs a command of ctr.
     pub fn try_run(&self, words: &[&str]) -> Result<Output> {
-        self.tool.try_run(words)
+        self.tool.try_run(words).map(without_advice)
     }
 
     /// `ctr run` with the runtime under test: options, image, the container's name, and its command.
     pub fn container(&self, words: &[&str]) -> Result<Output> {
-        self.tool.try_run(&self.words(words))
+        self.try_run(&self.words(words))
     }
 
     /// The same for a container that must be made: what it has said on standard output.
@@ -92,6 +92,13 @@ impl<'a> Ctr<'a> {
         self.run(&["task", "rm", "--force", container])?;
         self.run(&["container", "rm", container]).map(drop)
     }
+}
+
+/// containerd's own words on the node, which a later ctr says before those of the container.
+fn without_advice(output: Output) -> Output {
+    let is_advice = |line: &&str| line.contains("level=warning") && line.contains("DEPRECATION: ");
+    let stderr = output.stderr.split_inclusive('\n').filter(|line| !is_advice(line)).collect();
+    Output { stderr, ..output }
 }
 
 /// Makes an image of the node's Kubernetes namespace known in another one.
