@@ -18,7 +18,7 @@ use crate::share::Share;
 use crate::spec::{Nic, VmSpec, user_of};
 use crate::vsock::{self, Vsock};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use magnetar_core::cgroup::{Cgroup, oom, stats};
+use magnetar_core::cgroup::{Cgroup, OwnedCgroup, oom, stats};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::home::{self, Home, namespace};
 use magnetar_core::hooks::{self, Hooks};
@@ -143,7 +143,10 @@ impl<H: Hypervisor> VmPod<H> {
             )));
         }
         let netns = request.netns.as_deref().map(namespace).transpose()?;
-        self.make_cgroup(single.sandbox_cgroup(), &request.config)?;
+        let cgroup = single.sandbox_cgroup();
+        // Its client has named it, and whoever is in there already would be killed with this container.
+        OwnedCgroup::claim(&cgroup)?;
+        self.make_cgroup(cgroup, &request.config)?;
         match netns {
             Some(netns) => setns(netns, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the container's network namespace".into())?,
             None => {

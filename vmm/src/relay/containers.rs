@@ -81,7 +81,8 @@ impl Relay {
         let container = self.get(id)?;
         let process = container.process(exec)?;
         process.life.change(Change::Start).map_err(|e| Error::new(e.code(), format!("cannot start {}: {e}", subject(id, exec))))?;
-        let later = container.is_to_be_made().filter(|_| exec.is_none());
+        // An exec must not take away what the container is made from.
+        let later = if exec.is_none() { container.is_to_be_made() } else { None };
         let started = match exec {
             None => self.run_init(running, &container, later.as_ref()).await,
             Some(exec) => self.run_exec(running, id, exec, &process).await,
@@ -177,7 +178,7 @@ impl Relay {
         let Some(running) = self.0.running.get() else {
             // Nothing runs yet. Signal 0 only asks whether there is a process.
             if signal != 0 {
-                self.ended(id, exec, &process, Exit { code: 128 + signal, at: SystemTime::now() });
+                self.ended(id, exec, &process, Exit { code: signal.saturating_add(128), at: SystemTime::now() });
             }
             return Ok(());
         };
