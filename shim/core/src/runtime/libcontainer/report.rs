@@ -11,29 +11,29 @@ use libcontainer::error::LibcontainerError;
 use std::fmt::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-static SOCKET: OnceLock<OwnedFd> = OnceLock::new();
+static SOCKET: Mutex<Option<OwnedFd>> = Mutex::new(None);
 static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
-static OVER: AtomicBool = AtomicBool::new(false);
 
 /// Begins: from here on errors that are logged, and panics, are told through `socket`.
 pub fn start(socket: OwnedFd) {
-    // The first of both counts, and there is only one.
-    let _first = SOCKET.set(socket);
+    set_socket(Some(socket));
+    // The first one counts, and there is only one.
     let _first = tracing::subscriber::set_global_default(Notes);
     std::panic::set_hook(Box::new(|panic| failed(Error::internal(format!("libcontainer panicked: {panic}")))));
 }
 
+fn set_socket(socket: Option<OwnedFd>) {
+    *SOCKET.lock().unwrap_or_else(PoisonError::into_inner) = socket;
+}
+
 /// Tells the sandbox process.
 pub fn answer(answer: &Answer) {
-    if let Some(socket) = SOCKET.get()
-        && !OVER.load(Ordering::Relaxed)
-    {
+    if let Some(socket) = &*SOCKET.lock().unwrap_or_else(PoisonError::into_inner) {
         wire::answer(socket, answer);
     }
 }
@@ -53,14 +53,14 @@ pub fn note(text: String) {
     answer(&Answer::Note(wire::cut(text)));
 }
 
-/// Says that the user's program runs. For an executor that is the program: others end the socket when
-/// they execute it. Nothing is told from here on, so the socket may be closed.
+/// Says that the user's program runs. For an executor that is the program: others close the socket when
+/// they execute it. Nothing is told from here on.
+///
+/// Closes this process's copy of the socket, and does not shut the socket down: the maker may not have said yet that it has
+/// made this process.
 pub fn program_runs() {
-    OVER.store(true, Ordering::Relaxed);
     drop(std::panic::take_hook());
-    if let Some(socket) = SOCKET.get() {
-        let _ended_already = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
-    }
+    set_socket(None);
 }
 
 /// An error with its causes, each said once.
@@ -142,5 +142,26 @@ impl Visit for Line {
             "message" => self.0.insert_str(0, &format!("{value:?}")),
             name => self.record_debug_named(name, value),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::RecvFlags;
+
+    #[test]
+    fn the_maker_can_still_answer_after_the_program_runs() {
+        let (ours, theirs) = wire::pair().unwrap();
+        let makers = theirs.try_clone().unwrap();
+        set_socket(Some(theirs));
+        program_runs();
+        answer(&Answer::Note("of a process that tells nothing any more".into()));
+        wire::answer(&makers, &Answer::Done);
+        drop(makers);
+        let mut bytes = [0; 64];
+        let (length, _) = rustix::net::recv(&ours, &mut bytes[..], RecvFlags::empty()).unwrap();
+        assert!(matches!(serde_json::from_slice(&bytes[..length]).unwrap(), Answer::Done));
+        assert_eq!(rustix::net::recv(&ours, &mut bytes[..], RecvFlags::empty()).unwrap().0, 0, "every copy is closed");
     }
 }
