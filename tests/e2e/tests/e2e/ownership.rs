@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use magnetar_cri::{Container, ContainerSpec, Pod};
 use magnetar_e2e::{
-    Case, Scratch, eventually,
+    BUSYBOX, Case, Scratch, eventually,
     kernel::{self, remove_cgroups},
     on_magnetar, on_magnetar_with_shared_kernel, on_shared_kernel,
 };
@@ -109,7 +109,8 @@ fn at_the_pods_limit_of_processes_a_command_still_starts() {
     on_shared_kernel("a virtual machine's processes are the guest's", async |case| {
         let parent = "/magnetar-e2e-pids";
         let pod = case.node().run_pod(&case.pod_spec("pids").cgroup_parent(parent)).await?;
-        let container = pod.run(&case.sleeper()).await?;
+        // One process that makes no others: a shell that finds no room for its next command ends.
+        let container = pod.run(&ContainerSpec::new("one", BUSYBOX).command(["sleep", "1000"])).await?;
         let place = kernel::cgroup_of(container.pid().await?, "pids")?;
         let of_pod = place.ancestors().find(|dir| dir.ends_with(&parent[1..])).context("the container is not in the pod's cgroup")?;
         let used: usize = fs::read_to_string(of_pod.join("pids.current"))?.trim().parse()?;
