@@ -33,6 +33,7 @@ use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Where the records of this node live.
@@ -152,7 +153,8 @@ impl PodDir {
     /// `AlreadyExists` where the pod has one.
     pub fn make(&self) -> Result<()> {
         let parent = self.0.parent().unwrap_or(Path::new("/"));
-        std::fs::create_dir_all(parent).context(|| format!("cannot make {}", parent.display()))?;
+        // Others have no business with the pods' names.
+        std::fs::DirBuilder::new().recursive(true).mode(0o711).create(parent).context(|| format!("cannot make {}", parent.display()))?;
         match rustix::fs::mkdir(&self.0, Mode::RWXU) {
             Ok(()) => {}
             Err(rustix::io::Errno::EXIST) => {
@@ -315,8 +317,14 @@ fn names(dir: &Path) -> Result<Vec<String>> {
 fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let bytes = serde_json::to_vec_pretty(value).map_err(|e| Error::internal(format!("cannot encode {}: {e}", path.display())))?;
     let temporary = path.with_extension("new");
-    let result =
-        std::fs::File::create(&temporary).and_then(|mut file| file.write_all(&bytes)).and_then(|()| std::fs::rename(&temporary, path));
+    let result = std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(&bytes))
+        .and_then(|()| std::fs::rename(&temporary, path));
     result.context(|| format!("cannot write {}", path.display()))
 }
 

@@ -5,7 +5,7 @@
 //! fds 3 and 4, --pod-dir ──> Inherited ──take the lock, write the pid──> serve both APIs ──ShutdownSandbox──> end
 //! ```
 
-mod connections;
+pub mod connections;
 
 use crate::error::{Context, Error, Result};
 use crate::events::Events;
@@ -28,12 +28,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error_span, warn};
+use ttrpc::asynchronous::transport::Listener;
 
 /// How long the last events may take to reach containerd when the process ends.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// How long whoever asked for the end may stay connected.
 const HANG_UP: Duration = Duration::from_millis(500);
+
+/// How many connections a pod's socket has at most: one from the shim, and one of containerd's for the pod and each container.
+const CONNECTIONS: usize = 256;
 
 /// How long a process that nobody is connected to waits for its first request.
 const UNUSED: Duration = Duration::from_secs(60);
@@ -150,7 +154,7 @@ impl Inherited {
         let listener = tokio::net::UnixListener::from_std(listener).context(|| "cannot use the inherited socket".into())?;
         let connections = TaskTracker::new();
         let mut server = ttrpc::asynchronous::Server::new()
-            .add_listener(connections::counted(listener, &connections))
+            .add_listener(Listener::new(connections::bounded(listener, CONNECTIONS, &connections)))
             .register_service(create_sandbox(Arc::new(SandboxService::new(id.clone(), dir.clone(), pod.clone()))));
         if let Some(tasks) = tasks {
             server = server.register_service(create_task(Arc::new(SingleTasks::new(tasks, pod.clone(), background))));

@@ -30,20 +30,29 @@ use crate::cli::Serve;
 use crate::launch::Places;
 use controller::{ControllerServer, Front};
 use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::server::connections::{self, Connection};
 use pods::Pods;
+use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
+use tonic::transport::server::Connected;
 use tracing::level_filters::LevelFilter;
 use tracing::{info, warn};
 use unwanted::Rhythm;
 
 /// The largest message that containerd sends (`defaults.DefaultMaxSendMsgSize`).
 const MAX_MESSAGE: usize = 16 << 20;
+/// How many connections there are at most: one of containerd's, and those of a few tools.
+const CONNECTIONS: usize = 64;
 /// How long a pod that is being made when we are told to end may take.
 const LAST_CHANGES: Duration = Duration::from_secs(5);
 /// How long the last answers may take to be written.
@@ -103,8 +112,38 @@ async fn answer_calls(listener: UnixListener, front: Front, stop: CancellationTo
     let service = ControllerServer::new(front).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
     // There is a Wait for each pod on one connection: a limit on concurrent calls would be one on pods.
     let server = Server::builder().max_concurrent_streams(None).add_service(service);
-    let ended = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled()).await;
+    let callers = connections::bounded(listener, CONNECTIONS, &TaskTracker::new()).map(|connection| connection.map(Caller));
+    let ended = server.serve_with_incoming_shutdown(callers, stop.cancelled()).await;
     ended.map_err(|error| Error::internal(format!("the gRPC server has ended: {error}")))
+}
+
+/// A connection, of which nothing is to be known.
+struct Caller(Connection);
+
+impl Connected for Caller {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Caller {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Caller {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }
 
 fn listen_for(kind: SignalKind) -> Result<Signal> {

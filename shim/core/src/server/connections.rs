@@ -1,38 +1,72 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Connections that can be waited for: the answer to ShutdownSandbox has arrived when the caller, who
-//! has no more to say, hangs up.
+//! Connections that are bounded, and that can be waited for.
+//!
+//! - Only so many are open at once. Who comes when all are taken waits, first in the kernel's queue.
+//! - Who says nothing for too long after connecting is hung up on: there are clients that connect and forget.
+//! - The answer to ShutdownSandbox has arrived when the caller, who has no more to say, hangs up.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio_stream::StreamExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Sleep, sleep};
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{Stream, StreamExt};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use ttrpc::asynchronous::transport::Listener;
 
-/// A connection that is counted for as long as it is open.
+/// How long who connects may take for the first word. Clients of ttrpc and gRPC say it at once.
+const FIRST_WORD: Duration = Duration::from_secs(60);
+
+/// A connection. It has its place, and is counted, for as long as it is open.
 #[derive(Debug)]
-struct Counted {
+pub struct Connection {
     stream: UnixStream,
+    /// Until when something must be said, if nothing was said yet.
+    silent: Option<Pin<Box<Sleep>>>,
+    _place: Option<OwnedSemaphorePermit>,
     _open: TaskTrackerToken,
 }
 
-/// `listener` for a ttrpc server, with its connections counted in `connections`.
-pub fn counted(listener: UnixListener, connections: &TaskTracker) -> Listener {
-    let connections = connections.clone();
-    Listener::new(UnixListenerStream::new(listener).map(move |stream| stream.map(|stream| Counted { stream, _open: connections.token() })))
+/// The connections of `listener`: at most `most` at once, each counted in `open`.
+pub fn bounded(
+    listener: UnixListener,
+    most: usize,
+    open: &TaskTracker,
+) -> impl Stream<Item = io::Result<Connection>> + Send + Unpin + use<> {
+    let (places, open) = (Arc::new(Semaphore::new(most)), open.clone());
+    let connections = UnixListenerStream::new(listener).then(move |stream| {
+        let (places, open) = (places.clone(), open.clone());
+        async move {
+            let stream = stream?;
+            // It fails for a semaphore that is closed, which this one never is.
+            let place = places.acquire_owned().await.ok();
+            Ok(Connection { stream, silent: Some(Box::pin(sleep(FIRST_WORD))), _place: place, _open: open.token() })
+        }
+    });
+    Box::pin(connections)
 }
 
-impl AsyncRead for Counted {
+impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            Poll::Pending => match &mut self.silent {
+                Some(silent) => silent.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
+                None => Poll::Pending,
+            },
+            read @ Poll::Ready(_) => {
+                self.silent = None;
+                read
+            }
+        }
     }
 }
 
-impl AsyncWrite for Counted {
+impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -43,5 +77,50 @@ impl AsyncWrite for Counted {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn listening(most: usize) -> (tempfile::TempDir, impl Stream<Item = io::Result<Connection>> + Unpin, TaskTracker) {
+        let dir = tempfile::tempdir().unwrap();
+        let open = TaskTracker::new();
+        let stream = bounded(UnixListener::bind(dir.path().join("socket")).unwrap(), most, &open);
+        (dir, stream, open)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_when_all_places_are_taken_waits_until_one_is_free() {
+        let (dir, mut accepted, open) = listening(2);
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(UnixStream::connect(dir.path().join("socket")).await.unwrap());
+        }
+        let first = accepted.next().await.unwrap().unwrap();
+        let _second = accepted.next().await.unwrap().unwrap();
+        assert!(tokio::time::timeout(Duration::from_secs(1), accepted.next()).await.is_err());
+        drop(first);
+        let _third = accepted.next().await.unwrap().unwrap();
+        assert_eq!(open.len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_is_hung_up_on_and_who_has_spoken_may_be_silent() {
+        let (dir, mut accepted, _open) = listening(8);
+        let mut client = UnixStream::connect(dir.path().join("socket")).await.unwrap();
+        let mut connection = accepted.next().await.unwrap().unwrap();
+        let error = connection.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(connection);
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+
+        let mut client = UnixStream::connect(dir.path().join("socket")).await.unwrap();
+        let mut connection = accepted.next().await.unwrap().unwrap();
+        client.write_all(b"a").await.unwrap();
+        assert_eq!(connection.read_u8().await.unwrap(), b'a');
+        assert!(tokio::time::timeout(FIRST_WORD * 10, connection.read_u8()).await.is_err(), "it may be silent now");
     }
 }
