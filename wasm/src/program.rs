@@ -11,6 +11,7 @@ use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::runtime::libcontainer::{Images, Native, Program, failed, look_for_program, program_runs};
+use rustix::fs::{PROC_SUPER_MAGIC, statfs};
 use rustix::process::DumpableBehavior;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -91,7 +92,11 @@ impl<E: Engine> Executor for WasmOrNative<E> {
         program_runs();
         // Of what this process has made the container with, nothing is to be in the reach of what may break out of the engine.
         module.close_all_others();
-        let end = match privileges::of_program().and_then(|()| keep_to_itself(module)).and_then(|()| signals::end_when_asked()) {
+        let end = match privileges::of_program()
+            .and_then(|()| check_volumes())
+            .and_then(|()| keep_to_itself(module))
+            .and_then(|()| signals::end_when_asked())
+        {
             Ok(()) => E::run(module, &Guest::new(spec)),
             Err(error) => End::Refused(error.to_string()),
         };
@@ -100,6 +105,27 @@ impl<E: Engine> Executor for WasmOrNative<E> {
         }
         std::process::exit(end.code::<E>().into())
     }
+}
+
+/// That no volume has the kernel's `/proc` in it, at whatever depth: the host may have mounted it below what the pod has named.
+fn check_volumes() -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context(|| "cannot see what is mounted in the container".into())?;
+    proc_in(&mounts).map_or(Ok(()), |place| Err(no_proc(place)))
+}
+
+/// Where the module would see a `proc` file system, by the text of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
+fn proc_in(mounts: &str) -> Option<&str> {
+    mounts.lines().find_map(|line| {
+        let (mount, file_system) = line.split_once(" - ")?;
+        let place = mount.split(' ').nth(4)?.strip_prefix(GUEST_ROOT)?;
+        file_system.starts_with("proc ").then_some(place)
+    })
+}
+
+fn no_proc(place: &str) -> Error {
+    Error::invalid(format!(
+        "the volume at {place} is or has the kernel's /proc, which a Wasm module cannot have: it could write to its engine's memory"
+    ))
 }
 
 /// Other processes of the container, of the same user, are not to trace this one, nor to open what it has open: what it
@@ -190,7 +216,8 @@ pub fn termination_log() -> Option<File> {
 /// the engine's memory. For native programs in the container all is as usual.
 ///
 /// # Errors
-/// `InvalidArgument` where `/dev` is a volume: the root would be mounted in it, for all that share it.
+/// `InvalidArgument` where `/dev` is a volume: the root would be mounted in it, for all that share it; or `/proc` is one, under
+/// whatever name.
 fn mount_guest_root(spec: &mut Value, bundle: &Path) -> Result<()> {
     let below = |path: &str, top: &str| path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let kernels = |path: &str| ["/proc", "/sys", "/dev"].iter().any(|top| below(path, top));
@@ -205,6 +232,9 @@ fn mount_guest_root(spec: &mut Value, bundle: &Path) -> Result<()> {
             return Err(Error::invalid("a Wasm module cannot run in a container whose /dev is a volume"));
         }
         let Some(destination) = mount["destination"].as_str().filter(|path| !kernels(path)) else { continue };
+        if mount["source"].as_str().is_some_and(|source| statfs(source).is_ok_and(|found| found.f_type == PROC_SUPER_MAGIC)) {
+            return Err(no_proc(destination));
+        }
         mount["destination"] = Value::from(format!("{GUEST_ROOT}{destination}"));
         seen.push(mount);
     }
@@ -233,6 +263,19 @@ mod tests {
         assert_eq!(mounts[6]["destination"], "/dev/wasm/system");
         let mut volume = json!({"mounts": [{"destination": "/dev", "type": "bind", "source": "/dev"}]});
         assert!(mount_guest_root(&mut volume, Path::new("/bundle")).is_err());
+    }
+
+    #[test]
+    fn the_kernels_proc_is_no_volume_for_a_module() {
+        for source in ["/proc", "/proc/self", "/proc/sys/kernel"] {
+            let mut spec = json!({"mounts": [{"destination": "/host", "type": "bind", "source": source}]});
+            let error = mount_guest_root(&mut spec, Path::new("/bundle")).unwrap_err();
+            assert!(error.to_string().starts_with("the volume at /host "), "{error}");
+        }
+        let mounts = "21 1 0:5 / /proc rw - proc proc rw\n22 1 0:6 / /dev/wasm/host rw - ext4 /dev/vda rw\n";
+        assert_eq!(proc_in(mounts), None);
+        let below = format!("{mounts}23 22 0:5 / /dev/wasm/host/proc rw,nosuid master:3 - proc proc rw\n");
+        assert_eq!(proc_in(&below), Some("/host/proc"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use magnetar_cri::{Container, ContainerSpec, Pod, PodSpec};
-use magnetar_e2e::{BUSYBOX, Case, Scratch, eventually, on_node};
+use magnetar_e2e::{BUSYBOX, Case, Scratch, eventually, on_node, refused};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::engine::{Engine, MODULES, ends, module, on_each_engine, pod};
@@ -36,6 +36,7 @@ on_each_engine! {
     why_a_module_has_ended_is_in_its_termination_message,
     a_module_that_takes_too_much_memory_is_told_so_before_the_kernel_kills_it,
     a_module_sees_its_image_and_its_volumes_and_nothing_else,
+    the_kernels_proc_is_no_volume_for_a_module_under_any_name,
     a_module_holds_nothing_of_what_made_its_container,
     no_process_of_the_container_reaches_into_the_engine,
     a_large_module_runs_or_says_that_it_is_too_large,
@@ -197,6 +198,21 @@ async fn a_module_sees_its_image_and_its_volumes_and_nothing_else(case: &Case, e
         let (status, said, _) = ends(case, &pod, &module("read.wat", [way]).mount(&scratch.join(""), "/data")).await?;
         ensure!([NOENT, NOTCAPABLE, PERM].contains(&status.exit_code), "{way}: {} {said:?}", status.exit_code);
     }
+    Ok(pod.remove().await?)
+}
+
+/// By `/proc/self/mem` it could write to its engine's memory.
+async fn the_kernels_proc_is_no_volume_for_a_module_under_any_name(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "proc").await?;
+    refused(pod.run(&module("read.wat", ["host/self/mem"]).mount("/proc", "/host")).await, &["/host", "the kernel's /proc"])?;
+    let scratch = Scratch::new()?;
+    let below = scratch.path().join("below");
+    fs::create_dir(&below)?;
+    mount(Some("proc"), &below, Some("proc"), MsFlags::empty(), None::<&str>)?;
+    let ended = ends(case, &pod, &module("read.wat", ["host/below/self/mem"]).mount(&scratch.join(""), "/host")).await;
+    umount2(&below, MntFlags::MNT_DETACH)?;
+    let (status, _, said) = ended?;
+    ensure!(status.exit_code != 0 && said.contains("/host/below is or has the kernel's /proc"), "{}: {said:?}", status.exit_code);
     Ok(pod.remove().await?)
 }
 
