@@ -4,7 +4,9 @@
 //! Both speak vhost-user: the hypervisor connects to a Unix socket and hands over the guest's memory. What comes out of that
 //! memory is the guest's, so whoever reads it is confined as far as it lets itself be.
 
+use crate::confinement::{Calls, Confinement, Files};
 use crate::program::{Invocation, Program};
+use magnetar_sys::bound::CapabilitySet;
 use rustix::process::{Resource, getrlimit};
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
@@ -68,11 +70,18 @@ pub fn virtiofsd(program: &Path, socket: PathBuf, directory: &Path) -> Invocatio
 /// program takes no descriptor for it. Processes of the host reach the guest by connecting to [`VSOCK_HOST`] and saying `CONNECT
 /// <port>`; what the guest connects to is [`vsock_door`].
 ///
-/// It does not confine itself, so that it is run as a `user` that owns this directory, and nothing else. It gets there by the
-/// descriptor, since a pod's directories are root's. It does not end with the hypervisor.
-pub fn vsock<'a>(program: &Path, directory: BorrowedFd<'a>, user: u32) -> Invocation<'a> {
+/// It does not confine itself, so that it is run as a `user` that owns this directory, given by its path and open, and has nothing
+/// else. It gets there by the descriptor, since a pod's directories are root's. It does not end with the hypervisor.
+pub fn vsock<'a>(program: &Path, directory: (&Path, BorrowedFd<'a>), user: u32) -> Invocation<'a> {
+    let (path, directory) = directory;
     let mut invocation = Invocation::new(program);
-    invocation.user = Some(user);
+    invocation.confinement = Confinement {
+        user: Some(user),
+        capabilities: CapabilitySet::NONE,
+        alone: true,
+        files: Some(Files { read: Vec::new(), own: vec![path.to_owned()] }),
+        calls: Calls::Server,
+    };
     let directory = PathBuf::from(format!("/proc/self/fd/{}", invocation.open(directory)));
     invocation.arguments([
         format!("--guest-cid={GUEST_CID}").into(),
@@ -111,15 +120,17 @@ mod tests {
         assert_eq!(invocation.program, Path::new("/usr/libexec/virtiofsd"));
         assert_eq!(invocation.listeners().collect::<Vec<_>>(), [Path::new("/pod/share.sock")]);
         assert_eq!(words(&invocation)[..3], ["--fd=3", "--shared-dir=/pod/share", "--sandbox=namespace"]);
-        assert_eq!(invocation.user, None, "it makes files for all users");
+        assert_eq!(invocation.confinement.user, None, "it makes files for all users");
     }
 
     #[test]
     fn the_vsock_is_not_roots() {
         let directory = std::fs::File::open("/").unwrap();
-        let invocation = vsock(Path::new("/usr/bin/vhost-device-vsock"), directory.as_fd(), 2_000_000_007);
+        let invocation = vsock(Path::new("/usr/bin/vhost-device-vsock"), (Path::new("/pod/v"), directory.as_fd()), 2_000_000_007);
         assert_eq!(words(&invocation), ["--guest-cid=3", "--socket=/proc/self/fd/3/device", "--uds-path=/proc/self/fd/3/host"]);
-        assert_eq!(invocation.user, Some(2_000_000_007));
+        let Confinement { user, capabilities, alone, files, calls } = invocation.confinement;
+        assert_eq!((user, capabilities, alone, calls), (Some(2_000_000_007), CapabilitySet::NONE, true, Calls::Server));
+        assert_eq!(files.unwrap().own, [Path::new("/pod/v")]);
         assert_eq!(vsock_door(1025), "host_1025");
     }
 }

@@ -9,6 +9,7 @@
 //!
 //! A guest that does not answer within the deadline is as good as dead; who asks is told so.
 
+use crate::socket::NamedSocket;
 use crate::vsock::Cid;
 use containerd_shim_protos::shim_async::TaskClient;
 use magnetar_core::error::{Code, Context, Error, Result};
@@ -52,7 +53,12 @@ pub struct Dialer {
 #[derive(Debug, Clone)]
 enum Way {
     /// Through the Unix socket of a hybrid vsock device (Firecracker's docs/vsock.md has its protocol).
-    Hybrid(PathBuf),
+    Hybrid {
+        /// Where it is.
+        socket: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
     /// Through the kernel.
     Kernel {
         /// The guest's address.
@@ -63,9 +69,9 @@ enum Way {
 }
 
 impl Dialer {
-    /// Through the Unix socket of a hybrid vsock device, to an agent with this secret.
-    pub fn hybrid(socket: PathBuf, secret: Secret) -> Self {
-        Self { way: Way::Hybrid(socket), secret }
+    /// Through the Unix socket of a hybrid vsock device, which `owner` is, to an agent with this secret.
+    pub fn hybrid(socket: PathBuf, owner: u32, secret: Secret) -> Self {
+        Self { way: Way::Hybrid { socket, owner }, secret }
     }
 
     /// Through the kernel, as long as somebody else keeps the address.
@@ -88,7 +94,7 @@ impl Dialer {
     pub async fn dial_first(&self, purpose: Purpose) -> Result<Connection> {
         let stream = match &self.way {
             // Its guest has said hello.
-            Way::Hybrid(socket) => hybrid(socket).await?,
+            Way::Hybrid { socket, owner } => hybrid(socket, *owner).await?,
             Way::Kernel { number, device } => loop {
                 match vsock(*number, device).await {
                     Err(error) if not_yet(&error) => tokio::time::sleep(AGAIN).await,
@@ -102,7 +108,7 @@ impl Dialer {
     /// Connects to the agent's port.
     async fn connect(&self) -> Result<Connection> {
         match &self.way {
-            Way::Hybrid(socket) => hybrid(socket).await,
+            Way::Hybrid { socket, owner } => hybrid(socket, *owner).await,
             Way::Kernel { number, device } => vsock(*number, device).await.map(Either::Right).map_err(unavailable),
         }
     }
@@ -122,8 +128,9 @@ impl Dialer {
     }
 }
 
-async fn hybrid(socket: &Path) -> Result<Connection> {
-    let mut stream = UnixStream::connect(socket).await.context(what)?;
+async fn hybrid(socket: &Path, owner: u32) -> Result<Connection> {
+    let socket = NamedSocket::of(socket, owner)?;
+    let mut stream = UnixStream::connect(socket.path()).await.context(what)?;
     stream.write_all(format!("CONNECT {}\n", api::PORT).as_bytes()).await.context(what)?;
     greeting(&mut stream).await?;
     Ok(Either::Left(stream))

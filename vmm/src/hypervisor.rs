@@ -5,7 +5,7 @@ pub mod qemu;
 
 use crate::program::Invocation;
 use crate::spec::VmSpec;
-use crate::vsock::Vsocks;
+use crate::vsock::{Carried, Vsocks};
 use magnetar_core::error::Result;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -72,7 +72,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn capabilities(&self) -> Capabilities;
 
     /// How it is run: nothing but a function of the machine. Its standard output is the guest's console.
-    fn invocation<'a>(&self, spec: &'a VmSpec) -> Invocation<'a>;
+    fn invocation<'a>(&self, spec: &'a VmSpec, vsock: Carried<'a>) -> Invocation<'a>;
 
     /// Connects to one that was just run for a machine whose [`VmSpec::dir`] is `dir`, and lets the guest begin if it waits.
     fn connect(&self, dir: &Path) -> impl Future<Output = Result<Self::Control>> + Send;

@@ -14,8 +14,9 @@ use crate::guest::{self, Connection, Dialer, Guest};
 use crate::hypervisor::{Hypervisor, MachineState};
 use crate::processes::{Common, Process, listens};
 use crate::program::Invocation;
+use crate::socket::NamedSocket;
 use crate::spec::VmSpec;
-use crate::vsock::{Cid, Vsock};
+use crate::vsock::{Carried, Cid, Vsock};
 use crate::words::{Words, end_in, panic_in};
 use magnetar_core::cgroup::Cgroup;
 use magnetar_core::error::{Code, Context, Error, Result};
@@ -128,7 +129,9 @@ impl Machine {
     ) -> Result<Self> {
         let (dialer, hello) = match &spec.vsock {
             Vsock::Kernel(cid) => (Dialer::kernel(cid, making.secret), None),
-            Vsock::User { .. } => (Dialer::hybrid(spec.dir.join(files::VSOCK).join(VSOCK_HOST), making.secret), Some(door(&spec)?)),
+            Vsock::User { .. } => {
+                (Dialer::hybrid(spec.dir.join(files::VSOCK).join(VSOCK_HOST), spec.users.vsock, making.secret), Some(door(&spec)?))
+            }
         };
         let mut processes = Processes::run(hypervisor, &spec, making, parts).await?;
         let connected = async {
@@ -225,12 +228,17 @@ impl Processes {
         let common = Common { reaper: &parts.reaper, tasks: &parts.tasks, cgroup: making.cgroup };
         let virtiofsd = devices::virtiofsd(&making.virtiofsd, spec.dir.join(files::SHARE), making.share);
         let virtiofsd = Process::run("virtiofsd", &virtiofsd, None, common)?;
-        let vsock = match &spec.vsock {
-            Vsock::Kernel(cid) => Carrier::Kernel(Some(cid.clone())),
-            Vsock::User { program, socket } => Carrier::User(run_vsock(program, socket, spec, common).await?),
+        let connection;
+        let (vsock, carried) = match &spec.vsock {
+            Vsock::Kernel(cid) => (Carrier::Kernel(Some(cid.clone())), Carried::Kernel(cid)),
+            Vsock::User { program, socket } => {
+                let process = run_vsock(program, socket, spec, common).await?;
+                connection = NamedSocket::of(socket, spec.users.vsock)?.connect()?;
+                (Carrier::User(process), Carried::User(connection.as_fd()))
+            }
         };
         let console = Words::default();
-        let hypervisor = run_hypervisor(&hypervisor.invocation(spec), &console, spec, common)?;
+        let hypervisor = run_hypervisor(&hypervisor.invocation(spec, carried), &console, spec, common)?;
         Ok(Self { hypervisor, virtiofsd, vsock, console })
     }
 
@@ -287,7 +295,7 @@ fn door(spec: &VmSpec) -> Result<UnixListener> {
     let ready = directory.join(devices::vsock_door(READY_PORT));
     let hello = UnixListener::bind(&ready).context(|| format!("cannot listen at {}", ready.display()))?;
     for path in [&directory, &ready] {
-        rustix::fs::chown(path, Some(Uid::from_raw(spec.user)), None).context(|| format!("cannot give {} away", path.display()))?;
+        rustix::fs::chown(path, Some(Uid::from_raw(spec.users.vsock)), None).context(|| format!("cannot give {} away", path.display()))?;
     }
     Ok(hello)
 }
@@ -296,7 +304,8 @@ async fn run_vsock(program: &Path, socket: &Path, spec: &VmSpec, common: Common<
     let directory = spec.dir.join(files::VSOCK);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(&directory, flags, Mode::empty()).context(|| format!("cannot open {}", directory.display()))?;
-    let mut vsock = Process::run("vhost-device-vsock", &devices::vsock(program, opened.as_fd(), spec.user), None, common)?;
+    let mut vsock =
+        Process::run("vhost-device-vsock", &devices::vsock(program, (&directory, opened.as_fd()), spec.users.vsock), None, common)?;
     tokio::select! {
         listens = listens(socket) => listens?,
         exit = vsock.ended() => return Err(Error::internal(format!("the virtual machine did not start: {}", vsock.describe(exit)))),

@@ -19,6 +19,7 @@
 mod acceleration;
 mod block;
 mod config;
+mod confinement;
 mod devices;
 mod disks;
 mod forward;
@@ -33,6 +34,7 @@ mod program;
 mod random;
 mod relay;
 mod share;
+mod socket;
 mod spec;
 mod streams;
 mod translate;

@@ -6,6 +6,7 @@
 
 use crate::acceleration;
 use crate::config::{Beyond, VmConfig};
+use crate::confinement;
 use crate::devices::{VIRTIOFSD, VSOCK_SOCKET};
 use crate::forward::{self, Forwarder};
 use crate::guest;
@@ -15,9 +16,10 @@ use crate::machine::{Machine, Making, files};
 use crate::network;
 use crate::relay::{Relay, Running};
 use crate::share::Share;
-use crate::spec::{Nic, VmSpec, user_of};
+use crate::spec::{Nic, Users, VmSpec};
 use crate::vsock::{self, Vsock};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use magnetar_core::cgroup::devices::{self, BLOCK, CHARACTER, Rule};
 use magnetar_core::cgroup::{Cgroup, OwnedCgroup, oom, stats};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::home::{self, Home, namespace};
@@ -38,6 +40,17 @@ use tracing::warn;
 
 /// How long the agent may take to make the guest the pod, in software emulation on a busy host.
 const SET_UP: Duration = Duration::from_secs(60);
+
+/// The devices of the host that a machine's processes may open. Taps, the kernel's vsock and disks they are given open. A guest may
+/// have nodes made in its files, as any container may; whoever opens one is stopped here.
+const DEVICES: [Rule; 6] = [
+    Rule::any_node(CHARACTER),
+    Rule::any_node(BLOCK),
+    Rule::character(1, Some(3)),    // null
+    Rule::character(1, Some(8)),    // random
+    Rule::character(1, Some(9)),    // urandom
+    Rule::character(10, Some(232)), // kvm
+];
 
 /// The one pod of this process.
 pub struct VmPod<H> {
@@ -80,7 +93,7 @@ impl<H: Hypervisor> VmPod<H> {
         self.dir.path().join("vm")
     }
 
-    fn spec(&self, pod: &PodConfig, huge_pages: u32, nics: Vec<Nic>, vsock: Vsock, user: u32) -> Result<VmSpec> {
+    fn spec(&self, pod: &PodConfig, huge_pages: u32, nics: Vec<Nic>, vsock: Vsock) -> Result<VmSpec> {
         let program = std::env::current_exe().context(|| "cannot tell where this program is".into())?;
         let kernel = self.config.guest_file(self.config.kernel.as_deref(), "vmlinux", &program);
         let initramfs = self.config.guest_file(self.config.initramfs.as_deref(), "initramfs", &program);
@@ -114,7 +127,7 @@ impl<H: Hypervisor> VmPod<H> {
             vsock,
             nics,
             dir,
-            user,
+            users: Users::of(std::process::id()),
         })
     }
 
@@ -172,7 +185,9 @@ impl<H: Hypervisor> VmPod<H> {
         (self.record.cgroup, self.record.parent) = (Some(path.clone()), config.cgroup_parent.clone());
         self.dir.write_pod(&self.record)?;
         self.home = Some(Home::remember()?);
-        Cgroup::at(&path)?.create()
+        let cgroup = Cgroup::at(&path)?;
+        cgroup.create()?;
+        devices::confine(&cgroup, &DEVICES)
     }
 
     /// Runs the last hooks of a container without a pod. That one fails must not keep it from being removed
@@ -217,12 +232,11 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         });
         let cgroup = self.cgroup()?;
         let network::Attached { network, nics } = network::attach().await?;
-        let user = user_of(std::process::id());
         let dir = self.vm_dir();
         std::fs::DirBuilder::new().mode(0o700).create(&dir).context(|| format!("cannot make {}", dir.display()))?;
         // Asked once: the machine is to have the memory for as many as its agent sets aside.
         let huge_pages = huge_pages(&request.config)?;
-        let spec = self.spec(&request.config, huge_pages, nics, vsock, user)?;
+        let spec = self.spec(&request.config, huge_pages, nics, vsock)?;
         let making = Making { virtiofsd, share: share.dir(), secret: share.tell_secret()?, cgroup: &cgroup };
         let (told, ended) = (self.relay.clone(), self.relay.clone());
         let machine =
@@ -254,6 +268,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             Err(error) => return Err(error),
         };
         let disks = self.hypervisor.capabilities().hot_plug.then_some(machine.disks);
+        confinement::of_this_process()?;
         self.relay.runs(Running { guest: machine.guest, share, disks, pid: machine.pid, death: machine.death, condemn: machine.condemn });
         Ok(std::process::id())
     }

@@ -2,11 +2,13 @@
 //! The processes of a machine: the hypervisor and its helpers. They die with this process, gain no privileges, and are
 //! reaped where all are.
 
+use crate::confinement::Confinement;
 use crate::program::Invocation;
 use crate::words::Words;
 use magnetar_core::cgroup::Cgroup;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::reaper::{Exit, Reaper};
+use magnetar_sys::bound::{self, Bounds};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -63,8 +65,12 @@ impl Process {
                 tasks.spawn(words.listen(name, reader.into(), Some(file)));
             }
         }
-        magnetar_sys::bound::bind(&mut command, cgroup.entrance()?);
-        let child = command.spawn().context(what)?;
+        let Confinement { user, capabilities, alone, .. } = invocation.confinement;
+        let (ruleset, filters) = (invocation.confinement.ruleset(&invocation.program)?, invocation.confinement.filters()?);
+        // This process is protected as the shim is. What a guest uses is its pod's.
+        let bounds = Bounds { entrance: cgroup.entrance()?, user, capabilities, plain_oom_score: true, ruleset, filters };
+        bound::bind(&mut command, bounds).context(what)?;
+        let child = if alone { bound::spawn_alone(&mut command) } else { command.spawn() }.context(what)?;
         // It holds the sockets that the program has inherited.
         drop(command);
         // Nothing was awaited since the spawn, so the reaper cannot have come first.

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The programs that a machine is made of: where they are, and how one is run.
 
+use crate::confinement::Confinement;
 use command_fds::{CommandFdExt, FdMapping};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::runtime::cli::in_path;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -47,8 +47,8 @@ pub struct Invocation<'a> {
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
-    /// The user and group that it is run as, with no other groups; root if there is none.
-    pub user: Option<u32>,
+    /// What it is left.
+    pub confinement: Confinement,
     inherited: Vec<Inherited<'a>>,
 }
 
@@ -62,9 +62,9 @@ enum Inherited<'a> {
 const FIRST: RawFd = 3;
 
 impl<'a> Invocation<'a> {
-    /// A program without arguments, run as root.
+    /// A program without arguments, run as root and not confined.
     pub fn new(program: &Path) -> Self {
-        Self { program: program.to_owned(), arguments: Vec::new(), user: None, inherited: Vec::new() }
+        Self { program: program.to_owned(), arguments: Vec::new(), confinement: Confinement::NONE, inherited: Vec::new() }
     }
 
     /// Adds arguments.
@@ -109,9 +109,6 @@ impl<'a> Invocation<'a> {
             .collect::<Result<_>>()?;
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).stdin(Stdio::null());
-        if let Some(user) = self.user {
-            command.uid(user).gid(user);
-        }
         command.fd_mappings(mappings).map_err(|error| Error::internal(format!("{}: {error}", self.program.display())))?;
         Ok(command)
     }

@@ -34,19 +34,31 @@ pub struct VmSpec {
     pub nics: Vec<Nic>,
     /// The directory for the hypervisor's own sockets, which nobody but root can enter.
     pub dir: PathBuf,
-    /// The user, and the group, that the hypervisor becomes when it has opened what only root can: [`user_of`] its pod.
-    pub user: u32,
+    /// Who its processes are.
+    pub users: Users,
 }
 
 /// Less memory than this does not boot, in MiB.
 pub const LEAST_MEMORY: u32 = 96;
 
-/// The user that a pod's hypervisor becomes, by the sandbox process's id: while that lives, no other process has the id, and
-/// so no two machines have a user in common. The range is one that distributions leave unused, and above what kubelets give to
-/// pods with user namespaces (systemd's UIDS-GIDS.md has the list).
-pub fn user_of(sandbox_process: u32) -> u32 {
-    // PID_MAX_LIMIT of the kernel is 2^22.
-    2_000_000_000 + (sandbox_process & ((1 << 22) - 1))
+/// The users, and groups of the same numbers, that the processes of a machine are. None is another's, nor another machine's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Users {
+    /// What the hypervisor becomes when it has opened what only root can.
+    pub hypervisor: u32,
+    /// The vsock device's.
+    pub vsock: u32,
+}
+
+impl Users {
+    /// Those of a pod, by the sandbox process's id: while that lives, no other process has the id. The range is one that
+    /// distributions leave unused, and above what kubelets give to pods with user namespaces (systemd's UIDS-GIDS.md has the list).
+    pub fn of(sandbox_process: u32) -> Self {
+        // PID_MAX_LIMIT of the kernel.
+        const IDS: u32 = 1 << 22;
+        let hypervisor = 2_000_000_000 + sandbox_process % IDS;
+        Self { hypervisor, vsock: hypervisor + IDS }
+    }
 }
 
 /// What executes a guest's code.

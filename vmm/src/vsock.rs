@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tracing::debug;
@@ -56,6 +56,15 @@ pub enum Vsock {
         /// Its vhost-user socket.
         socket: PathBuf,
     },
+}
+
+/// What a hypervisor is given of it.
+#[derive(Debug, Clone, Copy)]
+pub enum Carried<'a> {
+    /// The address, and the kernel's device that has it.
+    Kernel(&'a Cid),
+    /// The connection to the process in user space, whose socket lies in a directory of another user's.
+    User(BorrowedFd<'a>),
 }
 
 /// A guest's address, and the device that has it: as long as one of its descriptors is open, no other guest has the address.

@@ -16,6 +16,7 @@
 //! killed, frozen or removed: a process that no runtime has moved into a cgroup of its own is in the root one, together with
 //! the host. Deliberately absent: limits, which the runtimes set, and talking to systemd, which they do too.
 
+pub mod devices;
 mod hierarchy;
 pub mod moves;
 pub mod oom;

@@ -23,6 +23,8 @@ mod check;
 pub mod kernel;
 pub mod podless;
 mod service;
+#[cfg(target_arch = "x86_64")]
+pub mod taken_over;
 mod terminal;
 mod tool;
 mod turn;

@@ -30,7 +30,8 @@ fn dialed(bytes: &[u8]) -> Result<usize> {
             tokio::io::copy(&mut from, &mut tokio::io::sink()).await
         };
         let dial = async {
-            let mut connection = Dialer::hybrid(socket.clone(), Secret::new([7; 32])).dial(Purpose::Control).await?;
+            let mut connection =
+                Dialer::hybrid(socket.clone(), rustix::process::geteuid().as_raw(), Secret::new([7; 32])).dial(Purpose::Control).await?;
             let mut rest = Vec::new();
             connection.read_to_end(&mut rest).await.unwrap();
             Ok(rest.len())

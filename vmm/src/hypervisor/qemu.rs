@@ -14,11 +14,13 @@ mod qmp;
 
 use super::{Capabilities, Control, Disk, DiskId, Hypervisor, MachineState};
 use crate::config::MachineKind;
+use crate::confinement::{Calls, Confinement, Files};
 use crate::program::{Invocation, Program};
 use crate::spec::{Acceleration, Nic, VmSpec};
-use crate::vsock::{Vsock, Vsocks};
+use crate::vsock::{Carried, Vsocks};
 use clock::Clock;
 use magnetar_core::error::{Context, Result};
+use magnetar_sys::bound::CapabilitySet;
 use magnetar_vm_agent_api::SHARE_TAG;
 use qmp::Qmp;
 use serde::Deserialize;
@@ -69,7 +71,7 @@ impl Hypervisor for Qemu {
         Capabilities { emulates: true, virtiofs: true, vsocks: Vsocks { kernel: true, user: true }, hot_plug: true }
     }
 
-    fn invocation<'a>(&self, spec: &'a VmSpec) -> Invocation<'a> {
+    fn invocation<'a>(&self, spec: &'a VmSpec, vsock: Carried<'a>) -> Invocation<'a> {
         let mut invocation = Invocation::new(&self.program);
         let own = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name"];
         invocation.arguments(own);
@@ -78,7 +80,7 @@ impl Hypervisor for Qemu {
         board(&mut invocation, spec, self.machine);
         kernel(&mut invocation, spec, self);
         monitors(&mut invocation, spec);
-        devices(&mut invocation, spec, self.machine);
+        devices(&mut invocation, spec, vsock, self.machine);
         invocation
     }
 
@@ -90,8 +92,24 @@ impl Hypervisor for Qemu {
     }
 }
 
+/// The capabilities that QEMU needs until it has become somebody else: CAP_SETGID, CAP_SETUID, CAP_SYS_CHROOT (linux/capability.h).
+const UNTIL_CONFINED: CapabilitySet = CapabilitySet::of(&[6, 7, 18]);
+
 /// What a QEMU that its guest has taken over can still do: nothing but what it is there for.
 fn confine(invocation: &mut Invocation, spec: &VmSpec) {
+    let mut own = vec![PathBuf::from("/dev/null"), spec.dir.clone()];
+    if spec.acceleration == Acceleration::Kvm {
+        own.push("/dev/kvm".into());
+    }
+    let read = vec![spec.kernel.clone(), spec.initramfs.clone(), "/dev/urandom".into(), "/sys/devices/system/cpu".into()];
+    invocation.confinement = Confinement {
+        // It becomes that itself, below.
+        user: None,
+        capabilities: UNTIL_CONFINED,
+        alone: true,
+        files: Some(Files { read, own }),
+        calls: Calls::NoOthers,
+    };
     invocation.arguments([
         "-sandbox".into(),
         // No other programs, no scheduling, no system calls of the past. set*uid cannot be forbidden, since QEMU itself drops
@@ -100,7 +118,7 @@ fn confine(invocation: &mut Invocation, spec: &VmSpec) {
         "on,obsolete=deny,elevateprivileges=allow,spawn=deny,resourcecontrol=deny".into(),
         "-run-with".into(),
         // When all is open that root must open, it becomes somebody who owns nothing, in a directory that only root can enter.
-        joined(&[&format!("user={0}:{0},chroot=", spec.user), &escaped(&spec.dir)]),
+        joined(&[&format!("user={0}:{0},chroot=", spec.users.hypervisor), &escaped(&spec.dir)]),
     ]);
 }
 
@@ -191,19 +209,24 @@ fn monitors(invocation: &mut Invocation, spec: &VmSpec) {
 }
 
 /// What the pod has.
-fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, machine: MachineKind) {
-    let mut user_device = |id: &str, socket: &Path, device: &str| {
-        invocation.arguments([
-            "-chardev".into(),
-            joined(&[&format!("socket,id={id},path="), &escaped(socket)]),
-            "-device".into(),
-            format!("{device},chardev={id}").into(),
-        ]);
-    };
-    user_device("share", &spec.share, &format!("{},tag={SHARE_TAG}", machine.device("vhost-user-fs")));
-    match &spec.vsock {
-        Vsock::User { socket, .. } => user_device("vsock", socket, &machine.device("vhost-user-vsock")),
-        Vsock::Kernel(cid) => {
+fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: Carried<'a>, machine: MachineKind) {
+    invocation.arguments([
+        "-chardev".into(),
+        joined(&[&"socket,id=share,path=", &escaped(&spec.share)]),
+        "-device".into(),
+        format!("{},tag={SHARE_TAG},chardev=share", machine.device("vhost-user-fs")).into(),
+    ]);
+    match vsock {
+        Carried::User(connection) => {
+            let connection = invocation.open(connection);
+            invocation.arguments([
+                "-chardev",
+                &format!("socket,id=vsock,fd={connection}"),
+                "-device",
+                &format!("{},chardev=vsock", machine.device("vhost-user-vsock")),
+            ]);
+        }
+        Carried::Kernel(cid) => {
             // It tells the kernel the address once more, which takes it from the descriptor that has it.
             let device = invocation.open(cid.device.as_fd());
             invocation.arguments(["-device", &format!("{},vhostfd={device},guest-cid={}", machine.device("vhost-vsock"), cid.number)]);

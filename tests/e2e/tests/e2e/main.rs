@@ -31,6 +31,9 @@ mod task_api;
 mod tools;
 mod vm;
 mod vm_storage;
+// It knows how system calls are made on this architecture alone.
+#[cfg(target_arch = "x86_64")]
+mod walls;
 mod wasi;
 mod wasm;
 mod wasm_cache;

@@ -66,7 +66,7 @@ async fn running_with_device(case: &Case, name: &str) -> Result<(Pod, Container)
 }
 
 /// The handler's options, with a choice of the vsock.
-fn vsock(choice: &str) -> String {
+pub fn vsock(choice: &str) -> String {
     format!("sandboxer = \"vmm\"\n[vm]\nvsock = \"{choice}\"\n")
 }
 

@@ -2,7 +2,8 @@
 //! The command line, and how a machine's state is told.
 
 use super::*;
-use crate::vsock::Cid;
+use crate::spec::Users;
+use crate::vsock::{Cid, Vsock};
 use magnetar_core::ids::SandboxId;
 use magnetar_vm_agent_api::network::Mac;
 use serde_json::Value;
@@ -25,7 +26,18 @@ fn spec(nics: usize) -> VmSpec {
         vsock: Vsock::User { program: "/v".into(), socket: "/pod/vsock".into() },
         nics: (0..nics).map(|n| Nic { tap: tap(), mac: Mac([2, 0, 0, 0, 0, n as u8]), mtu: 1450 }).collect(),
         dir: "/pod".into(),
-        user: 2_000_000_007,
+        users: Users { hypervisor: 2_000_000_007, vsock: 2_000_000_008 },
+    }
+}
+
+fn connection() -> OwnedFd {
+    std::fs::File::open("/dev/null").unwrap().into()
+}
+
+fn carried<'a>(spec: &'a VmSpec, connection: &'a OwnedFd) -> Carried<'a> {
+    match &spec.vsock {
+        Vsock::Kernel(cid) => Carried::Kernel(cid),
+        Vsock::User { .. } => Carried::User(connection.as_fd()),
     }
 }
 
@@ -34,7 +46,8 @@ fn words(spec: &VmSpec) -> Vec<String> {
 }
 
 fn words_of(machine: MachineKind, spec: &VmSpec) -> Vec<String> {
-    let invocation = Qemu::new("/q".into(), machine).invocation(spec);
+    let connection = connection();
+    let invocation = Qemu::new("/q".into(), machine).invocation(spec, carried(spec, &connection));
     invocation.arguments.into_iter().map(|word| word.into_string().unwrap()).collect()
 }
 
@@ -91,11 +104,13 @@ fn memory_is_made_of_huge_pages_when_it_should_be() {
 #[test]
 fn descriptors_have_the_numbers_that_are_named() {
     let spec = spec(2);
-    let invocation = Qemu::new("/q".into(), MachineKind::Q35).invocation(&spec);
+    let connection = connection();
+    let invocation = Qemu::new("/q".into(), MachineKind::Q35).invocation(&spec, carried(&spec, &connection));
     assert_eq!(invocation.listeners().collect::<Vec<_>>(), [Path::new("/pod/qmp.sock"), Path::new("/pod/debug.sock")]);
     let words = words(&spec);
-    assert_eq!(values(&words, "-netdev"), ["tap,id=net0,fd=5", "tap,id=net1,fd=6"]);
+    assert_eq!(values(&words, "-netdev"), ["tap,id=net0,fd=6", "tap,id=net1,fd=7"]);
     assert_eq!(values(&words, "-chardev")[1..3], ["socket,id=qmp,fd=3,server=on,wait=off", "socket,id=debug,fd=4,server=on,wait=off"]);
+    assert_eq!(values(&words, "-chardev")[4], "socket,id=vsock,fd=5");
 }
 
 #[test]
@@ -114,6 +129,13 @@ fn it_is_confined() {
     let words = words(&spec(0));
     assert!(values(&words, "-sandbox")[0].contains("spawn=deny"));
     assert_eq!(values(&words, "-run-with"), ["user=2000000007:2000000007,chroot=/pod"]);
+    let (spec, connection) = (spec(0), connection());
+    let Confinement { capabilities, alone, files, calls, .. } =
+        Qemu::new("/q".into(), MachineKind::Q35).invocation(&spec, carried(&spec, &connection)).confinement;
+    assert_eq!((capabilities, alone, calls), (UNTIL_CONFINED, true, Calls::NoOthers));
+    let files = files.unwrap();
+    assert!(files.read.contains(&spec.kernel) && files.own.contains(&spec.dir), "{files:?}");
+    assert!(!files.own.contains(&"/dev/kvm".into()), "an emulated machine has no business with it");
     assert!(words.iter().any(|word| word == "-nodefaults") && words.iter().any(|word| word == "-no-user-config"));
 }
 
@@ -126,7 +148,8 @@ fn an_emulated_guest_clears_pages_before_others_write_to_them() {
 fn only_an_emulated_guest_is_told_its_clocks_rate() {
     let mut spec = spec(0);
     let told = |spec: &VmSpec| {
-        let invocation = Qemu::new("/q".into(), MachineKind::Q35).measuring().invocation(spec);
+        let connection = connection();
+        let invocation = Qemu::new("/q".into(), MachineKind::Q35).measuring().invocation(spec, carried(spec, &connection));
         invocation.arguments.iter().any(|word| word.to_string_lossy().contains(" tsc_early_khz="))
     };
     assert_eq!(told(&spec), Clock::begin().is_some());

@@ -1,0 +1,494 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a program beside a pod is left when it runs, on the assumption that a guest has taken it over.
+//!
+//! ```text
+//! a user of its own         it can signal, trace and read nobody else's
+//! no capabilities           but those that it needs to confine itself further; its bounding set has no others
+//! a PID namespace           it sees no process but itself, and none can be named
+//! Landlock                  of the files of the host, its libraries and what it is named; no network
+//! seccomp                   the system calls that it makes, or all but those that it has no business with
+//! ```
+//!
+//! Each holds without the others. Landlock is in most kernels since 5.13, and not in all of them: it is applied where it is.
+
+use landlock::{ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope};
+use magnetar_core::error::{Context, Error, Result};
+use magnetar_sys::bound::{self, CapabilitySet, FilterInstruction};
+use object::Endianness;
+use object::elf::FileHeader64;
+use object::read::ReadCache;
+use object::read::elf::{FileHeader as _, ProgramHeader as _};
+use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// What Landlock could do in 2024, when it learnt to confine requests to devices, signals and abstract sockets. A kernel does
+/// what it can of that.
+const LANDLOCK: ABI = ABI::V6;
+
+/// Where programs have their libraries and data.
+const LIBRARIES: [&str; 7] = ["/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/ld.so.preload", "/nix/store", "/gnu/store"];
+
+/// What one program is left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Confinement {
+    /// The user and group that it is run as, with no other groups; root if there is none.
+    pub user: Option<u32>,
+    /// The capabilities that it can ever have.
+    pub capabilities: CapabilitySet,
+    /// Whether it is in a PID namespace of its own.
+    pub alone: bool,
+    /// What it sees of the host's files, beside itself and its libraries; all of them if that is not said.
+    pub files: Option<Files>,
+    /// The system calls that it may make.
+    pub calls: Calls,
+}
+
+/// Files of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Files {
+    /// It may read these.
+    pub read: Vec<PathBuf>,
+    /// These are devices, or directories of its own: it may do with them, and make in them, what it likes.
+    pub own: Vec<PathBuf>,
+}
+
+/// Which system calls a program may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Calls {
+    /// All of them: it confines itself.
+    All,
+    /// All but those by which one process gets at another, at other namespaces or at the kernel.
+    NoOthers,
+    /// Those of a small server: memory, threads, files, Unix sockets and what waits for them.
+    Server,
+}
+
+/// What this process, which talks to a guest, has no use for once its pod stands, nor has a hook that it runs: CAP_LINUX_IMMUTABLE,
+/// NET_BROADCAST, IPC_LOCK, IPC_OWNER, SYS_MODULE, SYS_RAWIO, SYS_PACCT, SYS_BOOT, SYS_TIME, SYS_TTY_CONFIG, LEASE, AUDIT_WRITE,
+/// AUDIT_CONTROL, SETFCAP, MAC_OVERRIDE, MAC_ADMIN, SYSLOG, WAKE_ALARM, BLOCK_SUSPEND, AUDIT_READ, PERFMON, BPF, CHECKPOINT_RESTORE.
+const NO_USE: [u32; 23] = [9, 11, 14, 15, 16, 17, 20, 22, 25, 26, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40];
+
+/// Confines this process itself. It goes on mounting what containers have and making their devices.
+///
+/// # Errors
+/// What the kernel says.
+pub fn of_this_process() -> Result<()> {
+    let denied = OTHERS.iter().filter(|call| !OWN_WORK.contains(call)).map(|call| (*call, Vec::new())).collect();
+    let filter = filter(denied, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))?;
+    let confined = bound::confine_self(CapabilitySet::but(&NO_USE), &[filter]);
+    confined.context(|| "cannot give up what a pod that runs does not need".into())
+}
+
+impl Confinement {
+    /// A program that is not confined at all.
+    pub const NONE: Self = Self { user: None, capabilities: CapabilitySet::ALL, alone: false, files: None, calls: Calls::All };
+
+    /// What Landlock leaves `program`, if anything is to be kept from it and the kernel can do that.
+    ///
+    /// # Errors
+    /// Where the program, or a file that it is to have, cannot be opened.
+    pub fn ruleset(&self, program: &Path) -> Result<Option<OwnedFd>> {
+        self.files.as_ref().map_or(Ok(None), |files| ruleset(program, files))
+    }
+
+    /// The filters of its system calls.
+    ///
+    /// # Errors
+    /// Where there is no filter for this architecture.
+    pub fn filters(&self) -> Result<Vec<Vec<FilterInstruction>>> {
+        match self.calls {
+            Calls::All => Ok(Vec::new()),
+            Calls::NoOthers => {
+                let mut denied: Rules = OTHERS.iter().map(|call| (*call, Vec::new())).collect();
+                denied.insert(libc::SYS_clone, CLONE_NEW.iter().map(|flag| clone_with(*flag, *flag)).collect::<Result<_>>()?);
+                // What the C library does without where there is no such call. Its flags are in memory, where no filter sees them.
+                let absent = Rules::from([(libc::SYS_clone3, Vec::new())]);
+                Ok(vec![
+                    filter(denied, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))?,
+                    filter(absent, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))?,
+                ])
+            }
+            Calls::Server => {
+                let mut allowed: Rules = SERVER.iter().map(|call| (*call, Vec::new())).collect();
+                allowed.insert(libc::SYS_clone, vec![clone_with(CLONE_NEW.iter().fold(0, |all, flag| all | flag), 0)?]);
+                // Its network is the pod's.
+                allowed.insert(libc::SYS_socket, vec![unix_socket()?]);
+                // A program that is told that a call does not exist may have another way.
+                Ok(vec![filter(allowed, SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow)?])
+            }
+        }
+    }
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// The flags of clone(2) that make namespaces.
+const CLONE_NEW: [u64; 7] = [
+    libc::CLONE_NEWNS as u64,
+    libc::CLONE_NEWUTS as u64,
+    libc::CLONE_NEWIPC as u64,
+    libc::CLONE_NEWUSER as u64,
+    libc::CLONE_NEWPID as u64,
+    libc::CLONE_NEWNET as u64,
+    libc::CLONE_NEWCGROUP as u64,
+];
+
+/// The rule for clone(2) with `flags` of the bits `mask`.
+fn clone_with(mask: u64, flags: u64) -> Result<SeccompRule> {
+    let condition = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), flags);
+    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(no_filter)
+}
+
+/// The rule for socket(2) of the kind that stays on this host.
+fn unix_socket() -> Result<SeccompRule> {
+    let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_UNIX as u64);
+    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(no_filter)
+}
+
+fn filter(rules: Rules, otherwise: SeccompAction, matched: SeccompAction) -> Result<Vec<FilterInstruction>> {
+    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(no_filter)?;
+    let program: seccompiler::BpfProgram =
+        SeccompFilter::new(rules, otherwise, matched, architecture).and_then(TryInto::try_into).map_err(no_filter)?;
+    let instruction =
+        |one: seccompiler::sock_filter| FilterInstruction { code: one.code, jump_true: one.jt, jump_false: one.jf, operand: one.k };
+    Ok(program.into_iter().map(instruction).collect())
+}
+
+fn no_filter(error: impl std::fmt::Display) -> Error {
+    Error::internal(format!("there is no filter of system calls: {error}"))
+}
+
+fn ruleset(program: &Path, files: &Files) -> Result<Option<OwnedFd>> {
+    let what = || format!("cannot confine {} to its files", program.display());
+    let failed = |error: landlock::RulesetError| Error::internal(format!("{}: {error}", what()));
+    let execute = AccessFs::Execute | AccessFs::ReadFile;
+    let mut rules: Vec<(PathBuf, BitFlags<AccessFs>)> = vec![(program.to_owned(), execute)];
+    rules.extend(interpreter(program)?.map(|interpreter| (interpreter, execute)));
+    let libraries = LIBRARIES.iter().map(PathBuf::from).chain(program.parent().map(Path::to_owned)).filter(|path| path.exists());
+    rules.extend(libraries.chain(files.read.iter().cloned()).map(|path| (path, AccessFs::ReadFile | AccessFs::ReadDir)));
+    rules.extend(files.own.iter().map(|path| (path.clone(), AccessFs::from_all(LANDLOCK) & !AccessFs::Execute)));
+    let mut created = Ruleset::default()
+        .handle_access(AccessFs::from_all(LANDLOCK))
+        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(LANDLOCK)))
+        .and_then(|ruleset| ruleset.scope(Scope::from_all(LANDLOCK)))
+        .and_then(Ruleset::create)
+        .map_err(failed)?;
+    for (path, access) in rules {
+        let opened = PathFd::new(&path).map_err(|error| Error::internal(format!("{}: {error}", what())))?;
+        let access = if path.is_dir() { access } else { access & AccessFs::from_file(LANDLOCK) };
+        created = created.add_rule(PathBeneath::new(opened, access)).map_err(failed)?;
+    }
+    // None where the kernel has no Landlock.
+    Ok(created.into())
+}
+
+/// The program that the kernel runs to load `program` and its libraries, if it needs one (elf(5), `PT_INTERP`).
+fn interpreter(program: &Path) -> Result<Option<PathBuf>> {
+    let what = || format!("cannot read the program {}", program.display());
+    let file = ReadCache::new(File::open(program).context(what)?);
+    let no_program = |error: object::Error| Error::precondition(format!("{}: {error}; name the program itself, not a script", what()));
+    let header = FileHeader64::<Endianness>::parse(&file).map_err(no_program)?;
+    let endian = header.endian().map_err(no_program)?;
+    for segment in header.program_headers(endian, &file).map_err(no_program)? {
+        if let Some(path) = segment.interpreter(endian, &file).map_err(no_program)? {
+            return Ok(Some(OsStr::from_bytes(path).into()));
+        }
+    }
+    Ok(None)
+}
+
+/// What a hypervisor has no business with: other processes, other namespaces, keys, and the kernel itself.
+const OTHERS: &[i64] = &[
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_process_mrelease,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_kcmp,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_mknodat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mknod,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_add_key,
+    libc::SYS_keyctl,
+    libc::SYS_request_key,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_fanotify_init,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_syslog,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_adjtimex,
+    libc::SYS_clock_adjtime,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_iopl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ioperm,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_modify_ldt,
+];
+
+/// What of that the process of a pod does for its containers.
+const OWN_WORK: &[i64] = &[
+    libc::SYS_process_mrelease,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_mknodat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mknod,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_sethostname,
+];
+
+/// What a small server needs, of this C library or another, and to be executed.
+const SERVER: &[i64] = &[
+    // Memory.
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_membarrier,
+    // Threads, and the end.
+    libc::SYS_set_robust_list,
+    libc::SYS_set_tid_address,
+    libc::SYS_rseq,
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_prctl,
+    libc::SYS_prlimit64,
+    libc::SYS_tgkill,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_execve,
+    libc::SYS_restart_syscall,
+    // Signals.
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_sigaltstack,
+    libc::SYS_signalfd4,
+    // Who and where it is.
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_getcwd,
+    libc::SYS_uname,
+    libc::SYS_sysinfo,
+    libc::SYS_getrandom,
+    // Time.
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_nanosleep,
+    // Files.
+    libc::SYS_openat,
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_pread64,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_lseek,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_readlinkat,
+    libc::SYS_unlinkat,
+    libc::SYS_getdents64,
+    libc::SYS_fcntl,
+    libc::SYS_ioctl,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_pipe2,
+    // Sockets.
+    libc::SYS_socketpair,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_shutdown,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    // What waits.
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    libc::SYS_eventfd2,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    // What newer architectures do without.
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_arch_prctl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_pipe,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_select,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_create,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_eventfd,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use magnetar_sys::bound::Bounds;
+    use std::process::{Command, Output};
+
+    /// Runs a program within this confinement.
+    fn run(confinement: &Confinement, program: &str, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program);
+        let bounds = Bounds {
+            ruleset: confinement.ruleset(Path::new(program)).unwrap(),
+            filters: confinement.filters().unwrap(),
+            ..Bounds::default()
+        };
+        bound::bind(command.args(arguments), bounds).unwrap();
+        command.output().unwrap()
+    }
+
+    fn confined(calls: Calls, files: Option<Files>) -> Confinement {
+        Confinement { calls, files, ..Confinement::NONE }
+    }
+
+    #[test]
+    fn programs_name_their_interpreter() {
+        let interpreter = interpreter(Path::new("/bin/sh")).unwrap().unwrap();
+        assert!(interpreter.is_file(), "{}", interpreter.display());
+    }
+
+    #[test]
+    fn a_script_in_place_of_a_program_is_refused_with_advice() {
+        let script = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&script, "#!/bin/sh\nexec qemu\n").unwrap();
+        let error = interpreter(script.path()).unwrap_err().to_string();
+        assert!(error.ends_with("name the program itself, not a script"), "{error}");
+    }
+
+    #[test]
+    fn a_server_works_and_makes_no_namespace_nor_traces() {
+        let output = run(&confined(Calls::Server, None), "/bin/cat", &["/proc/self/status"]);
+        assert!(output.status.success(), "{output:?}");
+        let output = run(&confined(Calls::Server, None), "/usr/bin/unshare", &["--user", "true"]);
+        assert!(String::from_utf8_lossy(&output.stderr).contains("Function not implemented"), "{output:?}");
+    }
+
+    #[test]
+    fn who_may_not_get_at_others_is_refused() {
+        let output = run(&confined(Calls::NoOthers, None), "/usr/bin/unshare", &["--user", "true"]);
+        assert!(String::from_utf8_lossy(&output.stderr).contains("Operation not permitted"), "{output:?}");
+        let output = run(&confined(Calls::NoOthers, None), "/bin/sh", &["-c", "echo $(echo works)"]);
+        assert_eq!(output.stdout, b"works\n", "{output:?}");
+    }
+
+    #[test]
+    fn only_files_that_are_named_are_seen() {
+        if confined(Calls::All, Some(Files::default())).ruleset(Path::new("/bin/cat")).unwrap().is_none() {
+            return eprintln!("skipped: only_files_that_are_named_are_seen: this kernel has no Landlock");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["named", "other"] {
+            std::fs::write(path(name), name).unwrap();
+        }
+        let files = Some(Files { read: vec![path("named")], own: Vec::new() });
+        let [named, other] = [path("named"), path("other")].map(|path| path.display().to_string());
+        let output = run(&confined(Calls::All, files.clone()), "/bin/cat", &[&named, &other]);
+        assert_eq!(output.stdout, b"named");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("Permission denied"), "{output:?}");
+        // Nothing else is executed.
+        let output = run(&confined(Calls::All, files), "/bin/sh", &["-c", "/bin/cat /dev/null"]);
+        assert!(!output.status.success(), "{output:?}");
+        let own = Some(Files { read: Vec::new(), own: vec![dir.path().to_owned()] });
+        let output = run(&confined(Calls::All, own), "/bin/rm", &[&other]);
+        assert!(output.status.success() && !path("other").exists(), "{output:?}");
+    }
+}
