@@ -40,12 +40,24 @@ pub struct Confinement {
     pub user: Option<u32>,
     /// The capabilities that it can ever have.
     pub capabilities: CapabilitySet,
-    /// Whether it is in a PID namespace of its own.
-    pub alone: bool,
+    /// Which processes it sees.
+    pub pids: Pids,
     /// What it sees of the host's files, beside itself and its libraries; all of them if that is not said.
     pub files: Option<Files>,
     /// The system calls that it may make.
     pub calls: Calls,
+}
+
+/// Which processes a program sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pids {
+    /// All that whoever runs it sees.
+    All,
+    /// Itself: it is the first process of a PID namespace of its own.
+    Itself,
+    /// Itself, and one that does nothing and is the first process of their PID namespace. That one dies with whoever runs the
+    /// program, and the program with it: for one that becomes another user, by which it loses a death signal of its own (prctl(2)).
+    ItselfAndHolder,
 }
 
 /// Files of the host.
@@ -86,7 +98,7 @@ pub fn of_this_process() -> Result<()> {
 
 impl Confinement {
     /// A program that is not confined at all.
-    pub const NONE: Self = Self { user: None, capabilities: CapabilitySet::ALL, alone: false, files: None, calls: Calls::All };
+    pub const NONE: Self = Self { user: None, capabilities: CapabilitySet::ALL, pids: Pids::All, files: None, calls: Calls::All };
 
     /// What Landlock leaves `program`, if anything is to be kept from it and the kernel can do that.
     ///

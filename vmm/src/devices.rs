@@ -4,7 +4,7 @@
 //! Both speak vhost-user: the hypervisor connects to a Unix socket and hands over the guest's memory. What comes out of that
 //! memory is the guest's, so whoever reads it is confined as far as it lets itself be.
 
-use crate::confinement::{Calls, Confinement, Files};
+use crate::confinement::{Calls, Confinement, Files, Pids};
 use crate::program::{Invocation, Program};
 use magnetar_sys::bound::CapabilitySet;
 use rustix::process::{Resource, getrlimit};
@@ -78,7 +78,7 @@ pub fn vsock<'a>(program: &Path, directory: (&Path, BorrowedFd<'a>), user: u32) 
     invocation.confinement = Confinement {
         user: Some(user),
         capabilities: CapabilitySet::NONE,
-        alone: true,
+        pids: Pids::Itself,
         files: Some(Files { read: Vec::new(), own: vec![path.to_owned()] }),
         calls: Calls::Server,
     };
@@ -128,8 +128,8 @@ mod tests {
         let directory = std::fs::File::open("/").unwrap();
         let invocation = vsock(Path::new("/usr/bin/vhost-device-vsock"), (Path::new("/pod/v"), directory.as_fd()), 2_000_000_007);
         assert_eq!(words(&invocation), ["--guest-cid=3", "--socket=/proc/self/fd/3/device", "--uds-path=/proc/self/fd/3/host"]);
-        let Confinement { user, capabilities, alone, files, calls } = invocation.confinement;
-        assert_eq!((user, capabilities, alone, calls), (Some(2_000_000_007), CapabilitySet::NONE, true, Calls::Server));
+        let Confinement { user, capabilities, pids, files, calls } = invocation.confinement;
+        assert_eq!((user, capabilities, pids, calls), (Some(2_000_000_007), CapabilitySet::NONE, Pids::Itself, Calls::Server));
         assert_eq!(files.unwrap().own, [Path::new("/pod/v")]);
         assert_eq!(vsock_door(1025), "host_1025");
     }

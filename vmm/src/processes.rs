@@ -2,13 +2,14 @@
 //! The processes of a machine: the hypervisor and its helpers. They die with this process, gain no privileges, and are
 //! reaped where all are.
 
-use crate::confinement::Confinement;
+use crate::confinement::{Confinement, Pids};
 use crate::program::Invocation;
 use crate::words::Words;
 use magnetar_core::cgroup::Cgroup;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::reaper::{Exit, Reaper};
 use magnetar_sys::bound::{self, Bounds};
+use magnetar_sys::holder::{self, HolderError};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -28,6 +29,33 @@ pub struct Process {
     reaper: Reaper,
     ended: oneshot::Receiver<Exit>,
     exit: Option<Exit>,
+    _holder: Option<Holder>,
+}
+
+/// The first process of another one's PID namespace. What is in there dies with it.
+#[derive(Debug)]
+struct Holder {
+    pid: u32,
+    reaper: Reaper,
+    /// Only what is watched is signalled.
+    _ended: oneshot::Receiver<Exit>,
+}
+
+impl Holder {
+    fn run(reaper: &Reaper) -> Result<Self> {
+        let what = || "cannot make a PID namespace".to_string();
+        let pid = holder::spawn(true, || Ok(())).map_err(|error| match error {
+            HolderError::Fork(error) => Error::internal(format!("{}: {error}", what())),
+            HolderError::Prepare(message) => Error::internal(format!("{}: {message}", what())),
+        })?;
+        Ok(Self { pid, reaper: reaper.clone(), _ended: reaper.watch(pid) })
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ended_meanwhile = self.reaper.signal(self.pid, libc::SIGKILL as u32);
+    }
 }
 
 /// What all processes of a machine have in common.
@@ -65,17 +93,25 @@ impl Process {
                 tasks.spawn(words.listen(name, reader.into(), Some(file)));
             }
         }
-        let Confinement { user, capabilities, alone, .. } = invocation.confinement;
+        let Confinement { user, capabilities, pids, .. } = invocation.confinement;
         let (ruleset, filters) = (invocation.confinement.ruleset(&invocation.program)?, invocation.confinement.filters()?);
         // This process is protected as the shim is. What a guest uses is its pod's.
         let bounds = Bounds { entrance: cgroup.entrance()?, user, capabilities, plain_oom_score: true, ruleset, filters };
         bound::bind(&mut command, bounds).context(what)?;
-        let child = if alone { bound::spawn_alone(&mut command) } else { command.spawn() }.context(what)?;
+        let (child, holder) = match pids {
+            Pids::All => (command.spawn(), None),
+            Pids::Itself => (bound::spawn_alone(&mut command), None),
+            Pids::ItselfAndHolder => {
+                let holder = Holder::run(reaper)?;
+                (bound::spawn_beside(&mut command, holder.pid), Some(holder))
+            }
+        };
+        let child = child.context(what)?;
         // It holds the sockets that the program has inherited.
         drop(command);
         // Nothing was awaited since the spawn, so the reaper cannot have come first.
         let ended = reaper.watch(child.id());
-        Ok(Self { name, pid: child.id(), errors, reaper: reaper.clone(), ended, exit: None })
+        Ok(Self { name, pid: child.id(), errors, reaper: reaper.clone(), ended, exit: None, _holder: holder })
     }
 
     /// Waits for its end. Cancel-safe, and can be called again.

@@ -154,9 +154,24 @@ pub fn confine_self(capabilities: CapabilitySet, filters: &[Vec<FilterInstructio
 /// # Errors
 /// What the kernel says, of the namespace or of the program.
 pub fn spawn_alone(command: &mut Command) -> io::Result<Child> {
+    // SAFETY: it changes nothing but where this thread's next children are.
+    spawn_elsewhere(command, || check(unsafe { libc::unshare(libc::CLONE_NEWPID) }.into()))
+}
+
+/// Runs a command in the PID namespace that process `holder` is in. It dies with the first process of that namespace.
+///
+/// # Errors
+/// What the kernel says, of the namespace or of the program.
+pub fn spawn_beside(command: &mut Command, holder: u32) -> io::Result<Child> {
+    let namespace = std::fs::File::open(format!("/proc/{holder}/ns/pid"))?;
+    // SAFETY: a descriptor of a namespace, and its kind; it changes nothing but where this thread's next children are.
+    spawn_elsewhere(command, || check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWPID) }.into()))
+}
+
+/// Nothing else runs on this thread between `go` and the way back.
+fn spawn_elsewhere(command: &mut Command, go: impl FnOnce() -> io::Result<()>) -> io::Result<Child> {
     let own = std::fs::File::open("/proc/self/ns/pid")?;
-    // SAFETY: it changes nothing but where this thread's next children are; nothing else runs on this thread before that is undone.
-    check(unsafe { libc::unshare(libc::CLONE_NEWPID) }.into())?;
+    go()?;
     let child = command.spawn();
     // SAFETY: a descriptor of a namespace, and its kind.
     let back = check(unsafe { libc::setns(own.as_raw_fd(), libc::CLONE_NEWPID) }.into());

@@ -14,7 +14,7 @@ mod qmp;
 
 use super::{Capabilities, Control, Disk, DiskId, Hypervisor, MachineState};
 use crate::config::MachineKind;
-use crate::confinement::{Calls, Confinement, Files};
+use crate::confinement::{Calls, Confinement, Files, Pids};
 use crate::program::{Invocation, Program};
 use crate::spec::{Acceleration, Nic, VmSpec};
 use crate::vsock::{Carried, Vsocks};
@@ -106,7 +106,7 @@ fn confine(invocation: &mut Invocation, spec: &VmSpec) {
         // It becomes that itself, below.
         user: None,
         capabilities: UNTIL_CONFINED,
-        alone: true,
+        pids: Pids::ItselfAndHolder,
         files: Some(Files { read, own }),
         calls: Calls::NoOthers,
     };

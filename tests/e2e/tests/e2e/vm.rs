@@ -15,7 +15,7 @@ use magnetar_cri::{
     Container, Pod,
     v1::{LinuxContainerResources, MountPropagation, NamespaceMode, NamespaceOption, PodSandboxState},
 };
-use magnetar_e2e::{Case, Scratch, eventually, kernel::remove_cgroups, on_vm, refused};
+use magnetar_e2e::{Case, Scratch, Service, eventually, kernel::remove_cgroups, on_vm, refused};
 use magnetar_observe::{Process, Processes};
 use nix::{
     sys::signal::{Signal, kill},
@@ -88,6 +88,27 @@ fn a_killed_hypervisor_is_the_pods_end() {
         let (pod, container) = running(case, "vmm-killed").await?;
         send(&process(case, &pod, "qemu-system")?, Signal::SIGKILL)?;
         dies(case, pod, &container, "the hypervisor was ended by signal 9").await
+    });
+}
+
+/// Nobody else takes them away: `serve` is down meanwhile.
+#[test]
+fn all_processes_of_a_machine_die_with_the_pods_process() {
+    on_vm(async |case| {
+        let (pod, _container) = running_with_device(case, "vmm-gone").await?;
+        let machine =
+            ["qemu-system", "vhost-device", "virtiofsd"].map(|word| process(case, &pod, word)).into_iter().collect::<Result<Vec<_>>>()?;
+        let held = Service::Magnetar.hold()?;
+        kill(Pid::from_raw(case.sandbox_pid(&pod)?), Signal::SIGKILL)?;
+        eventually("the machine's processes are gone", case.soon(), async || {
+            let now = Processes::now()?;
+            let alive =
+                machine.iter().any(|process| now.iter().any(|one| one.pid == process.pid && one.started == process.started && !one.zombie));
+            Ok((!alive).then_some(()))
+        })
+        .await?;
+        held.release(case).await?;
+        Ok(pod.remove().await?)
     });
 }
 

@@ -130,9 +130,9 @@ fn it_is_confined() {
     assert!(values(&words, "-sandbox")[0].contains("spawn=deny"));
     assert_eq!(values(&words, "-run-with"), ["user=2000000007:2000000007,chroot=/pod"]);
     let (spec, connection) = (spec(0), connection());
-    let Confinement { capabilities, alone, files, calls, .. } =
+    let Confinement { capabilities, pids, files, calls, .. } =
         Qemu::new("/q".into(), MachineKind::Q35).invocation(&spec, carried(&spec, &connection)).confinement;
-    assert_eq!((capabilities, alone, calls), (UNTIL_CONFINED, true, Calls::NoOthers));
+    assert_eq!((capabilities, pids, calls), (UNTIL_CONFINED, Pids::ItselfAndHolder, Calls::NoOthers));
     let files = files.unwrap();
     assert!(files.read.contains(&spec.kernel) && files.own.contains(&spec.dir), "{files:?}");
     assert!(!files.own.contains(&"/dev/kvm".into()), "an emulated machine has no business with it");
