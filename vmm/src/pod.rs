@@ -202,6 +202,9 @@ impl<H: Hypervisor> VmPod<H> {
 }
 
 impl<H: Hypervisor> Sandboxer for VmPod<H> {
+    const FIXED_SIZE: Option<&'static str> =
+        Some("a virtual machine keeps the processors and the memory that it was started with: make the pod anew with other limits");
+
     async fn create(&mut self, request: &PodRequest) -> Result<()> {
         refuse(&request.config)?;
         match &request.single {

@@ -206,6 +206,8 @@ async fn nobody_comes(pod: &Pod, connections: &TaskTracker) {
 struct Perhaps<S>(Result<S>);
 
 impl<S: Sandboxer> Sandboxer for Perhaps<S> {
+    const FIXED_SIZE: Option<&'static str> = S::FIXED_SIZE;
+
     async fn create(&mut self, request: &PodRequest) -> Result<()> {
         match &mut self.0 {
             Ok(sandboxer) => sandboxer.create(request).await,

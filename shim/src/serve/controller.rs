@@ -13,7 +13,7 @@ use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use magnetar_core::config::HandlerConfig;
 use magnetar_core::error::{Code, Error, Result};
-use magnetar_core::sandbox::keep_resized;
+use magnetar_core::sandbox::{fixed_size, keep_resized};
 use std::path::{Path, PathBuf};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, async_trait};
@@ -173,16 +173,19 @@ impl Controller for Front {
         answer("Metrics", &id, outcome.await)
     }
 
-    /// containerd passes pod-level resizes here, after the kubelet has changed the pod's cgroup. In
-    /// that cgroup are all processes of the pod, so there is nothing left to change.
+    /// containerd passes pod-level resizes here, after the kubelet has changed the pod's cgroup. In that cgroup are all processes of
+    /// the pod, so there is nothing left to change; or the sandbox says why it cannot be resized.
     async fn update(&self, request: Request<ControllerUpdateRequest>) -> Result<Response<ControllerUpdateResponse>, Status> {
         let (metadata, _, ControllerUpdateRequest { sandbox_id: id, fields, sandbox, .. }) = request.into_parts();
         let outcome = async {
             let pod = self.pod(&metadata, &id)?;
             updatable(&fields)?;
-            let asked = api::PingRequest { sandbox_id: id.clone(), ..Default::default() };
-            self.pods.ask(&pod, async |client: SandboxClient| client.ping_sandbox(Context::default(), &asked).await).await?;
+            let asked = api::SandboxStatusRequest { sandbox_id: id.clone(), verbose: true, ..Default::default() };
+            let status = self.pods.ask(&pod, async |client: SandboxClient| client.sandbox_status(Context::default(), &asked).await).await?;
             if let Some(resources) = sandbox.and_then(|mut sandbox| sandbox.extensions.remove(RESIZED)) {
+                if let Some(why) = fixed_size(&status.info) {
+                    return Err(Error::unimplemented(format!("pod {id} cannot be resized: {why}")));
+                }
                 keep_resized(&pod.dir, &resources.value)?;
             }
             Ok(ControllerUpdateResponse {})

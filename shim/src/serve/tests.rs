@@ -13,11 +13,13 @@ use crate::launch::Places;
 use crate::stage::Stage;
 use containerd_client::services::v1::sandbox::controller_client::ControllerClient;
 use containerd_client::services::v1::sandbox::*;
+use containerd_client::types::Sandbox;
 use hyper_util::rt::TokioIo;
 use magnetar_core::config::HandlerConfig;
 use magnetar_core::ids::{Namespace, SandboxId};
 use magnetar_core::record::{PodDir, PodRecord};
 use rustix::process::{Pid, Signal, kill_process};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -156,6 +158,26 @@ fn lives(pid: u32) -> bool {
 
 fn kill(pid: u32) {
     kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+}
+
+/// As containerd resizes a pod.
+#[tokio::test(flavor = "current_thread")]
+async fn a_pod_is_resized_or_the_answer_says_why_it_cannot_be() {
+    let node = Node::new();
+    let serve = node.serve();
+    serve.run("resized", "good").await;
+    serve.run("fixed", "fixed").await;
+    let resize = async |id: &str| {
+        let value = br#"{"resources":{"cpu_shares":512}}"#.to_vec();
+        let resources = prost_types::Any { type_url: "type.googleapis.com/any".into(), value };
+        let sandbox = Sandbox { extensions: HashMap::from([("updated-resources".to_owned(), resources)]), ..Default::default() };
+        let fields = vec!["extensions".to_owned()];
+        let request = ControllerUpdateRequest { sandbox_id: id.into(), fields, sandbox: Some(sandbox), ..Default::default() };
+        serve.client.clone().update(ask(request)).await.map(drop)
+    };
+    resize("resized").await.unwrap();
+    let refused = resize("fixed").await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::Unimplemented, "pod fixed cannot be resized: it is carved in stone"));
 }
 
 #[tokio::test(flavor = "current_thread")]

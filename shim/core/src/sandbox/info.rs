@@ -18,7 +18,16 @@ use std::path::PathBuf;
 const NAMESPACES: [(&str, &str); 4] = [("ipc", "ipc"), ("uts", "uts"), ("pid", "pid"), ("user", "user")];
 
 /// What only a sandbox of ours has to tell.
-const OURS: [&str; 3] = ["reason", "sandboxProcess", "version"];
+const OURS: [&str; 4] = [FIXED_SIZE, "reason", "sandboxProcess", "version"];
+
+/// Why the pod cannot be given other limits while it runs, if that is so.
+pub const FIXED_SIZE: &str = "fixedSize";
+
+/// The same, out of the map that is [`shown`].
+pub fn fixed_size(shown: &HashMap<String, String>) -> Option<String> {
+    let ours: Value = serde_json::from_str(shown.get("magnetar")?).ok()?;
+    ours[FIXED_SIZE].as_str().map(String::from)
+}
 
 /// The version of the OCI runtime specification whose words these are.
 const VERSION: &str = "1.2.0";

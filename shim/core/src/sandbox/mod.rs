@@ -12,7 +12,7 @@ mod info;
 mod service;
 mod single;
 
-pub use info::{keep_resized, shown};
+pub use info::{fixed_size, keep_resized, shown};
 pub use service::{NOT_READY, SandboxService};
 pub use single::{Single, run_last_hooks};
 
@@ -43,6 +43,10 @@ pub struct PodRequest {
 
 /// A kind of sandbox, for one pod. Called by the pod's owner only, one call at a time.
 pub trait Sandboxer: Send + 'static {
+    /// Why a pod that runs cannot be given other limits, if that is so: a sentence for whoever asks. Otherwise its cgroup, which is
+    /// changed by whoever asks, is all that there is to it.
+    const FIXED_SIZE: Option<&'static str> = None;
+
     /// Prepares the pod. What a failed call has made, [`stop`](Self::stop) removes.
     fn create(&mut self, request: &PodRequest) -> impl Future<Output = Result<()>> + Send;
 
@@ -108,6 +112,7 @@ pub struct Pod {
     phase: watch::Receiver<PodPhase>,
     death: watch::Receiver<Option<Arc<str>>>,
     shutdown: Arc<watch::Sender<bool>>,
+    fixed_size: Option<&'static str>,
 }
 
 impl Pod {
@@ -116,7 +121,7 @@ impl Pod {
         let (commands, received) = mpsc::channel(QUEUE);
         let (phase_sender, phase) = watch::channel(PodPhase::Empty);
         let (death_sender, death) = watch::channel(None);
-        let pod = Self { commands, phase, death, shutdown: Arc::new(watch::Sender::new(false)) };
+        let pod = Self { commands, phase, death, shutdown: Arc::new(watch::Sender::new(false)), fixed_size: S::FIXED_SIZE };
         (pod, own(sandboxer, received, phase_sender, death_sender))
     }
 
@@ -128,6 +133,11 @@ impl Pod {
     /// Why the pod has ended, where nobody asked it to.
     pub fn reason(&self) -> Option<Arc<str>> {
         self.death.borrow().clone()
+    }
+
+    /// [`Sandboxer::FIXED_SIZE`].
+    pub fn fixed_size(&self) -> Option<&'static str> {
+        self.fixed_size
     }
 
     /// Prepares the pod.

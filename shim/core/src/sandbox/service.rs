@@ -158,6 +158,10 @@ impl Sandbox for SandboxService {
 impl SandboxService {
     /// What `crictl inspectp` shows.
     fn info(&self, pid: u32) -> HashMap<String, String> {
-        info::shown(&info::of(&self.dir, pid, self.pod.reason().as_deref()))
+        let mut info = info::of(&self.dir, pid, self.pod.reason().as_deref());
+        if let Some(why) = self.pod.fixed_size() {
+            info[info::FIXED_SIZE] = why.into();
+        }
+        info::shown(&info)
     }
 }

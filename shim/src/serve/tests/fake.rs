@@ -16,7 +16,7 @@ use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::asynchronous::transport::Listener;
 
 /// What a sandboxer can do wrong, each in a kind of its own.
-pub const KINDS: [&str; 7] = ["good", "refuses", "dies", "hangs", "unready", "slow", "silent"];
+pub const KINDS: [&str; 8] = ["good", "refuses", "dies", "hangs", "unready", "slow", "silent", "fixed"];
 
 /// Makes a script for each kind.
 pub fn install(folder: &Path) {
@@ -106,7 +106,9 @@ impl Sandbox for Fake {
 
     async fn sandbox_status(&self, _: &TtrpcContext, req: api::SandboxStatusRequest) -> ttrpc::Result<api::SandboxStatusResponse> {
         let pid = std::process::id();
-        Ok(api::SandboxStatusResponse { sandbox_id: req.sandbox_id, pid, state: "SANDBOX_READY".into(), ..Default::default() })
+        let ours = if self.kind == "fixed" { r#"{"fixedSize":"it is carved in stone"}"# } else { "{}" };
+        let info = std::collections::HashMap::from([("magnetar".to_owned(), ours.to_owned())]);
+        Ok(api::SandboxStatusResponse { sandbox_id: req.sandbox_id, pid, state: "SANDBOX_READY".into(), info, ..Default::default() })
     }
 
     async fn ping_sandbox(&self, _: &TtrpcContext, _: api::PingRequest) -> ttrpc::Result<api::PingResponse> {

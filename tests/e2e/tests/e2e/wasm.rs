@@ -11,8 +11,12 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use magnetar_cri::{Container, ContainerSpec, Pod, PodSpec};
-use magnetar_e2e::{BUSYBOX, Case, Scratch, eventually, on_node, refused};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use magnetar_e2e::{BUSYBOX, Case, Scratch, eventually, on_node, refused, taken_over::TakenOver};
+use nix::{
+    errno::Errno,
+    libc,
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
 
 use super::engine::{Engine, MODULES, ends, module, on_each_engine, pod};
 
@@ -44,6 +48,7 @@ on_each_engine! {
     a_module_connects_to_its_pods_network,
     an_artifact_is_a_module_too,
     a_module_has_the_credentials_that_a_native_program_would_have,
+    a_module_that_breaks_out_is_under_the_containers_seccomp_filter,
     a_module_writes_where_it_may,
     native_programs_run_beside_modules_and_in_their_containers,
 }
@@ -370,7 +375,8 @@ async fn allowed(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<Vec<Str
     let status = fs::read_to_string(format!("/proc/{}/status", container.pid().await?))?;
     container.stop(0).await?;
     container.remove().await?;
-    let names = ["Uid:", "Gid:", "Groups:", "CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "NoNewPrivs:"];
+    let names =
+        ["Uid:", "Gid:", "Groups:", "CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "NoNewPrivs:", "Seccomp:", "Seccomp_filters:"];
     Ok(status
         .lines()
         .filter(|line| names.iter().any(|name| line.starts_with(name)))
@@ -384,23 +390,40 @@ type Kind = fn(ContainerSpec) -> ContainerSpec;
 /// There is no execve between the container's making and the module, which would have taken capabilities away.
 async fn a_module_has_the_credentials_that_a_native_program_would_have(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "credentials").await?;
-    let kinds: [(&str, Kind); 6] = [
+    let kinds: [(&str, Kind); 8] = [
         ("root", |spec| spec),
         ("root-without", |spec| spec.capabilities(&[], &["ALL"])),
         ("user", |spec| spec.user(1000).group(1000).supplemental_groups(&[2000])),
         ("user-without", |spec| spec.user(1000).capabilities(&[], &["ALL"])),
         ("user-with-more", |spec| spec.user(1000).capabilities(&["NET_ADMIN"], &["CHOWN"])),
         ("no-new-privileges", |spec| spec.user(1000).no_new_privs()),
+        ("seccomp", |spec| spec.user(1000).seccomp_default()),
+        ("no-seccomp", |spec| spec.seccomp_unconfined()),
     ];
     let mut differences = Vec::new();
     for (name, kind) in kinds {
         let native =
             allowed(case, &pod, &kind(ContainerSpec::new(&format!("{name}-native"), BUSYBOX).shell("echo ready; sleep 1000"))).await?;
         let module = allowed(case, &pod, &kind(ContainerSpec::new(&format!("{name}-module"), MODULES))).await?;
-        assert_eq!(native.len(), 9, "{native:?}");
+        assert_eq!(native.len(), 11, "{native:?}");
         differences.extend(native.iter().zip(&module).filter(|(a, b)| a != b).map(|(a, b)| format!("{name}: native {a}, module {b}")));
     }
     ensure!(differences.is_empty(), "{differences:#?}");
+    Ok(pod.remove().await?)
+}
+
+/// Whoever breaks out of the engine finds the container's seccomp filter.
+async fn a_module_that_breaks_out_is_under_the_containers_seccomp_filter(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "break-out").await?;
+    for confined in [true, false] {
+        let spec = ContainerSpec::new(if confined { "confined" } else { "unconfined" }, MODULES).user(1000);
+        let container = running(case, &pod, &if confined { spec.seccomp_default() } else { spec.seccomp_unconfined() }).await?;
+        // Keys are in no namespace, so containerd's default profile keeps them from containers.
+        let asked = TakenOver::begin(container.pid().await?)?.call(libc::SYS_keyctl, [0; 6])?;
+        ensure!((asked == Err(Errno::EPERM)) == confined, "confined: {confined}, and its keys: {asked:?}");
+        container.stop(0).await?;
+        container.remove().await?;
+    }
     Ok(pod.remove().await?)
 }
 
