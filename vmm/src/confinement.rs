@@ -90,7 +90,7 @@ const NO_USE: [u32; 23] = [9, 11, 14, 15, 16, 17, 20, 22, 25, 26, 28, 29, 30, 31
 /// # Errors
 /// What the kernel says.
 pub fn of_this_process() -> Result<()> {
-    let denied = OTHERS.iter().filter(|call| !OWN_WORK.contains(call)).map(|call| (*call, Vec::new())).collect();
+    let denied = OTHERS.iter().map(|call| (*call, Vec::new())).collect();
     let filter = filter(denied, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))?;
     let confined = bound::confine_self(CapabilitySet::but(&NO_USE), &[filter]);
     confined.context(|| "cannot give up what a pod that runs does not need".into())
@@ -116,7 +116,7 @@ impl Confinement {
         match self.calls {
             Calls::All => Ok(Vec::new()),
             Calls::NoOthers => {
-                let mut denied: Rules = OTHERS.iter().map(|call| (*call, Vec::new())).collect();
+                let mut denied: Rules = OTHERS.iter().chain(POD_WORK).map(|call| (*call, Vec::new())).collect();
                 denied.insert(libc::SYS_clone, CLONE_NEW.iter().map(|flag| clone_with(*flag, *flag)).collect::<Result<_>>()?);
                 // What the C library does without where there is no such call. Its flags are in memory, where no filter sees them.
                 let absent = Rules::from([(libc::SYS_clone3, Vec::new())]);
@@ -214,33 +214,14 @@ fn interpreter(program: &Path) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// What a hypervisor has no business with: other processes, other namespaces, keys, and the kernel itself.
+/// What nothing beside a pod has a use for: the memory and the descriptors of other processes, keys, and the kernel itself.
 const OTHERS: &[i64] = &[
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
     libc::SYS_process_madvise,
-    libc::SYS_process_mrelease,
-    libc::SYS_pidfd_open,
     libc::SYS_pidfd_getfd,
-    libc::SYS_pidfd_send_signal,
     libc::SYS_kcmp,
-    libc::SYS_unshare,
-    libc::SYS_setns,
-    libc::SYS_mount,
-    libc::SYS_umount2,
-    libc::SYS_pivot_root,
-    libc::SYS_fsopen,
-    libc::SYS_fsconfig,
-    libc::SYS_fsmount,
-    libc::SYS_fspick,
-    libc::SYS_open_tree,
-    libc::SYS_move_mount,
-    libc::SYS_mount_setattr,
-    libc::SYS_mknodat,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_mknod,
-    libc::SYS_name_to_handle_at,
     libc::SYS_open_by_handle_at,
     libc::SYS_add_key,
     libc::SYS_keyctl,
@@ -263,7 +244,6 @@ const OTHERS: &[i64] = &[
     libc::SYS_acct,
     libc::SYS_quotactl,
     libc::SYS_syslog,
-    libc::SYS_sethostname,
     libc::SYS_setdomainname,
     libc::SYS_settimeofday,
     libc::SYS_clock_settime,
@@ -277,8 +257,8 @@ const OTHERS: &[i64] = &[
     libc::SYS_modify_ldt,
 ];
 
-/// What of that the process of a pod does for its containers.
-const OWN_WORK: &[i64] = &[
+/// What only the pod's process does, for its containers: namespaces, mounts, nodes, and watching processes.
+const POD_WORK: &[i64] = &[
     libc::SYS_process_mrelease,
     libc::SYS_pidfd_open,
     libc::SYS_pidfd_send_signal,
