@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Giving memory back, from the main thread and from another: without libtest, whose tests never run on the main one.
 
+#![allow(clippy::expect_used, reason = "a test, of which Clippy does not know it")]
+
 use magnetar_sys::memory::trim;
 
 fn main() {
