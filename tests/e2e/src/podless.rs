@@ -123,7 +123,8 @@ pub fn sandbox_process(container: &str) -> Result<i32> {
         (program.starts_with("magnetar-") || program.starts_with("containerd-shim-"))
             && command.iter().any(|word| word == container || Path::new(word).file_name().is_some_and(|name| name == container))
     };
-    let found: Vec<_> = all.iter().filter(|process| manages(&process.command)).collect();
+    // A copy of it that only holds namespaces has its command line, and a name of its own.
+    let found: Vec<_> = all.iter().filter(|process| process.name != "magnetar-holder" && manages(&process.command)).collect();
     ensure!(found.len() == 1, "{} processes manage {container}: {found:?}", found.len());
     Ok(found[0].pid)
 }

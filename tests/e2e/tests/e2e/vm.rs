@@ -22,7 +22,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::options::Replaced;
+use crate::{faults::is_seen_as_dead, options::Replaced};
 
 /// Within this containerd must know of a machine's end, on a node that is not busy.
 const KNOWN: u32 = 5;
@@ -95,7 +95,7 @@ fn a_killed_hypervisor_is_the_pods_end() {
 #[test]
 fn all_processes_of_a_machine_die_with_the_pods_process() {
     on_vm(async |case| {
-        let (pod, _container) = running_with_device(case, "vmm-gone").await?;
+        let (pod, container) = running_with_device(case, "vmm-gone").await?;
         let machine =
             ["qemu-system", "vhost-device", "virtiofsd"].map(|word| process(case, &pod, word)).into_iter().collect::<Result<Vec<_>>>()?;
         let held = Service::Magnetar.hold()?;
@@ -108,6 +108,7 @@ fn all_processes_of_a_machine_die_with_the_pods_process() {
         })
         .await?;
         held.release(case).await?;
+        is_seen_as_dead(case, &pod, Some(&container)).await?;
         Ok(pod.remove().await?)
     });
 }
