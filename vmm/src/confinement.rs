@@ -184,8 +184,12 @@ fn ruleset(program: &Path, files: &Files) -> Result<Option<OwnedFd>> {
     let execute = AccessFs::Execute | AccessFs::ReadFile;
     let mut rules: Vec<(PathBuf, BitFlags<AccessFs>)> = vec![(program.to_owned(), execute)];
     rules.extend(interpreter(program)?.map(|interpreter| (interpreter, execute)));
-    let libraries = LIBRARIES.iter().map(PathBuf::from).chain(program.parent().map(Path::to_owned)).filter(|path| path.exists());
-    rules.extend(libraries.chain(files.read.iter().cloned()).map(|path| (path, AccessFs::ReadFile | AccessFs::ReadDir)));
+    // It may be installed under a prefix of its own, such as /opt/kata, with its data beside its programs.
+    let real = program.canonicalize().context(what)?;
+    let prefix = real.parent().and_then(Path::parent).filter(|prefix| prefix.parent().is_some());
+    let read = LIBRARIES.iter().map(PathBuf::from).chain(prefix.map(Path::to_owned)).chain(files.read.iter().cloned());
+    // Not every node has all of them; what is not there, nobody reads.
+    rules.extend(read.filter(|path| path.exists()).map(|path| (path, AccessFs::ReadFile | AccessFs::ReadDir)));
     rules.extend(files.own.iter().map(|path| (path.clone(), AccessFs::from_all(LANDLOCK) & !AccessFs::Execute)));
     let mut created = Ruleset::default()
         .handle_access(AccessFs::from_all(LANDLOCK))

@@ -10,9 +10,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
-/// `LANDLOCK_RESTRICT_SELF`'s number is the same on all architectures (landlock(7)).
-const SYS_LANDLOCK_RESTRICT_SELF: libc::c_long = 446;
-
 /// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
@@ -30,7 +27,7 @@ pub struct FilterInstruction {
     pub operand: u32,
 }
 
-/// CapabilitySet, a bit for each (capabilities(7)).
+/// Capabilities, a bit for each (capabilities(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CapabilitySet(u64);
 
@@ -69,8 +66,7 @@ pub struct Bounds {
     pub user: Option<u32>,
     /// The capabilities that it, and whatever it executes, can ever have. Another user than root has none.
     pub capabilities: CapabilitySet,
-    /// Whether the kernel, short of memory, kills it as willingly as any process (an `oom_score_adj` of 0), and not as hardly as
-    /// whoever runs it.
+    /// Whether it loses the protection from the kernel's killer that whoever runs it may have: a negative `oom_score_adj` becomes 0.
     pub plain_oom_score: bool,
     /// What Landlock leaves it of the file system, if that is to be less than all (landlock(7)).
     pub ruleset: Option<OwnedFd>,
@@ -107,8 +103,12 @@ pub fn bind(command: &mut Command, bounds: Bounds) -> io::Result<()> {
             rustix::io::write(procs, b"0")?;
         }
         if bounds.plain_oom_score {
-            let file = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-            rustix::io::write(&file, b"0")?;
+            let file = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+            let mut sign = [0];
+            // To lower it takes a privilege that a node in a container may not have, and is not wanted.
+            if rustix::io::pread(&file, &mut sign, 0)? == 1 && sign == *b"-" {
+                rustix::io::pwrite(&file, b"0", 0)?;
+            }
         }
         limit_capabilities(bounds.capabilities)?;
         match bounds.user {
@@ -127,7 +127,7 @@ pub fn bind(command: &mut Command, bounds: Bounds) -> io::Result<()> {
         check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1 as libc::c_ulong, 0, 0, 0) }.into())?;
         if let Some(ruleset) = &bounds.ruleset {
             // SAFETY: a system call that takes a descriptor and a number.
-            check(unsafe { libc::syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset.as_raw_fd(), 0) })?;
+            check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) })?;
         }
         bounds.filters.iter().try_for_each(|filter| install(filter, 0))
     };
