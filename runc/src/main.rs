@@ -13,7 +13,7 @@ mod runtime;
 
 use magnetar_core::host_pod::HostPod;
 use magnetar_core::server;
-use magnetar_core::task::{Containers, TaskService};
+use magnetar_core::task::Containers;
 use runtime::PodRuntime;
 use std::process::ExitCode;
 
@@ -22,8 +22,7 @@ fn main() -> ExitCode {
         inherited.serve(|dir, record, parts| {
             let runtime = PodRuntime::new(&record.config.runtime, dir, parts.reaper.clone())?;
             let containers = Containers::new(runtime, dir.clone(), parts);
-            let tasks = TaskService::new(record.sandbox.clone(), containers.clone());
-            Ok((HostPod::new(dir.clone(), record, containers, parts.reaper.clone()), tasks))
+            Ok((HostPod::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
         })
     })
 }

@@ -68,9 +68,8 @@ impl Doors {
         let address = VsockAddr::new(VMADDR_CID_ANY, api::PORT);
         let listener = VsockListener::bind(address).context(|| format!("cannot listen on the vsock port {}", api::PORT))?;
         let (calls, connections) = mpsc::channel(QUEUE);
-        let server = ttrpc::asynchronous::Server::new()
-            .add_listener(Listener::new(ReceiverStream::new(connections)))
-            .register_service(containerd_shim_protos::shim_async::create_task(Arc::new(TaskService::new(sandbox, containers.clone()))));
+        let server = ttrpc::asynchronous::Server::new().add_listener(Listener::new(ReceiverStream::new(connections)));
+        let server = TaskService::new(sandbox, containers.clone(), tasks.clone()).register(server);
         let inside = Arc::new(Inside { secret, containers, streams: Streams::default(), calls, events: Mutex::new(Some(events)) });
         Ok(Self { listener, tasks, inside, server })
     }

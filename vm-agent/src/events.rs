@@ -11,18 +11,16 @@ use tokio::sync::mpsc;
 pub async fn tell(mut to: impl AsyncWrite + Unpin, mut events: mpsc::UnboundedReceiver<(SystemTime, Event)>) {
     while let Some((_, event)) = events.recv().await {
         let told = match event {
-            Event::Oom(oom) => api::Event::OutOfMemory { container: oom.container_id },
-            Event::Exit(exit) => {
-                let exec = (exit.id != exit.container_id).then_some(exit.id);
-                api::Event::Exited { container: exit.container_id, exec, code: exit.exit_status }
+            Event::OutOfMemory { container } => api::Event::OutOfMemory { container: container.to_string() },
+            Event::Exited { container, exec, pid: _, exit } => {
+                api::Event::Exited { container: container.to_string(), exec: exec.map(|exec| exec.to_string()), code: exit.code }
             }
-            Event::Create(_)
-            | Event::Start(_)
-            | Event::Delete(_)
-            | Event::ExecAdded(_)
-            | Event::ExecStarted(_)
-            | Event::Paused(_)
-            | Event::Resumed(_) => continue,
+            Event::Created { .. }
+            | Event::Started { .. }
+            | Event::Deleted { .. }
+            | Event::ExecAdded { .. }
+            | Event::Paused { .. }
+            | Event::Resumed { .. } => continue,
         };
         if frame::write(&mut to, &told).await.is_err() {
             // Without its host a guest has nobody to live for; the host ends it.

@@ -9,9 +9,12 @@
 //!
 //! A guest that does not answer within the deadline is as good as dead; who asks is told so.
 
+mod tasks;
+
+pub use tasks::{Answer as TaskAnswer, Failure, GuestTasks};
+
 use crate::socket::NamedSocket;
 use crate::vsock::Cid;
-use containerd_shim_protos::shim_async::TaskClient;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_vm_agent_api::secret::Secret;
 use magnetar_vm_agent_api::{self as api, Answer, Opened, Opening, Purpose, Request, VERSION, frame};
@@ -25,8 +28,6 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::either::Either;
 use tokio_vsock::{VsockAddr, VsockStream};
-use ttrpc::asynchronous::Client;
-use ttrpc::asynchronous::transport::Socket;
 
 /// How long a guest may take for its first word on a connection.
 const OPENED: Duration = Duration::from_secs(10);
@@ -191,7 +192,7 @@ async fn greeting(stream: &mut UnixStream) -> Result<()> {
 pub struct Guest {
     dialer: Dialer,
     requests: mpsc::Sender<(Request, oneshot::Sender<Result<()>>)>,
-    tasks: TaskClient,
+    tasks: GuestTasks,
 }
 
 impl Guest {
@@ -202,7 +203,7 @@ impl Guest {
     /// As [`Dialer::dial`].
     pub async fn connect(dialer: Dialer) -> Result<(Self, impl Future<Output = ()> + Send)> {
         let control = dialer.dial_first(Purpose::Control).await?;
-        let tasks = TaskClient::new(Client::new(Socket::new(dialer.dial(Purpose::Tasks).await?)));
+        let tasks = GuestTasks::new(dialer.dial(Purpose::Tasks).await?);
         let (requests, asked) = mpsc::channel(QUEUE);
         Ok((Self { dialer, requests, tasks }, carry(control, asked)))
     }
@@ -241,7 +242,7 @@ impl Guest {
     }
 
     /// The Task API in the guest.
-    pub fn tasks(&self) -> &TaskClient {
+    pub fn tasks(&self) -> &GuestTasks {
         &self.tasks
     }
 

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         inherited.serve(|dir, record, parts| {
             let config = VmConfig::parse(&record.config.vm)?;
             let files = SandboxFiles::new(&record.config.containerd, &record.sandbox, dir);
-            let relay = Relay::new(record.sandbox.clone(), dir.clone(), files.state_dir.join("shm"), parts);
+            let relay = Relay::new(dir.clone(), files.state_dir.join("shm"), parts);
             let hypervisor = match config.hypervisor {
                 HypervisorName::Qemu => Qemu::new(PROGRAM.find(config.program.as_deref().unwrap_or_default())?, config.machine).measuring(),
             };

@@ -18,9 +18,9 @@ use crate::relay::{Relay, Running};
 use crate::share::Share;
 use crate::spec::{Nic, Users, VmSpec};
 use crate::vsock::{self, Vsock};
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use magnetar_core::cgroup::devices::{self, BLOCK, CHARACTER, Rule};
-use magnetar_core::cgroup::{Cgroup, OwnedCgroup, oom, stats};
+use magnetar_core::cgroup::stats::{self, Metrics};
+use magnetar_core::cgroup::{Cgroup, OwnedCgroup, oom};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::home::{self, Home, namespace};
 use magnetar_core::hooks::{self, Hooks};
@@ -305,7 +305,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
         Ok(())
     }
 
-    fn metrics(&self) -> Result<Any> {
+    fn metrics(&self) -> Result<Metrics> {
         let cgroup = home::accounted(&self.record)?;
         stats::metrics(&cgroup.ok_or_else(|| Error::precondition("the sandbox has no cgroup: it was not created"))?)
     }

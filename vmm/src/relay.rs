@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The Task API of a pod that is a virtual machine: what containerd asks is asked of the agent, whose containers they are.
+//! The containers of a pod that is a virtual machine: what containerd asks is asked of the agent in the guest, which has them.
 //!
-//! The host's part is files, streams and book-keeping. State and Wait are answered from the book; the rest ends with the
-//! guest's answer or with the machine.
+//! The host's part is files, streams and book-keeping. State and Wait are answered from the book, so a guest that hangs delays
+//! neither; the rest ends with the guest's answer or with the machine.
 
 mod container;
 mod containers;
@@ -11,38 +11,26 @@ mod making;
 mod memory;
 
 use crate::disks::Disks;
-use crate::guest::Guest;
+use crate::guest::{Failure, Guest, TaskAnswer};
 use crate::share::Share;
-use async_trait::async_trait;
-use container::{Container, Process};
-use containerd_shim_protos::api;
-use containerd_shim_protos::protobuf::MessageField;
-use containerd_shim_protos::shim_async::Task;
+use container::Container;
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::events::Events;
 use magnetar_core::idle::Idle;
-use magnetar_core::ids::{ContainerId, ExecId, SandboxId};
-use magnetar_core::process::Phase;
+use magnetar_core::ids::ContainerId;
 use magnetar_core::reaper::Reaper;
 use magnetar_core::record::PodDir;
 use magnetar_core::sandbox_files::SandboxFiles;
 use magnetar_core::server::Parts;
-use magnetar_core::stdio::StdioSpec;
 use magnetar_core::task::gate::{Gate, MADE};
 use magnetar_core::task::registry::Registry;
-use magnetar_core::task::{CreateRequest, Tasks, names, no_terminal, not_created, state, to_its_end};
 use memory::Volumes;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
-use ttrpc::asynchronous::TtrpcContext;
-use ttrpc::context::Context;
-
-/// The type of a guest's statistics: it has cgroup version 2.
-const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
+use tracing::warn;
 
 /// Between the moment when a connection to the guest breaks and the one when the machine is known to have ended: a machine
 /// that is switched off takes some seconds.
@@ -51,12 +39,11 @@ const ENDED: Duration = Duration::from_secs(10);
 /// How long the last output of a container without a pod may take to be read, before its machine is switched off.
 const OUTPUTS: Duration = Duration::from_secs(10);
 
-/// The Task API of one pod. Cheap to clone.
+/// The containers of one pod. Cheap to clone.
 #[derive(Clone)]
 pub struct Relay(Arc<Shared>);
 
 struct Shared {
-    sandbox: SandboxId,
     pod: PodDir,
     reaper: Reaper,
     events: Events,
@@ -111,7 +98,7 @@ impl Running {
     }
 
     /// What a call to the guest brings, or the machine's end.
-    async fn call<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T> {
+    async fn call<T>(&self, call: impl Future<Output = TaskAnswer<T>>) -> Result<T> {
         let outcome = tokio::select! {
             biased;
             outcome = call => outcome,
@@ -119,9 +106,9 @@ impl Running {
         };
         match outcome {
             Ok(value) => Ok(value),
-            Err(error @ ttrpc::Error::RpcStatus(_)) => Err(error.into()),
-            Err(error) => {
-                let error = self.broken(error.into()).await;
+            Err(Failure::Refused(error)) => Err(error),
+            Err(Failure::Broken(error)) => {
+                let error = self.broken(error).await;
                 if self.death().is_none() {
                     // Nothing can be asked of it any more. It fails where another reason was sooner.
                     let _sooner = self.condemn.try_send(format!("the connection to the agent in the guest is broken: {error}"));
@@ -133,28 +120,13 @@ impl Running {
 }
 
 impl Relay {
-    /// The Task API of `sandbox`, whose machine does not run yet. `shm` is what its containers mount as /dev/shm.
-    pub fn new(sandbox: SandboxId, pod: PodDir, shm: PathBuf, parts: &Parts) -> Self {
+    /// The containers of `pod`, whose machine does not run yet. `shm` is what they mount as /dev/shm.
+    pub fn new(pod: PodDir, shm: PathBuf, parts: &Parts) -> Self {
         let Parts { reaper, events, idle, tasks } = parts.clone();
         let (files, running, memory, containers) =
             (OnceLock::new(), OnceLock::new(), Volumes::default(), Registry::new("container", "this pod"));
         let (gate, is_single, outputs) = (Gate::new(), OnceLock::new(), TaskTracker::new());
-        Self(Arc::new(Shared {
-            sandbox,
-            pod,
-            reaper,
-            events,
-            idle,
-            tasks,
-            shm,
-            files,
-            running,
-            is_single,
-            memory,
-            outputs,
-            gate,
-            containers,
-        }))
+        Self(Arc::new(Shared { pod, reaper, events, idle, tasks, shm, files, running, is_single, memory, outputs, gate, containers }))
     }
 
     /// Sees to it that every container finds these files.
@@ -189,162 +161,5 @@ impl Relay {
 
     fn get(&self, id: &ContainerId) -> Result<Arc<Container>> {
         self.0.containers.get(id)
-    }
-}
-
-impl Tasks for Relay {
-    fn has_containers(&self) -> bool {
-        !self.0.containers.is_empty()
-    }
-
-    async fn ended(&self, container: &ContainerId) {
-        if let Ok(container) = self.get(container) {
-            container.init.life.exit().await;
-            self.0.outputs.close();
-            // Whoever reads them may have stopped reading.
-            if tokio::time::timeout(OUTPUTS, self.0.outputs.wait()).await.is_err() {
-                warn!(container = %container.id, "its last output was not read within {OUTPUTS:?}, and is lost");
-            }
-        }
-    }
-}
-
-#[async_trait]
-impl Task for Relay {
-    async fn create(&self, _ctx: &TtrpcContext, req: api::CreateTaskRequest) -> ttrpc::Result<api::CreateTaskResponse> {
-        debug!(container = req.id, bundle = req.bundle, "Create");
-        let request = CreateRequest::parse(req).map_err(not_created)?;
-        let relay = self.clone();
-        let pid = to_its_end(&self.0.tasks, async move { relay.create(request).await }).await.map_err(not_created)?;
-        Ok(api::CreateTaskResponse { pid, ..Default::default() })
-    }
-
-    async fn start(&self, _ctx: &TtrpcContext, req: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
-        debug!(container = req.id, exec = req.exec_id, "Start");
-        let (id, exec) = names(req.id, req.exec_id)?;
-        let pid = Relay::start(self, &id, exec.as_ref()).await?;
-        Ok(api::StartResponse { pid, ..Default::default() })
-    }
-
-    async fn state(&self, _ctx: &TtrpcContext, req: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
-        let (id, exec) = names(req.id, req.exec_id)?;
-        let container = self.get(&id)?;
-        let process = container.process(exec.as_ref())?;
-        let phase = process.life.phase().within(container.init.life.phase());
-        Ok(state(&id, exec.as_ref(), &container.bundle, phase, &process.stdio))
-    }
-
-    async fn delete(&self, _ctx: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
-        debug!(container = req.id, exec = req.exec_id, "Delete");
-        let (id, exec) = names(req.id, req.exec_id)?;
-        let relay = self.clone();
-        let (pid, exit) = to_its_end(&self.0.tasks, async move { relay.delete(&id, exec.as_ref()).await }).await?;
-        Ok(api::DeleteResponse { pid, exit_status: exit.code, exited_at: MessageField::some(exit.at.into()), ..Default::default() })
-    }
-
-    /// One process stands for all of a machine's: the host knows no others.
-    async fn pids(&self, _ctx: &TtrpcContext, req: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
-        let pid = if req.id == self.0.sandbox.as_str() {
-            std::process::id()
-        } else {
-            self.get(&ContainerId::parse(req.id)?)?.init.life.phase().pid()
-        };
-        Ok(api::PidsResponse { processes: vec![api::ProcessInfo { pid, ..Default::default() }], ..Default::default() })
-    }
-
-    async fn pause(&self, _ctx: &TtrpcContext, req: api::PauseRequest) -> ttrpc::Result<api::Empty> {
-        self.freeze(&ContainerId::parse(req.id)?, true).await?;
-        Ok(api::Empty::new())
-    }
-
-    async fn resume(&self, _ctx: &TtrpcContext, req: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
-        self.freeze(&ContainerId::parse(req.id)?, false).await?;
-        Ok(api::Empty::new())
-    }
-
-    async fn checkpoint(&self, _ctx: &TtrpcContext, req: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
-        self.get(&ContainerId::parse(req.id)?)?;
-        Err(containers::no_checkpoints().into())
-    }
-
-    async fn kill(&self, _ctx: &TtrpcContext, req: api::KillRequest) -> ttrpc::Result<api::Empty> {
-        debug!(container = req.id, exec = req.exec_id, signal = req.signal, all = req.all, "Kill");
-        let (id, exec) = names(req.id, req.exec_id)?;
-        Relay::kill(self, &id, exec.as_ref(), req.signal, req.all).await?;
-        Ok(api::Empty::new())
-    }
-
-    async fn exec(&self, _ctx: &TtrpcContext, req: api::ExecProcessRequest) -> ttrpc::Result<api::Empty> {
-        let id = ContainerId::parse(req.id)?;
-        let exec = ExecId::parse(req.exec_id)?;
-        let stdio = StdioSpec::parse(&req.stdin, &req.stdout, &req.stderr, req.terminal)?;
-        let Some(process) = req.spec.into_option() else {
-            return Err(Error::invalid(format!("exec {exec} of container {id} has no process")).into());
-        };
-        Relay::exec(self, &id, exec, Process::new(stdio, process.value, Phase::Created { pid: 0 }))?;
-        Ok(api::Empty::new())
-    }
-
-    async fn resize_pty(&self, _ctx: &TtrpcContext, req: api::ResizePtyRequest) -> ttrpc::Result<api::Empty> {
-        let (id, exec) = names(req.id.clone(), req.exec_id.clone())?;
-        let process = self.get(&id)?.process(exec.as_ref())?;
-        let phase = process.life.phase();
-        // The guest does not know an exec that was not started.
-        if !process.stdio.terminal || phase.living_pid().is_none() {
-            no_terminal(&id, exec.as_ref(), phase)?;
-            return Ok(api::Empty::new());
-        }
-        let running = self.running()?;
-        Ok(running.call(running.guest.tasks().resize_pty(Context::default(), &req)).await?)
-    }
-
-    async fn close_io(&self, _ctx: &TtrpcContext, req: api::CloseIORequest) -> ttrpc::Result<api::Empty> {
-        let (id, exec) = names(req.id.clone(), req.exec_id.clone())?;
-        let process = self.get(&id)?.process(exec.as_ref())?;
-        // The guest does not know an exec that was not started, and has closed the input of what has ended.
-        if !req.stdin || process.life.phase().living_pid().is_none() {
-            return Ok(api::Empty::new());
-        }
-        process.close_input();
-        let running = self.running()?;
-        Ok(running.call(running.guest.tasks().close_io(Context::default(), &req)).await?)
-    }
-
-    async fn update(&self, _ctx: &TtrpcContext, req: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
-        let id = ContainerId::parse(req.id)?;
-        let Some(resources) = req.resources.into_option() else {
-            return Err(Error::invalid(format!("the update of container {id} has no resources")).into());
-        };
-        Relay::update(self, &id, &resources.value).await?;
-        Ok(api::Empty::new())
-    }
-
-    async fn wait(&self, _ctx: &TtrpcContext, req: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
-        let (id, exec) = names(req.id, req.exec_id)?;
-        let process = self.get(&id)?.process(exec.as_ref())?;
-        let exit = process.life.exit().await;
-        Ok(api::WaitResponse { exit_status: exit.code, exited_at: MessageField::some(exit.at.into()), ..Default::default() })
-    }
-
-    async fn stats(&self, _ctx: &TtrpcContext, req: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
-        self.get(&ContainerId::parse(req.id.clone())?)?;
-        let running = self.running()?;
-        let response = running.call(running.guest.tasks().stats(Context::default(), &req)).await?;
-        // The guest does not choose what containerd is to decode.
-        match response.stats.as_ref() {
-            Some(any) if any.type_url == METRICS => Ok(response),
-            Some(_) | None => Err(Error::internal(format!("the statistics of container {} are none", req.id)).into()),
-        }
-    }
-
-    async fn connect(&self, _ctx: &TtrpcContext, req: api::ConnectRequest) -> ttrpc::Result<api::ConnectResponse> {
-        // containerd asks a shim for its pid with the sandbox's id too, which has no task.
-        let task_pid = ContainerId::parse(req.id).and_then(|id| self.get(&id)).map(|c| c.init.life.phase().pid()).unwrap_or_default();
-        Ok(api::ConnectResponse { shim_pid: std::process::id(), task_pid, version: env!("CARGO_PKG_VERSION").into(), ..Default::default() })
-    }
-
-    /// A pod ends with its sandbox, not with a task: ShutdownSandbox ends the process.
-    async fn shutdown(&self, _ctx: &TtrpcContext, _req: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
-        Ok(api::Empty::new())
     }
 }

@@ -13,7 +13,7 @@ use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::host_pod::HostPod;
 use magnetar_core::runtime::libcontainer::{Images, Libcontainer};
 use magnetar_core::server;
-use magnetar_core::task::{Containers, TaskService};
+use magnetar_core::task::Containers;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,8 +24,7 @@ fn main() -> ExitCode {
             let images = Images { address: record.config.containerd.address.clone(), namespace: record.namespace.to_string() };
             let runtime = Libcontainer::new(&record.config.runtime, dir, parts.reaper.clone(), engine)?.with_images(images);
             let containers = Containers::new(runtime, dir.clone(), parts);
-            let tasks = TaskService::new(record.sandbox.clone(), containers.clone());
-            Ok((HostPod::new(dir.clone(), record, containers, parts.reaper.clone()), tasks))
+            Ok((HostPod::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
         })
     })
 }

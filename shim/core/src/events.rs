@@ -5,13 +5,11 @@
 //! They wait in a bounded queue while containerd restarts. The connection is opened when there is
 //! something to say and closed after: between events a pod holds none.
 
-use crate::ids::Namespace;
-use containerd_shim_protos::events::task as message;
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{Message, MessageField};
-use containerd_shim_protos::shim::event::Envelope;
-use containerd_shim_protos::shim::events::ForwardRequest;
-use containerd_shim_protos::shim_async::EventsClient;
+mod wire;
+
+use crate::ids::{ContainerId, ExecId, Namespace};
+use crate::reaper::Exit;
+use crate::stdio::StdioSpec;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
@@ -24,74 +22,80 @@ const RETRY: Duration = Duration::from_millis(500);
 /// How long one event may take to be accepted.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What can be told.
-#[derive(Debug)]
+/// What can be told of a task.
+#[derive(Debug, Clone)]
 pub enum Event {
     /// A container was made.
-    Create(message::TaskCreate),
-    /// Its program was started.
-    Start(message::TaskStart),
-    /// A process ended.
-    Exit(message::TaskExit),
-    /// A container was removed.
-    Delete(message::TaskDelete),
+    Created {
+        /// Its name.
+        container: ContainerId,
+        /// Its bundle.
+        bundle: PathBuf,
+        /// Its streams.
+        stdio: StdioSpec,
+        /// Its init.
+        pid: u32,
+        /// What it was restored from.
+        checkpoint: Option<PathBuf>,
+    },
+    /// A container's program, or an exec, was started.
+    Started {
+        /// The container.
+        container: ContainerId,
+        /// The exec, if it is one.
+        exec: Option<ExecId>,
+        /// The process.
+        pid: u32,
+    },
     /// An exec was announced.
-    ExecAdded(message::TaskExecAdded),
-    /// An exec was started.
-    ExecStarted(message::TaskExecStarted),
-    /// The kernel killed a process for memory.
-    Oom(message::TaskOOM),
+    ExecAdded {
+        /// Its container.
+        container: ContainerId,
+        /// Its name.
+        exec: ExecId,
+    },
     /// A container was frozen.
-    Paused(message::TaskPaused),
+    Paused {
+        /// Its name.
+        container: ContainerId,
+    },
     /// A container was thawed.
-    Resumed(message::TaskResumed),
+    Resumed {
+        /// Its name.
+        container: ContainerId,
+    },
+    /// The kernel has killed a process of a container for want of memory.
+    OutOfMemory {
+        /// The container.
+        container: ContainerId,
+    },
+    /// A process has ended.
+    Exited {
+        /// Its container.
+        container: ContainerId,
+        /// The exec that it was; none for the container's init.
+        exec: Option<ExecId>,
+        /// The process id that it had.
+        pid: u32,
+        /// How it ended.
+        exit: Exit,
+    },
+    /// A container was removed.
+    Deleted {
+        /// Its name.
+        container: ContainerId,
+        /// The process id that its init had.
+        pid: u32,
+        /// How that ended.
+        exit: Exit,
+    },
 }
 
 impl Event {
-    /// The topic that containerd's subscribers filter by.
-    fn topic(&self) -> &'static str {
-        match self {
-            Event::Create(_) => "/tasks/create",
-            Event::Start(_) => "/tasks/start",
-            Event::Exit(_) => "/tasks/exit",
-            Event::Delete(_) => "/tasks/delete",
-            Event::ExecAdded(_) => "/tasks/exec-added",
-            Event::ExecStarted(_) => "/tasks/exec-started",
-            Event::Oom(_) => "/tasks/oom",
-            Event::Paused(_) => "/tasks/paused",
-            Event::Resumed(_) => "/tasks/resumed",
-        }
-    }
-
-    /// The message's full name, by which the receiver finds its type.
-    fn type_url(&self) -> &'static str {
-        match self {
-            Event::Create(_) => "containerd.events.TaskCreate",
-            Event::Start(_) => "containerd.events.TaskStart",
-            Event::Exit(_) => "containerd.events.TaskExit",
-            Event::Delete(_) => "containerd.events.TaskDelete",
-            Event::ExecAdded(_) => "containerd.events.TaskExecAdded",
-            Event::ExecStarted(_) => "containerd.events.TaskExecStarted",
-            Event::Oom(_) => "containerd.events.TaskOOM",
-            Event::Paused(_) => "containerd.events.TaskPaused",
-            Event::Resumed(_) => "containerd.events.TaskResumed",
-        }
-    }
-
-    /// Encoded by the message's own type: through `dyn` the library would load the descriptors of all
-    /// files, 400 KiB of them, to know a name for an error that cannot happen.
-    fn encode(&self) -> containerd_shim_protos::protobuf::Result<Vec<u8>> {
-        match self {
-            Event::Create(m) => m.write_to_bytes(),
-            Event::Start(m) => m.write_to_bytes(),
-            Event::Exit(m) => m.write_to_bytes(),
-            Event::Delete(m) => m.write_to_bytes(),
-            Event::ExecAdded(m) => m.write_to_bytes(),
-            Event::ExecStarted(m) => m.write_to_bytes(),
-            Event::Oom(m) => m.write_to_bytes(),
-            Event::Paused(m) => m.write_to_bytes(),
-            Event::Resumed(m) => m.write_to_bytes(),
-        }
+    /// That a container was frozen (`true`) or thawed.
+    pub fn frozen(container: &ContainerId, frozen: bool) -> Self {
+        let container = container.clone();
+        if frozen { Self::Paused { container } } else { Self::Resumed { container } }
     }
 }
 
@@ -101,7 +105,7 @@ pub struct Events(Queue);
 
 #[derive(Debug, Clone)]
 enum Queue {
-    /// Of what is more than it holds, containerd finds out by itself.
+    /// Overflow is dropped; containerd asks for the task's state again.
     Bounded(mpsc::Sender<(SystemTime, Event)>),
     /// Nobody asks again.
     Whole(mpsc::UnboundedSender<(SystemTime, Event)>),
@@ -125,7 +129,7 @@ impl Events {
     /// Tells an event. If containerd has been away for so long that its queue is full, it is lost,
     /// and the log says so: containerd asks for the state of every task when it comes back.
     pub fn publish(&self, event: Event) {
-        let topic = event.topic();
+        let topic = wire::topic(&event);
         let event = (SystemTime::now(), event);
         let taken = match &self.0 {
             Queue::Bounded(queue) => queue.try_send(event).is_ok(),
@@ -143,14 +147,14 @@ async fn forward_all(address: PathBuf, namespace: Namespace, mut events: mpsc::R
         let mut client = connect(&target).await;
         let mut next = Some(first);
         while let Some((at, event)) = next.take() {
-            let Some(request) = envelope(&namespace, at, &event) else { continue };
+            let Some(request) = wire::request(&namespace, at, &event) else { continue };
             loop {
                 let context = ttrpc::context::with_duration(TIMEOUT);
                 match client.forward(context, &request).await {
                     Ok(_) => break,
                     // containerd has read and refused it: it will not like it better a second time.
                     Err(ttrpc::Error::RpcStatus(status)) => {
-                        warn!(topic = event.topic(), error = status.message, "containerd refused an event");
+                        warn!(topic = wire::topic(&event), error = status.message, "containerd refused an event");
                         break;
                     }
                     Err(error) => {
@@ -165,11 +169,11 @@ async fn forward_all(address: PathBuf, namespace: Namespace, mut events: mpsc::R
 }
 
 /// Connects, for as long as it takes: the queue bounds what is kept meanwhile.
-async fn connect(target: &str) -> EventsClient {
+async fn connect(target: &str) -> wire::Client {
     let mut warned = false;
     loop {
         match ttrpc::asynchronous::Client::connect(target).await {
-            Ok(client) => return EventsClient::new(client),
+            Ok(client) => return wire::Client::new(client),
             Err(error) => {
                 if !warned {
                     warn!(target, %error, "cannot reach containerd to tell it events; trying on");
@@ -179,25 +183,4 @@ async fn connect(target: &str) -> EventsClient {
             }
         }
     }
-}
-
-fn envelope(namespace: &Namespace, at: SystemTime, event: &Event) -> Option<ForwardRequest> {
-    let value = match event.encode() {
-        Ok(value) => value,
-        Err(error) => {
-            warn!(topic = event.topic(), %error, "cannot encode an event");
-            return None;
-        }
-    };
-    let type_url = event.type_url().to_owned();
-    Some(ForwardRequest {
-        envelope: MessageField::some(Envelope {
-            timestamp: MessageField::some(at.into()),
-            namespace: namespace.to_string(),
-            topic: event.topic().into(),
-            event: MessageField::some(Any { type_url, value, ..Any::default() }),
-            ..Envelope::default()
-        }),
-        ..ForwardRequest::default()
-    })
 }

@@ -5,7 +5,8 @@
 
 mod namespaces;
 
-use crate::cgroup::{Cgroup, stats};
+use crate::cgroup::Cgroup;
+use crate::cgroup::stats::{self, Metrics};
 use crate::error::{Error, Result};
 use crate::home::{self, Home};
 use crate::reaper::{Exit, Reaper};
@@ -14,7 +15,6 @@ use crate::runtime::Runtime;
 use crate::sandbox::{Death, PodRequest, Sandboxer};
 use crate::sandbox_files::SandboxFiles;
 use crate::task::Containers;
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use namespaces::Plan;
 use std::path::Path;
 use tokio::sync::oneshot;
@@ -121,7 +121,7 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
         Death { exit, reason: format!("the process that held the pod's namespaces has ended with code {}", exit.code).into() }
     }
 
-    fn metrics(&self) -> Result<Any> {
+    fn metrics(&self) -> Result<Metrics> {
         let cgroup = home::accounted(&self.record)?;
         stats::metrics(&cgroup.ok_or_else(|| Error::precondition("the sandbox has no cgroup: it was not created"))?)
     }

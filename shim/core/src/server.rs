@@ -7,6 +7,7 @@
 
 pub mod connections;
 
+use crate::cgroup::stats::Metrics;
 use crate::error::{Context, Error, Result};
 use crate::events::Events;
 use crate::idle::Idle;
@@ -14,10 +15,8 @@ use crate::logging;
 use crate::reaper::Reaper;
 use crate::record::{PodDir, PodLock, PodRecord};
 use crate::sandbox::{Death, Pod, PodPhase, PodRequest, SandboxService, Sandboxer};
-use crate::task::{SingleTasks, Tasks};
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use crate::task::{TaskService, Tasks};
 use containerd_shim_protos::sandbox_async::create_sandbox;
-use containerd_shim_protos::shim_async::create_task;
 use magnetar_sys::listener;
 use magnetar_sys::notification::Notification;
 use std::io::Write;
@@ -117,7 +116,7 @@ impl Inherited {
         Ok(Self { dir, record, listener, _lock: lock })
     }
 
-    /// Serves the pod until ShutdownSandbox. `build` makes the sandboxer and what serves the Task API.
+    /// Serves the pod until ShutdownSandbox. `build` makes the sandboxer and its containers.
     ///
     /// # Errors
     /// Where the process cannot begin to serve.
@@ -157,7 +156,7 @@ impl Inherited {
             .add_listener(Listener::new(connections::bounded(listener, CONNECTIONS, &connections)))
             .register_service(create_sandbox(Arc::new(SandboxService::new(id.clone(), dir.clone(), pod.clone()))));
         if let Some(tasks) = tasks {
-            server = server.register_service(create_task(Arc::new(SingleTasks::new(tasks, pod.clone(), background))));
+            server = TaskService::of_pod(id, tasks, background, pod.clone()).register(server);
         }
         let mut forwarder = tokio::task::JoinSet::new();
         forwarder.spawn(forward);
@@ -230,7 +229,7 @@ impl<S: Sandboxer> Sandboxer for Perhaps<S> {
         }
     }
 
-    fn metrics(&self) -> Result<Any> {
+    fn metrics(&self) -> Result<Metrics> {
         match &self.0 {
             Ok(sandboxer) => sandboxer.metrics(),
             Err(error) => Err(error.clone()),

@@ -24,6 +24,15 @@ use tokio_util::task::TaskTracker;
 /// Bytes moved at a time: a terminal's own buffer has 4096.
 const BUFFER: usize = 4096;
 
+/// The size of a terminal's window, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// How many stand side by side.
+    pub columns: u16,
+    /// How many lines there are.
+    pub lines: u16,
+}
+
 /// The socket that a runtime sends a master to.
 #[derive(Debug)]
 pub struct ConsoleSocket {
@@ -113,8 +122,8 @@ impl Terminal {
     }
 
     /// Changes the size of the window.
-    pub fn resize(&self, width: u16, height: u16) -> Result<()> {
-        let size = Winsize { ws_col: width, ws_row: height, ws_xpixel: 0, ws_ypixel: 0 };
+    pub fn resize(&self, size: Size) -> Result<()> {
+        let size = Winsize { ws_col: size.columns, ws_row: size.lines, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(self.master.get_ref(), size).context(|| "cannot resize the terminal".into())
     }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
-use containerd_shim_protos::api;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::panic;
@@ -101,9 +100,9 @@ proptest! {
         let before = PANICS.load(Ordering::Relaxed);
         let outcome = block_on(async {
             let (ours, theirs) = UnixStream::pair().unwrap();
-            let tasks = TaskClient::new(Client::new(Socket::new(ours)));
+            let tasks = GuestTasks::new(Either::Left(ours));
             let (mut theirs_in, mut theirs_out) = theirs.into_split();
-            let request = api::StatsRequest { id: "c".into(), ..Default::default() };
+            let container = magnetar_core::ids::ContainerId::parse("c").unwrap();
             let talk = async {
                 // Once the call has come.
                 let mut first = [0; 1];
@@ -113,7 +112,7 @@ proptest! {
             };
             let call = async {
                 let tasks = tasks;
-                tasks.stats(ttrpc::context::Context::default(), &request).await
+                tasks.statistics(&container).await
             };
             tokio::join!(call, talk).0
         });

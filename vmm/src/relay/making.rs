@@ -6,7 +6,6 @@ use super::memory::Volumes;
 use super::{Relay, Running};
 use crate::streams::{Paths, Streams};
 use crate::translate::{self, Translated};
-use containerd_shim_protos::api;
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::logger::Logged;
@@ -18,7 +17,6 @@ use serde_json::Value;
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
-use ttrpc::context::Context;
 
 /// How long the agent may take for what needs no waiting.
 pub const ASKED: Duration = Duration::from_secs(30);
@@ -62,16 +60,7 @@ impl Relay {
         let patience = ASKED + agent::DISK_FOUND * u32::try_from(bundle.disks.len()).unwrap_or(u32::MAX);
         running.guest.ask(Request::Bundle(bundle), patience).await?;
         let paths = self.open_streams(running, id, None, &container.init).await?;
-        let asked = api::CreateTaskRequest {
-            id: id.to_string(),
-            bundle: format!("{}/{id}", agent::BUNDLES),
-            terminal: request.stdio.terminal,
-            stdin: paths.stdin,
-            stdout: paths.stdout,
-            stderr: paths.stderr,
-            ..Default::default()
-        };
-        running.call(running.guest.tasks().create(Context::default(), &asked)).await.map(drop)
+        running.call(running.guest.tasks().create(id, request.stdio.terminal, paths)).await
     }
 
     /// Opens the streams of a process. Returns how the guest knows them.

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
+use tokio_stream::Stream;
 
 /// With v1 the signal comes before the kill, and the counter after it.
 const KILL_DELAY: Duration = Duration::from_millis(10);
@@ -66,6 +67,11 @@ impl OomWatch {
         };
         let signal = magnetar_sys::readiness::watch(signal).context(what)?;
         Ok(OomWatch { cgroup: cgroup.clone(), signal, _control: control, seen: oom_kills(cgroup), looks_left: 0 })
+    }
+
+    /// The counts, each when it has grown, until the cgroup has gone.
+    pub fn stream(self) -> impl Stream<Item = u64> + Send {
+        futures_util::stream::unfold(self, |mut watch| async move { watch.next().await.map(|kills| (kills, watch)) })
     }
 
     /// Waits for the next kill. Answers how many there have been in all, by now, or `None` when the cgroup has gone.

@@ -10,24 +10,52 @@ mod v2;
 
 use super::Cgroup;
 use crate::error::{Error, Result};
-use containerd_shim_protos::protobuf::{Message, well_known_types::any::Any};
+use containerd_shim_protos::protobuf::Message;
 use std::path::Path;
+
+/// What something uses, in one of the two messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// Which of them.
+    pub version: Version,
+    /// The message, encoded.
+    pub encoded: Vec<u8>,
+}
+
+/// The messages, by the cgroup version whose counters they have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// `io.containerd.cgroups.v1.Metrics`.
+    V1,
+    /// `io.containerd.cgroups.v2.Metrics`.
+    V2,
+}
+
+impl Version {
+    /// The message's full name, by which containerd decodes it.
+    pub fn type_url(self) -> &'static str {
+        match self {
+            Self::V1 => "io.containerd.cgroups.v1.Metrics",
+            Self::V2 => "io.containerd.cgroups.v2.Metrics",
+        }
+    }
+}
 
 /// The cgroup's use of everything, as of now.
 ///
 /// # Errors
 ///
 /// `NotFound` if the cgroup does not exist.
-pub fn metrics(cgroup: &Cgroup) -> Result<Any> {
+pub fn metrics(cgroup: &Cgroup) -> Result<Metrics> {
     if !cgroup.exists() {
         return Err(Error::not_found(format!("cgroup {cgroup} does not exist")));
     }
-    let (type_url, value) = match cgroup {
-        Cgroup::V1 { dirs } => ("io.containerd.cgroups.v1.Metrics", v1::metrics(dirs).write_to_bytes()),
-        Cgroup::V2 { dir } => ("io.containerd.cgroups.v2.Metrics", v2::metrics(dir).write_to_bytes()),
+    let (version, encoded) = match cgroup {
+        Cgroup::V1 { dirs } => (Version::V1, v1::metrics(dirs).write_to_bytes()),
+        Cgroup::V2 { dir } => (Version::V2, v2::metrics(dir).write_to_bytes()),
     };
-    let value = value.map_err(|error| Error::internal(format!("metrics of cgroup {cgroup}: {error}")))?;
-    Ok(Any { type_url: type_url.to_owned(), value, ..Any::default() })
+    let encoded = encoded.map_err(|error| Error::internal(format!("metrics of cgroup {cgroup}: {error}")))?;
+    Ok(Metrics { version, encoded })
 }
 
 /// A whole file; `None` if it is not there or the kernel does not want to say (pressure, where that is switched off).
@@ -134,13 +162,13 @@ mod tests {
         let metrics = metrics(&scratch.0).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        let (pids, cpu, memory) = match metrics.type_url.as_str() {
-            "io.containerd.cgroups.v1.Metrics" => {
-                let metrics = V1::parse_from_bytes(&metrics.value).unwrap();
+        let (pids, cpu, memory) = match metrics.version {
+            Version::V1 => {
+                let metrics = V1::parse_from_bytes(&metrics.encoded).unwrap();
                 (metrics.pids.current, metrics.cpu.usage.total, metrics.memory.usage.usage)
             }
-            _ => {
-                let metrics = V2::parse_from_bytes(&metrics.value).unwrap();
+            Version::V2 => {
+                let metrics = V2::parse_from_bytes(&metrics.encoded).unwrap();
                 (metrics.pids.current, metrics.cpu.usage_usec * 1000, metrics.memory.usage)
             }
         };

@@ -16,10 +16,10 @@ pub use info::{fixed_size, keep_resized, shown};
 pub use service::{NOT_READY, SandboxService};
 pub use single::{Single, run_last_hooks};
 
+use crate::cgroup::stats::Metrics;
 use crate::error::{Code, Error, Result};
 use crate::pod_config::PodConfig;
 use crate::reaper::Exit;
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -56,8 +56,8 @@ pub trait Sandboxer: Send + 'static {
     /// Ends all containers and releases what the pod holds. Idempotent.
     fn stop(&mut self) -> impl Future<Output = Result<()>> + Send;
 
-    /// What the pod uses, in containerd's metric types.
-    fn metrics(&self) -> Result<Any>;
+    /// What the pod uses.
+    fn metrics(&self) -> Result<Metrics>;
 
     /// Waits until a pod that is ready has ended by itself, and says how. Cancel-safe. Namespaces do not end by themselves.
     fn died(&mut self) -> impl Future<Output = Death> + Send {
@@ -102,7 +102,7 @@ enum Command {
     Create(Box<PodRequest>, oneshot::Sender<Result<()>>),
     Start(oneshot::Sender<Result<u32>>),
     Stop(oneshot::Sender<Result<()>>),
-    Metrics(oneshot::Sender<Result<Any>>),
+    Metrics(oneshot::Sender<Result<Metrics>>),
 }
 
 /// The handle of a pod. Cheap to clone.
@@ -156,7 +156,7 @@ impl Pod {
     }
 
     /// What the pod uses.
-    pub async fn metrics(&self) -> Result<Any> {
+    pub async fn metrics(&self) -> Result<Metrics> {
         self.ask(Command::Metrics).await
     }
 

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::ids::SandboxId;
 use crate::pod_config::PodConfig;
 use crate::record::PodDir;
+use crate::task::any;
 use async_trait::async_trait;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -145,12 +146,12 @@ impl Sandbox for SandboxService {
 
     async fn sandbox_metrics(&self, _ctx: &TtrpcContext, req: api::SandboxMetricsRequest) -> ttrpc::Result<api::SandboxMetricsResponse> {
         self.check(&req.sandbox_id)?;
-        let data = self.pod.metrics().await?;
+        let metrics = self.pod.metrics().await?;
         let mut response = api::SandboxMetricsResponse::new();
         let metric = response.metrics.mut_or_insert_default();
         metric.timestamp = MessageField::some(SystemTime::now().into());
         metric.id = req.sandbox_id;
-        metric.data = MessageField::some(data);
+        metric.data = MessageField::some(any(metrics));
         Ok(response)
     }
 }

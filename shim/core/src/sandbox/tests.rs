@@ -20,7 +20,7 @@ impl Sandboxer for Slow {
         self.stops.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     }
-    fn metrics(&self) -> Result<Any> {
+    fn metrics(&self) -> Result<Metrics> {
         Err(Error::unimplemented("no metrics"))
     }
 }

@@ -5,10 +5,11 @@ use super::registry::Registry;
 use super::spec::Spec;
 use crate::cgroup::OwnedCgroup;
 use crate::copies::Copies;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::ids::{ContainerId, ExecId};
 use crate::logger::{LogPipes, Logging};
 use crate::process::{Life, Phase};
+use crate::runtime::Subject;
 use crate::stdio::{ChildStreams, Keepers, StdioSpec};
 use crate::terminal::Terminal;
 use std::path::PathBuf;
@@ -70,17 +71,19 @@ impl Container {
         let _the_first_counts = self.cgroup.set(cgroup);
     }
 
-    /// Its cgroup.
-    ///
-    /// # Errors
-    /// `FailedPrecondition` before one was claimed for it, and where its specification names none.
-    pub fn cgroup(&self) -> Result<&OwnedCgroup> {
-        self.cgroup.get().ok_or_else(|| Error::precondition(format!("container {} has no cgroup of its own", self.id)))
+    /// Its cgroup: none before one was claimed for it, and where its specification names none.
+    pub fn cgroup(&self) -> Option<&OwnedCgroup> {
+        self.cgroup.get()
     }
 
     /// Whether `kills`, the kernel's count of OOM kills in the container, is news.
     pub fn is_new_oom(&self, kills: u64) -> bool {
         self.oom_told.fetch_max(kills, Ordering::Relaxed) < kills
+    }
+
+    /// Its init, whose process id is `pid`.
+    pub fn init_subject(&self, pid: u32) -> Subject<'_> {
+        Subject { container: &self.id, exec: None, pid }
     }
 
     /// Its init, or one of its execs.

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The containers of a pod, and what can be done with them.
 //!
-//! This is the Task API without its wire: the same for a runc pod on the host and for the agent in
-//! a guest. Every container is recorded before anything of it is made.
+//! The same for a runc pod on the host and for the agent in a guest. Every container is recorded before anything of it is made.
 
 mod ends;
 mod removal;
@@ -11,25 +10,25 @@ mod starts;
 use super::container::{Container, Process};
 use super::gate::{Gate, MADE};
 use super::registry::Registry;
-use super::report;
 use super::spec::{self, Spec};
+use super::{CreateRequest, State, Tasks, no_terminal, subject};
+use crate::cgroup::stats::Metrics;
 use crate::cgroup::{OwnedCgroup, moves};
 use crate::error::{Code, Error, Result};
-use crate::events::Events;
+use crate::events::{Event, Events};
 use crate::idle::Idle;
 use crate::ids::{ContainerId, ExecId};
 use crate::logger::{LogPipes, Logged};
 use crate::mount::Mount;
 use crate::process::{Change, Phase};
-use crate::reaper::Reaper;
+use crate::reaper::{Exit, Reaper};
 use crate::record::{ContainerRecord, PodDir};
-use crate::runtime::{Checkpoint, Creation, Made, Runtime, Streams};
+use crate::runtime::{self, Checkpoint, Creation, Made, Runtime, Streams};
 use crate::sandbox_files::SandboxFiles;
 use crate::server::Parts;
 use crate::stdio::StdioSpec;
-use crate::terminal::Terminal;
-use containerd_shim_protos::api;
-use std::path::{Path, PathBuf};
+use crate::terminal::{Size, Terminal};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -64,37 +63,6 @@ struct Shared<R> {
     containers: Registry<ContainerId, Container>,
 }
 
-/// A container to be made, as it was asked for.
-#[derive(Debug)]
-pub struct CreateRequest {
-    /// Its name.
-    pub container: ContainerId,
-    /// Its bundle.
-    pub bundle: PathBuf,
-    /// What its root filesystem is mounted from; none if the bundle has it.
-    pub rootfs: Vec<Mount>,
-    /// Its streams.
-    pub stdio: StdioSpec,
-    /// Where to restore it from.
-    pub checkpoint: Option<PathBuf>,
-}
-
-impl CreateRequest {
-    /// Parses a request of the Task API.
-    ///
-    /// # Errors
-    /// `InvalidArgument` or `Unimplemented`, naming what is wrong.
-    pub fn parse(request: api::CreateTaskRequest) -> Result<Self> {
-        Ok(Self {
-            container: ContainerId::parse(request.id)?,
-            bundle: PathBuf::from(request.bundle),
-            rootfs: request.rootfs.iter().map(|m| Mount::parse(&m.type_, &m.source, &m.options)).collect::<Result<_>>()?,
-            stdio: StdioSpec::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)?,
-            checkpoint: (!request.checkpoint.is_empty()).then(|| PathBuf::from(request.checkpoint)),
-        })
-    }
-}
-
 impl<R: Runtime> Containers<R> {
     /// No containers yet.
     pub fn new(runtime: R, pod: PodDir, parts: &Parts) -> Self {
@@ -123,11 +91,6 @@ impl<R: Runtime> Containers<R> {
         });
     }
 
-    /// The owner of what is done for a request to its end.
-    pub(super) fn tasks(&self) -> &TaskTracker {
-        &self.0.tasks
-    }
-
     /// Waits for the move, and has the kernel prepare for the runtime's, if that is of use to it.
     async fn ready_to_make(&self, warm: bool) {
         if warm && *self.0.settled.borrow() {
@@ -142,45 +105,8 @@ impl<R: Runtime> Containers<R> {
         let _settled = settled.wait_for(|settled| *settled).await;
     }
 
-    /// A container by name.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn get(&self, id: &ContainerId) -> Result<Arc<Container>> {
+    fn get(&self, id: &ContainerId) -> Result<Arc<Container>> {
         self.0.containers.get(id)
-    }
-
-    /// Whether there is a container.
-    pub fn any(&self) -> bool {
-        !self.0.containers.is_empty()
-    }
-
-    /// Makes a container; its init waits for [`start`](Self::start). Returns the init's process id.
-    ///
-    /// # Errors
-    /// `AlreadyExists` for a name in use, and whatever the bundle, the mounts or the runtime refuse;
-    /// then nothing of it is left.
-    pub async fn create(&self, request: CreateRequest) -> Result<u32> {
-        let CreateRequest { container: id, bundle, rootfs: mounts, stdio, checkpoint } = request;
-        let _being_made = self.0.gate.enter()?;
-        let spec = Spec::read(&bundle)?;
-        let rootfs = if mounts.is_empty() { None } else { Some(spec::rootfs_dir(&bundle)?) };
-        let container = Arc::new(Container::new(id.clone(), bundle, rootfs, spec, stdio));
-        self.0.containers.add(id.clone(), container.clone())?;
-        let made = self.make(&container, &mounts, checkpoint.as_deref()).await;
-        match made {
-            Ok(pid) => {
-                info!(container = %id, pid, "created");
-                report::created(&self.0.events, &id, &container.bundle, &container.init.stdio, pid, checkpoint.as_deref());
-                Ok(pid)
-            }
-            Err(error) => {
-                if let Err(left) = self.unmake(&container).await {
-                    warn!(container = %id, error = %left, "cannot remove all of a container that could not be made");
-                }
-                Err(Error::new(error.code(), format!("cannot create container {id}: {error}")))
-            }
-        }
     }
 
     async fn make(&self, container: &Arc<Container>, mounts: &[Mount], checkpoint: Option<&Path>) -> Result<u32> {
@@ -213,11 +139,9 @@ impl<R: Runtime> Containers<R> {
                 return Err(error);
             }
         };
-        let ended = self.0.reaper.watch(made.pid);
         let pid = made.pid;
-        if let Ok(cgroup) = container.cgroup() {
-            self.watch_memory(container, cgroup);
-        }
+        let ended = self.0.runtime.ended(container.init_subject(pid), &self.0.reaper);
+        self.watch_memory(container);
         self.attach(&container.init, made, logs).await?;
         container.init.life.change(Change::Made { pid })?;
         if checkpoint.is_some() {
@@ -228,85 +152,6 @@ impl<R: Runtime> Containers<R> {
         Ok(pid)
     }
 
-    /// Announces an exec, which [`start`](Self::start) runs.
-    ///
-    /// # Errors
-    /// `FailedPrecondition` where the container does not run, `AlreadyExists`, `NotFound`.
-    pub fn exec(&self, id: &ContainerId, exec: ExecId, process: Vec<u8>, stdio: StdioSpec) -> Result<()> {
-        let container = self.get(id)?;
-        container.execs.add(exec.clone(), Arc::new(Process::new(stdio, process, Phase::Created { pid: 0 })))?;
-        match container.init.life.phase() {
-            Phase::Created { .. } | Phase::Starting { .. } | Phase::Running { .. } => {}
-            phase @ (Phase::Creating | Phase::Paused { .. } | Phase::Stopped { .. } | Phase::Deleted { .. }) => {
-                container.execs.remove(&exec);
-                return Err(Error::precondition(format!("cannot exec in container {id}: it is {}", phase.name())));
-            }
-        }
-        report::exec_added(&self.0.events, id, &exec);
-        Ok(())
-    }
-
-    /// Sends a signal to one process, or to all of the container's.
-    ///
-    /// # Errors
-    /// `NotFound` where the process has ended, which callers take for success; `FailedPrecondition`
-    /// for an exec that has not been started.
-    pub fn kill(&self, id: &ContainerId, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
-        let container = self.get(id)?;
-        let process = container.process(exec)?;
-        if all && exec.is_none() {
-            return container.cgroup()?.signal(signal);
-        }
-        match process.life.phase().living_pid() {
-            Some(pid) => {
-                self.0.reaper.signal(pid, signal).map_err(|e| {
-                    let code = if e.raw_os_error() == Some(libc::ESRCH) { Code::NotFound } else { Code::InvalidArgument };
-                    Error::new(code, format!("cannot send signal {signal} to {}: {e}", subject(id, exec)))
-                })?;
-                // With cgroup v1 a frozen process does not even die.
-                if signal == libc::SIGKILL as u32 && matches!(container.init.life.phase(), Phase::Paused { .. }) {
-                    container.cgroup()?.thaw()?;
-                }
-                Ok(())
-            }
-            None if process.life.phase().exit().is_some() => Err(Error::not_found(format!("{} has ended", subject(id, exec)))),
-            None => Err(Error::precondition(format!("{} has not been started", subject(id, exec)))),
-        }
-    }
-
-    /// Freezes or thaws a container.
-    pub async fn freeze(&self, id: &ContainerId, frozen: bool) -> Result<()> {
-        let container = self.get(id)?;
-        let change = if frozen { Change::Pause } else { Change::Resume };
-        container.init.life.phase().after(change).map_err(|e| Error::new(e.code(), format!("container {id}: {e}")))?;
-        self.0.runtime.freeze(id, frozen).await?;
-        container.init.life.change(change)?;
-        report::frozen(&self.0.events, id, frozen);
-        Ok(())
-    }
-
-    /// Changes a container's limits.
-    pub async fn update(&self, id: &ContainerId, resources: &[u8]) -> Result<()> {
-        let container = self.get(id)?;
-        if container.init.life.phase().exit().is_some() {
-            // containerd takes this, and nothing else, for an end that it has not heard of yet.
-            return Err(Error::not_found(format!("cannot update container {id}: it has ended")));
-        }
-        if container.init.life.phase().living_pid().is_none() {
-            return Err(Error::precondition(format!("cannot update container {id}: it is {}", container.init.life.phase().name())));
-        }
-        self.0.runtime.update(id, resources).await
-    }
-
-    /// Writes a container's state to disk.
-    pub async fn checkpoint(&self, id: &ContainerId, checkpoint: Checkpoint) -> Result<()> {
-        let phase = self.get(id)?.init.life.phase();
-        if !matches!(phase, Phase::Running { .. } | Phase::Paused { .. }) {
-            return Err(Error::precondition(format!("cannot checkpoint container {id}: it is {}", phase.name())));
-        }
-        self.0.runtime.checkpoint(id, checkpoint).await
-    }
-
     /// Kills every container, and returns when all have ended. No more can be made.
     pub async fn kill_all(&self) -> Result<()> {
         self.settled().await;
@@ -315,14 +160,24 @@ impl<R: Runtime> Containers<R> {
         }
         for (_, container) in self.0.containers.all() {
             if let Some(pid) = container.init.life.phase().living_pid() {
-                let _ended_meanwhile = self.0.reaper.signal(pid, libc::SIGKILL as u32);
-                if let Ok(cgroup) = container.cgroup() {
+                self.kill_init(&container, pid).await;
+                if let Some(cgroup) = container.cgroup() {
                     cgroup.kill_all(CGROUP_EMPTY).await?;
                 }
                 container.init.life.exit().await;
             }
         }
         Ok(())
+    }
+
+    /// Kills a container's first process. One that has ended meanwhile is fine.
+    async fn kill_init(&self, container: &Container, pid: u32) {
+        let killed = self.0.runtime.signal(container.init_subject(pid), &self.0.reaper, libc::SIGKILL as u32).await;
+        if let Err(error) = killed
+            && error.code() != Code::NotFound
+        {
+            warn!(container = %container.id, %error, "cannot kill a container's first process");
+        }
     }
 
     /// The streams for a process, and where a logging program reads what a terminal shows.
@@ -344,10 +199,152 @@ impl<R: Runtime> Containers<R> {
     }
 }
 
-/// A process's name in messages.
-pub fn subject(id: &ContainerId, exec: Option<&ExecId>) -> String {
-    match exec {
-        None => format!("container {id}"),
-        Some(exec) => format!("exec {exec} of container {id}"),
+impl<R: Runtime> Tasks for Containers<R> {
+    async fn create(&self, request: CreateRequest) -> Result<u32> {
+        let CreateRequest { container: id, bundle, rootfs: mounts, stdio, checkpoint } = request;
+        let _being_made = self.0.gate.enter()?;
+        let spec = Spec::read(&bundle)?;
+        let rootfs = if mounts.is_empty() { None } else { Some(spec::rootfs_dir(&bundle)?) };
+        let container = Arc::new(Container::new(id.clone(), bundle.clone(), rootfs, spec, stdio.clone()));
+        self.0.containers.add(id.clone(), container.clone())?;
+        let made = self.make(&container, &mounts, checkpoint.as_deref()).await;
+        match made {
+            Ok(pid) => {
+                info!(container = %id, pid, "created");
+                self.0.events.publish(Event::Created { container: id, bundle, stdio, pid, checkpoint });
+                Ok(pid)
+            }
+            Err(error) => {
+                if let Err(left) = self.unmake(&container).await {
+                    warn!(container = %id, error = %left, "cannot remove all of a container that could not be made");
+                }
+                Err(Error::new(error.code(), format!("cannot create container {id}: {error}")))
+            }
+        }
+    }
+
+    async fn start(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<u32> {
+        self.start_process(id, exec).await
+    }
+
+    async fn delete(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<(u32, Exit)> {
+        self.delete_process(id, exec).await
+    }
+
+    fn exec(&self, id: &ContainerId, exec: ExecId, process: Vec<u8>, stdio: StdioSpec) -> Result<()> {
+        let container = self.get(id)?;
+        container.execs.add(exec.clone(), Arc::new(Process::new(stdio, process, Phase::Created { pid: 0 })))?;
+        match container.init.life.phase() {
+            Phase::Created { .. } | Phase::Starting { .. } | Phase::Running { .. } => {}
+            phase @ (Phase::Creating | Phase::Paused { .. } | Phase::Stopped { .. } | Phase::Deleted { .. }) => {
+                container.execs.remove(&exec);
+                return Err(Error::precondition(format!("cannot exec in container {id}: it is {}", phase.name())));
+            }
+        }
+        self.0.events.publish(Event::ExecAdded { container: id.clone(), exec });
+        Ok(())
+    }
+
+    async fn kill(&self, id: &ContainerId, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
+        let container = self.get(id)?;
+        let process = container.process(exec)?;
+        if all && exec.is_none() {
+            return self.0.runtime.signal_all(id, container.cgroup(), signal).await;
+        }
+        match process.life.phase().living_pid() {
+            Some(pid) => {
+                let subject = runtime::Subject { container: id, exec, pid };
+                self.0.runtime.signal(subject, &self.0.reaper, signal).await?;
+                // With cgroup v1 a frozen process does not even die.
+                if signal == libc::SIGKILL as u32 && matches!(container.init.life.phase(), Phase::Paused { .. }) {
+                    container.cgroup().map_or(Ok(()), OwnedCgroup::thaw)?;
+                }
+                Ok(())
+            }
+            None if process.life.phase().exit().is_some() => Err(Error::not_found(format!("{} has ended", subject(id, exec)))),
+            None => Err(Error::precondition(format!("{} has not been started", subject(id, exec)))),
+        }
+    }
+
+    async fn freeze(&self, id: &ContainerId, frozen: bool) -> Result<()> {
+        let container = self.get(id)?;
+        let change = if frozen { Change::Pause } else { Change::Resume };
+        container.init.life.phase().after(change).map_err(|e| Error::new(e.code(), format!("container {id}: {e}")))?;
+        self.0.runtime.freeze(id, frozen).await?;
+        container.init.life.change(change)?;
+        self.0.events.publish(Event::frozen(id, frozen));
+        Ok(())
+    }
+
+    async fn checkpoint(&self, id: &ContainerId, checkpoint: Checkpoint) -> Result<()> {
+        let phase = self.get(id)?.init.life.phase();
+        if !matches!(phase, Phase::Running { .. } | Phase::Paused { .. }) {
+            return Err(Error::precondition(format!("cannot checkpoint container {id}: it is {}", phase.name())));
+        }
+        self.0.runtime.checkpoint(id, checkpoint).await
+    }
+
+    async fn update(&self, id: &ContainerId, resources: &[u8]) -> Result<()> {
+        let phase = self.get(id)?.init.life.phase();
+        if phase.exit().is_some() {
+            return Err(Error::not_found(format!("cannot update container {id}: it has ended")));
+        }
+        if phase.living_pid().is_none() {
+            return Err(Error::precondition(format!("cannot update container {id}: it is {}", phase.name())));
+        }
+        self.0.runtime.update(id, resources).await
+    }
+
+    async fn resize(&self, id: &ContainerId, exec: Option<&ExecId>, size: Size) -> Result<()> {
+        let process = self.get(id)?.process(exec)?;
+        match process.terminal() {
+            Some(terminal) => terminal.resize(size),
+            None => no_terminal(id, exec, process.life.phase()),
+        }
+    }
+
+    async fn close_stdin(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
+        self.get(id)?.process(exec)?.close_stdin();
+        Ok(())
+    }
+
+    fn state(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<State> {
+        let container = self.get(id)?;
+        let process = container.process(exec)?;
+        let phase = process.life.phase().within(container.init.life.phase());
+        Ok(State { bundle: container.bundle.clone(), phase, stdio: process.stdio.clone() })
+    }
+
+    async fn wait(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<Exit> {
+        let process = self.get(id)?.process(exec)?;
+        Ok(process.life.exit().await)
+    }
+
+    async fn pids(&self, id: &ContainerId) -> Result<Vec<u32>> {
+        let container = self.get(id)?;
+        let phase = container.init.life.phase();
+        match self.0.runtime.pids(id, container.cgroup()).await? {
+            pids if pids.is_empty() && phase.exit().is_some() => Ok(vec![phase.pid()]),
+            pids => Ok(pids),
+        }
+    }
+
+    async fn statistics(&self, id: &ContainerId) -> Result<Metrics> {
+        let container = self.get(id)?;
+        self.0.runtime.statistics(id, container.cgroup()).await
+    }
+
+    fn any(&self) -> bool {
+        !self.0.containers.is_empty()
+    }
+
+    /// Streams are the process's own: nothing is passed on.
+    async fn ended(&self, id: &ContainerId) {
+        if let Ok(container) = self.get(id) {
+            container.init.life.exit().await;
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,252 +1,160 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The Task API (`containerd.task.v3`) over ttrpc: requests are parsed here, and wire types stop here.
+//! The containers of a pod, and what containerd's Task API does with them.
 //!
-//! Semantics are those of containerd's `api/runtime/task/v3/shim.proto` and of its own runc shim.
+//! ```text
+//!   ttrpc ──> TaskService (service.rs) ──> Tasks ── Containers<R: Runtime>   processes of this host, or of this guest
+//!                  wire types stop here          └─ vmm's relay              containers of a guest, asked of its agent
+//! ```
+//!
+//! [`Tasks`] is the Task API without its wire: no type of it comes from a protocol. Semantics are those of containerd's
+//! `api/runtime/task/v3/shim.proto` and of its own runc shim.
 
 mod container;
 mod containers;
 pub mod gate;
 pub mod registry;
-pub mod report;
+mod service;
 mod single;
 mod spec;
 
 pub use container::{Container, Process};
-pub use containers::{Containers, CreateRequest, subject};
-pub use single::{SingleTasks, Tasks};
+pub use containers::Containers;
+pub use service::{TaskService, any};
 pub use spec::read_bundle;
 
-use crate::cgroup::stats;
-use crate::error::{Code, Error, Result};
-use crate::ids::{ContainerId, ExecId, SandboxId};
+use crate::cgroup::stats::Metrics;
+use crate::error::{Error, Result};
+use crate::ids::{ContainerId, ExecId};
+use crate::mount::Mount;
 use crate::process::Phase;
-use crate::runtime::{Checkpoint, Runtime};
-use crate::stdio::{Output, StdioSpec};
-use async_trait::async_trait;
-use containerd_shim_protos::api;
-use containerd_shim_protos::protobuf::{Message, MessageField};
-use containerd_shim_protos::shim::oci::CheckpointOptions;
-use containerd_shim_protos::shim_async::Task;
-use containerd_shim_protos::types::task::Status;
-use std::path::Path;
-use tokio_util::task::TaskTracker;
-use tracing::{Instrument, debug};
-use ttrpc::asynchronous::TtrpcContext;
+use crate::reaper::Exit;
+use crate::runtime::Checkpoint;
+use crate::stdio::StdioSpec;
+use crate::terminal::Size;
+use std::path::PathBuf;
 
-/// Serves the Task API for one pod.
-#[derive(Debug)]
-pub struct TaskService<R> {
-    sandbox: SandboxId,
-    containers: Containers<R>,
-}
-
-impl<R: Runtime> TaskService<R> {
-    /// Serves the `containers` of `sandbox`.
-    pub fn new(sandbox: SandboxId, containers: Containers<R>) -> Self {
-        Self { sandbox, containers }
-    }
-}
-
-#[async_trait]
-impl<R: Runtime> Task for TaskService<R> {
-    async fn create(&self, _ctx: &TtrpcContext, req: api::CreateTaskRequest) -> ttrpc::Result<api::CreateTaskResponse> {
-        debug!(container = req.id, bundle = req.bundle, "Create");
-        let request = CreateRequest::parse(req).map_err(not_created)?;
-        let containers = self.containers.clone();
-        let pid = to_its_end(self.containers.tasks(), async move { containers.create(request).await }).await.map_err(not_created)?;
-        Ok(api::CreateTaskResponse { pid, ..Default::default() })
-    }
-
-    async fn start(&self, _ctx: &TtrpcContext, req: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
-        debug!(container = req.id, exec = req.exec_id, "Start");
-        let (id, exec) = names(req.id, req.exec_id)?;
-        let pid = self.containers.start(&id, exec.as_ref()).await?;
-        Ok(api::StartResponse { pid, ..Default::default() })
-    }
-
-    async fn state(&self, _ctx: &TtrpcContext, req: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
-        let (id, exec) = names(req.id, req.exec_id)?;
-        let container = self.containers.get(&id)?;
-        let process = container.process(exec.as_ref())?;
-        let phase = process.life.phase().within(container.init.life.phase());
-        Ok(state(&id, exec.as_ref(), &container.bundle, phase, &process.stdio))
-    }
-
-    async fn delete(&self, _ctx: &TtrpcContext, req: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
-        debug!(container = req.id, exec = req.exec_id, "Delete");
-        let (id, exec) = names(req.id, req.exec_id)?;
-        let containers = self.containers.clone();
-        let (pid, exit) = to_its_end(self.containers.tasks(), async move { containers.delete(&id, exec.as_ref()).await }).await?;
-        Ok(api::DeleteResponse { pid, exit_status: exit.code, exited_at: MessageField::some(exit.at.into()), ..Default::default() })
-    }
-
-    async fn pids(&self, _ctx: &TtrpcContext, req: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
-        // containerd asks about the sandbox itself too, when it starts anew, to see whether anything runs in it.
-        let container = self.containers.get(&ContainerId::parse(req.id.clone())?);
-        let pids = if req.id == self.sandbox.as_str() && container.is_err() {
-            vec![std::process::id()]
-        } else {
-            // One without a pod has the name of its sandbox.
-            let container = container?;
-            let phase = container.init.life.phase();
-            match container.cgroup()?.pids(true)? {
-                // containerd, started anew, takes a task without processes for one that was never made, and removes it
-                // (`core/runtime/v2/shim_load.go`): how it ended would be lost.
-                pids if pids.is_empty() && phase.exit().is_some() => vec![phase.pid()],
-                pids => pids,
-            }
-        };
-        let processes = pids.into_iter().map(|pid| api::ProcessInfo { pid, ..Default::default() }).collect();
-        Ok(api::PidsResponse { processes, ..Default::default() })
-    }
-
-    async fn pause(&self, _ctx: &TtrpcContext, req: api::PauseRequest) -> ttrpc::Result<api::Empty> {
-        self.containers.freeze(&ContainerId::parse(req.id)?, true).await?;
-        Ok(api::Empty::new())
-    }
-
-    async fn resume(&self, _ctx: &TtrpcContext, req: api::ResumeRequest) -> ttrpc::Result<api::Empty> {
-        self.containers.freeze(&ContainerId::parse(req.id)?, false).await?;
-        Ok(api::Empty::new())
-    }
-
-    async fn checkpoint(&self, _ctx: &TtrpcContext, req: api::CheckpointTaskRequest) -> ttrpc::Result<api::Empty> {
-        let id = ContainerId::parse(req.id)?;
-        let options = match req.options.as_ref() {
-            Some(any) => CheckpointOptions::parse_from_bytes(&any.value)
-                .map_err(|e| Error::invalid(format!("the options of the checkpoint of container {id} do not parse: {e}")))?,
-            None => CheckpointOptions::new(),
-        };
-        let image = if options.image_path.is_empty() { req.path } else { options.image_path };
-        self.containers.checkpoint(&id, Checkpoint { image: image.into(), exit: options.exit }).await?;
-        Ok(api::Empty::new())
-    }
-
-    async fn kill(&self, _ctx: &TtrpcContext, req: api::KillRequest) -> ttrpc::Result<api::Empty> {
-        debug!(container = req.id, exec = req.exec_id, signal = req.signal, all = req.all, "Kill");
-        let (id, exec) = names(req.id, req.exec_id)?;
-        self.containers.kill(&id, exec.as_ref(), req.signal, req.all)?;
-        Ok(api::Empty::new())
-    }
-
-    async fn exec(&self, _ctx: &TtrpcContext, req: api::ExecProcessRequest) -> ttrpc::Result<api::Empty> {
-        let id = ContainerId::parse(req.id)?;
-        let exec = ExecId::parse(req.exec_id)?;
-        let stdio = StdioSpec::parse(&req.stdin, &req.stdout, &req.stderr, req.terminal)?;
-        let Some(process) = req.spec.into_option() else {
-            return Err(Error::invalid(format!("exec {exec} of container {id} has no process")).into());
-        };
-        self.containers.exec(&id, exec, process.value, stdio)?;
-        Ok(api::Empty::new())
-    }
-
-    async fn resize_pty(&self, _ctx: &TtrpcContext, req: api::ResizePtyRequest) -> ttrpc::Result<api::Empty> {
-        let (id, exec) = names(req.id, req.exec_id)?;
-        let cells = |n: u32| u16::try_from(n).map_err(|_| Error::invalid(format!("a terminal of {n} columns or lines is too large")));
-        let (width, height) = (cells(req.width)?, cells(req.height)?);
-        let process = self.containers.get(&id)?.process(exec.as_ref())?;
-        match process.terminal() {
-            Some(terminal) => terminal.resize(width, height)?,
-            None => no_terminal(&id, exec.as_ref(), process.life.phase())?,
-        }
-        Ok(api::Empty::new())
-    }
-
-    async fn close_io(&self, _ctx: &TtrpcContext, req: api::CloseIORequest) -> ttrpc::Result<api::Empty> {
-        let (id, exec) = names(req.id, req.exec_id)?;
-        if req.stdin {
-            self.containers.get(&id)?.process(exec.as_ref())?.close_stdin();
-        }
-        Ok(api::Empty::new())
-    }
-
-    async fn update(&self, _ctx: &TtrpcContext, req: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
-        let id = ContainerId::parse(req.id)?;
-        let Some(resources) = req.resources.into_option() else {
-            return Err(Error::invalid(format!("the update of container {id} has no resources")).into());
-        };
-        self.containers.update(&id, &resources.value).await?;
-        Ok(api::Empty::new())
-    }
-
-    async fn wait(&self, _ctx: &TtrpcContext, req: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
-        let (id, exec) = names(req.id, req.exec_id)?;
-        let process = self.containers.get(&id)?.process(exec.as_ref())?;
-        let exit = process.life.exit().await;
-        Ok(api::WaitResponse { exit_status: exit.code, exited_at: MessageField::some(exit.at.into()), ..Default::default() })
-    }
-
-    async fn stats(&self, _ctx: &TtrpcContext, req: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
-        let container = self.containers.get(&ContainerId::parse(req.id)?)?;
-        let metrics = stats::metrics(container.cgroup()?)?;
-        Ok(api::StatsResponse { stats: MessageField::some(metrics), ..Default::default() })
-    }
-
-    async fn connect(&self, _ctx: &TtrpcContext, req: api::ConnectRequest) -> ttrpc::Result<api::ConnectResponse> {
-        // containerd asks a shim for its pid with the sandbox's id too, which has no task.
-        let task_pid =
-            ContainerId::parse(req.id).and_then(|id| self.containers.get(&id)).map(|c| c.init.life.phase().pid()).unwrap_or_default();
-        Ok(api::ConnectResponse { shim_pid: std::process::id(), task_pid, version: env!("CARGO_PKG_VERSION").into(), ..Default::default() })
-    }
-
-    /// A pod ends with its sandbox, not with a task: ShutdownSandbox ends the process.
-    async fn shutdown(&self, _ctx: &TtrpcContext, _req: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
-        Ok(api::Empty::new())
-    }
-}
-
-impl<R: Runtime> Tasks for TaskService<R> {
-    fn has_containers(&self) -> bool {
-        self.containers.any()
-    }
-
-    /// Streams are the process's own: nothing is passed on.
-    async fn ended(&self, container: &ContainerId) {
-        if let Ok(container) = self.containers.get(container) {
-            container.init.life.exit().await;
-        }
-    }
-}
-
-/// Does what must not end between two of its steps: ttrpc drops what serves a request when the caller's deadline has passed, and
-/// containerd gives a Delete ten seconds.
+/// The containers of one pod. Cheap to clone.
 ///
-/// # Errors
-/// Those of `work`.
-pub async fn to_its_end<T: Send + 'static>(tasks: &TaskTracker, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-    let done = tasks.spawn(work.in_current_span()).await;
-    done.unwrap_or_else(|error| Err(Error::internal(format!("the request was not carried out: {error}"))))
+/// More methods than a trait of ours usually has: each is a call of the Task API, and every kind of pod answers all of them.
+/// `exec: None` means a container's first process, its init. Unless said otherwise a method fails with `NotFound` for an unknown
+/// container or exec.
+pub trait Tasks: Clone + Send + Sync + 'static {
+    /// Makes a container, whose init waits for [`start`](Self::start). Returns the init's process id on the host. Not cancel-safe.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a name in use, and whatever the bundle, the mounts or the runtime refuse; then nothing of it is left.
+    fn create(&self, request: CreateRequest) -> impl Future<Output = Result<u32>> + Send;
+
+    /// Lets a container's program run, or runs an exec. Returns the process id on the host.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` in the wrong phase, or what the runtime says.
+    fn start(&self, id: &ContainerId, exec: Option<&ExecId>) -> impl Future<Output = Result<u32>> + Send;
+
+    /// Removes an exec, or a container that has ended (or never ran). Returns the process id that it had and how it ended. Not
+    /// cancel-safe; can be repeated.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` while it runs.
+    fn delete(&self, id: &ContainerId, exec: Option<&ExecId>) -> impl Future<Output = Result<(u32, Exit)>> + Send;
+
+    /// Announces an exec, which [`start`](Self::start) runs. `process` is `process` of the OCI specification, as JSON.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where the container does not run, `AlreadyExists` for a name in use.
+    fn exec(&self, id: &ContainerId, exec: ExecId, process: Vec<u8>, stdio: StdioSpec) -> Result<()>;
+
+    /// Sends a signal to one process, or to all of the container's.
+    ///
+    /// # Errors
+    /// `NotFound` also where the process has ended, which callers take for success; `FailedPrecondition` for an exec that has not been
+    /// started.
+    fn kill(&self, id: &ContainerId, exec: Option<&ExecId>, signal: u32, all: bool) -> impl Future<Output = Result<()>> + Send;
+
+    /// Freezes (`true`) or thaws a container.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` in the wrong phase.
+    fn freeze(&self, id: &ContainerId, frozen: bool) -> impl Future<Output = Result<()>> + Send;
+
+    /// Writes a container's state to disk.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` where it does not run, `Unimplemented` where its kind has no checkpoints.
+    fn checkpoint(&self, id: &ContainerId, checkpoint: Checkpoint) -> impl Future<Output = Result<()>> + Send;
+
+    /// Changes a container's limits. `resources` is `linux.resources` of the OCI specification, as JSON.
+    ///
+    /// # Errors
+    /// `NotFound` also for one that has ended: containerd takes that, and nothing else, for an end that it has not heard of yet.
+    /// `FailedPrecondition` where it does not run yet.
+    fn update(&self, id: &ContainerId, resources: &[u8]) -> impl Future<Output = Result<()>> + Send;
+
+    /// Gives a process's terminal another size. A process without a terminal (yet) has nothing to resize, which is no error.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` for an exec that has ended.
+    fn resize(&self, id: &ContainerId, exec: Option<&ExecId>, size: Size) -> impl Future<Output = Result<()>> + Send;
+
+    /// Ends a process's input.
+    fn close_stdin(&self, id: &ContainerId, exec: Option<&ExecId>) -> impl Future<Output = Result<()>> + Send;
+
+    /// Where a process is in its life. Never waits.
+    fn state(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<State>;
+
+    /// Waits for a process's end. Cancel-safe.
+    fn wait(&self, id: &ContainerId, exec: Option<&ExecId>) -> impl Future<Output = Result<Exit>> + Send;
+
+    /// The process ids on the host of all of a container's processes. containerd, started anew, takes a task without processes for one
+    /// that was never made, and removes it (`core/runtime/v2/shim_load.go`): so one that has ended has its init's.
+    fn pids(&self, id: &ContainerId) -> impl Future<Output = Result<Vec<u32>>> + Send;
+
+    /// What a container uses.
+    fn statistics(&self, id: &ContainerId) -> impl Future<Output = Result<Metrics>> + Send;
+
+    /// Whether there is a container.
+    fn any(&self) -> bool;
+
+    /// Waits until a container's init has ended, and all that it has written has been passed on. Does not wait for a container that is
+    /// not there. Cancel-safe.
+    fn ended(&self, id: &ContainerId) -> impl Future<Output = ()> + Send;
 }
 
-/// An error as the answer to Create. containerd takes Unimplemented there for the word of an older shim, asks once more in an older
-/// protocol, and tells of that failure instead of ours.
-pub fn not_created(error: Error) -> Error {
-    match error.code() {
-        Code::Unimplemented => Error::precondition(error.to_string()),
-        _ => error,
+/// A container to be made, as it was asked for.
+#[derive(Debug)]
+pub struct CreateRequest {
+    /// Its name.
+    pub container: ContainerId,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// What its root filesystem is mounted from; none if the bundle has it.
+    pub rootfs: Vec<Mount>,
+    /// Its streams.
+    pub stdio: StdioSpec,
+    /// Where to restore it from.
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// A process, as State answers for it.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Its container's bundle.
+    pub bundle: PathBuf,
+    /// Where it is in its life. What lives in a frozen container is frozen.
+    pub phase: Phase,
+    /// Where its streams lead.
+    pub stdio: StdioSpec,
+}
+
+/// A process's name in messages.
+pub fn subject(id: &ContainerId, exec: Option<&ExecId>) -> String {
+    match exec {
+        None => format!("container {id}"),
+        Some(exec) => format!("exec {exec} of container {id}"),
     }
 }
 
-/// The answer to State.
-pub fn state(id: &ContainerId, exec: Option<&ExecId>, bundle: &Path, phase: Phase, stdio: &StdioSpec) -> api::StateResponse {
-    let text = |path: Option<&Path>| path.map(|p| p.display().to_string()).unwrap_or_default();
-    api::StateResponse {
-        id: id.to_string(),
-        bundle: bundle.display().to_string(),
-        pid: phase.pid(),
-        status: status(phase).into(),
-        stdin: text(stdio.stdin.as_deref()),
-        stdout: text(stdio.stdout.as_ref().map(Output::path)),
-        stderr: text(stdio.stderr.as_ref().map(Output::path)),
-        terminal: stdio.terminal,
-        exit_status: phase.exit().map(|exit| exit.code).unwrap_or_default(),
-        exited_at: phase.exit().map(|exit| exit.at.into()).into(),
-        exec_id: exec.map(|exec| exec.to_string()).unwrap_or_default(),
-        ..Default::default()
-    }
-}
-
-/// The answer to ResizePty of a process that has no terminal (yet): there is nothing to resize.
+/// The answer to a resize of a process in this `phase` that has no terminal (yet): there is nothing to resize.
 ///
 /// # Errors
 /// `FailedPrecondition` for an exec that has ended.
@@ -254,59 +162,5 @@ pub fn no_terminal(id: &ContainerId, exec: Option<&ExecId>, phase: Phase) -> Res
     match exec {
         Some(_) if phase.exit().is_some() => Err(Error::precondition(format!("cannot resize {}: it has ended", subject(id, exec)))),
         Some(_) | None => Ok(()),
-    }
-}
-
-/// The names in a request; an empty one is no exec.
-///
-/// # Errors
-/// `InvalidArgument` for what is no name.
-pub fn names(id: String, exec: String) -> Result<(ContainerId, Option<ExecId>)> {
-    let exec = if exec.is_empty() { None } else { Some(ExecId::parse(exec)?) };
-    Ok((ContainerId::parse(id)?, exec))
-}
-
-fn status(phase: Phase) -> Status {
-    match phase {
-        Phase::Creating => Status::UNKNOWN,
-        Phase::Created { .. } | Phase::Starting { .. } => Status::CREATED,
-        Phase::Running { .. } => Status::RUNNING,
-        Phase::Paused { .. } => Status::PAUSED,
-        Phase::Stopped { .. } | Phase::Deleted { .. } => Status::STOPPED,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::Duration;
-    use tokio::sync::oneshot;
-
-    #[tokio::test]
-    async fn what_nobody_waits_for_any_more_is_done_all_the_same() {
-        let (tasks, done) = (TaskTracker::new(), Arc::new(AtomicBool::new(false)));
-        let (go_on, told) = oneshot::channel::<()>();
-        let work = {
-            let done = done.clone();
-            async move {
-                let _told = told.await;
-                done.store(true, Ordering::Relaxed);
-                Ok(())
-            }
-        };
-        assert!(tokio::time::timeout(Duration::from_millis(1), to_its_end(&tasks, work)).await.is_err());
-        go_on.send(()).unwrap();
-        tasks.close();
-        tasks.wait().await;
-        assert!(done.load(Ordering::Relaxed));
-    }
-
-    #[test]
-    fn what_cannot_be_created_is_not_taken_for_an_older_shim() {
-        let error = not_created(Error::unimplemented("no such option"));
-        assert_eq!((error.code(), error.to_string().as_str()), (Code::FailedPrecondition, "no such option"));
-        assert_eq!(not_created(Error::not_found("gone")).code(), Code::NotFound);
     }
 }

@@ -3,6 +3,7 @@
 
 use super::{CGROUP_EMPTY, Containers, subject};
 use crate::error::{Error, Result};
+use crate::events::Event;
 use crate::ids::{ContainerId, ExecId};
 use crate::mount;
 use crate::process::{Change, Phase};
@@ -10,21 +11,16 @@ use crate::reaper::Exit;
 use crate::runtime::Runtime;
 use crate::sandbox::run_last_hooks;
 use crate::task::container::Container;
-use crate::task::report;
 use tracing::warn;
 
 impl<R: Runtime> Containers<R> {
-    /// Removes an exec, or a container that has ended (or never ran). Returns the process id that
-    /// it had and how it ended.
-    ///
-    /// # Errors
-    /// `FailedPrecondition` while it runs.
-    pub async fn delete(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<(u32, Exit)> {
+    /// [`Tasks::delete`](crate::task::Tasks::delete).
+    pub(super) async fn delete_process(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<(u32, Exit)> {
         let container = self.get(id)?;
         let process = container.process(exec)?;
         let pid = process.life.phase().pid();
         if exec.is_none() && matches!(process.life.phase(), Phase::Created { .. }) {
-            let _ended_meanwhile = self.0.reaper.signal(pid, libc::SIGKILL as u32);
+            self.kill_init(&container, pid).await;
             process.life.exit().await;
         }
         let deleted = process.life.change(Change::Delete);
@@ -39,7 +35,7 @@ impl<R: Runtime> Containers<R> {
             return Ok((pid, exit));
         }
         self.unmake(&container).await?;
-        report::deleted(&self.0.events, id, pid, exit);
+        self.0.events.publish(Event::Deleted { container: id.clone(), pid, exit });
         Ok((pid, exit))
     }
 
@@ -49,7 +45,7 @@ impl<R: Runtime> Containers<R> {
         if let Some(rootfs) = &container.rootfs {
             mount::unmount(rootfs)?;
         }
-        if let Ok(cgroup) = container.cgroup() {
+        if let Some(cgroup) = container.cgroup() {
             // Who lives on in it after a failed start has nothing to live for.
             cgroup.kill_all(CGROUP_EMPTY).await?;
             cgroup.remove(CGROUP_EMPTY).await?;

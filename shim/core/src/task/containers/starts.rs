@@ -3,11 +3,11 @@
 
 use super::{Containers, subject};
 use crate::error::{Error, Result};
+use crate::events::Event;
 use crate::ids::{ContainerId, ExecId};
 use crate::process::{Change, Phase};
-use crate::runtime::{Execution, Runtime};
+use crate::runtime::{Execution, Runtime, Subject};
 use crate::task::container::{Container, Process};
-use crate::task::report;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::debug;
@@ -16,11 +16,8 @@ use tracing::debug;
 const START_AFTER_END: Duration = Duration::from_secs(1);
 
 impl<R: Runtime> Containers<R> {
-    /// Lets a container's program run, or runs an exec. Returns the process id.
-    ///
-    /// # Errors
-    /// `NotFound`, `FailedPrecondition` in the wrong phase, or what the runtime says.
-    pub async fn start(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<u32> {
+    /// [`Tasks::start`](crate::task::Tasks::start).
+    pub(super) async fn start_process(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<u32> {
         let container = self.get(id)?;
         let process = container.process(exec)?;
         let named = |error: Error| Error::new(error.code(), format!("cannot start {}: {error}", subject(id, exec)));
@@ -38,7 +35,7 @@ impl<R: Runtime> Containers<R> {
                 process.life.change(Change::Started { pid })?;
                 self.0.idle.soon();
                 debug!(container = %id, exec = exec.map(ExecId::as_str), pid, "started");
-                report::started(&self.0.events, id, exec, pid);
+                self.0.events.publish(Event::Started { container: id.clone(), exec: exec.cloned(), pid });
                 Ok(pid)
             }
             Err(error) => {
@@ -66,8 +63,8 @@ impl<R: Runtime> Containers<R> {
         self.ready_to_make(self.0.runtime.execs_into_warm_cgroups()).await;
         let (streams, logs) = self.streams(container, Some(exec), process).await?;
         let made = self.0.runtime.exec(Execution { container: &container.id, exec, process: &process.process, streams }).await?;
-        let ended = self.0.reaper.watch(made.pid);
         let pid = made.pid;
+        let ended = self.0.runtime.ended(Subject { container: &container.id, exec: Some(exec), pid }, &self.0.reaper);
         self.attach(process, made, logs).await?;
         self.0.tasks.spawn(self.clone().exec_ended(container.clone(), exec.clone(), process.clone(), pid, ended));
         Ok(pid)

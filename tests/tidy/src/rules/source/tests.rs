@@ -66,3 +66,11 @@ fn bare_spawns_are_found() {
     assert_eq!(lines(no_bare_spawn, "a.rs", "fn f() { tokio::task::spawn_blocking(g) }\n"), [1]);
     assert_eq!(lines(no_bare_spawn, "a.rs", "fn f() { tracker.spawn(g()) }\n"), NONE);
 }
+
+#[test]
+fn wire_types_are_found_outside_of_adapters() {
+    let code = "use containerd_shim_protos::api;\nfn f(_: containerd_client::types::Mount) {}\n";
+    assert_eq!(lines(wire_types, "vmm/src/relay.rs", code), [1, 2]);
+    assert_eq!(lines(wire_types, "shim/core/src/task/service.rs", code), NONE);
+    assert_eq!(lines(wire_types, "shim/src/shim_protocol/delete.rs", code), NONE);
+}
