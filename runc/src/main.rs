@@ -20,6 +20,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     server::main("magnetar-runc", |inherited| {
         inherited.serve(|dir, record, parts| {
+            record.config.refuse_vm()?;
             let runtime = PodRuntime::new(&record.config.runtime, dir, parts.reaper.clone())?;
             let containers = Containers::new(runtime, dir.clone(), parts);
             Ok((HostPod::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The handler's table `vm`: what a machine is made of, where the pod does not say.
 
-use crate::huge;
-use crate::spec::LEAST_MEMORY;
-use crate::{acceleration, vsock};
+use crate::host::huge_pages;
+use crate::host::{acceleration, vsock};
+use crate::hypervisor::qemu::QemuConfig;
+use crate::machine::spec::LEAST_MEMORY;
 use magnetar_core::error::{Error, Result};
 use magnetar_core::pod_config::{PodConfig, Resources};
 use serde::Deserialize;
@@ -16,11 +17,9 @@ use std::path::{Path, PathBuf};
 pub struct VmConfig {
     /// Which hypervisor.
     pub hypervisor: HypervisorName,
-    /// Its program: a name to look for in `PATH`, or an absolute path; the hypervisor's own name if not given.
-    pub program: Option<String>,
-    /// The kind of machine.
-    pub machine: MachineKind,
-    /// The kernel; the one that is installed beside this program for such a machine if not given.
+    /// What is QEMU's alone.
+    pub qemu: QemuConfig,
+    /// The kernel; the one that is installed beside this program for the hypervisor if not given.
     pub kernel: Option<PathBuf>,
     /// The initramfs that goes with it, likewise.
     pub initramfs: Option<PathBuf>,
@@ -48,33 +47,11 @@ pub enum HypervisorName {
     Qemu,
 }
 
-/// The kinds of machines that QEMU makes for pods, by its names for them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MachineKind {
-    /// A PC with PCI Express and ACPI. Every kernel starts on it.
-    Q35,
-    /// Nothing but virtio devices that are in memory, where the kernel's command line says: quicker to start. The kernel must have
-    /// `VIRTIO_MMIO_CMDLINE_DEVICES`, as our own has.
-    Microvm,
-}
-
-impl MachineKind {
-    /// The folder of the guest that is installed for it.
-    fn guest(self) -> &'static str {
-        match self {
-            Self::Q35 => "guest",
-            Self::Microvm => "guest-own",
-        }
-    }
-}
-
 impl Default for VmConfig {
     fn default() -> Self {
         Self {
             hypervisor: HypervisorName::Qemu,
-            program: None,
-            machine: MachineKind::Q35,
+            qemu: QemuConfig::default(),
             kernel: None,
             initramfs: None,
             kernel_parameters: String::new(),
@@ -116,6 +93,12 @@ impl VmConfig {
     /// `InvalidArgument`, naming the key.
     pub fn parse(table: &Map<String, Value>) -> Result<Self> {
         let invalid = |what: String| Error::invalid(format!("the handler's options, table vm: {what}"));
+        // Where they were before there was more than one hypervisor.
+        for key in ["program", "machine"] {
+            if table.contains_key(key) {
+                return Err(invalid(format!("{key} is a setting of QEMU's own: it belongs into the table vm.qemu")));
+            }
+        }
         let config: Self = serde_json::from_value(Value::Object(table.clone())).map_err(|e| invalid(e.to_string()))?;
         if config.memory_mib < LEAST_MEMORY {
             return Err(invalid(format!("memory_mib = {} is less than {LEAST_MEMORY}, with which no guest starts", config.memory_mib)));
@@ -134,14 +117,14 @@ impl VmConfig {
         Ok(config)
     }
 
-    /// The guest's files: as configured, or those for the kind of machine (`guest`, `guest-own`) in `share/magnetar` of the prefix
-    /// whose `libexec/magnetar` has this program.
-    pub fn guest_file(&self, configured: Option<&Path>, name: &str, program: &Path) -> PathBuf {
+    /// One of a guest's files: as configured, or that of `guest`, a folder in `share/magnetar` of the prefix whose `libexec/magnetar` has
+    /// this program.
+    pub fn guest_file(configured: Option<&Path>, guest: &str, name: &str, program: &Path) -> PathBuf {
         match configured {
             Some(path) => path.to_owned(),
             None => {
                 let prefix = program.ancestors().nth(3).unwrap_or(Path::new("/"));
-                prefix.join("share/magnetar").join(self.machine.guest()).join(name)
+                prefix.join("share/magnetar").join(guest).join(name)
             }
         }
     }
@@ -158,8 +141,9 @@ impl VmConfig {
             }
             None => self.unlimited_memory_mib,
         };
-        let memory_mib = memory_mib.saturating_add(beyond.huge_pages.saturating_mul(huge::MIB));
-        let memory_mib = if self.huge_pages { memory_mib.checked_next_multiple_of(huge::MIB).unwrap_or(u32::MAX) } else { memory_mib };
+        let memory_mib = memory_mib.saturating_add(beyond.huge_pages.saturating_mul(huge_pages::MIB));
+        let memory_mib =
+            if self.huge_pages { memory_mib.checked_next_multiple_of(huge_pages::MIB).unwrap_or(u32::MAX) } else { memory_mib };
         let vcpus = limits.and_then(processors).unwrap_or(self.vcpus).clamp(1, host_cpus.max(1));
         Size { memory_mib, vcpus }
     }
@@ -189,7 +173,9 @@ mod tests {
             (serde_json::json!({"vcpus": 0}), "vcpus"),
             (serde_json::json!({"kernel": "vmlinux"}), "kernel"),
             (serde_json::json!({"hypervisor": "xen"}), "xen"),
-            (serde_json::json!({"machine": "pc"}), "pc"),
+            (serde_json::json!({"qemu": {"machine": "pc"}}), "pc"),
+            (serde_json::json!({"qemu": {"vcpus": 1}}), "vcpus"),
+            (serde_json::json!({"machine": "microvm"}), "machine is a setting of QEMU's own: it belongs into the table vm.qemu"),
             (serde_json::json!({"vsock": "hybrid"}), "hybrid"),
         ] {
             let error = parse(table).unwrap_err();
@@ -220,10 +206,8 @@ mod tests {
     #[test]
     fn the_guests_files_are_beside_this_program() {
         let program = Path::new("/usr/local/libexec/magnetar/magnetar-vmm");
-        let config = VmConfig::default();
-        assert_eq!(config.guest_file(None, "vmlinux", program), Path::new("/usr/local/share/magnetar/guest/vmlinux"));
-        let small = VmConfig { machine: MachineKind::Microvm, ..VmConfig::default() };
-        assert_eq!(small.guest_file(None, "vmlinux", program), Path::new("/usr/local/share/magnetar/guest-own/vmlinux"));
-        assert_eq!(config.guest_file(Some(Path::new("/boot/vmlinux")), "vmlinux", program), Path::new("/boot/vmlinux"));
+        let installed = VmConfig::guest_file(None, "guest", "vmlinux", program);
+        assert_eq!(installed, Path::new("/usr/local/share/magnetar/guest/vmlinux"));
+        assert_eq!(VmConfig::guest_file(Some(Path::new("/boot/vmlinux")), "guest", "vmlinux", program), Path::new("/boot/vmlinux"));
     }
 }

@@ -13,50 +13,38 @@
 //!                        └─ forward  connections to the pod's loopback, carried into the guest
 //! ```
 //!
-//! What one hypervisor alone knows is in its file in `hypervisor`. Deliberately absent: anything that the guest could have
+//! The folders: `host` (what this host gives a guest), `machine` (its processes, from their start to their end), `hypervisor` (what
+//! one of them can do, and how it is told), `relay` (containers in the guest). What one hypervisor alone knows is in its file in
+//! `hypervisor`. Deliberately absent: anything that the guest could have
 //! the host do, and a cache of anything: a machine is made from what is on disk, and goes with its pod.
 
-mod acceleration;
-mod block;
 mod config;
-mod confinement;
-mod devices;
-mod disks;
-mod forward;
-mod guest;
-mod huge;
+mod host;
 mod hypervisor;
 mod machine;
-mod network;
 mod pod;
-mod processes;
-mod program;
 mod random;
 mod relay;
-mod share;
-mod socket;
-mod spec;
-mod streams;
-mod translate;
-mod vsock;
-mod words;
 
 use config::{HypervisorName, VmConfig};
-use hypervisor::qemu::{PROGRAM, Qemu};
+use hypervisor::Hypervisor;
+use hypervisor::qemu::Qemu;
 use magnetar_core::sandbox_files::SandboxFiles;
 use magnetar_core::server;
 use pod::VmPod;
 use relay::Relay;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 fn main() -> ExitCode {
     server::main("magnetar-vmm", |inherited| {
         inherited.serve(|dir, record, parts| {
+            record.config.refuse_runtime()?;
             let config = VmConfig::parse(&record.config.vm)?;
             let files = SandboxFiles::new(&record.config.containerd, &record.sandbox, dir);
             let relay = Relay::new(dir.clone(), files.state_dir.join("shm"), parts);
-            let hypervisor = match config.hypervisor {
-                HypervisorName::Qemu => Qemu::new(PROGRAM.find(config.program.as_deref().unwrap_or_default())?, config.machine).measuring(),
+            let hypervisor: Arc<dyn Hypervisor> = match config.hypervisor {
+                HypervisorName::Qemu => Arc::new(Qemu::configured(&config.qemu)?),
             };
             Ok((VmPod::new(hypervisor, config, dir.clone(), record, relay.clone(), parts.clone()), relay))
         })

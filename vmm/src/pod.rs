@@ -4,20 +4,19 @@
 //! This process and all of the machine's are in the pod's network namespace, and in a mount namespace of their own, so that what
 //! the pod has mounted goes with it. The machine's are in the pod's cgroup too, and what they cost is accounted to it.
 
-use crate::acceleration;
+mod made;
+
 use crate::config::{Beyond, VmConfig};
-use crate::confinement;
-use crate::devices::{VIRTIOFSD, VSOCK_SOCKET};
-use crate::forward::{self, Forwarder};
-use crate::guest;
-use crate::huge;
-use crate::hypervisor::Hypervisor;
-use crate::machine::{Machine, Making, files};
-use crate::network;
-use crate::relay::{Relay, Running};
-use crate::share::Share;
-use crate::spec::{Nic, Users, VmSpec};
-use crate::vsock::{self, Vsock};
+use crate::host::forward::{self, Forwarder};
+use crate::host::share::Share;
+use crate::host::vsock::{self, Vsock};
+use crate::host::{acceleration, huge_pages, network};
+use crate::hypervisor::{Hypervisor, Sharing};
+use crate::machine::devices::VIRTIOFSD;
+use crate::machine::spec::{Nic, Users, Virtiofs, VmSpec};
+use crate::machine::{Machine, Surroundings, confinement, files};
+use crate::relay::{Relay, Running, guest};
+use made::Made;
 use magnetar_core::cgroup::devices::{self, BLOCK, CHARACTER, Rule};
 use magnetar_core::cgroup::stats::{self, Metrics};
 use magnetar_core::cgroup::{Cgroup, OwnedCgroup, oom};
@@ -30,10 +29,12 @@ use magnetar_core::record::{PodDir, PodRecord};
 use magnetar_core::sandbox::{Death, PodRequest, Sandboxer, Single};
 use magnetar_core::sandbox_files::{SandboxFiles, hostname};
 use magnetar_core::server::Parts;
+use magnetar_vm_agent_api::network::Network;
 use magnetar_vm_agent_api::{HELLO, Purpose, Request, Setup};
 use nix::sched::{CloneFlags, setns, unshare};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -53,28 +54,44 @@ const DEVICES: [Rule; 6] = [
 ];
 
 /// The one pod of this process.
-pub struct VmPod<H> {
-    hypervisor: H,
+pub struct VmPod {
+    hypervisor: Arc<dyn Hypervisor>,
     config: VmConfig,
     dir: PodDir,
     record: PodRecord,
     relay: Relay,
     parts: Parts,
-    request: Option<PodRequest>,
-    home: Option<Home>,
-    files: Option<SandboxFiles>,
-    share: Option<Share>,
-    machine: Option<Machine>,
-    forwarder: Option<Forwarder>,
-    /// The container without a pod whose first hooks were run, until its last ones are.
-    ran_hooks: Option<Single>,
+    state: State,
+    /// What is to be removed when it ends, the oldest first.
+    made: Vec<Made>,
 }
 
-impl<H: Hypervisor> VmPod<H> {
+/// Where the pod is in its life.
+enum State {
+    /// Nothing was asked for yet.
+    New,
+    /// The host's part is made.
+    Created {
+        /// What was asked for.
+        request: Box<PodRequest>,
+        /// What the guest will see of the host's files.
+        share: Share,
+    },
+    /// There is a machine.
+    Running {
+        /// The machine.
+        machine: Machine,
+        /// What carries connections to the pod's loopback into the guest; none where the host's kernel cannot, and before it is there.
+        forwarder: Option<Forwarder>,
+    },
+    /// It is over, or could not be made.
+    Gone,
+}
+
+impl VmPod {
     /// A pod that nothing was made for yet.
-    pub fn new(hypervisor: H, config: VmConfig, dir: PodDir, record: PodRecord, relay: Relay, parts: Parts) -> Self {
-        let (request, home, files, share, machine) = (None, None, None, None, None);
-        Self { hypervisor, config, dir, record, relay, parts, request, home, files, share, machine, forwarder: None, ran_hooks: None }
+    pub fn new(hypervisor: Arc<dyn Hypervisor>, config: VmConfig, dir: PodDir, record: PodRecord, relay: Relay, parts: Parts) -> Self {
+        Self { hypervisor, config, dir, record, relay, parts, state: State::New, made: Vec::new() }
     }
 
     /// Whether the host has killed a process of the machine because the pod's cgroup was full.
@@ -93,10 +110,11 @@ impl<H: Hypervisor> VmPod<H> {
         self.dir.path().join("vm")
     }
 
-    fn spec(&self, pod: &PodConfig, huge_pages: u32, nics: Vec<Nic>, vsock: Vsock) -> Result<VmSpec> {
+    fn spec(&self, pod: &PodConfig, huge_pages: u32, nics: Vec<Nic>, vsock: Vsock, share: Virtiofs) -> Result<VmSpec> {
+        let (traits, name) = (self.hypervisor.traits(), self.hypervisor.name());
         let program = std::env::current_exe().context(|| "cannot tell where this program is".into())?;
-        let kernel = self.config.guest_file(self.config.kernel.as_deref(), "vmlinux", &program);
-        let initramfs = self.config.guest_file(self.config.initramfs.as_deref(), "initramfs", &program);
+        let kernel = VmConfig::guest_file(self.config.kernel.as_deref(), traits.guest, "vmlinux", &program);
+        let initramfs = VmConfig::guest_file(self.config.initramfs.as_deref(), traits.guest, "initramfs", &program);
         for file in [&kernel, &initramfs] {
             if !file.is_file() {
                 return Err(Error::precondition(format!("there is no {}, which the virtual machine starts from", file.display())));
@@ -106,12 +124,13 @@ impl<H: Hypervisor> VmPod<H> {
         let size =
             self.config.size(pod, beyond, std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)));
         if self.config.huge_pages {
-            huge::on_host(size.memory_mib)?;
+            huge_pages::on_host(size.memory_mib)?;
         }
         let dir = self.vm_dir();
         let mut parameters = vec![format!("magnetar.log={}", self.record.config.log_level)];
-        if let Vsock::User { .. } = vsock {
-            parameters.push(HELLO.into());
+        match vsock {
+            Vsock::User { .. } | Vsock::Own => parameters.push(HELLO.into()),
+            Vsock::Kernel(_) => {}
         }
         parameters.extend(self.config.kernel_parameters.split_ascii_whitespace().map(String::from));
         Ok(VmSpec {
@@ -122,8 +141,8 @@ impl<H: Hypervisor> VmPod<H> {
             memory_mib: size.memory_mib,
             huge_pages: self.config.huge_pages,
             vcpus: size.vcpus,
-            acceleration: acceleration::choose(self.config.acceleration, self.hypervisor.name(), self.hypervisor.capabilities().emulates)?,
-            share: dir.join(files::SHARE),
+            acceleration: acceleration::choose(self.config.acceleration, name, traits.emulates)?,
+            share: Some(share),
             vsock,
             nics,
             dir,
@@ -131,23 +150,26 @@ impl<H: Hypervisor> VmPod<H> {
         })
     }
 
-    async fn create_pod(&mut self, request: &PodRequest) -> Result<()> {
+    async fn create_pod(&mut self, request: &PodRequest) -> Result<Share> {
         let config = &request.config;
         let netns = request.netns.as_deref().ok_or_else(no_host_network)?;
         let netns = namespace(netns)?;
         let files = SandboxFiles::new(&self.record.config.containerd, &self.record.sandbox, &self.dir);
-        self.make_cgroup(home::pod_cgroup(self.record.sandbox.as_str(), config.cgroup_parent.as_deref()), config)?;
-        self.files = Some(files.clone());
+        let cgroup = home::pod_cgroup(self.record.sandbox.as_str(), config.cgroup_parent.as_deref());
+        let home = self.make_cgroup(cgroup, config)?;
+        self.made.push(Made::Files(files.clone()));
         // /dev/shm is in the guest: nothing is mounted for it here.
         files.create(&PodConfig { ipc: NamespaceMode::Node, ..config.clone() }, Path::new("/etc"))?;
         self.relay.keep_published(files);
-        self.share = Some(Share::make(self.dir.path())?);
-        setns(netns, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the pod's network namespace".into())
+        let share = self.make_share()?;
+        self.made.push(Made::InNetwork(home));
+        setns(netns, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the pod's network namespace".into())?;
+        Ok(share)
     }
 
     /// The sandbox of a container without a pod. Its client gives it a network by hooks, or when it knows its process, in both
     /// cases before Start.
-    async fn create_single(&mut self, request: &PodRequest, single: &Single) -> Result<()> {
+    async fn create_single(&mut self, request: &PodRequest, single: &Single) -> Result<Share> {
         let Hooks { prestart, create_runtime, create_container, start_container, poststart, poststop: _ } = &single.hooks;
         let inside = [("createContainer", create_container), ("startContainer", start_container), ("poststart", poststart)];
         if let Some((name, _)) = inside.into_iter().find(|(_, hooks)| !hooks.is_empty()) {
@@ -159,7 +181,8 @@ impl<H: Hypervisor> VmPod<H> {
         let cgroup = single.sandbox_cgroup();
         // Its client has named it, and whoever is in there already would be killed with this container.
         OwnedCgroup::claim(&cgroup)?;
-        self.make_cgroup(cgroup, &request.config)?;
+        let home = self.make_cgroup(cgroup, &request.config)?;
+        self.made.push(Made::InNetwork(home.clone()));
         match netns {
             Some(netns) => setns(netns, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the container's network namespace".into())?,
             None => {
@@ -168,65 +191,44 @@ impl<H: Hypervisor> VmPod<H> {
             }
         }
         self.relay.is_for_a_single_container();
-        if let Some(home) = &self.home {
-            // What the first has made the last ones remove, also where a later one fails.
-            self.ran_hooks = Some(single.clone());
-            let state = single.state("creating", std::process::id());
-            hooks::run(prestart, &state, home.network(), &self.parts.reaper).await?;
-            hooks::run(create_runtime, &state, home.network(), &self.parts.reaper).await?;
-        }
+        self.made.push(Made::Hooks(home.clone(), Box::new(single.clone())));
+        let state = single.state("creating", std::process::id());
+        hooks::run(prestart, &state, home.network(), &self.parts.reaper).await?;
+        hooks::run(create_runtime, &state, home.network(), &self.parts.reaper).await?;
         // Not before: hooks run in the host's mount namespace.
-        self.share = Some(Share::make(self.dir.path())?);
-        Ok(())
+        self.make_share()
     }
 
-    /// Makes the cgroup of the machine's processes, and remembers where this process is at home.
-    fn make_cgroup(&mut self, path: String, config: &PodConfig) -> Result<()> {
+    /// Makes the cgroup of the machine's processes. Returns where this process came from.
+    fn make_cgroup(&mut self, path: String, config: &PodConfig) -> Result<Arc<Home>> {
         (self.record.cgroup, self.record.parent) = (Some(path.clone()), config.cgroup_parent.clone());
         self.dir.write_pod(&self.record)?;
-        self.home = Some(Home::remember()?);
+        self.made.push(Made::Cgroup);
+        let home = Home::remember()?;
         let cgroup = Cgroup::at(&path)?;
         cgroup.create()?;
-        devices::confine(&cgroup, &DEVICES)
+        devices::confine(&cgroup, &DEVICES)?;
+        Ok(Arc::new(home))
     }
 
-    /// Runs the last hooks of a container without a pod. That one fails must not keep it from being removed
-    /// (runtime-spec, config.md, "Poststop").
-    async fn run_last_hooks(&mut self) {
-        let (Some(single), Some(home)) = (self.ran_hooks.take(), &self.home) else { return };
-        let state = single.state("stopped", 0);
-        if let Err(error) = hooks::run(&single.hooks.poststop, &state, home.network(), &self.parts.reaper).await {
-            warn!(%error, "not all that was made for the container may have been removed");
-        }
-    }
-}
-
-impl<H: Hypervisor> Sandboxer for VmPod<H> {
-    const FIXED_SIZE: Option<&'static str> =
-        Some("a virtual machine keeps the processors and the memory that it was started with: make the pod anew with other limits");
-
-    async fn create(&mut self, request: &PodRequest) -> Result<()> {
-        refuse(&request.config)?;
-        match &request.single {
-            None => self.create_pod(request).await?,
-            Some(single) => self.create_single(request, single).await?,
-        }
-        self.request = Some(request.clone());
-        Ok(())
+    fn make_share(&mut self) -> Result<Share> {
+        let share = Share::make(self.dir.path())?;
+        self.made.push(Made::Share(share.clone()));
+        Ok(share)
     }
 
-    async fn start(&mut self) -> Result<u32> {
-        let (Some(request), Some(share)) = (self.request.clone(), self.share.clone()) else {
-            return Err(Error::precondition("the sandbox was not created"));
-        };
-        if !self.hypervisor.capabilities().virtiofs {
-            let what = format!("{} has no virtiofs, without which there are no pods yet", self.hypervisor.name());
-            return Err(Error::unimplemented(what));
+    /// Boots the machine of a pod. One that then fails to become the pod is switched off by [`stop`](Sandboxer::stop).
+    async fn boot(&mut self, request: &PodRequest, share: &Share, huge_pages: u32) -> Result<(Machine, Network)> {
+        let (traits, name) = (self.hypervisor.traits(), self.hypervisor.name());
+        match traits.sharing {
+            Sharing::Virtiofs => {}
+            Sharing::BlockOnly => {
+                return Err(Error::unimplemented(format!("{name} has no virtiofs, without which there are no pods yet")));
+            }
         }
         let virtiofsd = VIRTIOFSD.find("")?;
         // In the pod's network namespace, where its connections will be made.
-        let socket = self.vm_dir().join(files::VSOCK).join(VSOCK_SOCKET);
-        let vsock = vsock::choose(self.config.vsock, self.hypervisor.name(), self.hypervisor.capabilities().vsocks, socket)?;
+        let vsock = vsock::choose(self.config.vsock, name, traits.vsocks)?;
         let moved = Home::move_in(&self.record, Vec::new())?;
         self.parts.tasks.spawn(async move {
             if let Ok(Err(error)) = moved.await {
@@ -234,18 +236,61 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             }
         });
         let cgroup = self.cgroup()?;
+        self.made.push(Made::Taps);
         let network::Attached { network, nics } = network::attach().await?;
         let dir = self.vm_dir();
         std::fs::DirBuilder::new().mode(0o700).create(&dir).context(|| format!("cannot make {}", dir.display()))?;
+        let shared = Virtiofs { program: virtiofsd, directory: share.dir().to_owned(), socket: dir.join(files::SHARE) };
+        let spec = self.spec(&request.config, huge_pages, nics, vsock, shared)?;
+        let around = Surroundings { secret: share.tell_secret()?, cgroup: &cgroup };
+        let (told, ended) = (self.relay.clone(), self.relay.clone());
+        let hypervisor = self.hypervisor.clone();
+        let machine =
+            Machine::boot(hypervisor, spec, &around, &self.parts, move |event| told.told(event), move || ended.all_ended()).await?;
+        self.state = State::Running { machine: machine.clone(), forwarder: None };
+        share.forget_secret()?;
+        Ok((machine, network))
+    }
+
+    /// Has connections to the pod's loopback carried into the guest. A pod does without, where the host's kernel cannot.
+    fn forward(&self, machine: &Machine) -> Result<Option<Forwarder>> {
+        let guest = machine.guest.clone();
+        let dial = move |port| {
+            let guest = guest.clone();
+            async move { guest.dial(Purpose::Forward { port }).await }
+        };
+        match forward::start(&self.parts.tasks, &CancellationToken::new(), dial) {
+            Err(error) if error.code() == Code::Unimplemented => {
+                warn!(%error, "ports of this pod cannot be forwarded");
+                Ok(None)
+            }
+            forwarder => forwarder.map(Some),
+        }
+    }
+}
+
+impl Sandboxer for VmPod {
+    const FIXED_SIZE: Option<&'static str> =
+        Some("a virtual machine keeps the processors and the memory that it was started with: make the pod anew with other limits");
+
+    async fn create(&mut self, request: &PodRequest) -> Result<()> {
+        refuse(&request.config)?;
+        let share = match &request.single {
+            None => self.create_pod(request).await?,
+            Some(single) => self.create_single(request, single).await?,
+        };
+        self.state = State::Created { request: Box::new(request.clone()), share };
+        Ok(())
+    }
+
+    async fn start(&mut self) -> Result<u32> {
+        let State::Created { request, share } = &self.state else {
+            return Err(Error::precondition("the sandbox was not created, or was started before"));
+        };
+        let (request, share) = (request.clone(), share.clone());
         // Asked once: the machine is to have the memory for as many as its agent sets aside.
         let huge_pages = huge_pages(&request.config)?;
-        let spec = self.spec(&request.config, huge_pages, nics, vsock)?;
-        let making = Making { virtiofsd, share: share.dir(), secret: share.tell_secret()?, cgroup: &cgroup };
-        let (told, ended) = (self.relay.clone(), self.relay.clone());
-        let machine =
-            Machine::boot(&self.hypervisor, spec, &making, &self.parts, move |event| told.told(event), move || ended.all_ended()).await?;
-        self.machine = Some(machine.clone());
-        share.forget_secret()?;
+        let (machine, network) = self.boot(&request, &share, huge_pages).await?;
         let config = &request.config;
         let setup = Setup {
             sandbox: self.record.sandbox.to_string(),
@@ -256,52 +301,25 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
             network,
         };
         machine.guest.ask(Request::SetUp(Box::new(setup)), SET_UP).await?;
-        let guest = machine.guest.clone();
-        let dial = move |port| {
-            let guest = guest.clone();
-            async move { guest.dial(Purpose::Forward { port }).await }
-        };
-        self.forwarder = match forward::start(&self.parts.tasks, &CancellationToken::new(), dial) {
-            Ok(forwarder) => Some(forwarder),
-            // The pod does without it.
-            Err(error) if error.code() == Code::Unimplemented => {
-                warn!(%error, "ports of this pod cannot be forwarded");
-                None
-            }
-            Err(error) => return Err(error),
-        };
-        let disks = self.hypervisor.capabilities().hot_plug.then_some(machine.disks);
+        let forwarder = self.forward(&machine)?;
         confinement::of_this_process()?;
-        self.relay.runs(Running { guest: machine.guest, share, disks, pid: machine.pid, death: machine.death, condemn: machine.condemn });
+        let Machine { guest, hypervisor, pid, death, condemn, .. } = machine.clone();
+        self.relay.runs(Running { guest, share, hypervisor, pid, death, condemn });
+        self.state = State::Running { machine, forwarder };
         Ok(std::process::id())
     }
 
     async fn stop(&mut self) -> Result<()> {
         self.relay.close().await;
-        self.forwarder = None;
-        if let Some(machine) = &self.machine {
+        if let State::Running { machine, forwarder } = &mut self.state {
+            *forwarder = None;
             machine.switch_off().await;
-            // Its end was no death.
-            self.machine = None;
         }
-        if self.request.is_some() {
-            network::detach().await?;
-            // Once more would be in the namespace that this process goes back to.
-            self.request = None;
+        self.state = State::Gone;
+        while let Some(made) = self.made.last() {
+            made.remove(&self.record, &self.parts.reaper).await?;
+            self.made.pop();
         }
-        if let Some(share) = &self.share {
-            share.remove()?;
-        }
-        if let Some(files) = &self.files {
-            files.remove()?;
-        }
-        if let Some(home) = &self.home {
-            home.leave_network()?;
-        }
-        self.run_last_hooks().await;
-        home::remove_pod_cgroup(&self.record).await?;
-        // Not sooner: what has failed is tried again.
-        (self.share, self.files, self.home) = (None, None, None);
         Ok(())
     }
 
@@ -311,7 +329,7 @@ impl<H: Hypervisor> Sandboxer for VmPod<H> {
     }
 
     async fn died(&mut self) -> Death {
-        let Some(machine) = &self.machine else { return std::future::pending().await };
+        let State::Running { machine, .. } = &self.state else { return std::future::pending().await };
         let mut death = machine.death.clone();
         let reason = match death.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(reason)) => reason.clone(),
@@ -348,10 +366,10 @@ fn refuse(config: &PodConfig) -> Result<()> {
 /// asks for none). What containers ask for does not come through a containerd that is configured as it comes.
 fn huge_pages(config: &PodConfig) -> Result<u32> {
     let limits = config.resources.iter().flat_map(|limits| &limits.hugepage_limits);
-    let said = huge::pages(limits.map(|(size, limit)| (size.as_str(), *limit)))?;
+    let said = huge_pages::pages(limits.map(|(size, limit)| (size.as_str(), *limit)))?;
     let parent = config.cgroup_parent.as_deref().filter(|_| said == 0);
-    let limit = parent.map(Cgroup::at).transpose()?.and_then(|parent| parent.huge_page_limit(huge::SIZE));
-    limit.map_or(Ok(said), |limit| huge::pages([(huge::SIZE, limit)]))
+    let limit = parent.map(Cgroup::at).transpose()?.and_then(|parent| parent.huge_page_limit(huge_pages::SIZE));
+    limit.map_or(Ok(said), |limit| huge_pages::pages([(huge_pages::SIZE, limit)]))
 }
 
 /// Whether some containers of a pod have no memory limit, though others have. The sum of limits does not tell; but the kubelet

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     server::main("magnetar-wasm", |inherited| {
         inherited.serve(|dir, record, parts| {
+            record.config.refuse_vm()?;
             let engine = engine(&record.config.runtime)?;
             let images = Images { address: record.config.containerd.address.clone(), namespace: record.namespace.to_string() };
             let runtime = Libcontainer::new(&record.config.runtime, dir, parts.reaper.clone(), engine)?.with_images(images);

@@ -125,6 +125,31 @@ impl HandlerConfig {
         Ok(config)
     }
 
+    /// For a sandboxer that makes no virtual machines: refuses the table `vm`, which it would ignore.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where there is one.
+    pub fn refuse_vm(&self) -> Result<()> {
+        if self.vm.is_empty() {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("the handler's options have the table vm, but {} makes no virtual machines: remove it", self.sandboxer)))
+    }
+
+    /// For a sandboxer whose containers no OCI runtime of the node makes: refuses the table `runtime`, which it would ignore.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where it says something else than the defaults.
+    pub fn refuse_runtime(&self) -> Result<()> {
+        if self.runtime == RuntimeConfig::default() {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "the handler's options have the table runtime, but the containers of {} are made in its virtual machines: remove it",
+            self.sandboxer
+        )))
+    }
+
     fn check(&self) -> Result<()> {
         let names = [("sandboxer", &self.sandboxer), ("runtime.name", &self.runtime.name)];
         for (key, name) in names {
@@ -161,6 +186,16 @@ mod tests {
         let error = HandlerConfig::parse("[runtime]\nsystemd_cgruop = true\n").unwrap_err();
         assert!(error.to_string().contains("systemd_cgruop"), "{error}");
         assert_eq!(error.code(), crate::error::Code::InvalidArgument);
+    }
+
+    #[test]
+    fn options_of_another_kind_are_refused() {
+        let config = HandlerConfig::parse("[vm]\nvcpus = 2\n").unwrap();
+        assert!(config.refuse_vm().unwrap_err().to_string().contains("the table vm"));
+        assert!(config.refuse_runtime().is_ok());
+        let config = HandlerConfig::parse("sandboxer = \"vmm\"\n[runtime]\nsystemd_cgroup = true\n").unwrap();
+        assert!(config.refuse_runtime().unwrap_err().to_string().contains("the table runtime"));
+        assert!(config.refuse_vm().is_ok());
     }
 
     #[test]

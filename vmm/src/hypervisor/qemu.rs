@@ -12,14 +12,16 @@ mod disks;
 mod machine;
 mod qmp;
 
-use super::{Capabilities, Control, Disk, DiskId, Hypervisor, MachineState};
-use crate::config::MachineKind;
-use crate::confinement::{Calls, Confinement, Files, Pids};
-use crate::program::{Invocation, Program};
-use crate::spec::{Acceleration, Nic, VmSpec};
-use crate::vsock::{Carried, Vsocks};
+pub use machine::{MachineKind, QemuConfig};
+
+use super::{Control, Disk, DiskId, HotPlug, Hypervisor, MachineState, Promise, Sharing, Traits, Verdict};
+use crate::host::vsock::{Carried, Vsocks};
+use crate::machine::confinement::{Calls, Confinement, Files, Pids};
+use crate::machine::program::{Invocation, Program};
+use crate::machine::spec::{Acceleration, Nic, VmSpec};
 use clock::Clock;
 use magnetar_core::error::{Context, Result};
+use magnetar_core::reaper::Exit;
 use magnetar_sys::bound::CapabilitySet;
 use magnetar_vm_agent_api::SHARE_TAG;
 use qmp::Qmp;
@@ -31,7 +33,7 @@ use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
 
 /// The program.
-pub const PROGRAM: Program = Program { name: "qemu-system-x86_64", places: &["/usr/libexec", "/usr/lib/qemu"], package: "qemu-system-x86" };
+const PROGRAM: Program = Program { name: "qemu-system-x86_64", places: &["/usr/libexec", "/usr/lib/qemu"], package: "qemu-system-x86" };
 
 /// The socket on which we talk to it, in [`VmSpec::dir`].
 const CONTROL: &str = "qmp.sock";
@@ -49,29 +51,43 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// QEMU at this path, for machines of this kind.
-    pub fn new(program: PathBuf, machine: MachineKind) -> Self {
+    /// QEMU as a handler has it configured. The clock of emulated guests is measured, and told to their kernels.
+    ///
+    /// # Errors
+    /// `NotFound` where the program is not there.
+    pub fn configured(config: &QemuConfig) -> Result<Self> {
+        let program = PROGRAM.find(config.program.as_deref().unwrap_or_default())?;
+        Ok(Self { program, machine: config.machine, clock: Clock::begin() })
+    }
+}
+
+#[cfg(test)]
+impl Qemu {
+    /// QEMU at this path, for machines of this kind, whose clocks are not measured.
+    fn new(program: PathBuf, machine: MachineKind) -> Self {
         Self { program, machine, clock: None }
     }
 
-    /// From now on the clock of emulated guests is measured, and told to their kernels.
-    pub fn measuring(self) -> Self {
+    fn measuring(self) -> Self {
         Self { clock: Clock::begin(), ..self }
     }
 }
 
 impl Hypervisor for Qemu {
-    type Control = Connection;
-
     fn name(&self) -> &'static str {
         "QEMU"
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities { emulates: true, virtiofs: true, vsocks: Vsocks { kernel: true, user: true }, hot_plug: true }
+    fn traits(&self) -> Traits {
+        Traits {
+            emulates: true,
+            sharing: Sharing::Virtiofs,
+            vsocks: Vsocks { kernel: true, user: true, own: false },
+            guest: self.machine.guest(),
+        }
     }
 
-    fn invocation<'a>(&self, spec: &'a VmSpec, vsock: Carried<'a>) -> Invocation<'a> {
+    fn plan<'a>(&self, spec: &'a VmSpec, vsock: Carried<'a>) -> Invocation<'a> {
         let mut invocation = Invocation::new(&self.program);
         let own = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name"];
         invocation.arguments(own);
@@ -84,11 +100,17 @@ impl Hypervisor for Qemu {
         invocation
     }
 
-    /// Cancel-safe.
-    async fn connect(&self, dir: &Path) -> Result<Connection> {
-        let socket = dir.join(CONTROL);
-        let stream = UnixStream::connect(&socket).await.context(|| format!("cannot connect to QEMU at {}", socket.display()))?;
-        Ok(Connection(Qmp::begin(stream).await?))
+    fn begin<'a>(&'a self, spec: &'a VmSpec) -> Promise<'a, Box<dyn Control>> {
+        Box::pin(async {
+            let socket = spec.dir.join(CONTROL);
+            let stream = UnixStream::connect(&socket).await.context(|| format!("cannot connect to QEMU at {}", socket.display()))?;
+            Ok(Box::new(QemuControl(Qmp::begin(stream).await?)) as Box<dyn Control>)
+        })
+    }
+
+    /// It ends well when its guest has ended, by itself or by a panic (`-no-reboot`).
+    fn verdict(&self, exit: Exit) -> Verdict {
+        if exit.code == 0 { Verdict::Guest } else { Verdict::Hypervisor }
     }
 }
 
@@ -210,12 +232,14 @@ fn monitors(invocation: &mut Invocation, spec: &VmSpec) {
 
 /// What the pod has.
 fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: Carried<'a>, machine: MachineKind) {
-    invocation.arguments([
-        "-chardev".into(),
-        joined(&[&"socket,id=share,path=", &escaped(&spec.share)]),
-        "-device".into(),
-        format!("{},tag={SHARE_TAG},chardev=share", machine.device("vhost-user-fs")).into(),
-    ]);
+    if let Some(share) = &spec.share {
+        invocation.arguments([
+            "-chardev".into(),
+            joined(&[&"socket,id=share,path=", &escaped(&share.socket)]),
+            "-device".into(),
+            format!("{},tag={SHARE_TAG},chardev=share", machine.device("vhost-user-fs")).into(),
+        ]);
+    }
     match vsock {
         Carried::User(connection) => {
             let connection = invocation.open(connection);
@@ -226,6 +250,8 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: Carried
                 &format!("{},chardev=vsock", machine.device("vhost-user-vsock")),
             ]);
         }
+        // It is none of its traits.
+        Carried::Own(_) => {}
         Carried::Kernel(cid) => {
             // It tells the kernel the address once more, which takes it from the descriptor that has it.
             let device = invocation.open(cid.device.as_fd());
@@ -260,29 +286,37 @@ fn joined(parts: &[&dyn AsRef<OsStr>]) -> OsString {
 
 /// The connection to a QEMU that runs.
 #[derive(Debug)]
-pub struct Connection(Qmp);
+struct QemuControl(Qmp);
 
-impl Control for Connection {
-    async fn state(&mut self) -> Result<MachineState> {
+impl Control for QemuControl {
+    fn state(&mut self) -> Promise<'_, MachineState> {
         #[derive(Deserialize)]
         struct Status {
             status: String,
         }
-        let Status { status } = self.0.execute("query-status").await?;
-        Ok(match status.as_str() {
-            "running" => MachineState::Running,
-            "paused" => MachineState::Paused,
-            "guest-panicked" => MachineState::Panicked,
-            _ => MachineState::Other,
+        Box::pin(async {
+            let Status { status } = self.0.execute("query-status").await?;
+            Ok(match status.as_str() {
+                "running" => MachineState::Running,
+                "paused" => MachineState::Paused,
+                "guest-panicked" => MachineState::Panicked,
+                _ => MachineState::Other,
+            })
         })
     }
 
-    async fn attach(&mut self, disk: &Disk) -> Result<()> {
-        disks::attach(&mut self.0, disk).await
+    fn disks(&mut self) -> Option<&mut dyn HotPlug> {
+        Some(self)
+    }
+}
+
+impl HotPlug for QemuControl {
+    fn attach<'a>(&'a mut self, disk: &'a Disk) -> Promise<'a, ()> {
+        Box::pin(disks::attach(&mut self.0, disk))
     }
 
-    async fn detach(&mut self, disk: DiskId) -> Result<()> {
-        disks::detach(&mut self.0, disk).await
+    fn detach(&mut self, disk: DiskId) -> Promise<'_, ()> {
+        Box::pin(disks::detach(&mut self.0, disk))
     }
 }
 

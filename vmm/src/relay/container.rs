@@ -2,7 +2,7 @@
 //! A container in the guest and its processes, as containerd sees them. What State and Wait ask for is known here: neither
 //! waits for the guest.
 
-use crate::streams::Streams;
+use crate::relay::streams::Streams;
 use magnetar_core::error::Result;
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::logger::Logging;

@@ -7,10 +7,10 @@
 //! ```
 
 use super::container::{Container, Process};
-use super::making::{ASKED, cannot_create};
+use super::create::{ASKED, cannot_create};
 use super::{ENDED, OUTPUTS, Relay, Running};
-use crate::guest;
-use crate::translate;
+use crate::relay::guest;
+use crate::relay::translate;
 use magnetar_core::cgroup::stats::Metrics;
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::events::Event;

@@ -7,7 +7,7 @@ use magnetar_e2e::{Case, OWN_GUEST, Scratch, on_vm, on_vm_with_own_kernel, refus
 
 use crate::{options::Replaced, vm::dies, vm_storage::Loop};
 
-const MICROVM: &str = "sandboxer = \"vmm\"\n[vm]\nmachine = \"microvm\"\n";
+const MICROVM: &str = "sandboxer = \"vmm\"\n[vm.qemu]\nmachine = \"microvm\"\n";
 
 /// A pod with a container, whose machine is made by these options.
 async fn running(case: &Case, name: &str, options: &str) -> Result<(Pod, Container)> {

@@ -59,6 +59,18 @@ fn an_unknown_option_is_named_in_the_error() {
 }
 
 #[test]
+fn options_of_another_kind_are_refused_by_their_name() {
+    on_magnetar(OURS, async |case| {
+        let (sandboxer, table) = match case.is_vm() {
+            true => ("vmm", "[runtime]\nname = \"crun\"\n"),
+            false => ("runc", "[vm]\nvcpus = 2\n"),
+        };
+        let named = table.trim_start_matches('[').split(']').next().context("no table")?;
+        check_refused(case, &format!("sandboxer = \"{sandboxer}\"\n{table}"), &[&format!("the table {named}")]).await
+    });
+}
+
+#[test]
 fn an_option_of_the_wrong_type_is_named_in_the_error() {
     on_magnetar(OURS, async |case| check_refused(case, "log_level = 7\n", &["log_level"]).await);
 }

@@ -36,7 +36,7 @@ const ADAPTERS: [&str; 19] = [
     "shim/src/serve/tests.rs",
     "shim/src/serve/wire.rs",
     "shim/src/shim_protocol",
-    "vmm/src/guest/tasks.rs",
+    "vmm/src/relay/guest/tasks.rs",
     "wasm/src/artifact.rs",
     "tests",
 ];

@@ -13,8 +13,8 @@
 //! The block node and the device are called as the disk's serial number; the set of descriptors has its number (QEMU's "QMP
 //! Reference Manual" has the commands).
 
+use super::machine::MachineKind;
 use super::qmp::Qmp;
-use crate::config::MachineKind;
 use crate::hypervisor::{Disk, DiskId};
 use magnetar_core::error::{Code, Result};
 use serde_json::{Value, json};

@@ -6,9 +6,39 @@
 //! controller and timer, and never sets them up. They are there, and the first tick arrives as vector 0, a division by zero; or
 //! there is no tick at all, and a kernel that could not measure its time stamp counter, as on a busy host, waits for one for ever.
 
-use crate::config::MachineKind;
+use serde::Deserialize;
+
+/// The handler's table `vm.qemu`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QemuConfig {
+    /// Its program: a name to look for in `PATH`, or an absolute path; `qemu-system-x86_64` if not given.
+    pub program: Option<String>,
+    /// The kind of machine.
+    pub machine: MachineKind,
+}
+
+/// The kinds of machines that QEMU makes for pods, by its names for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineKind {
+    /// A PC with PCI Express and ACPI. Every kernel starts on it.
+    #[default]
+    Q35,
+    /// Nothing but virtio devices that are in memory, where the kernel's command line says: quicker to start. The kernel must have
+    /// `VIRTIO_MMIO_CMDLINE_DEVICES`, as our own has.
+    Microvm,
+}
 
 impl MachineKind {
+    /// The folder of the guest that is installed for it.
+    pub(super) fn guest(self) -> &'static str {
+        match self {
+            Self::Q35 => "guest",
+            Self::Microvm => "guest-own",
+        }
+    }
+
     /// The options that make it.
     pub(super) fn words(self) -> &'static [&'static str] {
         match self {

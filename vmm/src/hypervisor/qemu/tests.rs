@@ -2,8 +2,8 @@
 //! The command line, and how a machine's state is told.
 
 use super::*;
-use crate::spec::Users;
-use crate::vsock::{Cid, Vsock};
+use crate::host::vsock::{Cid, Vsock};
+use crate::machine::spec::{Users, Virtiofs};
 use magnetar_core::ids::SandboxId;
 use magnetar_vm_agent_api::network::Mac;
 use serde_json::Value;
@@ -22,8 +22,8 @@ fn spec(nics: usize) -> VmSpec {
         huge_pages: false,
         vcpus: 2,
         acceleration: Acceleration::Tcg,
-        share: "/pod/share,1".into(),
-        vsock: Vsock::User { program: "/v".into(), socket: "/pod/vsock".into() },
+        share: Some(Virtiofs { program: "/f".into(), directory: "/pod/share".into(), socket: "/pod/share,1".into() }),
+        vsock: Vsock::User { program: "/v".into() },
         nics: (0..nics).map(|n| Nic { tap: tap(), mac: Mac([2, 0, 0, 0, 0, n as u8]), mtu: 1450 }).collect(),
         dir: "/pod".into(),
         users: Users { hypervisor: 2_000_000_007, vsock: 2_000_000_008 },
@@ -37,7 +37,7 @@ fn connection() -> OwnedFd {
 fn carried<'a>(spec: &'a VmSpec, connection: &'a OwnedFd) -> Carried<'a> {
     match &spec.vsock {
         Vsock::Kernel(cid) => Carried::Kernel(cid),
-        Vsock::User { .. } => Carried::User(connection.as_fd()),
+        Vsock::User { .. } | Vsock::Own => Carried::User(connection.as_fd()),
     }
 }
 
@@ -47,7 +47,7 @@ fn words(spec: &VmSpec) -> Vec<String> {
 
 fn words_of(machine: MachineKind, spec: &VmSpec) -> Vec<String> {
     let connection = connection();
-    let invocation = Qemu::new("/q".into(), machine).invocation(spec, carried(spec, &connection));
+    let invocation = Qemu::new("/q".into(), machine).plan(spec, carried(spec, &connection));
     invocation.arguments.into_iter().map(|word| word.into_string().unwrap()).collect()
 }
 
@@ -105,7 +105,7 @@ fn memory_is_made_of_huge_pages_when_it_should_be() {
 fn descriptors_have_the_numbers_that_are_named() {
     let spec = spec(2);
     let connection = connection();
-    let invocation = Qemu::new("/q".into(), MachineKind::Q35).invocation(&spec, carried(&spec, &connection));
+    let invocation = Qemu::new("/q".into(), MachineKind::Q35).plan(&spec, carried(&spec, &connection));
     assert_eq!(invocation.listeners().collect::<Vec<_>>(), [Path::new("/pod/qmp.sock"), Path::new("/pod/debug.sock")]);
     let words = words(&spec);
     assert_eq!(values(&words, "-netdev"), ["tap,id=net0,fd=6", "tap,id=net1,fd=7"]);
@@ -131,7 +131,7 @@ fn it_is_confined() {
     assert_eq!(values(&words, "-run-with"), ["user=2000000007:2000000007,chroot=/pod"]);
     let (spec, connection) = (spec(0), connection());
     let Confinement { capabilities, pids, files, calls, .. } =
-        Qemu::new("/q".into(), MachineKind::Q35).invocation(&spec, carried(&spec, &connection)).confinement;
+        Qemu::new("/q".into(), MachineKind::Q35).plan(&spec, carried(&spec, &connection)).confinement;
     assert_eq!((capabilities, pids, calls), (UNTIL_CONFINED, Pids::ItselfAndHolder, Calls::NoOthers));
     let files = files.unwrap();
     assert!(files.read.contains(&spec.kernel) && files.own.contains(&spec.dir), "{files:?}");
@@ -149,7 +149,7 @@ fn only_an_emulated_guest_is_told_its_clocks_rate() {
     let mut spec = spec(0);
     let told = |spec: &VmSpec| {
         let connection = connection();
-        let invocation = Qemu::new("/q".into(), MachineKind::Q35).measuring().invocation(spec, carried(spec, &connection));
+        let invocation = Qemu::new("/q".into(), MachineKind::Q35).measuring().plan(spec, carried(spec, &connection));
         invocation.arguments.iter().any(|word| word.to_string_lossy().contains(" tsc_early_khz="))
     };
     assert_eq!(told(&spec), Clock::begin().is_some());
@@ -198,7 +198,7 @@ async fn states_are_told() {
     for (word, state) in states {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let ask = async {
-            let mut connection = Connection(Qmp::begin(ours).await.unwrap());
+            let mut connection = QemuControl(Qmp::begin(ours).await.unwrap());
             assert_eq!(connection.state().await.unwrap(), state);
         };
         tokio::join!(ask, fake(theirs, word));

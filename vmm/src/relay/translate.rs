@@ -9,10 +9,10 @@
 //! - The host's other devices, processors, labels and hooks mean nothing there. What the container would miss is refused;
 //!   what only restricts it on the host (AppArmor, SELinux, CPU sets) is left out.
 
-use crate::block::Numbers;
-use crate::disks::Wanted;
-use crate::huge;
-use crate::share::{ROOTFS, Volume};
+use crate::host::block::Numbers;
+use crate::host::huge_pages;
+use crate::host::share::{ROOTFS, Volume};
+use crate::hypervisor::connection::Wanted;
 use magnetar_core::error::{Error, Result};
 use magnetar_core::ids::ContainerId;
 use magnetar_vm_agent_api as api;
@@ -107,7 +107,7 @@ pub fn resources(limits: &mut Value) {
         }
         // There is nothing to be limited, and no file to write a limit to.
         if let Some(huge) = limits.get_mut("hugepageLimits").and_then(Value::as_array_mut) {
-            huge.retain(|limit| limit["pageSize"].as_str().is_some_and(huge::is_guests));
+            huge.retain(|limit| limit["pageSize"].as_str().is_some_and(huge_pages::is_guests));
         }
     }
 }
@@ -249,7 +249,7 @@ fn devices(linux: &mut Map<String, Value>) -> Result<Vec<Wanted>> {
 
 fn huge_pages(linux: &Map<String, Value>) -> Result<u32> {
     let limits = linux.get("resources").and_then(|resources| resources["hugepageLimits"].as_array());
-    huge::pages(limits.into_iter().flatten().filter_map(|limit| Some((limit["pageSize"].as_str()?, limit["limit"].as_u64()?))))
+    huge_pages::pages(limits.into_iter().flatten().filter_map(|limit| Some((limit["pageSize"].as_str()?, limit["limit"].as_u64()?))))
 }
 
 /// Whether a rule allows this block device, and no other.

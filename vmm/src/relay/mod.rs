@@ -6,14 +6,17 @@
 
 mod container;
 mod containers;
+mod create;
 mod disks;
-mod making;
+pub mod guest;
 mod memory;
+pub mod streams;
+pub mod translate;
 
-use crate::disks::Disks;
-use crate::guest::{Failure, Guest, TaskAnswer};
-use crate::share::Share;
+use crate::host::share::Share;
+use crate::hypervisor::connection::Connection;
 use container::Container;
+use guest::{Failure, Guest, TaskAnswer};
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::events::Events;
 use magnetar_core::idle::Idle;
@@ -68,8 +71,8 @@ pub struct Running {
     pub guest: Guest,
     /// What it sees of the host's files.
     pub share: Share,
-    /// Its disks, if the hypervisor can attach any.
-    pub disks: Option<Disks>,
+    /// Its hypervisor.
+    pub hypervisor: Connection,
     /// The process that it is on the host.
     pub pid: u32,
     /// Why it has ended, once it has.

@@ -2,9 +2,9 @@
 //! The processes of a machine: the hypervisor and its helpers. They die with this process, gain no privileges, and are
 //! reaped where all are.
 
-use crate::confinement::{Confinement, Pids};
-use crate::program::Invocation;
-use crate::words::Words;
+use super::confinement::{Confinement, Pids};
+use super::log_tail::LogTail;
+use super::program::Invocation;
 use magnetar_core::cgroup::Cgroup;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::reaper::{Exit, Reaper};
@@ -25,7 +25,7 @@ pub struct Process {
     /// Its process id.
     pub pid: u32,
     /// What it says on standard error.
-    pub errors: Words,
+    pub errors: LogTail,
     reaper: Reaper,
     ended: oneshot::Receiver<Exit>,
     exit: Option<Exit>,
@@ -74,14 +74,14 @@ impl Process {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn run(name: &'static str, invocation: &Invocation<'_>, output: Option<(Words, PathBuf)>, common: Common<'_>) -> Result<Self> {
+    pub fn run(name: &'static str, invocation: &Invocation<'_>, output: Option<(LogTail, PathBuf)>, common: Common<'_>) -> Result<Self> {
         let Common { reaper, tasks, cgroup } = common;
         let what = || format!("cannot run {}", invocation.program.display());
         let mut command = invocation.command()?;
         command.env_clear().current_dir("/");
         let (reader, writer) = std::io::pipe().context(what)?;
         command.stderr(writer);
-        let errors = Words::default();
+        let errors = LogTail::default();
         tasks.spawn(errors.clone().listen(name, reader.into(), None));
         match output {
             None => {

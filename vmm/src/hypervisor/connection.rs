@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The connection to a hypervisor that runs, and the disks of its machine: one task gives the orders, one after the other.
+//! The connection to a hypervisor that runs, and the table of its machine's disks: one task gives the orders, one after the other.
 //!
 //! ```text
 //! a container wants a device      attach ──> opened, attached, unless it is attached already ──> its DiskId
@@ -11,8 +11,8 @@
 //! A hypervisor that does not carry out an order in time is not talked to any more: nobody knows what it does with the next one.
 //! The question for its state is asked only when a machine is thought to be dead, and finds out.
 
-use crate::block::{self, Numbers};
-use crate::hypervisor::{Control, Disk, DiskId, MachineState};
+use super::{Control, Disk, DiskId, HotPlug, MachineState};
+use crate::host::block::{self, Numbers};
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::ids::ContainerId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,9 +27,9 @@ const QUEUE: usize = 16;
 /// How long the hypervisor may take for an order: it may have to wait for what the guest has under way on a slow device.
 const CARRIED_OUT: Duration = Duration::from_secs(20);
 
-/// The orders' end, and the table of who has what. Cheap to clone.
+/// The sending end of the orders, and the table of who has which disk. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Disks {
+pub struct Connection {
     orders: mpsc::Sender<Order>,
     table: Arc<Mutex<Table>>,
 }
@@ -50,9 +50,9 @@ enum Order {
     Detach(DiskId, oneshot::Sender<Result<()>>),
 }
 
-impl Disks {
-    /// The orders' end, and the task that gives them as long as there is one of these.
-    pub fn new<C: Control>(control: C) -> (Self, impl Future<Output = ()> + Send) {
+impl Connection {
+    /// The connection, and the loop that gives the orders as long as there is one of these.
+    pub fn new(control: Box<dyn Control>) -> (Self, impl Future<Output = ()> + Send) {
         let (orders, given) = mpsc::channel(QUEUE);
         let table = Arc::<Mutex<Table>>::default();
         (Self { orders, table: table.clone() }, serve(control, table, given))
@@ -69,7 +69,8 @@ impl Disks {
     /// Attaches a device for a container, which has it until it [leaves](Self::leave), whatever comes of this.
     ///
     /// # Errors
-    /// Where the device cannot be opened, what the hypervisor says, or `Unavailable` where the machine has ended.
+    /// `Unimplemented` for a hypervisor that attaches none, where the device cannot be opened, what the hypervisor says, or
+    /// `Unavailable` where the machine has ended.
     pub async fn attach(&self, wanted: Wanted, container: &ContainerId) -> Result<DiskId> {
         self.order(|answer| Order::Attach(wanted, container.clone(), answer)).await
     }
@@ -79,8 +80,8 @@ impl Disks {
         lock(&self.table).leave(container)
     }
 
-    /// Whether the machine has any.
-    pub fn any(&self) -> bool {
+    /// Whether the machine has a disk.
+    pub fn has_disks(&self) -> bool {
         !lock(&self.table).attached.is_empty()
     }
 
@@ -100,12 +101,12 @@ impl Disks {
     }
 }
 
-async fn serve<C: Control>(control: C, table: Arc<Mutex<Table>>, mut orders: mpsc::Receiver<Order>) {
-    let mut talk = Talk(Some(control));
+async fn serve(control: Box<dyn Control>, table: Arc<Mutex<Table>>, mut orders: mpsc::Receiver<Order>) {
+    let mut talk = Talk(Some(Hypervisor(control)));
     while let Some(order) = orders.recv().await {
         // Who does not wait any more has no use for the answer; what was done is in the table.
         match order {
-            Order::State(answer) => drop(answer.send(talk.order(async |control| control.state().await).await)),
+            Order::State(answer) => drop(answer.send(talk.order(async |hypervisor| hypervisor.0.state().await).await)),
             Order::Attach(wanted, container, answer) => drop(answer.send(attach(&mut talk, &table, wanted, container).await)),
             Order::Detach(disk, answer) => drop(answer.send(detach(&mut talk, &table, disk).await)),
         }
@@ -113,10 +114,20 @@ async fn serve<C: Control>(control: C, table: Arc<Mutex<Table>>, mut orders: mps
 }
 
 /// The connection, as long as it is good.
-struct Talk<C>(Option<C>);
+struct Talk(Option<Hypervisor>);
 
-impl<C: Control> Talk<C> {
-    async fn order<T>(&mut self, order: impl AsyncFnOnce(&mut C) -> Result<T>) -> Result<T> {
+/// Whoever carries them out.
+struct Hypervisor(Box<dyn Control>);
+
+impl Hypervisor {
+    fn disks(&mut self) -> Result<&mut dyn HotPlug> {
+        self.0.disks().ok_or_else(|| Error::unimplemented("this hypervisor attaches no disks to a machine that runs"))
+    }
+}
+
+impl Talk {
+    /// Gives an order, on which the loop waits: nothing else is said meanwhile.
+    async fn order<T>(&mut self, order: impl AsyncFnOnce(&mut Hypervisor) -> Result<T>) -> Result<T> {
         let silent = |when: &str| {
             Err(Error::new(Code::Unavailable, format!("the hypervisor has {when}not carried out an order within {CARRIED_OUT:?}")))
         };
@@ -131,7 +142,7 @@ impl<C: Control> Talk<C> {
     }
 }
 
-async fn attach<C: Control>(talk: &mut Talk<C>, table: &Mutex<Table>, wanted: Wanted, container: ContainerId) -> Result<DiskId> {
+async fn attach(talk: &mut Talk, table: &Mutex<Table>, wanted: Wanted, container: ContainerId) -> Result<DiskId> {
     let leaving = match lock(table).attached.get_mut(&wanted) {
         Some(Attached { id, leaving: true, .. }) => Some(*id),
         Some(attached) => {
@@ -146,17 +157,17 @@ async fn attach<C: Control>(talk: &mut Talk<C>, table: &Mutex<Table>, wanted: Wa
     let Wanted { device, read_only } = wanted;
     let id = lock(table).next();
     let disk = Disk { id, device: block::open(device, read_only)?, read_only };
-    talk.order(async |control| control.attach(&disk).await).await?;
+    talk.order(async |hypervisor| hypervisor.disks()?.attach(&disk).await).await?;
     debug!(%device, disk = %id, read_only, "attached");
     lock(table).attached.insert(wanted, Attached { id, users: [container].into(), leaving: false });
     Ok(id)
 }
 
-async fn detach<C: Control>(talk: &mut Talk<C>, table: &Mutex<Table>, disk: DiskId) -> Result<()> {
+async fn detach(talk: &mut Talk, table: &Mutex<Table>, disk: DiskId) -> Result<()> {
     if !lock(table).leaves(disk) {
         return Ok(());
     }
-    talk.order(async |control| control.detach(disk).await).await?;
+    talk.order(async |hypervisor| hypervisor.disks()?.detach(disk).await).await?;
     lock(table).attached.retain(|_, attached| attached.id != disk);
     Ok(())
 }

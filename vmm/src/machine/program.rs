@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The programs that a machine is made of: where they are, and how one is run.
 
-use crate::confinement::Confinement;
+use crate::machine::confinement::Confinement;
 use command_fds::{CommandFdExt, FdMapping};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::runtime::cli::in_path;

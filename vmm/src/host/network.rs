@@ -18,7 +18,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use crate::spec::Nic;
+use crate::machine::spec::Nic;
 use magnetar_core::error::{Context, Result};
 use magnetar_core::netlink::{self, all};
 use magnetar_vm_agent_api::network::Network;

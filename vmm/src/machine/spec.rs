@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a virtual machine is made of: checked, and the same for every hypervisor.
 
-use crate::vsock::Vsock;
+use super::vsock_directory::VsockDirectory;
+use crate::host::vsock::Vsock;
 use magnetar_core::ids::SandboxId;
 use magnetar_vm_agent_api::network::Mac;
 use std::os::fd::OwnedFd;
@@ -26,8 +27,8 @@ pub struct VmSpec {
     pub vcpus: u32,
     /// What executes its code.
     pub acceleration: Acceleration,
-    /// The vhost-user socket of the virtiofsd that shares files with it, under [`magnetar_vm_agent_api::SHARE_TAG`].
-    pub share: PathBuf,
+    /// What shares files with it, if the hypervisor has that.
+    pub share: Option<Virtiofs>,
     /// What carries its vsock.
     pub vsock: Vsock,
     /// Its network interfaces.
@@ -36,6 +37,17 @@ pub struct VmSpec {
     pub dir: PathBuf,
     /// Who its processes are.
     pub users: Users,
+}
+
+/// A virtiofsd that shares a directory with a guest, under [`magnetar_vm_agent_api::SHARE_TAG`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Virtiofs {
+    /// Its program.
+    pub program: PathBuf,
+    /// The directory.
+    pub directory: PathBuf,
+    /// Its vhost-user socket.
+    pub socket: PathBuf,
 }
 
 /// Less memory than this does not boot, in MiB.
@@ -48,6 +60,17 @@ pub struct Users {
     pub hypervisor: u32,
     /// The vsock device's.
     pub vsock: u32,
+}
+
+impl VmSpec {
+    /// The directory of a vsock that is carried in user space; none where the kernel carries it.
+    pub fn vsock_directory(&self) -> Option<VsockDirectory> {
+        match self.vsock {
+            Vsock::Kernel(_) => None,
+            Vsock::User { .. } => Some(VsockDirectory::new(&self.dir, self.users.vsock)),
+            Vsock::Own => Some(VsockDirectory::new(&self.dir, self.users.hypervisor)),
+        }
+    }
 }
 
 impl Users {

@@ -21,11 +21,11 @@ const KEPT: usize = 4 << 10;
 /// How much of the console is kept in its file, in bytes: then it begins anew.
 const IN_FILE: u64 = 256 << 10;
 
-/// The last words of a program.
+/// The last of what a program has said.
 #[derive(Debug, Clone, Default)]
-pub struct Words(Arc<Mutex<VecDeque<u8>>>);
+pub struct LogTail(Arc<Mutex<VecDeque<u8>>>);
 
-impl Words {
+impl LogTail {
     /// What was said last, without what cannot be printed.
     pub fn last(&self) -> String {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn only_the_last_words_are_kept() {
-        let words = Words::default();
+        let words = LogTail::default();
         for n in 0..10_000 {
             words.hear(format!("line {n}\r\n\x1b").as_bytes());
         }
@@ -126,7 +126,7 @@ mod tests {
                 writer.write_all(&[b'x'; 4096]).unwrap();
             }
         });
-        Words::default().listen("test", reader.into(), Some(path.clone())).await;
+        LogTail::default().listen("test", reader.into(), Some(path.clone())).await;
         talk.join().unwrap();
         assert!(path.metadata().unwrap().len() <= IN_FILE + 4096);
     }
@@ -137,7 +137,7 @@ mod tests {
             said in vec(prop_oneof![vec(any::<u8>(), 0..3000), "\\PC{0,40}[\r\n]".prop_map(String::into_bytes)], 0..12),
             panic in proptest::option::of("[ -~]{0,30}"),
         ) {
-            let words = Words::default();
+            let words = LogTail::default();
             for said in &said {
                 words.hear(said);
             }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
+use crate::hypervisor::Promise;
 use std::io::Write as _;
 
 /// A hypervisor that does what it can, and tells what.
@@ -13,25 +14,32 @@ struct Fake {
 }
 
 impl Control for Fake {
-    async fn state(&mut self) -> Result<MachineState> {
-        if self.hangs { std::future::pending().await } else { Ok(MachineState::Running) }
+    fn state(&mut self) -> Promise<'_, MachineState> {
+        if self.hangs { Box::pin(std::future::pending()) } else { Box::pin(async { Ok(MachineState::Running) }) }
     }
 
-    async fn attach(&mut self, disk: &Disk) -> Result<()> {
+    fn disks(&mut self) -> Option<&mut dyn HotPlug> {
+        Some(self)
+    }
+}
+
+impl HotPlug for Fake {
+    fn attach<'a>(&'a mut self, disk: &'a Disk) -> Promise<'a, ()> {
         self.told.lock().unwrap().push(format!("+{}{}", disk.id, if disk.read_only { " ro" } else { "" }));
-        Ok(())
+        Box::pin(async { Ok(()) })
     }
 
-    async fn detach(&mut self, disk: DiskId) -> Result<()> {
+    fn detach(&mut self, disk: DiskId) -> Promise<'_, ()> {
         self.told.lock().unwrap().push(format!("-{disk}"));
         let mut refuses = self.refuses.lock().unwrap();
-        match refuses.checked_sub(1) {
+        let outcome = match refuses.checked_sub(1) {
             Some(left) => {
                 *refuses = left;
                 Err(Error::internal("not now"))
             }
             None => Ok(()),
-        }
+        };
+        Box::pin(async { outcome })
     }
 }
 
@@ -52,9 +60,9 @@ fn ids() -> [ContainerId; 2] {
 
 /// Gives orders about a device to a machine of `fake`, for two containers. Returns what the hypervisor was told; nothing where there
 /// is no such device.
-async fn ordered(fake: Fake, orders: impl AsyncFnOnce(Disks, Wanted, [ContainerId; 2])) -> Option<Vec<String>> {
+async fn ordered(fake: Fake, orders: impl AsyncFnOnce(Connection, Wanted, [ContainerId; 2])) -> Option<Vec<String>> {
     let wanted = Wanted { device: device()?, read_only: false };
-    let (disks, task) = Disks::new(fake.clone());
+    let (disks, task) = Connection::new(Box::new(fake.clone()));
     tokio::join!(orders(disks, wanted, ids()), task);
     Some(fake.told.lock().unwrap().clone())
 }
@@ -71,7 +79,7 @@ async fn a_device_is_attached_once_and_leaves_with_the_last_container() {
         assert_eq!(disks.leave(&b), [first, second]);
         disks.detach(first).await.unwrap();
         disks.detach(first).await.unwrap();
-        assert!(disks.any());
+        assert!(disks.has_disks());
         assert_ne!(disks.attach(writes, &a).await.unwrap(), first, "no number is used twice");
         assert_eq!(disks.state().await.unwrap(), MachineState::Running);
     });
@@ -88,7 +96,7 @@ async fn who_wants_a_disk_before_it_is_detached_has_it() {
         disks.detach(disk).await.unwrap();
         assert_eq!(disks.leave(&b), [disk], "it was not taken from the other one");
         disks.detach(disk).await.unwrap();
-        assert!(!disks.any());
+        assert!(!disks.has_disks());
     });
     let Some(told) = told.await else { return };
     assert_eq!(told, ["+disk-1", "-disk-1"]);
@@ -112,7 +120,7 @@ async fn what_could_not_be_detached_is_tried_again_and_nobodys_meanwhile() {
 
 #[tokio::test]
 async fn a_device_that_is_not_there_is_nobodys() {
-    let (disks, task) = Disks::new(Fake::default());
+    let (disks, task) = Connection::new(Box::<Fake>::default());
     let orders = async move {
         let wanted = Wanted { device: Numbers { major: 0, minor: 0 }, read_only: false };
         let [id, _] = ids();
@@ -124,7 +132,7 @@ async fn a_device_that_is_not_there_is_nobodys() {
 
 #[tokio::test(start_paused = true)]
 async fn a_hypervisor_that_does_not_answer_is_not_asked_again() {
-    let (disks, task) = Disks::new(Fake { hangs: true, ..Fake::default() });
+    let (disks, task) = Connection::new(Box::new(Fake { hangs: true, ..Fake::default() }));
     let orders = async move {
         assert_eq!(disks.state().await.unwrap_err().to_string(), "the hypervisor has not carried out an order within 20s");
         assert_eq!(disks.state().await.unwrap_err().to_string(), "the hypervisor has once not carried out an order within 20s");
@@ -134,7 +142,7 @@ async fn a_hypervisor_that_does_not_answer_is_not_asked_again() {
 
 #[tokio::test]
 async fn who_asks_a_machine_that_has_ended_is_told() {
-    let (disks, task) = Disks::new(Fake::default());
+    let (disks, task) = Connection::new(Box::<Fake>::default());
     drop(task);
     assert_eq!(disks.state().await.unwrap_err().code(), Code::Unavailable);
 }

@@ -4,7 +4,7 @@
 //! An output ends when the guest has said its end, after the last byte, so nothing is lost however quickly a process ends.
 //! An input ends with CloseIO, once containerd has closed its end too, or with the process.
 
-use crate::guest::{Connection, Guest};
+use crate::relay::guest::{Connection, Guest};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::logger::LogPipes;

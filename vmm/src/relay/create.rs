@@ -4,8 +4,8 @@
 use super::container::{Container, Process};
 use super::memory::Volumes;
 use super::{Relay, Running};
-use crate::streams::{Paths, Streams};
-use crate::translate::{self, Translated};
+use crate::relay::streams::{Paths, Streams};
+use crate::relay::translate::{self, Translated};
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::logger::Logged;

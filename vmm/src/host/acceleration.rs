@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What executes a guest's code: the processor itself, where it can, or a program that translates it.
 
-use crate::spec::Acceleration;
+use crate::machine::spec::Acceleration;
 use magnetar_core::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;

@@ -10,7 +10,7 @@
 //! Linux 7.0 can confine addresses to a network namespace (net.vsock.child_ns_mode). Device and connections are opened by one
 //! thread, in the pod's, so it makes no difference here.
 
-use crate::devices::VSOCK_DEVICE;
+use crate::machine::devices::VSOCK_DEVICE;
 use crate::random;
 use magnetar_core::error::{Error, Result};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tracing::debug;
 
@@ -42,6 +42,8 @@ pub struct Vsocks {
     pub kernel: bool,
     /// A process in user space, by vhost-user.
     pub user: bool,
+    /// The hypervisor itself, by a Unix socket. Then nothing else does.
+    pub own: bool,
 }
 
 /// What carries a guest's vsock.
@@ -53,9 +55,9 @@ pub enum Vsock {
     User {
         /// Its program.
         program: PathBuf,
-        /// Its vhost-user socket.
-        socket: PathBuf,
     },
+    /// The hypervisor itself.
+    Own,
 }
 
 /// What a hypervisor is given of it.
@@ -65,6 +67,8 @@ pub enum Carried<'a> {
     Kernel(&'a Cid),
     /// The connection to the process in user space, whose socket lies in a directory of another user's.
     User(BorrowedFd<'a>),
+    /// Where it is to listen itself, as Firecracker's docs/vsock.md has it.
+    Own(&'a Path),
 }
 
 /// A guest's address, and the device that has it: as long as one of its descriptors is open, no other guest has the address.
@@ -88,12 +92,14 @@ pub const MOST: u32 = u32::MAX - 1;
 /// How many addresses are tried. With a thousand guests on a host, the first is taken once in four million times.
 const TRIES: usize = 16;
 
-/// Decides for a `hypervisor`, which `can` have one or the other, after looking at this node. Takes an address of the kernel's;
-/// one in user space is to listen at `socket`.
+/// Decides for a `hypervisor`, which `can` have one or the other, after looking at this node. Takes an address of the kernel's.
 ///
 /// # Errors
 /// As [`decide`]; `NotFound` where only the program is missing.
-pub fn choose(choice: Choice, hypervisor: &str, can: Vsocks, socket: PathBuf) -> Result<Vsock> {
+pub fn choose(choice: Choice, hypervisor: &str, can: Vsocks) -> Result<Vsock> {
+    if can.own {
+        return own(choice, hypervisor);
+    }
     let kernel = if choice != Choice::User && can.kernel { take() } else { Err("it is not asked for".into()) };
     if decide(choice, hypervisor, can, kernel.as_ref().map(drop).map_err(String::as_str))? == Choice::Kernel {
         // That it works is why it was chosen.
@@ -103,12 +109,21 @@ pub fn choose(choice: Choice, hypervisor: &str, can: Vsocks, socket: PathBuf) ->
     match (program, kernel) {
         (Ok(program), kernel) => {
             debug!(kernel = kernel.err(), "the vsock is one in user space");
-            Ok(Vsock::User { program, socket })
+            Ok(Vsock::User { program })
         }
         (Err(missing), Err(reason)) if choice == Choice::Auto && can.kernel => {
             Err(Error::new(missing.code(), format!("{missing}; or load the kernel's module vhost_vsock: {reason}")))
         }
         (Err(missing), _) => Err(missing),
+    }
+}
+
+fn own(choice: Choice, hypervisor: &str) -> Result<Vsock> {
+    match choice {
+        Choice::Auto => Ok(Vsock::Own),
+        Choice::Kernel | Choice::User => {
+            Err(Error::precondition(format!("{hypervisor} carries its guests' vsock itself: set vsock = \"auto\", or leave it out")))
+        }
     }
 }
 
@@ -119,7 +134,7 @@ pub fn choose(choice: Choice, hypervisor: &str, can: Vsocks, socket: PathBuf) ->
 fn decide(choice: Choice, hypervisor: &str, can: Vsocks, kernel: Result<(), &str>) -> Result<Choice> {
     let cannot = |what: &str, instead: &str| Error::precondition(format!("{hypervisor} cannot have {what}: set vsock = \"{instead}\""));
     match (choice, can, kernel) {
-        (_, Vsocks { kernel: false, user: false }, _) => Err(Error::unimplemented(format!(
+        (_, Vsocks { kernel: false, user: false, .. }, _) => Err(Error::unimplemented(format!(
             "{hypervisor} has neither the kernel's vsock nor one in user space, without which there are no pods yet"
         ))),
         (Choice::User, Vsocks { user: false, .. }, _) => Err(cannot("a vsock in user space", "kernel")),
@@ -169,9 +184,9 @@ mod tests {
     use super::*;
     use magnetar_core::error::Code;
 
-    const BOTH: Vsocks = Vsocks { kernel: true, user: true };
-    const KERNEL: Vsocks = Vsocks { kernel: true, user: false };
-    const USER: Vsocks = Vsocks { kernel: false, user: true };
+    const BOTH: Vsocks = Vsocks { kernel: true, user: true, own: false };
+    const KERNEL: Vsocks = Vsocks { kernel: true, user: false, own: false };
+    const USER: Vsocks = Vsocks { kernel: false, user: true, own: false };
 
     #[test]
     fn the_kernels_is_taken_where_it_works() {
@@ -201,9 +216,18 @@ mod tests {
             let error = decide(choice, "it", can, Ok(())).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
         }
-        let none = Vsocks { kernel: false, user: false };
+        let none = Vsocks { kernel: false, user: false, own: false };
         for choice in [Choice::Auto, Choice::Kernel, Choice::User] {
             assert_eq!(decide(choice, "it", none, Ok(())).unwrap_err().code(), Code::Unimplemented);
+        }
+    }
+
+    #[test]
+    fn a_hypervisor_that_carries_it_itself_leaves_no_choice() {
+        let own = Vsocks { kernel: false, user: false, own: true };
+        assert!(matches!(choose(Choice::Auto, "it", own), Ok(Vsock::Own)));
+        for choice in [Choice::Kernel, Choice::User] {
+            assert!(choose(choice, "it", own).unwrap_err().to_string().contains("set vsock = \"auto\""));
         }
     }
 

@@ -2,7 +2,7 @@
 //! containerd's Task API in the guest, asked by the host. Wire types stop here.
 
 use super::Connection;
-use crate::streams::Paths;
+use crate::relay::streams::Paths;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
