@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Events to containerd: what happened to a task, in the order in which it happened.
+//! Sends events to containerd: what happened to a task, in the order in which it happened.
 //!
-//! Events go over containerd's own ttrpc socket (service `containerd.services.events.ttrpc.v1`).
-//! They wait in a bounded queue while containerd restarts. The connection is opened when there is
-//! something to say and closed after: between events a pod holds none.
+//! Events go to containerd's ttrpc socket (service `containerd.services.events.ttrpc.v1`). They
+//! wait in a bounded queue while containerd restarts. The connection is opened for pending events
+//! and closed afterwards, so an idle pod has none.
 
 use crate::ids::Namespace;
 use containerd_shim_protos::events::task as message;
@@ -17,14 +17,14 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-/// How many events wait for a containerd that is away. A pod makes a handful per container.
+/// How many events are kept while containerd is away. A container makes a handful.
 const QUEUE: usize = 512;
-/// Between attempts to reach containerd.
+/// The time between attempts to connect to containerd.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long one event may take to be accepted.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What can be told.
+/// An event of a task.
 #[derive(Debug)]
 pub enum Event {
     /// A container was made.
@@ -39,7 +39,7 @@ pub enum Event {
     ExecAdded(message::TaskExecAdded),
     /// An exec was started.
     ExecStarted(message::TaskExecStarted),
-    /// The kernel killed a process for memory.
+    /// The OOM killer killed a process.
     Oom(message::TaskOOM),
     /// A container was frozen.
     Paused(message::TaskPaused),
@@ -63,7 +63,7 @@ impl Event {
         }
     }
 
-    /// The message's full name, by which the receiver finds its type.
+    /// The message's full name, from which the receiver knows its type.
     fn type_url(&self) -> &'static str {
         match self {
             Event::Create(_) => "containerd.events.TaskCreate",
@@ -78,8 +78,8 @@ impl Event {
         }
     }
 
-    /// Encoded by the message's own type: through `dyn` the library would load the descriptors of all
-    /// files, 400 KiB of them, to know a name for an error that cannot happen.
+    /// Encodes the message by its own type. Through `dyn` the library would load the descriptors of
+    /// all files, 400 KiB, only to name the message in an error that cannot happen.
     fn encode(&self) -> containerd_shim_protos::protobuf::Result<Vec<u8>> {
         match self {
             Event::Create(m) => m.write_to_bytes(),
@@ -95,35 +95,36 @@ impl Event {
     }
 }
 
-/// Where events are put. Cheap to clone; never blocks.
+/// A queue of events. Cheap to clone; never blocks.
 #[derive(Debug, Clone)]
 pub struct Events(Queue);
 
 #[derive(Debug, Clone)]
 enum Queue {
-    /// Of what is more than it holds, containerd finds out by itself.
+    /// Overflow is dropped; containerd asks for the task's state again.
     Bounded(mpsc::Sender<(SystemTime, Event)>),
-    /// Nobody asks again.
+    /// Nothing is dropped, because the receiver never asks again.
     Whole(mpsc::UnboundedSender<(SystemTime, Event)>),
 }
 
 impl Events {
-    /// A queue, and the loop that empties it into the containerd at `address`.
+    /// A queue, and the loop that sends its events to the containerd at `address`.
     pub fn new(address: PathBuf, namespace: Namespace) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, events) = mpsc::channel(QUEUE);
         (Self(Queue::Bounded(queue)), forward_all(address, namespace, events))
     }
 
-    /// A queue whose events go elsewhere: those of an agent in a guest, which has no containerd. None is lost, since of a
-    /// process whose end is not told nobody asks again: there are as many as processes that were asked for, and kills for
-    /// memory.
+    /// A queue whose events go elsewhere: that of an agent in a guest, where there is no
+    /// containerd. It is unbounded and loses no event, because nobody would ask again for an exit
+    /// that was not reported. It has at most one event for each process that was requested, and the
+    /// OOM kills.
     pub fn queue() -> (Self, mpsc::UnboundedReceiver<(SystemTime, Event)>) {
         let (queue, events) = mpsc::unbounded_channel();
         (Self(Queue::Whole(queue)), events)
     }
 
-    /// Tells an event. If containerd has been away for so long that its queue is full, it is lost,
-    /// and the log says so: containerd asks for the state of every task when it comes back.
+    /// Queues an event. If containerd has been away for so long that the queue is full, the event
+    /// is dropped and logged. containerd asks for the state of every task when it comes back.
     pub fn publish(&self, event: Event) {
         let topic = event.topic();
         let event = (SystemTime::now(), event);
@@ -132,7 +133,7 @@ impl Events {
             Queue::Whole(queue) => queue.send(event).is_ok(),
         };
         if !taken {
-            warn!(topic, "event lost: nobody takes it");
+            warn!(topic, "event dropped: the queue is full, because containerd does not take events");
         }
     }
 }
@@ -148,13 +149,13 @@ async fn forward_all(address: PathBuf, namespace: Namespace, mut events: mpsc::R
                 let context = ttrpc::context::with_duration(TIMEOUT);
                 match client.forward(context, &request).await {
                     Ok(_) => break,
-                    // containerd has read and refused it: it will not like it better a second time.
+                    // containerd has read the event and refused it, and would refuse it again.
                     Err(ttrpc::Error::RpcStatus(status)) => {
                         warn!(topic = event.topic(), error = status.message, "containerd refused an event");
                         break;
                     }
                     Err(error) => {
-                        debug!(%error, "containerd went away while it was told an event");
+                        debug!(%error, "the connection to containerd broke while an event was sent");
                         client = connect(&target).await;
                     }
                 }
@@ -164,7 +165,7 @@ async fn forward_all(address: PathBuf, namespace: Namespace, mut events: mpsc::R
     }
 }
 
-/// Connects, for as long as it takes: the queue bounds what is kept meanwhile.
+/// Connects, however long that takes. The queue limits the events that wait meanwhile.
 async fn connect(target: &str) -> EventsClient {
     let mut warned = false;
     loop {
@@ -172,7 +173,7 @@ async fn connect(target: &str) -> EventsClient {
             Ok(client) => return EventsClient::new(client),
             Err(error) => {
                 if !warned {
-                    warn!(target, %error, "cannot reach containerd to tell it events; trying on");
+                    warn!(target, %error, "cannot connect to containerd to send events; trying again");
                     warned = true;
                 }
                 tokio::time::sleep(RETRY).await;
