@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Makes a process that aborts say why, and end.
 //!
-//! A C++ library calls abort(3) when an allocation fails. Process 1 of a PID namespace does not end that
-//! way: the kernel does not kill it by a signal that it sent to itself.
+//! A C++ library calls abort(3) when an allocation fails. Process 1 of a PID namespace does not end
+//! that way: the kernel does not kill it by a signal that it sent to itself.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -17,8 +17,8 @@ struct Last {
 
 static LAST: OnceLock<Last> = OnceLock::new();
 
-/// From now on, if this process aborts, it writes `text` to its standard error and to `files`, and exits
-/// with `code`. Only the first call in a process sets these.
+/// From now on, if this process aborts, it writes `text` to its standard error and to `files`, and
+/// exits with `code`. Only the first call in a process sets these.
 ///
 /// # Errors
 /// The kernel's error of sigaction(2).

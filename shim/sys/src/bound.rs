@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Runs programs that die with the thread that started them, can never gain privileges, and give up the
-//! privileges they do not need before their first instruction.
+//! Runs programs that die with the thread that started them, can never gain privileges, and give up
+//! the privileges they do not need before their first instruction.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -62,15 +62,17 @@ impl CapabilitySet {
 pub struct Bounds {
     /// The cgroup that the program joins: its `cgroup.procs` in each hierarchy, open for writing.
     pub entrance: Vec<OwnedFd>,
-    /// The user and group that the program runs as, without supplementary groups. `None` keeps the caller's.
+    /// The user and group that the program runs as, without supplementary groups. `None` keeps the
+    /// caller's.
     pub user: Option<u32>,
-    /// The capabilities that the program, and whatever it executes, can ever have. A user other than root
-    /// starts with none.
+    /// The capabilities that the program, and whatever it executes, can ever have. A user other
+    /// than root starts with none.
     pub capabilities: CapabilitySet,
-    /// Whether the program loses the caller's protection from the OOM killer: a negative `oom_score_adj`
-    /// becomes 0.
+    /// Whether the program loses the caller's protection from the OOM killer: a negative
+    /// `oom_score_adj` becomes 0.
     pub plain_oom_score: bool,
-    /// The Landlock ruleset that limits the program's access to files; `None` limits nothing (landlock(7)).
+    /// The Landlock ruleset that limits the program's access to files; `None` limits nothing
+    /// (landlock(7)).
     pub ruleset: Option<OwnedFd>,
     /// The program's seccomp filters. They are installed last, so they must allow execve(2).
     pub filters: Vec<Vec<FilterInstruction>>,
@@ -89,11 +91,11 @@ impl Default for Bounds {
     }
 }
 
-/// Prepares `command`: its program will run within `bounds`, cannot gain privileges by executing something
-/// (`no_new_privs`), and is killed by the kernel when the calling thread ends.
+/// Prepares `command`: its program will run within `bounds`, cannot gain privileges by executing
+/// something (`no_new_privs`), and is killed by the kernel when the calling thread ends.
 ///
-/// The death signal follows the thread that spawns the command. So call this, and spawn the command, on a
-/// thread that lives as long as the process.
+/// The death signal follows the thread that spawns the command. So call this, and spawn the
+/// command, on a thread that lives as long as the process.
 ///
 /// # Errors
 /// When no descriptors are left.
@@ -107,8 +109,8 @@ pub fn bind(command: &mut Command, bounds: Bounds) -> io::Result<()> {
         if bounds.plain_oom_score {
             let file = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
             let mut sign = [0];
-            // Only a negative score is changed. Lowering a positive one to 0 is not wanted, and takes a
-            // privilege that a node in a container may lack.
+            // Only a negative score is changed. Lowering a positive one to 0 is not wanted, and
+            // takes a privilege that a node in a container may lack.
             if rustix::io::pread(&file, &mut sign, 0)? == 1 && sign == *b"-" {
                 rustix::io::pwrite(&file, b"0", 0)?;
             }
@@ -121,8 +123,8 @@ pub fn bind(command: &mut Command, bounds: Bounds) -> io::Result<()> {
         // After the change of user, which takes the death signal away (prctl(2)).
         // SAFETY: system calls without pointers, which are safe between fork and exec.
         check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0, 0, 0) }.into())?;
-        // The parent may have died before the death signal was set. getppid(2) cannot tell: this process
-        // may be in a PID namespace of its own.
+        // The parent may have died before the death signal was set. getppid(2) cannot tell: this
+        // process may be in a PID namespace of its own.
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         if poll(&mut [PollFd::new(&parent, PollFlags::IN)], Some(&now))? != 0 {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
@@ -140,21 +142,21 @@ pub fn bind(command: &mut Command, bounds: Bounds) -> io::Result<()> {
     Ok(())
 }
 
-/// Confines this process itself. It keeps `capabilities`, and whatever it executes can have no others.
-/// `filters` apply to all its threads. Threads that exist already keep their capabilities.
+/// Confines this process itself. It keeps `capabilities`, and whatever it executes can have no
+/// others. `filters` apply to all its threads. Threads that exist already keep their capabilities.
 ///
 /// # Errors
 /// The kernel's error. The process may then be confined in part.
 pub fn confine_self(capabilities: CapabilitySet, filters: &[Vec<FilterInstruction>]) -> io::Result<()> {
     limit_capabilities(capabilities)?;
-    // Filters first: installing them needs a capability that the last step may take away. The filters must
-    // allow what that step calls.
+    // Filters first: installing them needs a capability that the last step may take away. The
+    // filters must allow what that step calls.
     filters.iter().try_for_each(|filter| install(filter, libc::SECCOMP_FILTER_FLAG_TSYNC))?;
     keep_capabilities(capabilities)
 }
 
-/// Runs a command as the first process of a new PID namespace. It can see, signal and trace nothing outside
-/// of it. When it ends, the kernel kills the processes left in that namespace.
+/// Runs a command as the first process of a new PID namespace. It can see, signal and trace nothing
+/// outside of it. When it ends, the kernel kills the processes left in that namespace.
 ///
 /// # Errors
 /// The kernel's error for the namespace or for the program.
@@ -163,19 +165,20 @@ pub fn spawn_alone(command: &mut Command) -> io::Result<Child> {
     spawn_elsewhere(command, || check(unsafe { libc::unshare(libc::CLONE_NEWPID) }.into()))
 }
 
-/// Runs a command in the PID namespace of process `holder`. It dies with the first process of that namespace.
+/// Runs a command in the PID namespace of process `holder`. It dies with the first process of that
+/// namespace.
 ///
 /// # Errors
 /// The kernel's error for the namespace or for the program.
 pub fn spawn_beside(command: &mut Command, holder: u32) -> io::Result<Child> {
     let namespace = std::fs::File::open(format!("/proc/{holder}/ns/pid"))?;
-    // SAFETY: a descriptor of a namespace, and its kind; this changes only the PID namespace of this thread's
-    // next children.
+    // SAFETY: a descriptor of a namespace, and its kind; this changes only the PID namespace of
+    // this thread's next children.
     spawn_elsewhere(command, || check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWPID) }.into()))
 }
 
-/// Spawns a command with the PID namespace that `go` selects for this thread's children, then selects the
-/// thread's own namespace again. Nothing else runs on the thread in between.
+/// Spawns a command with the PID namespace that `go` selects for this thread's children, then
+/// selects the thread's own namespace again. Nothing else runs on the thread in between.
 fn spawn_elsewhere(command: &mut Command, go: impl FnOnce() -> io::Result<()>) -> io::Result<Child> {
     let own = std::fs::File::open("/proc/self/ns/pid")?;
     go()?;
@@ -184,7 +187,8 @@ fn spawn_elsewhere(command: &mut Command, go: impl FnOnce() -> io::Result<()>) -
     let back = check(unsafe { libc::setns(own.as_raw_fd(), libc::CLONE_NEWPID) }.into());
     match (child, back) {
         (Ok(mut child), Err(error)) => {
-            // This thread could make no more threads, and its children would land in the wrong namespace.
+            // This thread could make no more threads, and its children would land in the wrong
+            // namespace.
             let _ended_meanwhile = child.kill();
             Err(error)
         }
@@ -216,8 +220,8 @@ fn limit_capabilities(kept: CapabilitySet) -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, clear, 0, 0, 0) }.into())
 }
 
-/// Switches to a user and its one group. Makes the system calls directly, because the C library's functions
-/// take locks.
+/// Switches to a user and its one group. Makes the system calls directly, because the C library's
+/// functions take locks.
 fn become_user(user: u32) -> io::Result<()> {
     let user = libc::c_long::from(user);
     // SAFETY: numbers, and a list of no groups.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Attaches a BPF program that decides which devices a cgroup may use. In cgroup v2 such programs replace
-//! the devices controller (`BPF_PROG_TYPE_CGROUP_DEVICE`, linux/bpf.h).
+//! Attaches a BPF program that decides which devices a cgroup may use. In cgroup v2 such programs
+//! replace the devices controller (`BPF_PROG_TYPE_CGROUP_DEVICE`, linux/bpf.h).
 
 use crate::bpf;
 use std::io;
@@ -24,7 +24,8 @@ struct Attach {
 
 /// `BPF_CGROUP_DEVICE`.
 const PLACE: u32 = 6;
-/// `BPF_F_ALLOW_MULTI`: keep the programs that systemd attached; every program must allow an access.
+/// `BPF_F_ALLOW_MULTI`: keep the programs that systemd attached; every program must allow an
+/// access.
 const BESIDE_OTHERS: u32 = 2;
 
 /// Attaches a program to a cgroup, for as long as the cgroup exists.

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The holder: a process that only holds namespaces that its parent cannot be in.
 //!
-//! Two kinds of pod need one. A pod that shares its PID namespace needs a process 1 that reaps. A pod with a
-//! user namespace needs its other namespaces to be owned by that user namespace. The holder is forked, not
-//! executed, so it shares the pages of the sandbox process. It dies with its parent.
+//! Two kinds of pod need one. A pod that shares its PID namespace needs a process 1 that reaps. A
+//! pod with a user namespace needs its other namespaces to be owned by that user namespace. The
+//! holder is forked, not executed, so it shares the pages of the sandbox process. It dies with its
+//! parent.
 //!
-//! The containers of a pod with a shared PID namespace see the holder as their process 1. A container with
-//! CAP_SYS_PTRACE can trace it, and can enter its root through `/proc/1/root`. So the holder has nothing of
-//! the host: its mount namespace has an empty, read-only root, it has no capabilities and cannot get any,
-//! and it has no open descriptors.
+//! The containers of a pod with a shared PID namespace see the holder as their process 1. A
+//! container with CAP_SYS_PTRACE can trace it, and can enter its root through `/proc/1/root`. So
+//! the holder has nothing of the host: its mount namespace has an empty, read-only root, it has no
+//! capabilities and cannot get any, and it has no open descriptors.
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{DumpableBehavior, Pid, Signal};
@@ -25,11 +26,11 @@ pub enum HolderError {
     Prepare(String),
 }
 
-/// Forks a holder. `prepare` runs in the child and enters or makes the namespaces. If `new_pid_namespace` is
-/// set, the holder then becomes process 1 of a new PID namespace.
+/// Forks a holder. `prepare` runs in the child and enters or makes the namespaces. If
+/// `new_pid_namespace` is set, the holder then becomes process 1 of a new PID namespace.
 ///
-/// Returns the holder's process id as the caller sees it. The holder is a child of the caller, and the
-/// kernel kills it when the calling thread ends.
+/// Returns the holder's process id as the caller sees it. The holder is a child of the caller, and
+/// the kernel kills it when the calling thread ends.
 ///
 /// The calling process must have one thread.
 ///
@@ -71,8 +72,8 @@ fn reap(child: i32) {
     }
 }
 
-/// The line that the holder writes once it is complete. The line with its id may come before or after it:
-/// the process that knows the id writes that.
+/// The line that the holder writes once it is complete. The line with its id may come before or
+/// after it: the process that knows the id writes that.
 const HOLDS: &str = "holds\n";
 
 fn pid_in(report: &str) -> Option<i32> {
@@ -112,8 +113,8 @@ fn child(writer: OwnedFd, new_pid_namespace: bool, prepare: impl FnOnce() -> Res
     }
 }
 
-/// Replaces the host's root by an empty, read-only one in a new mount namespace (pivot_root(2), section
-/// "pivot_root(".", ".")").
+/// Replaces the host's root by an empty, read-only one in a new mount namespace (pivot_root(2),
+/// section "pivot_root(".", ".")").
 fn leave_root() -> rustix::io::Result<()> {
     // SAFETY: only the mount namespace changes; descriptors stay as they are.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)? };
@@ -144,8 +145,9 @@ fn give_up_capabilities() -> rustix::io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
-/// Makes process 1 of a new PID namespace as a child of our parent, not of this process. So the parent can
-/// wait for it, and its death signal follows the parent and not this short-lived process.
+/// Makes process 1 of a new PID namespace as a child of our parent, not of this process. So the
+/// parent can wait for it, and its death signal follows the parent and not this short-lived
+/// process.
 fn clone_sibling_in_new_pid_namespace() -> io::Result<libc::pid_t> {
     let flags = (libc::CLONE_PARENT | libc::CLONE_NEWPID) as u64;
     let mut args: [u64; 8] = [0; 8];
@@ -166,8 +168,8 @@ fn exit(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Reaps the orphans that the kernel gives to process 1, for ever. Closes all descriptors first: neither
-/// the pod's lock nor a socket may stay open in here.
+/// Reaps the orphans that the kernel gives to process 1, for ever. Closes all descriptors first:
+/// neither the pod's lock nor a socket may stay open in here.
 fn hold(writer: OwnedFd) -> ! {
     if let Err(e) = give_up_capabilities() {
         report(&writer, &format!("cannot give up capabilities: {e}"));
@@ -176,8 +178,8 @@ fn hold(writer: OwnedFd) -> ! {
     report(&writer, HOLDS);
     let _dies_with_parent = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let _named = rustix::thread::set_name(c"magnetar-holder");
-    // SAFETY: closes every descriptor of this process. It uses none from here on, and the values that own
-    // them in this copy of the parent's memory are never used or dropped.
+    // SAFETY: closes every descriptor of this process. It uses none from here on, and the values
+    // that own them in this copy of the parent's memory are never used or dropped.
     unsafe { libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32) };
     // SAFETY: the set is initialised by sigfillset before it is read.
     let set = unsafe {

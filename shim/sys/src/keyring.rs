@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Session keyrings (keyrings(7)). A process inherits its parent's session keyring, and containers with the
-//! same session keyring see each other's keys.
+//! Session keyrings (keyrings(7)). A process inherits its parent's session keyring, and containers
+//! with the same session keyring see each other's keys.
 
 use std::ffi::CStr;
 use std::io;
@@ -9,8 +9,9 @@ use std::io;
 const JOIN: libc::c_long = 1;
 const SET_RIGHTS: libc::c_long = 5;
 
-/// Permissions (keyctl_setperm(3)). The possessor has all; the owning user may view, read, search and link.
-/// A new keyring lacks the owner's right to search, without which it cannot be joined by name.
+/// Permissions (keyctl_setperm(3)). The possessor has all; the owning user may view, read, search
+/// and link. A new keyring lacks the owner's right to search, without which it cannot be joined by
+/// name.
 const RIGHTS: libc::c_long = 0x3f1b_0000;
 
 /// Joins the session keyring of that name, or a new one if none exists that may be found.

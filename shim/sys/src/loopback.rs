@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Steers every TCP connection to the loopback of a network namespace to one listener, whatever the port.
+//! Steers every TCP connection to the loopback of a network namespace to one listener, whatever the
+//! port.
 //!
-//! A BPF program in the kernel does it (`BPF_PROG_TYPE_SK_LOOKUP`, linux/bpf.h; Linux 5.9). The kernel runs
-//! it after its search for an established connection and before its search for a listener. So it runs once
-//! for each new connection, and takes precedence over any other listener on that loopback. Other protocols
-//! and other addresses are not affected.
+//! A BPF program in the kernel does it (`BPF_PROG_TYPE_SK_LOOKUP`, linux/bpf.h; Linux 5.9). The
+//! kernel runs it after its search for an established connection and before its search for a
+//! listener. So it runs once for each new connection, and takes precedence over any other listener
+//! on that loopback. Other protocols and other addresses are not affected.
 
 use crate::bpf::{self, Instruction};
 use std::fs::File;
@@ -14,28 +15,29 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 /// Steers connections for as long as this value lives, or until the listener is closed.
 #[derive(Debug)]
 pub struct Steering {
-    /// The BPF link that attaches the program to the namespace. It keeps the program, and so the map, but not
-    /// the namespace alive.
+    /// The BPF link that attaches the program to the namespace. It keeps the program, and so the
+    /// map, but not the namespace alive.
     link: OwnedFd,
 }
 
 impl Drop for Steering {
-    /// Detaches explicitly: a forked process may have a copy of the descriptor, so closing this one may not
-    /// be enough.
+    /// Detaches explicitly: a forked process may have a copy of the descriptor, so closing this one
+    /// may not be enough.
     fn drop(&mut self) {
         let detach = DetachLink { link: self.link.as_raw_fd() as u32 };
-        // SAFETY: `detach` is all of this command's part of the union; it points to nothing, and the descriptor is open.
-        // It fails only when the namespace, and with it the link, is gone.
+        // SAFETY: `detach` is all of this command's part of the union; it points to nothing, and
+        // the descriptor is open. It fails only when the namespace, and with it the link, is gone.
         let _gone = unsafe { bpf::call(DETACH_LINK, &detach) };
     }
 }
 
-/// Steers every new TCP connection to 127.0.0.0/8 and ::1, in the network namespace of the calling thread,
-/// to a listening socket of that namespace. Without `v6`, connections to ::1 are not steered.
+/// Steers every new TCP connection to 127.0.0.0/8 and ::1, in the network namespace of the calling
+/// thread, to a listening socket of that namespace. Without `v6`, connections to ::1 are not
+/// steered.
 ///
 /// # Errors
-/// `Unsupported` when the kernel cannot do it; `PermissionDenied` without CAP_BPF and CAP_NET_ADMIN in the
-/// initial user namespace; or another error of the kernel.
+/// `Unsupported` when the kernel cannot do it; `PermissionDenied` without CAP_BPF and CAP_NET_ADMIN
+/// in the initial user namespace; or another error of the kernel.
 pub fn steer(v4: BorrowedFd<'_>, v6: Option<BorrowedFd<'_>>) -> io::Result<Steering> {
     let listeners = map().map_err(unsupported)?;
     // The kernel removes an entry when its socket is closed.
@@ -61,8 +63,8 @@ pub fn probe() -> io::Result<()> {
     bpf::load(KIND, PLACE, &program(&listeners)).map(drop).map_err(unsupported)
 }
 
-/// Names the cause of `EINVAL`: the kernel returns it for what it does not know, and has no other reason to
-/// return it for this program and map.
+/// Names the cause of `EINVAL`: the kernel returns it for what it does not know, and has no other
+/// reason to return it for this program and map.
 fn unsupported(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(libc::EINVAL | libc::ENOSYS) => {
@@ -179,7 +181,8 @@ const LOCAL_V6: i16 = 44;
 /// `SK_PASS`: use the socket that was assigned, or search as usual if none was.
 const PASS: i32 = 1;
 
-/// Marks a jump to the last two instructions, which return `SK_PASS`. Its offset is filled in at the end.
+/// Marks a jump to the last two instructions, which return `SK_PASS`. Its offset is filled in at
+/// the end.
 const TO_PASS: i16 = i16::MAX;
 
 fn program(listeners: &OwnedFd) -> Vec<Instruction> {
@@ -217,7 +220,8 @@ fn program(listeners: &OwnedFd) -> Vec<Instruction> {
         op(ADD, SECOND, 0, -4),
         op(CALL, 0, 0, MAP_LOOKUP),
         op(JUMP_IF_EQUAL, ANSWER, TO_PASS, 0),
-        // The lookup took a reference. It must be released, whether or not the socket could be assigned.
+        // The lookup took a reference. It must be released, whether or not the socket could be
+        // assigned.
         copy(SOCKET, ANSWER),
         copy(FIRST, CONTEXT),
         copy(SECOND, SOCKET),

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Returns freed memory to the kernel. A sandbox process idles for weeks, and pods can use that memory.
+//! Returns freed memory to the kernel. A sandbox process idles for weeks, and pods can use that
+//! memory.
 
-/// How many bytes below the used part of the main thread's stack are returned. The kernel keeps a megabyte
-/// below the stack free of other mappings (`stack_guard_gap`, kernel-parameters.txt), so this range reaches
-/// into none.
+/// How many bytes below the used part of the main thread's stack are returned. The kernel keeps a
+/// megabyte below the stack free of other mappings (`stack_guard_gap`, kernel-parameters.txt), so
+/// this range reaches into none.
 const STACK: usize = 512 << 10;
 
 /// Bytes of stack left for the next system call, and for a signal that arrives meanwhile.
@@ -19,8 +20,8 @@ pub fn stay_small() {
     }
 }
 
-/// Returns the allocator's free memory to the kernel. On the main thread it also returns the pages of the
-/// stack that are no longer in use. It takes some microseconds.
+/// Returns the allocator's free memory to the kernel. On the main thread it also returns the pages
+/// of the stack that are no longer in use. It takes some microseconds.
 pub fn trim() {
     // SAFETY: `malloc_trim` only releases memory that the allocator itself holds free.
     unsafe {
@@ -38,8 +39,8 @@ fn trim_stack() {
     let page = rustix::param::page_size();
     let top = (&raw const here as usize).saturating_sub(IN_USE) / page * page;
     let bottom = top.saturating_sub(STACK);
-    // SAFETY: the range lies below the used part of the main thread's stack and reaches into no other mapping
-    // (see above). So nobody needs its contents; the next use finds zeroes. Where part of it is not mapped,
-    // the kernel returns ENOMEM but still frees the rest.
+    // SAFETY: the range lies below the used part of the main thread's stack and reaches into no
+    // other mapping (see above). So nobody needs its contents; the next use finds zeroes. Where
+    // part of it is not mapped, the kernel returns ENOMEM but still frees the rest.
     unsafe { libc::madvise(bottom as *mut libc::c_void, top - bottom, libc::MADV_DONTNEED) };
 }

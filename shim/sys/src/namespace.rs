@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! User namespaces: finds the one that owns a namespace, makes one only for its id maps, and maps the ids
-//! of a mount.
+//! User namespaces: finds the one that owns a namespace, makes one only for its id maps, and maps
+//! the ids of a mount.
 
 use rustix::process::{Pid, Signal, WaitOptions};
 use std::io;
@@ -23,10 +23,11 @@ pub fn owning_user_namespace(namespace: impl AsFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Makes a user namespace with these maps and without any process, for an id-mapped mount to refer to.
+/// Makes a user namespace with these maps and without any process, for an id-mapped mount to refer
+/// to.
 ///
-/// The maps have the form of `/proc/PID/uid_map` (user_namespaces(7)): each line has the first id inside, the
-/// first id outside, and the number of ids.
+/// The maps have the form of `/proc/PID/uid_map` (user_namespaces(7)): each line has the first id
+/// inside, the first id outside, and the number of ids.
 ///
 /// # Errors
 /// The kernel's error for the maps; nothing is left then.
@@ -61,7 +62,8 @@ pub fn user_namespace(uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
     made.map(OwnedFd::from)
 }
 
-/// Maps the file owners of a detached mount by the id maps of `user_namespace` (mount_setattr(2), Linux 5.12).
+/// Maps the file owners of a detached mount by the id maps of `user_namespace` (mount_setattr(2),
+/// Linux 5.12).
 ///
 /// # Errors
 /// `EINVAL` when the filesystem does not support it.
@@ -78,7 +80,8 @@ pub fn map_ids(mount: impl AsFd, user_namespace: impl AsFd) -> io::Result<()> {
 pub struct Attributes {
     /// The `MOUNT_ATTR_…` flags to set.
     pub set: u64,
-    /// The flags to clear first. To set a flag for access times, clear all of them (`MOUNT_ATTR__ATIME`).
+    /// The flags to clear first. To set a flag for access times, clear all of them
+    /// (`MOUNT_ATTR__ATIME`).
     pub clear: u64,
     /// The propagation type, such as `MS_PRIVATE`; 0 leaves it unchanged.
     pub propagation: u64,

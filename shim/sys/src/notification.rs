@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The pipe on which a new sandbox process says, once, whether it can serve its pod.
 //!
-//! It follows s6's `notification-fd`, where a line means that the program is ready. Here a program that is
-//! not ready writes the reason instead, so that the reason reaches the client that asked for the pod.
+//! It follows s6's `notification-fd`, where a line means that the program is ready. Here a program
+//! that is not ready writes the reason instead, so that the reason reaches the client that asked
+//! for the pod.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -23,8 +24,8 @@ const READY: &str = "ready\n";
 pub struct Notification(Option<File>);
 
 impl Notification {
-    /// Takes the inherited end. Call it once, before anything else. A program that was started by hand has
-    /// none; then the methods below do nothing.
+    /// Takes the inherited end. Call it once, before anything else. A program that was started by
+    /// hand has none; then the methods below do nothing.
     pub fn inherit() -> Self {
         // SAFETY: `fcntl` with F_GETFD reads a number from the kernel and touches no memory.
         if unsafe { libc::fcntl(NOTIFICATION_FD, libc::F_GETFD) } < 0 {
@@ -55,7 +56,7 @@ impl Notification {
 
 /// What a sandbox process has said about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum Readiness {
     /// It serves.
     Ready,
     /// It cannot, and why.
@@ -68,9 +69,9 @@ pub enum Said {
 
 /// The reading end, in the process that starts the program.
 #[derive(Debug)]
-pub struct Heard(File);
+pub struct ReadinessPipe(File);
 
-impl Heard {
+impl ReadinessPipe {
     /// Makes a pipe. Returns the reading end, and the writing end for the program.
     ///
     /// # Errors
@@ -84,7 +85,7 @@ impl Heard {
     ///
     /// # Errors
     /// When the pipe cannot be read.
-    pub fn wait(&self, patience: Duration) -> io::Result<Said> {
+    pub fn wait(&self, patience: Duration) -> io::Result<Readiness> {
         let deadline = Instant::now() + patience;
         let mut said = String::new();
         while !said.ends_with('\n') {
@@ -92,7 +93,7 @@ impl Heard {
             let mut poll = [rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::IN)];
             let timeout = rustix::event::Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
             match rustix::event::poll(&mut poll, Some(&timeout)) {
-                Ok(0) => return Ok(Said::Silent),
+                Ok(0) => return Ok(Readiness::Silent),
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
@@ -105,9 +106,9 @@ impl Heard {
             }
         }
         Ok(match said.as_str() {
-            READY => Said::Ready,
-            "" => Said::Nothing,
-            why => Said::Failed(why.trim_end().into()),
+            READY => Readiness::Ready,
+            "" => Readiness::Nothing,
+            why => Readiness::Failed(why.trim_end().into()),
         })
     }
 }
@@ -119,22 +120,22 @@ mod tests {
     #[test]
     fn wait_tells_ready_failed_ended_and_silent_apart() {
         let said = |write: &dyn Fn(Notification)| {
-            let (heard, pipe) = Heard::pipe().unwrap();
+            let (heard, pipe) = ReadinessPipe::pipe().unwrap();
             write(Notification(Some(File::from(pipe))));
             heard.wait(Duration::from_secs(5)).unwrap()
         };
-        assert_eq!(said(&Notification::ready), Said::Ready);
-        assert_eq!(said(&|it| it.failed("the disk is full")), Said::Failed("the disk is full".into()));
-        assert_eq!(said(&drop), Said::Nothing);
-        assert!(matches!(said(&|it| it.failed(&"x".repeat(60_000))), Said::Failed(_)));
-        let (heard, _open) = Heard::pipe().unwrap();
-        assert_eq!(heard.wait(Duration::from_millis(10)).unwrap(), Said::Silent);
+        assert_eq!(said(&Notification::ready), Readiness::Ready);
+        assert_eq!(said(&|it| it.failed("the disk is full")), Readiness::Failed("the disk is full".into()));
+        assert_eq!(said(&drop), Readiness::Nothing);
+        assert!(matches!(said(&|it| it.failed(&"x".repeat(60_000))), Readiness::Failed(_)));
+        let (heard, _open) = ReadinessPipe::pipe().unwrap();
+        assert_eq!(heard.wait(Duration::from_millis(10)).unwrap(), Readiness::Silent);
     }
 
     #[test]
     fn a_notification_without_a_reader_is_ignored() {
         Notification(None).ready();
-        let (heard, pipe) = Heard::pipe().unwrap();
+        let (heard, pipe) = ReadinessPipe::pipe().unwrap();
         drop(heard);
         Notification(Some(File::from(pipe))).ready();
     }

@@ -4,8 +4,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Sends a signal. The process must be a child that the caller has not reaped; otherwise its id may belong
-/// to another process.
+/// Sends a signal. The process must be a child that the caller has not reaped; otherwise its id may
+/// belong to another process.
 ///
 /// # Errors
 /// `ESRCH` where it is gone, `EINVAL` for a number that is no signal.

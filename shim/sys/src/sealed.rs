@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Opens a program's file so that a container that runs the program cannot write to the file.
 //!
-//! A process that enters a container runs a program of the host until it becomes the container's program.
-//! Through `/proc/<pid>/exe` the container could overwrite the host's file (CVE-2019-5736). A read-only mount
-//! of the file prevents that without a copy.
+//! A process that enters a container runs a program of the host until it becomes the container's
+//! program. Through `/proc/<pid>/exe` the container could overwrite the host's file
+//! (CVE-2019-5736). A read-only mount of the file prevents that without a copy.
 
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};

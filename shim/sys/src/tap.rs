@@ -6,17 +6,19 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// Makes a tap device in the calling thread's network namespace. It has one queue. Every frame begins with a
-/// virtio-net header (`struct virtio_net_hdr`, 10 bytes by default), so checksums and segmentation can be
-/// left to whichever end does them best. The device lives as long as the descriptor, which is non-blocking.
+/// Makes a tap device in the calling thread's network namespace. It has one queue. Every frame
+/// begins with a virtio-net header (`struct virtio_net_hdr`, 10 bytes by default), so checksums and
+/// segmentation can be left to whichever end does them best. The device lives as long as the
+/// descriptor, which is non-blocking.
 ///
 /// # Errors
-/// `EBUSY` if an interface of that name exists, `InvalidInput` if the name is empty or too long, or the
-/// kernel's error.
+/// `EBUSY` if an interface of that name exists, `InvalidInput` if the name is empty or too long, or
+/// the kernel's error.
 pub fn open(name: &CStr) -> io::Result<OwnedFd> {
     let tun = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
-    // All flags are in the lower 16 bits. The field's type is signed, so the highest flag makes it negative.
+    // All flags are in the lower 16 bits. The field's type is signed, so the highest flag makes it
+    // negative.
     let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as i16 } };
     let bytes = name.to_bytes();
     // The last byte stays zero, to end the name.

@@ -7,13 +7,14 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// `_IOW(VHOST_VIRTIO, 0x60, __u64)` of linux/vhost.h.
 const VHOST_VSOCK_SET_GUEST_CID: u32 = 0x4008_af60;
 
-/// Sets the guest's address (its CID) on an open device. The device keeps it until it gets another one or is
-/// closed. Meanwhile no other device can have the same address: on the whole host, or only in the same
-/// network namespace where namespaces have addresses of their own (net.vsock.ns_mode).
+/// Sets the guest's address (its CID) on an open device. The device keeps it until it gets another
+/// one or is closed. Meanwhile no other device can have the same address: on the whole host, or
+/// only in the same network namespace where namespaces have addresses of their own
+/// (net.vsock.ns_mode).
 ///
 /// # Errors
-/// `EADDRINUSE` when another device has the address, `EINVAL` for an address that no guest can have (0 to 2,
-/// and 2³² − 1), `ENOTTY` when the descriptor is not of /dev/vhost-vsock.
+/// `EADDRINUSE` when another device has the address, `EINVAL` for an address that no guest can have
+/// (0 to 2, and 2³² − 1), `ENOTTY` when the descriptor is not of /dev/vhost-vsock.
 pub fn set_guest_cid(device: BorrowedFd, cid: u32) -> io::Result<()> {
     let cid = u64::from(cid);
     // SAFETY: the request reads a `__u64`, which outlives the call, and writes no memory of ours.

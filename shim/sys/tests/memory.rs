@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tests `memory::trim` on the main thread and on another one. It does without libtest, which never runs a
-//! test on the main thread.
+//! Tests `memory::trim` on the main thread and on another one. It does without libtest, which never
+//! runs a test on the main thread.
 
 #![allow(clippy::expect_used, reason = "a test, which Clippy cannot see without libtest")]
 

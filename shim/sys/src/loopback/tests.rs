@@ -8,11 +8,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 
-/// Runs `test` in a new network namespace. Its only interface is a loopback that is up and has the address
-/// 10.1.2.3 as well. Without the privilege to make a namespace, it says so and runs nothing.
+/// Runs `test` in a new network namespace. Its only interface is a loopback that is up and has the
+/// address 10.1.2.3 as well. Without the privilege to make a namespace, it says so and runs
+/// nothing.
 fn in_network(test: impl FnOnce() + Send) {
     let body = move || {
-        // SAFETY: the thread leaves only the network namespace that it shares with others, and ends here.
+        // SAFETY: the thread leaves only the network namespace that it shares with others, and ends
+        // here.
         if let Err(error) = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) } {
             // Written past libtest's capture, so that the log shows that this test ran nothing.
             let _unheard = writeln!(std::io::stderr(), "skipped: a network namespace needs root ({error})");
@@ -42,7 +44,8 @@ fn listen(address: IpAddr) -> TcpListener {
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
-/// Whether `listener` gets a connection to `address`. The accepted socket must show that address as its own.
+/// Whether `listener` gets a connection to `address`. The accepted socket must show that address as
+/// its own.
 fn arrives(listener: &TcpListener, address: SocketAddr) -> bool {
     let mut client = match TcpStream::connect(address) {
         Ok(client) => client,
