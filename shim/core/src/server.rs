@@ -193,9 +193,9 @@ impl Inherited {
     }
 }
 
-/// Waits until this process is useless: its client has disconnected, or never connected, without
-/// asking for anything. After a first request this never returns: the client or a clean-up ends the
-/// process then. Cancel-safe.
+/// Waits until this process is useless: it has no connections, and no sandbox was requested. Once a
+/// sandbox was requested this never returns, because then the client or a clean-up ends the
+/// process. Cancel-safe.
 async fn unused(pod: &Pod, connections: &TaskTracker) {
     loop {
         tokio::time::sleep(UNUSED).await;

@@ -52,7 +52,7 @@ mod process;
 mod report;
 #[cfg(feature = "libcontainer")]
 mod root;
-#[cfg_attr(not(feature = "libcontainer"), allow(dead_code, reason = "the half of it that is the maker's"))]
+#[cfg_attr(not(feature = "libcontainer"), allow(dead_code, reason = "only the maker uses the other half"))]
 mod wire;
 
 #[cfg(feature = "libcontainer")]

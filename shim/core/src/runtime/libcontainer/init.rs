@@ -65,7 +65,7 @@ pub struct Order<'a> {
 pub fn is_for(spec: &Spec) -> bool {
     let hooks = spec.hooks().as_ref().is_some_and(|hooks| {
         let before_the_program = [hooks.create_runtime(), hooks.create_container(), hooks.start_container()];
-        #[allow(deprecated, reason = "what is deprecated is still asked for")]
+        #[allow(deprecated, reason = "clients still set the deprecated fields")]
         let prestart = hooks.prestart();
         before_the_program.into_iter().chain([prestart]).any(|hooks| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty()))
     });

@@ -143,7 +143,7 @@ impl Prepared {
     fn check(&self, inner: &Inner) -> Result<()> {
         let path = inner.path();
         if path == Path::new("/") {
-            // The new mount would be hidden, because the root directory stays open.
+            // A mount on the root would have no effect: processes keep the root that they have.
             return Err(Error::invalid(format!("{:?} cannot be mounted on: it is the container's root", self.destination.display())));
         }
         if let What::New { kind, .. } = &self.what
@@ -347,8 +347,8 @@ fn propagation(options: &[String]) -> (u64, bool) {
 /// The attributes by which a mount restricts its use.
 const RESTRICTIONS: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
 
-/// Clears restrictions of the node's own mount that the options of a bind mount do not repeat, if
-/// it has such options. runc does the same, because it remounts with the given options. Pods run
+/// If the options of a bind mount say what it may do, clears all other restrictions, even those of
+/// the node's own mount. runc does the same, because it remounts with the given options. Pods run
 /// programs from volumes on such mounts.
 fn as_asked(own: Attributes, options: &[String]) -> Attributes {
     const SAYS: [&str; 8] = ["ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec"];
