@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Generates the server side of containerd's sandbox `Controller`.
 //!
-//! The messages come from the crate containerd-client, which generates only clients; so no protobuf
-//! compiler runs here. `StartResponse` is ours, because a later containerd knows one field more.
+//! The messages come from the crate containerd-client, which generates only clients. So no protobuf
+//! compiler runs here. `StartResponse` is ours, because containerd 2.3 added a field to it.
 
 use tonic_build::manual::{Builder, Method, Service};
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   this process ── is in the pod's network, IPC and UTS namespace (so there is no pause process)
-//!    ├── holder      only where the pod shares its PID namespace or has a user namespace
+//!    ├── holder      only if the pod shares its PID namespace or has a user namespace
 //!    └── containers  made by an OCI runtime or magnetar-maker, which ends when it has made them
 //! ```
 //!

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which runtime makes the pod's containers: the configuration's choice, made once.
+//! The runtime that makes the pod's containers. The configuration selects it once.
 
 use magnetar_core::config::RuntimeConfig;
 use magnetar_core::error::{Context, Result};
@@ -11,10 +11,10 @@ use magnetar_core::runtime::libcontainer::{self, Libcontainer};
 use magnetar_core::runtime::{Checkpoint, Creation, Execution, Made, Runtime};
 use std::path::Path;
 
-/// The program that makes them, beside this one.
+/// The maker's program, in the folder of this one.
 const MAKER: &str = "magnetar-maker";
 
-/// One of the two.
+/// Either of the two runtimes.
 #[derive(Debug)]
 pub enum PodRuntime {
     /// An OCI runtime's command line.
@@ -24,7 +24,7 @@ pub enum PodRuntime {
 }
 
 impl PodRuntime {
-    /// The one that `config` names.
+    /// The runtime that `config` names.
     pub fn new(config: &RuntimeConfig, pod: &PodDir, reaper: Reaper) -> Result<Self> {
         if config.name == libcontainer::NAME {
             let own = std::env::current_exe().context(|| "cannot find this program".into())?;

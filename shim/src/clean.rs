@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Cleaning up where others do the same: containerd calls `delete` for a pod and for each of its
-//! containers at once, while `serve` has noticed the end of the process itself.
+//! Cleans up a pod while other processes may be cleaning up the same pod: containerd calls `delete`
+//! for the pod and for each of its containers at once, and `serve` sees the end of the sandbox
+//! process itself.
 //!
-//! One of them has the pod's lock at a time. Whoever comes second waits: either nothing is left to
-//! do, or what was left is done next.
+//! One of them holds the pod's lock at a time. The others wait. When they get the lock, either
+//! nothing is left to do, or they clean up the rest.
 
 use magnetar_core::cleanup;
 use magnetar_core::error::{Code, Result};
@@ -11,10 +12,11 @@ use magnetar_core::record::PodDir;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Between two attempts.
+/// The time between two attempts.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Removes all that is left of a pod, for at most about `patience` after others who do.
+/// Removes all that is left of a pod. Waits at most about `patience` for other processes that clean
+/// it up.
 ///
 /// # Errors
 /// As [`cleanup::clean_pod`].
@@ -23,7 +25,7 @@ pub async fn clean_pod(dir: &PodDir, patience: Duration) -> Result<()> {
     loop {
         match cleanup::clean_pod(dir).await {
             Err(error) if error.code() == Code::Unavailable && Instant::now() < deadline => tokio::time::sleep(AGAIN).await,
-            // Somebody else has removed the directory under our feet: then nothing is left.
+            // Another process has removed the directory meanwhile, so nothing is left.
             Err(error) if error.code() == Code::NotFound && matches!(dir.exists(), Ok(false)) => return Ok(()),
             outcome => return outcome,
         }
@@ -38,7 +40,7 @@ mod tests {
     use magnetar_core::record::PodRecord;
 
     #[tokio::test(flavor = "current_thread")]
-    async fn whoever_comes_second_waits() {
+    async fn a_second_clean_up_waits_for_the_first() {
         let state = tempfile::tempdir().unwrap();
         let (namespace, sandbox) = (Namespace::parse("n").unwrap(), SandboxId::parse("s").unwrap());
         let dir = PodDir::new(state.path(), &namespace, &sandbox).unwrap();

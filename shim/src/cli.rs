@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The command line: subcommands for people, Go-style flags for containerd.
+//! Parses the command line: subcommands for people, Go-style flags for containerd.
 //!
 //! containerd calls every shim the same way: flags with one dash, in the syntax of Go's package
-//! `flag`, then `start` or `delete`. What begins with one of our own words is for people.
+//! `flag`, then `start` or `delete`. A command line that begins with one of our subcommands comes
+//! from a person.
 
 use crate::options::CONFIG_DIR;
 use crate::shim_protocol::{Action, Call};
@@ -14,18 +15,19 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Where containerd's proxy plugin looks for us: `shim/etc/containerd/conf.d/magnetar.toml`.
+/// The socket at which containerd's proxy plugin expects `serve`;
+/// `shim/etc/containerd/conf.d/magnetar.toml` names it.
 pub const DEFAULT_LISTEN: &str = "/run/magnetar/serve.sock";
 
-/// What was asked of the program.
+/// What the command line asks for.
 #[derive(Debug)]
 pub enum Invocation {
     /// A subcommand.
     People(People),
     /// The shim protocol.
     Containerd(Call),
-    /// Help or the version: print it.
-    Said(String),
+    /// The text of the help or the version, to be printed.
+    Text(String),
 }
 
 /// A shim of containerd 2.x for many kinds of sandbox.
@@ -74,10 +76,10 @@ pub struct Serve {
     pub debug: bool,
 }
 
-/// Understands a command line.
+/// Parses a command line.
 ///
 /// # Errors
-/// What is wrong with it, for the user to read.
+/// What is wrong with it, as a message for the user.
 pub fn parse(arguments: Vec<OsString>) -> anyhow::Result<Invocation> {
     let ours = |first: &OsString| ["serve", "check", "help", "-h", "-help", "--help", "-V", "--version"].iter().any(|word| first == word);
     match arguments.first() {
@@ -88,8 +90,8 @@ pub fn parse(arguments: Vec<OsString>) -> anyhow::Result<Invocation> {
     }
 }
 
-/// Prints help or the version; a reader that left early is none of our business.
-pub fn say(text: &str) -> anyhow::Result<ExitCode> {
+/// Prints a text. A reader that closes the pipe early is no error.
+pub fn print(text: &str) -> anyhow::Result<ExitCode> {
     let _reader_left = std::io::stdout().write_all(text.as_bytes());
     Ok(ExitCode::SUCCESS)
 }
@@ -98,12 +100,12 @@ fn people(mut arguments: Vec<OsString>) -> anyhow::Result<Invocation> {
     arguments.insert(0, "containerd-shim-magnetar-v2".into());
     match PeopleArgs::try_parse_from(arguments) {
         Ok(parsed) => Ok(Invocation::People(parsed.command)),
-        Err(error) if !error.use_stderr() => Ok(Invocation::Said(error.render().to_string())),
+        Err(error) if !error.use_stderr() => Ok(Invocation::Text(error.render().to_string())),
         Err(error) => bail!("{}", error.render().to_string().trim_start_matches("error: ").trim_end()),
     }
 }
 
-/// The flags that containerd knows of its shims (`pkg/shim/shim.go`), and what they mean to us.
+/// Parses the flags that containerd gives its shims (`pkg/shim/shim.go`).
 fn parse_go(arguments: Vec<OsString>) -> anyhow::Result<Invocation> {
     let mut call = Call::default();
     let mut version = false;
@@ -143,9 +145,10 @@ fn parse_go(arguments: Vec<OsString>) -> anyhow::Result<Invocation> {
             "state-dir" => &mut call.state_dir,
             "config-dir" => &mut call.config_dir,
             "libexec" => &mut call.libexec,
-            // containerd may pass them; a pod's socket has a place of its own, and events do not go by a binary.
+            // containerd may pass these. They are not needed: the pod's socket has a fixed place,
+            // and events are not sent through a program.
             "publish-binary" | "socket" | "debug-socket" => &mut ignored,
-            _ => bail!("unknown flag or command {text:?}; --help lists what there is"),
+            _ => bail!("unknown flag or command {text:?}; --help lists all"),
         };
         *place = match inline {
             Some(value) => value,
@@ -161,7 +164,7 @@ fn parse_go(arguments: Vec<OsString>) -> anyhow::Result<Invocation> {
         (false, true, _) => Action::Info,
         (false, false, Some("start")) => Action::Start,
         (false, false, Some("delete")) => Action::Delete,
-        (false, false, Some(other)) => bail!("unknown command {other:?}; --help lists what there is"),
+        (false, false, Some(other)) => bail!("unknown command {other:?}; --help lists all"),
         (false, false, None) => bail!("no command: containerd calls a shim with `start` or `delete`; --help lists ours"),
     };
     Ok(Invocation::Containerd(call))
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn containerd_2_1_starts_a_shim() {
+    fn the_start_call_of_containerd_2_1_is_parsed() {
         let call =
             call("-namespace k8s.io -address /run/containerd/containerd.sock -publish-binary /usr/bin/containerd -id abc -debug start");
         assert_eq!(call.action, Action::Start);
@@ -192,26 +195,26 @@ mod tests {
     }
 
     #[test]
-    fn containerd_deletes_with_the_bundle() {
+    fn the_delete_call_names_the_bundle() {
         let call = call("-namespace k8s.io -address a -publish-binary b -id abc -bundle /run/b/abc delete");
         assert_eq!((call.action, call.bundle.as_str()), (Action::Delete, "/run/b/abc"));
     }
 
     #[test]
-    fn go_takes_two_dashes_and_equals_signs() {
+    fn two_dashes_and_equals_signs_are_accepted() {
         let call = call("--namespace=n -id=a=b -debug=false delete");
         assert_eq!((call.namespace.as_str(), call.id.as_str(), call.debug), ("n", "a=b", false));
     }
 
     #[test]
-    fn flags_can_be_commands() {
+    fn info_and_version_flags_are_commands() {
         assert_eq!(call("-v").action, Action::Version);
         assert_eq!(call("-info").action, Action::Info);
         assert_eq!(call("-version -namespace x start").action, Action::Version);
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn an_error_names_the_wrong_argument() {
         for (line, word) in [
             ("-nonsense x start", "nonsense"),
             ("-id", "-id"),
@@ -237,8 +240,8 @@ mod tests {
         }
         assert!(matches!(parsed("check --json").unwrap(), Invocation::People(People::Check { json: true, .. })));
         for line in ["", "--help", "-h", "help", "serve --help"] {
-            assert!(matches!(parsed(line).unwrap(), Invocation::Said(text) if text.contains("Usage")), "{line:?}");
+            assert!(matches!(parsed(line).unwrap(), Invocation::Text(text) if text.contains("Usage")), "{line:?}");
         }
-        assert!(matches!(parsed("--version").unwrap(), Invocation::Said(_)));
+        assert!(matches!(parsed("--version").unwrap(), Invocation::Text(_)));
     }
 }

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Launching a pod's sandbox process: directory, record, listening socket, program.
+//! Launches a pod's sandbox process: makes the directory, the record and the listening socket, then
+//! starts the program.
 //!
-//! The order is the contract with sandboxers. The socket listens before the program exists, so a
-//! connection made at any moment waits in the kernel's queue and nobody polls. The program gets it
-//! on fd 3, with `--pod-dir DIR` as its only arguments, and says on fd 4 whether it serves.
+//! Sandboxers rely on this order. The socket listens before the program exists, so an early
+//! connection waits in the kernel's queue, and no client has to poll. The program gets the socket
+//! on fd 3 and `--pod-dir DIR` as its only arguments. It says on fd 4 whether it serves.
 
 use crate::stage::Stage;
 use command_fds::{CommandFdExt, FdMapping};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::record::{PodDir, PodRecord};
 use magnetar_sys::listener::LISTENER_FD;
-use magnetar_sys::notification::{Heard, NOTIFICATION_FD, Said};
+use magnetar_sys::notification::{NOTIFICATION_FD, Readiness, ReadinessPipe};
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -21,23 +22,24 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tracing::warn;
 
-/// The folders where sandboxers are looked for.
+/// The folders in which sandboxers are searched.
 #[derive(Debug, Clone)]
 pub struct Places(Vec<PathBuf>);
 
 /// Where a sandbox process writes its log.
 #[derive(Debug)]
 pub enum Log {
-    /// To our own standard error: the journal.
+    /// To our own standard error, which is the journal.
     Ours,
-    /// To a file of its own: our standard error is a pipe that somebody waits to see closed.
+    /// To a file: our standard error is a pipe, and containerd waits until all of its writers are
+    /// gone.
     File(File),
-    /// Nowhere.
+    /// It writes none.
     Nowhere,
 }
 
 impl Places {
-    /// The folder of this program, the libexec folder beside it, and one more.
+    /// The folder of this program, the libexec folder of the same prefix, and `libexec`.
     pub fn new(libexec: Option<&Path>) -> Self {
         // After an upgrade the link reads "… (deleted)", but the folder in it is still right.
         let own = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
@@ -53,7 +55,7 @@ impl Places {
     /// The program of a sandboxer: `magnetar-<kind>` in one of the folders, or an absolute path.
     ///
     /// # Errors
-    /// `FailedPrecondition` where it is not installed: the same request works once it is.
+    /// `FailedPrecondition` if it is not installed: the same request works once it is.
     pub fn find(&self, sandboxer: &str) -> Result<PathBuf> {
         if sandboxer.starts_with('/') {
             let path = PathBuf::from(sandboxer);
@@ -85,38 +87,40 @@ fn executable(path: &Path) -> Result<()> {
         Err(e) if e.kind() != ErrorKind::UnexpectedEof => return refuse(&e),
         Ok(()) | Err(_) => {}
     }
-    // What the kernel cannot execute, the C library gives to the shell, whatever is in it.
+    // Refuse other files here: when the kernel cannot execute a file, the C library runs it as a
+    // shell script.
     if magic != *b"\x7fELF" && !magic.starts_with(b"#!") {
         return refuse(&"it is neither an ELF program nor a script");
     }
     Ok(())
 }
 
-/// How long a program may take to say that it serves. It has nothing to do before.
-const FIRST_WORD: Duration = Duration::from_secs(10);
+/// How long a program may take to say that it serves. It has no other work to do before.
+const READY_WITHIN: Duration = Duration::from_secs(10);
 
 /// A sandbox process that was just started.
 #[derive(Debug)]
 pub struct Launched {
-    /// It, to be watched.
+    /// The process.
     pub child: Child,
-    /// What it says of itself.
+    /// What it says on fd 4.
     pub word: Word,
 }
 
-/// What a new sandbox process says of itself, and who that is.
+/// Reads what a new sandbox process says on fd 4.
 #[derive(Debug)]
 pub struct Word {
-    heard: Heard,
+    heard: ReadinessPipe,
     program: PathBuf,
 }
 
 impl Word {
-    /// Why the program has ended, which ended as `how`. It has: this does not wait.
+    /// The reason why the program ended; `how` is its exit status. Call it after the end: it does
+    /// not wait.
     pub fn after_end(&self, how: &str) -> Error {
         match self.heard.wait(Duration::ZERO) {
-            Ok(Said::Failed(line)) => Error::from_line(&line),
-            Ok(Said::Ready | Said::Nothing | Said::Silent) | Err(_) => Error::internal(format!(
+            Ok(Readiness::Failed(line)) => Error::from_line(&line),
+            Ok(Readiness::Ready | Readiness::Nothing | Readiness::Silent) | Err(_) => Error::internal(format!(
                 "sandboxer {} ended ({how}) before the sandbox was created; its log says why",
                 self.program.display()
             )),
@@ -128,20 +132,20 @@ impl Launched {
     /// Waits until the program serves.
     ///
     /// # Errors
-    /// Why it does not; then it has ended.
+    /// The reason why it does not serve; the program has ended then.
     pub fn serves(mut self) -> Result<()> {
         let program = self.word.program.display();
-        let why = match self.word.heard.wait(FIRST_WORD).context(|| format!("cannot hear sandboxer {program}"))? {
-            Said::Ready => return Ok(()),
-            Said::Failed(line) => Some(Error::from_line(&line)),
-            Said::Nothing => None,
-            Said::Silent => Some(Error::new(
+        let why = match self.word.heard.wait(READY_WITHIN).context(|| format!("cannot read from fd 4 of sandboxer {program}"))? {
+            Readiness::Ready => return Ok(()),
+            Readiness::Failed(line) => Some(Error::from_line(&line)),
+            Readiness::Nothing => None,
+            Readiness::Silent => Some(Error::new(
                 Code::DeadlineExceeded,
-                format!("sandboxer {program} has not said within {} s that it serves: is it one?", FIRST_WORD.as_secs()),
+                format!("sandboxer {program} has not written to fd 4 within {} s: is it a sandboxer?", READY_WITHIN.as_secs()),
             )),
         };
         if why.is_some() {
-            // It is our child and not reaped, so its id is still its own.
+            // It is our child and not reaped, so no other process can have its id.
             let _ended_already = self.child.kill();
         }
         let status = self.child.wait().context(|| format!("cannot wait for sandboxer {program}"))?;
@@ -149,12 +153,12 @@ impl Launched {
     }
 }
 
-/// Makes the pod, in the stage that tells whose it is, and starts its process. Where that fails,
-/// nothing is left of it.
+/// Makes the pod's directory and starts its process. `stage` says which front the pod belongs to.
+/// If this fails, nothing of the pod is left.
 ///
 /// # Errors
-/// `AlreadyExists` where the pod was made before (and is left alone), `FailedPrecondition` where the
-/// program cannot be executed, and what the kernel says.
+/// `AlreadyExists` if the pod was made before (it is left alone), `FailedPrecondition` if the
+/// program cannot be executed, or the kernel's error.
 pub fn launch(dir: &PodDir, record: &PodRecord, program: &Path, log: Log, stage: Stage) -> Result<Launched> {
     dir.make()?;
     let marked = if stage == Stage::Creating { Ok(()) } else { Stage::Creating.advance(dir, stage) };
@@ -172,9 +176,9 @@ fn spawn(dir: &PodDir, program: &Path, log: Log) -> Result<Launched> {
     let socket = dir.socket();
     let listener = UnixListener::bind(&socket).context(|| format!("cannot listen on {}", socket.display()))?;
     let mut command = Command::new(program);
-    // Not our working directory, which may be a bundle that goes before the pod does.
+    // Not in our working directory: that may be a bundle, which is removed before the pod is.
     command.arg("--pod-dir").arg(dir.path()).current_dir("/").stdin(Stdio::null());
-    // The service manager hears from the shim only.
+    // Only the shim itself reports to the service manager.
     command.env_remove("NOTIFY_SOCKET");
     match log {
         Log::Ours => {}
@@ -186,14 +190,15 @@ fn spawn(dir: &PodDir, program: &Path, log: Log) -> Result<Launched> {
             command.stdout(Stdio::null()).stderr(Stdio::null());
         }
     }
-    // The crate also handles the listener being fd 3 here already, where a plain dup2 would leave
-    // close-on-exec set. And with the listener or an earlier file on fd 3, the pipe on which the
-    // standard library learns that exec failed never is.
-    let (heard, says) = Heard::pipe().context(|| "cannot make a pipe for a sandbox process".into())?;
+    // The crate also handles a listener that is fd 3 here already, where a plain dup2 would leave
+    // close-on-exec set. And because the listener or an earlier file occupies fd 3, the pipe by
+    // which the standard library learns that exec failed never gets that number.
+    let (heard, says) = ReadinessPipe::pipe().context(|| "cannot make a pipe for a sandbox process".into())?;
     let mappings =
         vec![FdMapping { parent_fd: listener.into(), child_fd: LISTENER_FD }, FdMapping { parent_fd: says, child_fd: NOTIFICATION_FD }];
     command.fd_mappings(mappings).map_err(|e| Error::internal(format!("cannot pass the pod's socket on: {e}")))?;
-    // Dropping the command closes our copies: if the process dies, so does the socket, and the pipe ends.
+    // Dropping the command closes our copies. So when the process dies, its socket and its pipe are
+    // closed.
     let child = command.spawn().map_err(|e| {
         let code = match e.kind() {
             ErrorKind::OutOfMemory | ErrorKind::WouldBlock => Code::ResourceExhausted,
@@ -237,12 +242,12 @@ mod tests {
         assert_eq!(lines[0], format!("--pod-dir {}", dir.path().display()));
         assert!(lines[1].starts_with("socket:"), "{text}");
         assert_eq!(lines[2], "/dev/null");
-        // With the process its end of the socket is gone, and so is ours.
+        // The process has ended and our copy is closed, so nothing listens any more.
         assert!(std::os::unix::net::UnixStream::connect(dir.socket()).is_err());
     }
 
     #[test]
-    fn a_launch_that_fails_leaves_nothing() {
+    fn a_failed_launch_leaves_nothing() {
         let state = tempfile::tempdir().unwrap();
         let (dir, record) = pod(state.path());
         let program = script(state.path(), "#!/no/such/interpreter", 0o755);
@@ -253,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_does_not_serve_says_why() {
+    fn serves_returns_the_reason_of_a_program_that_does_not_serve() {
         let state = tempfile::tempdir().unwrap();
         let outcome = |text: &str| {
             let (dir, record) = pod(state.path());
@@ -270,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_launch_leaves_the_first_alone() {
+    fn a_second_launch_is_refused_and_leaves_the_first_alone() {
         let state = tempfile::tempdir().unwrap();
         let (dir, record) = pod(state.path());
         let program = script(state.path(), "#!/bin/sh\nexit 0\n", 0o755);
@@ -281,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandboxer_is_found_or_what_was_looked_for_is_said() {
+    fn a_sandboxer_is_found_or_the_error_names_what_was_searched() {
         let folder = tempfile::tempdir().unwrap();
         let program = script(folder.path(), "#!/bin/sh", 0o755);
         let places = Places::new(Some(folder.path()));

@@ -7,12 +7,12 @@
 //!   people ───────────────────────> check
 //! ```
 //!
-//! - [`launch`] makes a pod's directory, record, socket and process: both fronts share it.
-//! - [`serve`] is the resident front, [`shim_protocol`] the one that containerd executes.
-//! - [`options`] reads what containerd says about a handler; [`check`] tells people about this host.
+//! - [`launch`] makes a pod's directory, record, socket and process. Both fronts use it.
+//! - [`serve`] is the resident front; [`shim_protocol`] is the front that containerd executes.
+//! - [`options`] reads a handler's options; [`check`] tells people about this host.
 //!
-//! Deliberately absent: state. All that this program knows of a pod is on disk or in the pod's own
-//! process, so it can be killed, upgraded and started again at any time.
+//! Deliberately absent: state. Everything about a pod is on disk or in the pod's own process, so
+//! this program can be killed, upgraded and started again at any time.
 
 mod check;
 mod clean;
@@ -33,12 +33,12 @@ fn main() -> ExitCode {
         Ok(Invocation::People(People::Serve(options))) => serve::run(options).map_err(anyhow::Error::from).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::People(People::Check { json, libexec })) => check::run(json, libexec),
         Ok(Invocation::Containerd(call)) => shim_protocol::run(call).map_err(anyhow::Error::from).map(|()| ExitCode::SUCCESS),
-        Ok(Invocation::Said(text)) => cli::say(&text),
+        Ok(Invocation::Text(text)) => cli::print(&text),
         Err(error) => Err(error),
     };
     outcome.unwrap_or_else(|error| {
-        // containerd shows what is on standard error to whoever asked for the pod. Where nobody reads it,
-        // there is nobody to tell.
+        // containerd shows standard error to the client that asked for the pod. If it cannot be
+        // written, the message is lost.
         let _unread = writeln!(std::io::stderr(), "containerd-shim-magnetar-v2: {error:#}");
         ExitCode::FAILURE
     })

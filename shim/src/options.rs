@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A handler's options: what containerd passes, or else the file that is named like its sandboxer.
+//! A handler's options: those that containerd passes, or else the file of its sandboxer's kind.
 //!
 //! ```text
 //!   options table with ConfigPath            that file
 //!   any other options table                  the table itself, as TOML
-//!   no options, sandboxer magnetar-<kind>    /etc/magnetar/<kind>.toml, or else the defaults of the kind
+//!   no options, sandboxer magnetar-<kind>    /etc/magnetar/<kind>.toml, or the defaults without that file
 //! ```
 //!
 //! containerd gives each shim the `options` table of its runtime handler as a protobuf `Any`. For
-//! every runtime but its own that is a `runtimeoptions.v1.Options`, and up to 2.2 it then fails to
-//! start containers in a sandbox that told where its Task API is: its client takes all options for
-//! runc's (`getRuncOptions`). In a pod with a user namespace later ones fail too. So in the
-//! configuration that we ship a handler has no options, and each kind is a sandboxer of its own
-//! (`proxy_plugins.magnetar-<kind>`), all at the same address. The name comes with the request.
+//! every runtime but runc's that is a `runtimeoptions.v1.Options`. With such options, containerd up
+//! to 2.2 cannot start containers in a sandbox that returned an address of its Task API: its client
+//! decodes all options as runc's (`getRuncOptions`). Later versions fail as well for a pod with a
+//! user namespace. So handlers in the configuration that we ship have no options. Instead each kind
+//! is a sandboxer of its own (`proxy_plugins.magnetar-<kind>`), all at the same address, and each
+//! request names the sandboxer.
 
 use magnetar_core::config::{Containerd, HandlerConfig, LogLevel};
 use magnetar_core::error::{Code, Error, Result};
@@ -22,21 +23,21 @@ use std::path::{Path, PathBuf};
 /// `runtimeoptions.v1.Options` of containerd's API.
 #[derive(Clone, PartialEq, Message)]
 struct RuntimeOptions {
-    /// What the file holds; of no meaning to us.
+    /// The type of the file's content. Not used.
     #[prost(string, tag = "1")]
     type_url: String,
-    /// Where the options are.
+    /// The file with the options.
     #[prost(string, tag = "2")]
     config_path: String,
-    /// Or the options themselves.
+    /// Otherwise, the options themselves.
     #[prost(bytes = "vec", tag = "3")]
     config_body: Vec<u8>,
 }
 
-/// The options in an `Any` with this `type_url` and `value`; `None` where there are none.
+/// Decodes the options in an `Any` with this `type_url` and `value`; `None` if there are none.
 ///
 /// # Errors
-/// `InvalidArgument` for a type that is not ours to read and for what is wrong in the options.
+/// `InvalidArgument` for another type, and for invalid options.
 pub fn decode(type_url: &str, value: &[u8]) -> Result<Option<HandlerConfig>> {
     if value.is_empty() {
         return Ok(None);
@@ -59,27 +60,26 @@ pub fn decode(type_url: &str, value: &[u8]) -> Result<Option<HandlerConfig>> {
     HandlerConfig::parse(text).map(Some)
 }
 
-/// Whether an `Any` holds options of a *task*, which containerd makes itself, in the type of its own runc shim, to say where
-/// the Task API is and who owns the streams. They are not the handler's.
+/// Whether an `Any` has options of a *task*. containerd makes these itself, in the type of its runc
+/// shim, to say where the Task API is and which user owns the streams. They are not the handler's
+/// options.
 pub fn are_of_task(type_url: &str) -> bool {
     type_url.rsplit('/').next() == Some("containerd.runc.v1.Options")
 }
 
-/// Where the options of handlers without an options table are.
+/// The folder with the options of handlers that have no options table.
 pub const CONFIG_DIR: &str = "/etc/magnetar";
 
 /// The kind in the name of a sandboxer: `qemu` in `magnetar-qemu`, none in `magnetar`.
 ///
 /// # Errors
-/// `InvalidArgument` for a name that is none of ours.
+/// `InvalidArgument` for a name that does not begin with `magnetar`.
 pub fn kind_of_sandboxer(name: &str) -> Result<Option<String>> {
     let known = |kind: &&str| !kind.is_empty() && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     match (name, name.strip_prefix("magnetar-").filter(known)) {
         ("" | "magnetar", _) => Ok(None),
         (_, Some(kind)) => Ok(Some(kind.into())),
-        (_, None) => {
-            Err(Error::invalid(format!("the sandboxer {name:?} of the runtime handler is none of ours: they are named magnetar-<kind>")))
-        }
+        (_, None) => Err(Error::invalid(format!("the sandboxer {name:?} of the runtime handler is unknown: use magnetar-<kind>"))),
     }
 }
 
@@ -94,10 +94,10 @@ pub fn kind_of_runtime(runtime: &str) -> Option<String> {
     kind_of_sandboxer(name).ok().flatten()
 }
 
-/// The options of a kind; without one, those of `runc`. A kind without a file has its defaults.
+/// The options of a kind; without a kind, those of `runc`. A kind without a file has the defaults.
 ///
 /// # Errors
-/// `InvalidArgument` for what is wrong in the file.
+/// `InvalidArgument` for an invalid file.
 pub fn of_kind(folder: &Path, kind: Option<&str>) -> Result<HandlerConfig> {
     let default = HandlerConfig::default();
     let kind = kind.unwrap_or(&default.sandboxer);
@@ -107,17 +107,18 @@ pub fn of_kind(folder: &Path, kind: Option<&str>) -> Result<HandlerConfig> {
     }
 }
 
-/// What containerd itself says when it starts a shim; it knows better than a file where it listens.
+/// Settings that containerd passes when it starts a shim. They override a file: containerd itself
+/// knows best where it listens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FromContainerd {
-    /// Its ttrpc socket, as a path or a `unix://` address; empty where it did not say.
+    /// containerd's ttrpc socket, as a path or a `unix://` address; empty if not given.
     pub ttrpc_address: String,
-    /// The log level that it runs at, in steps of four from INFO = 0, more detail below.
+    /// containerd's log level: INFO is 0, and each step of four down is one level with more detail.
     pub log_level: i32,
 }
 
 impl FromContainerd {
-    /// The handler's options with this in them. A log level only ever adds detail.
+    /// Puts these settings into a handler's options. The log level is only raised, never lowered.
     pub fn apply(&self, config: HandlerConfig) -> HandlerConfig {
         let address = self.ttrpc_address.strip_prefix("unix://").unwrap_or(&self.ttrpc_address);
         let ttrpc_address = if address.is_empty() { config.containerd.ttrpc_address } else { PathBuf::from(address) };

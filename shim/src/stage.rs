@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How far a pod got with its front, so that the next `serve` knows what the last one left unfinished.
+//! A pod's stage: how far its making got, so that the next `serve` knows what the last one left
+//! unfinished.
 //!
 //! ```text
-//!   (no file)      Create is under way, or was cut off      after a restart: nobody will ask for it again
+//!   (no file)      Create is under way, or was cut off      after a restart: the caller forgot it, so it is removed
 //!   stage.created  Create was answered, or about to be      may still be started, if containerd knows it: `serve::unwanted`
-//!   stage.starting Start is under way, or was cut off       after a restart: nobody will ask for it again
+//!   stage.starting Start is under way, or was cut off       after a restart: the caller forgot it, so it is removed
 //!   stage.started  Start was answered, or about to be       lives on, if containerd knows it
-//!   stage.foreign  made by `start`: containerd owns it      none of our business
+//!   stage.foreign  made by `start`: containerd owns it      `serve` leaves it alone
 //! ```
 //!
-//! One empty file in the pod's directory, renamed from stage to stage: a change is one system call,
-//! and there is no moment at which it could be read half written.
+//! The stage is the name of an empty file in the pod's directory. A change renames it with one
+//! system call, so it can never be read half written.
 
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::record::PodDir;
 use std::path::PathBuf;
 
-/// How far a pod got.
+/// A pod's stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Create has not been answered.
@@ -35,7 +36,7 @@ impl Stage {
     /// The stage of a pod.
     ///
     /// # Errors
-    /// Where one cannot look: that a file cannot be seen does not mean that it is not there.
+    /// When the directory cannot be read: a file that cannot be seen may still be there.
     pub fn of(dir: &PodDir) -> Result<Self> {
         for stage in [Self::Started, Self::Starting, Self::Created, Self::Foreign] {
             let file = stage.file(dir).unwrap_or_default();
@@ -49,13 +50,13 @@ impl Stage {
     /// Takes a pod from this stage to the next.
     ///
     /// # Errors
-    /// Where the pod was not in this stage.
+    /// When the pod is not in this stage.
     pub fn advance(self, dir: &PodDir, next: Self) -> Result<()> {
-        let what = || format!("cannot note that the pod is {next:?}");
+        let what = || format!("cannot change the pod's stage from {self:?} to {next:?}");
         match (self.file(dir), next.file(dir)) {
             (Some(from), Some(to)) => std::fs::rename(from, to).context(what),
             (None, Some(to)) => std::fs::File::create_new(to).map(drop).context(what),
-            (_, None) => Err(Error::internal("a pod cannot be un-created")),
+            (_, None) => Err(Error::internal(format!("the pod's stage cannot go back from {self:?} to {next:?}"))),
         }
     }
 
@@ -76,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_goes_from_stage_to_stage() {
+    fn each_stage_is_advanced_to_the_next_once() {
         let temporary = tempfile::tempdir().unwrap();
         let dir = PodDir::existing(temporary.path().into());
         let mut stage = Stage::Creating;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Disks that the host attaches while the guest runs.
+//! Finds disks that the host attaches while the guest runs.
 //!
 //! ```text
-//! host: attached ──virtio-scsi──> the kernel finds it ──uevent──> here it is looked for, by its serial number
+//! host: attaches a disk ──virtio-scsi──> the kernel finds it ──uevent──> the agent looks for its serial number
 //! ```
 //!
-//! The drivers are loaded with the first disk: most pods have none.
+//! The drivers are loaded for the first disk, because most pods have none.
 
 use crate::modules;
 use magnetar_core::error::{Code, Context, Error, Result};
@@ -22,7 +22,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Those that a disk needs: for the controller, and for what is on it.
+/// The drivers that a disk needs: of the controller, and of the disk.
 const DRIVERS: [&str; 2] = ["virtio_scsi", "sd_mod"];
 
 /// Where the kernel has its block devices.
@@ -31,20 +31,22 @@ const BLOCK: &str = "/sys/block";
 /// Major and minor, as a specification has them.
 type Numbers = (i64, i64);
 
-/// How long a disk may be in use by what was a container: a file system that was mounted in one is written and unmounted by the
-/// kernel in the background, some time after the last process.
+/// How long a disk may stay in use after its container: the kernel writes and unmounts a
+/// container's file systems in the background, some time after its last process has ended.
 const USED: Duration = Duration::from_secs(20);
 
-/// The kernel tells of nobody who lets go of a disk.
+/// The time between two checks whether a disk is still in use. The kernel sends no event for that.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// The kernel's own messages: the first of the groups (linux/kobject.h has no name for it; systemd's, the second, is udev's).
+/// The netlink group of the kernel's own messages (linux/kobject.h has no name for it). The second
+/// group is udev's.
 const FROM_KERNEL: u32 = 1;
 
-/// A specification with the numbers that this kernel has given to `disks`, each of which it waits for.
+/// Waits for each of `disks`, and returns the specification with this kernel's device numbers for
+/// them.
 ///
 /// # Errors
-/// `DeadlineExceeded` for a disk that does not come, and what the kernel says.
+/// `DeadlineExceeded` for a disk that does not appear, or the kernel's error.
 pub async fn place(spec: &str, disks: &[Disk]) -> Result<String> {
     for driver in DRIVERS {
         modules::load(driver)?;
@@ -60,10 +62,10 @@ pub async fn place(spec: &str, disks: &[Disk]) -> Result<String> {
     Ok(spec.to_string())
 }
 
-/// Waits until nobody uses the disk with this serial number. One that is not there is fine.
+/// Waits until nothing uses the disk with this serial number. A disk that is not there is no error.
 ///
 /// # Errors
-/// `DeadlineExceeded` where somebody goes on using it, and what the kernel says.
+/// `DeadlineExceeded` if it stays in use, or the kernel's error.
 pub async fn release(serial: &str) -> Result<()> {
     let Some(found) = look_for(serial)? else { return Ok(()) };
     let name = found.file_name().unwrap_or_default();
@@ -71,7 +73,7 @@ pub async fn release(serial: &str) -> Result<()> {
     let what = || format!("cannot open {}", node.display());
     let used = async {
         loop {
-            // Only who is to have it alone is refused where it is in use (open(2), of O_EXCL with a block device).
+            // With O_EXCL the kernel refuses to open a block device that is in use (open(2)).
             match rustix::fs::open(&node, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
                 Err(Errno::BUSY) => tokio::time::sleep(AGAIN).await,
                 outcome => return outcome.map(drop).context(what),
@@ -88,14 +90,14 @@ pub async fn release(serial: &str) -> Result<()> {
 
 /// Waits for the disk with this serial number. Returns its directory in [`BLOCK`].
 async fn find(serial: &str) -> Result<PathBuf> {
-    // Before it is looked for, so that it cannot come unnoticed in between.
-    let told = listen().context(|| "cannot listen to what the kernel tells of devices".into())?;
+    // Listen first, so that a disk cannot appear unnoticed between the look and the wait.
+    let told = listen().context(|| "cannot listen for the kernel's device events".into())?;
     let found = async {
         loop {
             if let Some(found) = look_for(serial)? {
                 return Ok(found);
             }
-            hear(&told).await.context(|| "cannot hear what the kernel tells of devices".into())?;
+            hear(&told).await.context(|| "cannot receive the kernel's device events".into())?;
         }
     };
     let late = |_| Error::new(Code::DeadlineExceeded, format!("the guest's kernel has not found {serial} within {DISK_FOUND:?}"));
@@ -107,7 +109,7 @@ fn look_for(serial: &str) -> Result<Option<PathBuf>> {
     Ok(entries.flatten().map(|entry| entry.path()).find(|block| serial_number(block).as_deref() == Some(serial)))
 }
 
-/// What a SCSI disk says it is (SPC-4, page 0x80): four bytes, then the serial number.
+/// Reads a SCSI disk's serial number (SPC-4, page 0x80), which follows four bytes of header.
 fn serial_number(block: &Path) -> Option<String> {
     let page = fs::read(block.join("device/vpd_pg80")).ok()?;
     String::from_utf8(page.get(4..)?.to_vec()).ok().map(|serial| serial.trim().to_owned())
@@ -120,7 +122,8 @@ fn device_numbers(block: &Path) -> Result<Numbers> {
     numbers.ok_or_else(|| Error::internal(format!("{} has no device numbers: {text:?}", file.display())))
 }
 
-/// The kernel's messages on devices that come and go (NETLINK_KOBJECT_UEVENT of netlink(7)).
+/// Opens a socket for the kernel's messages about devices that appear and disappear
+/// (NETLINK_KOBJECT_UEVENT of netlink(7)).
 fn listen() -> std::io::Result<AsyncFd<OwnedFd>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(KOBJECT_UEVENT))?;
@@ -128,18 +131,19 @@ fn listen() -> std::io::Result<AsyncFd<OwnedFd>> {
     magnetar_sys::readiness::watch(socket)
 }
 
-/// Waits for a message. What it says does not matter: everything is looked at anew.
+/// Waits for a message. Its content does not matter: all disks are checked again.
 async fn hear(socket: &AsyncFd<OwnedFd>) -> std::io::Result<()> {
     let mut message = [0; 64];
     let heard = socket.async_io(Interest::READABLE, |socket| match recv(socket, &mut message, RecvFlags::empty()) {
-        // Some were lost because there were too many.
+        // NOBUFS: some messages were lost because there were too many.
         Ok(_) | Err(Errno::NOBUFS) => Ok(()),
         Err(error) => Err(error.into()),
     });
     heard.await
 }
 
-/// Puts this kernel's numbers of block devices in the place of the host's: in the devices, and in the rules for them.
+/// Replaces the host's numbers of block devices by this kernel's, in the devices and in the rules
+/// for them.
 fn renumber(spec: &mut Value, numbers: &[(Numbers, Numbers)]) {
     for list in ["/linux/devices", "/linux/resources/devices"] {
         for entry in spec.pointer_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
@@ -159,7 +163,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn only_what_stands_for_a_disk_is_renumbered() {
+    fn only_devices_and_rules_of_the_disks_are_renumbered() {
         let entry = |kind: &str, major: i64, minor: i64| json!({"type": kind, "major": major, "minor": minor});
         let spec = |a: Numbers, b: Numbers| {
             json!({"linux": {
@@ -167,7 +171,7 @@ mod tests {
                 "resources": {"devices": [{"allow": false}, entry("b", b.0, b.1), entry("c", 8, 0), entry("b", a.0, a.1)]},
             }})
         };
-        // The guest's number of the one is the host's number of the other.
+        // The guest's numbers of the first are the host's numbers of the second.
         let mut given = spec((8, 0), (8, 16));
         renumber(&mut given, &[((8, 0), (8, 16)), ((8, 16), (8, 0))]);
         assert_eq!(given, spec((8, 16), (8, 0)));
@@ -179,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_says_its_serial_number_after_four_bytes() {
+    fn the_serial_number_follows_four_bytes() {
         let dir = std::env::temp_dir().join(format!("magnetar-block-{}", std::process::id()));
         fs::create_dir_all(dir.join("device")).unwrap();
         fs::write(dir.join("device/vpd_pg80"), b"\0\x80\0\x06disk-7").unwrap();

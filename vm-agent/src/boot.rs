@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From the kernel's first process to a system in which containers can be made.
+//! Boots the guest: turns the kernel's first process into a system in which containers can be made.
 
 use crate::modules;
 use magnetar_core::config::LogLevel;
@@ -14,13 +14,13 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-/// A word of the kernel's command line: how much is logged.
+/// The word of the kernel's command line that sets the log level.
 const LOG: &str = "magnetar.log=";
 
 /// The pod's /dev/shm: 64 MiB, as everywhere.
 const SHM: &CStr = c"mode=1777,size=65536k";
 
-/// What the command line asks for. /proc is mounted for it.
+/// The log level on the kernel's command line. Mounts /proc to read it.
 pub fn log_level() -> Option<LogLevel> {
     let _said_again_by_prepare = mount_fresh("proc", "/proc", c"");
     let line = command_line().ok()?;
@@ -28,20 +28,20 @@ pub fn log_level() -> Option<LogLevel> {
     serde_json::from_value(level.into()).ok()
 }
 
-/// Whether the command line says that the host waits to be told when the agent listens.
+/// Whether the kernel's command line says that the host waits for the agent's first connection.
 ///
 /// # Errors
-/// Where it cannot be read.
+/// When the command line cannot be read.
 pub fn host_waits() -> Result<bool> {
     let line = command_line().context(|| "cannot read the kernel's command line".into())?;
     Ok(line.split_ascii_whitespace().any(|word| word == api::HELLO))
 }
 
-/// What the host will prove itself with, which it has left in the share. Only the agent sees that: containers have of it what is
-/// theirs.
+/// Reads the secret with which the host proves itself, from the share. Only the agent can see that
+/// file: each container sees only its own part of the share.
 ///
 /// # Errors
-/// Where it is not there.
+/// When the file is missing or has another length.
 pub fn secret() -> Result<Secret> {
     let path = Path::new(api::SHARE).join(secret::FILE);
     let what = || format!("cannot read {}, which the host has to leave there", path.display());
@@ -53,10 +53,11 @@ fn command_line() -> std::io::Result<String> {
     fs::read_to_string("/proc/cmdline")
 }
 
-/// Makes the system. To be called once, by process 1, with one thread.
+/// Mounts the file systems and changes the root. Call it once, in process 1, while it has one
+/// thread.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn prepare() -> Result<()> {
     modules::load_all()?;
     change_root()?;
@@ -78,15 +79,17 @@ pub fn prepare() -> Result<()> {
     mount(api::SHARE_TAG, api::SHARE, "virtiofs", MountFlags::empty(), None).context(|| format!("cannot mount {}", api::SHARE))
 }
 
-/// How many files this program and the containers may have open each, and up to how many a container may ask for: the latter is
-/// what systemd gives a node's containerd, and so its containers. The kernel gives its first program 1024 and 4096.
+/// How many open files this program and each container may have, and the most that a container may
+/// ask for. The latter is systemd's limit for containerd on a node, and so for its containers. The
+/// kernel gives its first program 1024 and 4096.
 const FILES: Rlimit = Rlimit { current: Some(16 << 10), maximum: Some(512 << 10) };
 
 fn allow_files() -> Result<()> {
     setrlimit(Resource::Nofile, FILES).context(|| "cannot set how many files may be open".into())
 }
 
-/// Every machine has virtio devices. A kernel that does not look where they are starts all the same.
+/// Checks that the kernel found the virtio devices, which every machine has. A kernel that looks
+/// for them in the wrong place would boot all the same.
 fn check_devices() -> Result<()> {
     let devices = Path::new("/sys/bus/virtio/devices");
     let mut found = fs::read_dir(devices).context(|| format!("cannot list {}", devices.display()))?;
@@ -99,7 +102,8 @@ fn check_devices() -> Result<()> {
     })
 }
 
-/// Nobody can pivot from the kernel's first root: so there is another one, a tmpfs, which has this program and the modules.
+/// Changes the root to a tmpfs with this program and the modules, because pivot_root(2) does not
+/// work from the kernel's first root.
 fn change_root() -> Result<()> {
     let what = || "cannot change to a root that containers can leave".to_string();
     let root = Path::new("/new");
@@ -119,14 +123,15 @@ fn change_root() -> Result<()> {
     rustix::process::chroot(".").context(what)?;
     rustix::process::chdir("/").context(what)?;
     mount_fresh("tmpfs", "/run", c"mode=755")?;
-    // The kernel opened these in the root that is gone.
+    // The kernel opened standard input, output and error in the old root.
     let console = rustix::fs::open("/dev/console", OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()).context(what)?;
     rustix::stdio::dup2_stdin(&console).context(what)?;
     rustix::stdio::dup2_stdout(&console).context(what)?;
     rustix::stdio::dup2_stderr(&console).context(what)
 }
 
-/// Containers are below a cgroup of their own, whose numbers are the pod's.
+/// Makes the cgroup of all containers, whose statistics are the pod's, and enables all controllers
+/// in it.
 fn share_controllers() -> Result<()> {
     let root = Path::new("/sys/fs/cgroup");
     let available = fs::read_to_string(root.join("cgroup.controllers")).context(|| "cannot read the cgroup controllers".into())?;
@@ -155,7 +160,7 @@ fn make_dir(path: impl AsRef<Path>) -> Result<()> {
 }
 
 fn link(to: &str, at: &str) -> Result<()> {
-    // The kernel makes /dev/ptmx, which is of another instance of devpts.
+    // The kernel makes a /dev/ptmx, which belongs to another instance of devpts.
     let _there_may_be_none = fs::remove_file(at);
     symlink(to, at).context(|| format!("cannot make {at}"))
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the host is told unasked, in the order in which it happened. The core tells much more; the host knows the rest.
+//! Reports events to the host, in the order in which they happened. The core publishes more events;
+//! the host knows the others itself.
 
 use magnetar_core::events::Event;
 use magnetar_vm_agent_api::{self as api, frame};
@@ -7,8 +8,8 @@ use std::time::SystemTime;
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 
-/// Tells events for as long as somebody listens.
-pub async fn tell(mut to: impl AsyncWrite + Unpin, mut events: mpsc::UnboundedReceiver<(SystemTime, Event)>) {
+/// Sends events until the connection fails.
+pub async fn send(mut to: impl AsyncWrite + Unpin, mut events: mpsc::UnboundedReceiver<(SystemTime, Event)>) {
     while let Some((_, event)) = events.recv().await {
         let told = match event {
             Event::OutOfMemory { container } => api::Event::OutOfMemory { container: container.to_string() },
@@ -23,7 +24,7 @@ pub async fn tell(mut to: impl AsyncWrite + Unpin, mut events: mpsc::UnboundedRe
             | Event::Resumed { .. } => continue,
         };
         if frame::write(&mut to, &told).await.is_err() {
-            // Without its host a guest has nobody to live for; the host ends it.
+            // The host has left, and it ends the guest.
             return;
         }
     }

@@ -1,33 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-//! vm-agent: process 1 of a guest, and all that runs there beside the pod's containers.
+//! vm-agent: process 1 of a guest, and the only program there beside the pod's containers.
 //!
 //! ```text
-//!  boot     mounts, a root that containers can pivot from
-//!  modules  the kernel's: those of the boot, and those that it asks for later, of this program in place of modprobe
-//!  doors    takes the host's connections, each for one purpose
-//!  pod      makes the guest the pod: name, sysctls, network, clock; bundles of containers
-//!  block    disks that the host attaches later
-//!  huge     pages of 2 MiB, set aside
-//!  streams  a process's FIFOs, and their connections
-//!  events   what the host is told unasked
-//!           containers: the core's, with libcontainer, and this program as the maker
+//!  boot         mounts, and a root from which containers can pivot
+//!  modules      kernel modules: those of the boot, and those that the kernel asks for later (this is its modprobe)
+//!  connections  serves the host's connections, each for one purpose
+//!  pod          sets up the pod: hostname, sysctls, network, clock; writes bundles of containers
+//!  block        disks that the host attaches later
+//!  huge_pages   sets huge pages aside
+//!  streams      a process's FIFOs, and their connections
+//!  events       reports events to the host
+//!               containers: the core makes them, with libcontainer, and this program is the maker
 //! ```
 //!
-//! It has no settings of its own: what there is to know, the host tells. When it cannot go on it says why on the console and
-//! ends, and the machine with it.
+//! It has no settings of its own: the host sends them all. If it cannot go on, it writes the reason
+//! to the console and ends, and the machine ends with it.
 //!
-//! Deliberately absent: a shell, a log file, and anything that reaches out to the host.
+//! Deliberately absent: a shell, a log file, and anything that connects to the host by itself.
 
 mod block;
 mod boot;
-mod doors;
+mod connections;
 mod events;
-mod huge;
+mod huge_pages;
 mod modules;
 mod network;
 mod pod;
 mod streams;
 
+use connections::Connections;
 use magnetar_core::config::{LogLevel, RuntimeConfig};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::events::Events;
@@ -47,7 +48,7 @@ use std::process::ExitCode;
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
-/// This program, as long as there is a guest.
+/// The path of this program in the guest.
 const PROGRAM: &str = "/init";
 
 /// Where the containers' records are.
@@ -72,16 +73,18 @@ fn main() -> ExitCode {
         }
     }
     rustix::fs::sync();
-    // It returns only where it fails, and then the kernel panics because process 1 has ended.
+    // It returns only if it fails. Then the kernel panics, because process 1 ends.
     let _failed = rustix::system::reboot(way_out());
     ExitCode::FAILURE
 }
 
-/// The longest message that the kernel takes, in bytes, less what is around it (`PRINTKRB_RECORD_MAX` of its printk).
+/// The longest reason, in bytes: the kernel's longest message (`PRINTKRB_RECORD_MAX` of printk)
+/// less the text around it.
 const LONGEST: usize = 900;
 
-/// Says why the guest ends as the kernel does, to the end at once: what is written to the console waits for its interrupt, which
-/// a machine that is not as its kernel thinks may not have.
+/// Writes the reason why the guest ends to the kernel's log, which prints it at once. A write to
+/// the console would wait for the console's interrupt, which never comes if the kernel does not fit
+/// the machine.
 fn say_to_kernel(error: &Error) -> std::io::Result<()> {
     let error = error.to_string();
     let error = error.lines().next().unwrap_or_default();
@@ -90,8 +93,8 @@ fn say_to_kernel(error: &Error) -> std::io::Result<()> {
     std::fs::File::options().write(true).open("/dev/kmsg")?.write_all(line.as_bytes())
 }
 
-/// How this machine ends. Without ACPI nothing can switch it off: the kernel would stand still instead. Its hypervisor takes a
-/// restart for the end, as of every machine that has no ACPI.
+/// How to end this machine. Without ACPI it cannot be switched off: the kernel would halt instead.
+/// The hypervisor ends a machine without ACPI when it restarts.
 fn way_out() -> RebootCommand {
     let firmware = Path::new("/sys/firmware");
     if firmware.exists() && !firmware.join("acpi").exists() { RebootCommand::Restart } else { RebootCommand::PowerOff }
@@ -109,20 +112,20 @@ async fn serve() -> Result<()> {
     let (idle, give_back) = Idle::new();
     let tasks = TaskTracker::new();
     let parts = Parts { reaper: reaper.clone(), events, idle, tasks: tasks.clone() };
-    // Nobody sees these names: a guest is one pod.
+    // These names are not visible outside: a guest is one pod.
     let (namespace, sandbox) = (Namespace::parse("guest")?, SandboxId::parse("pod")?);
     let dir = PodDir::new(Path::new(STATE), &namespace, &sandbox)?;
     dir.make()?;
     let config = RuntimeConfig { name: libcontainer::NAME.into(), systemd_cgroup: false };
     let runtime = Libcontainer::new(&config, &dir, reaper, PathBuf::from(PROGRAM))?;
     let containers = Containers::new(runtime, dir, &parts);
-    let doors = doors::Doors::open(sandbox, boot::secret()?, containers, told, tasks)?;
+    let connections = Connections::open(sandbox, boot::secret()?, containers, told, tasks)?;
     if boot::host_waits()? {
-        doors.announce().await?;
+        connections.announce().await?;
     }
     tokio::select! {
-        ended = doors.serve() => ended,
-        () = reap => Err(Error::internal("the loop that reaps has ended")),
-        () = give_back => Err(Error::internal("the loop that gives memory back has ended")),
+        ended = connections.serve() => ended,
+        () = reap => Err(Error::internal("the loop that reaps processes has ended")),
+        () = give_back => Err(Error::internal("the loop that returns memory has ended")),
     }
 }

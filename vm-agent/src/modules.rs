@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Kernel modules: those of the boot, and those that the kernel asks for when somebody uses what they do.
+//! Loads kernel modules: those of the boot, and those that the kernel asks for when a process needs
+//! their function.
 //!
-//! For the latter the kernel executes what /proc/sys/kernel/modprobe names, as root and outside of all containers. Here that is
-//! this program, by a name of its own. A container cannot choose what is executed or loaded: in its root there is neither
-//! /modules nor this program, its /proc/sys is read-only, and the kernel makes up the alias, of which only those in a list are
-//! known. (A privileged container may write to /proc/sys. It can load modules of its own, too: the guest is its, and the guest's
-//! boundary is the machine's.)
+//! For the latter the kernel executes the program that /proc/sys/kernel/modprobe names, as root and
+//! outside of all containers. Here that is a link to this program. A container cannot choose what
+//! is executed or loaded: its root has neither /modules nor this program, its /proc/sys is
+//! read-only, and the kernel makes the alias, of which only those in a list are known. (A
+//! privileged container may write to /proc/sys. It can also load modules of its own: it may do
+//! anything in the guest, and the boundary is the machine.)
 //!
-//! A kernel may have all that it needs built in. Then there is no file in either place, and nothing to answer.
+//! A kernel may have everything built in. Then both folders are empty, and the kernel asks for
+//! nothing.
 
 use magnetar_core::error::{Context, Error, Result};
 use rustix::io::Errno;
@@ -17,17 +20,18 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Those of the boot are in it, `NNN-name.ko`, in the order of their names.
+/// The folder of the boot's modules, `NNN-name.ko`, which are loaded in the order of their names.
 pub const DIR: &str = "/modules";
 
-/// The others are here, packed, with the list of their aliases.
+/// The folder of all other modules, compressed, with the list of their aliases.
 const LATER: &str = "/modules/later";
 
-/// A link to this program. Its name is one that images do not have: iptables, too, executes what the sysctl names, but in the
-/// container, where /init may be somebody else's.
+/// A link to this program, with a name that images do not have. iptables also executes the program
+/// that the sysctl names, but in the container, where /init may be another program.
 const HELPER: &str = "/modules/load";
 
-/// The program that the kernel executes when it wants a module. There is no such file where it was built without modules.
+/// Names the program that the kernel executes when it needs a module. A kernel without modules
+/// lacks this file.
 const MODPROBE: &str = "/proc/sys/kernel/modprobe";
 
 /// `MODULE_INIT_COMPRESSED_FILE` of linux/module.h, which rustix has no name for.
@@ -40,13 +44,13 @@ struct Module<'a> {
     parameters: Vec<&'a str>,
 }
 
-/// Does what modprobe would, where the kernel has executed this program for that: `/modules/load -q -- ALIAS`.
+/// Acts as modprobe if the kernel executed this program as such: `/modules/load -q -- ALIAS`.
 pub fn run_if_asked() -> Option<ExitCode> {
     let mut arguments = std::env::args_os();
     if arguments.next().as_deref() != Some(OsStr::new(HELPER)) {
         return None;
     }
-    // Nobody reads a message of this process; the kernel logs why it refuses a module.
+    // A message of this process is not read; the kernel logs why it refuses a module.
     let loaded = arguments.nth(2).and_then(|alias| load(alias.to_str()?).ok());
     Some(if loaded.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -54,7 +58,7 @@ pub fn run_if_asked() -> Option<ExitCode> {
 /// Loads the modules of the boot.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn load_all() -> Result<()> {
     let what = || format!("cannot list {DIR}");
     let mut names =
@@ -68,24 +72,25 @@ pub fn load_all() -> Result<()> {
     Ok(())
 }
 
-/// From now on the kernel's requests are answered, if it can have any. It looks in the root of process 1, where the boot has mounted [`DIR`] for this;
-/// a kernel that looked in its first root would find the same there.
+/// Makes this program the kernel's modprobe, unless the kernel has no modules. The kernel looks for
+/// it in the root of process 1, where the boot has mounted [`DIR`]. A kernel that looked in its
+/// first root would find the same.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn answer_kernel() -> Result<()> {
     if !Path::new(MODPROBE).exists() {
         return Ok(());
     }
     symlink("/init", HELPER).context(|| format!("cannot make {HELPER}"))?;
-    fs::write(MODPROBE, HELPER).context(|| "cannot become the kernel's modprobe".into())
+    fs::write(MODPROBE, HELPER).context(|| format!("cannot write {HELPER} to {MODPROBE}"))
 }
 
-/// Loads what is known by a name, if it is not loaded: a module of the packed ones, and what it needs. A kernel that cannot load
-/// any has built in what it has.
+/// Loads the module with this alias and the modules that it needs, unless they are loaded. Does
+/// nothing on a kernel without modules.
 ///
 /// # Errors
-/// `NotFound` where there is none, and what the kernel says.
+/// `NotFound` if there is no such module, or the kernel's error.
 pub fn load(alias: &str) -> Result<()> {
     if !Path::new(MODPROBE).exists() {
         return Ok(());
@@ -108,8 +113,9 @@ pub fn load(alias: &str) -> Result<()> {
     Ok(())
 }
 
-/// What is to be loaded for `alias`, in order. Each line of `aliases` is an alias, with `_` for `-`, and then files, which
-/// parameters may follow. One alias can have several lines.
+/// The modules to load for `alias`, in order. Each line of `aliases` has an alias, with `_` for
+/// `-`, and then files, each of which may be followed by parameters. An alias can have several
+/// lines.
 fn look_up<'a>(aliases: &'a str, alias: &str) -> Vec<Module<'a>> {
     let alias = alias.replace('-', "_");
     let mut modules = Vec::<Module<'_>>::new();
@@ -151,7 +157,7 @@ two c.ko.xz
     }
 
     #[test]
-    fn a_hyphen_is_an_underscore() {
+    fn hyphens_and_underscores_in_aliases_are_the_same() {
         assert_eq!(files("rtnl-link-bridge"), files("bridge"));
         assert_eq!(files("nft-chain-2-nat"), ["nf_nat.ko.xz", "nft_chain_nat.ko.xz"]);
     }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The guest's network: made what the host says that the pod's is.
+//! Configures the guest's network as the host describes the pod's.
 //!
-//! The kernel adds nothing of its own, neither routes of networks that an interface has an address in, nor questions
-//! whether an address is taken: the host has done both, and CNI may have changed what came of it. Only a link-local
-//! address it makes, where the host has none yet.
+//! The guest's kernel must add neither routes for the networks of addresses nor checks for
+//! duplicate addresses: the host's kernel did both, and CNI may have changed the result. It makes
+//! only a link-local address, if the host has none yet.
 
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::netlink::{self, Answer, all};
@@ -20,10 +20,10 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// Makes it so, in the network namespace that this thread is in. What is there already stays.
+/// Configures the network namespace of this thread. Keeps what is there already.
 ///
 /// # Errors
-/// `NotFound` for an interface that the guest has not, and what the kernel says.
+/// `NotFound` for an interface that the guest lacks, or the kernel's error.
 pub async fn configure(network: &Network) -> Result<()> {
     netlink::with(|handle| async move {
         let links = all(handle.link().get().execute()).await.context(|| "cannot list the guest's network interfaces".into())?;
@@ -38,7 +38,8 @@ pub async fn configure(network: &Network) -> Result<()> {
         }
         for route in &network.routes {
             let message = RouteNetlinkMessage::NewRoute(message(route, index(&route.interface)?));
-            // Appended, a route may differ from another in its interface alone, as link-local ones do.
+            // Append, because a route may differ from another only in its interface, as link-local
+            // routes do.
             let made = netlink::request(&handle, message, NLM_F_CREATE | NLM_F_APPEND).await;
             made.or_else(there_already).context(|| format!("cannot make the route {}", describe(route)))?;
         }
@@ -52,20 +53,24 @@ pub async fn configure(network: &Network) -> Result<()> {
     .await
 }
 
-/// Finds the interfaces by their hardware addresses, and gives them their names. Returns their indices, by these.
+/// Finds the interfaces by their hardware addresses and names them. Returns their indices by their
+/// names.
 async fn name(handle: &Handle, links: &[LinkMessage], interfaces: &[Interface]) -> Result<BTreeMap<String, u32>> {
     let mut indices = BTreeMap::new();
     for interface in interfaces {
         let Interface { name, mac, .. } = interface;
         let link = links.iter().find(|link| is(link, *mac));
-        let index = link.ok_or_else(|| Error::not_found(format!("the guest has no interface {mac}, which is to be {name}")))?.header.index;
+        let index =
+            link.ok_or_else(|| Error::not_found(format!("the guest has no interface with address {mac}, for {name}")))?.header.index;
         if indices.insert(name.clone(), index).is_some() {
-            return Err(Error::invalid(format!("two interfaces are to be {name}")));
+            return Err(Error::invalid(format!("two interfaces have the name {name}")));
         }
     }
-    // One may have the name that another is to have: first, none has any of them.
+    // An interface may have the name that another needs, so first give all of them temporary names.
     for (name, index) in &indices {
-        rename(handle, *index, &format!("unnamed{index}")).await.context(|| format!("cannot take the name of what is to be {name}"))?;
+        rename(handle, *index, &format!("unnamed{index}"))
+            .await
+            .context(|| format!("cannot give the future interface {name} a temporary name"))?;
     }
     for (name, index) in &indices {
         rename(handle, *index, name).await.context(|| format!("cannot name the interface {name}"))?;
@@ -132,7 +137,8 @@ fn describe(route: &Route) -> String {
     format!("to {ip}/{length}{gateway} on {interface}")
 }
 
-/// The kernel makes a route for link-local addresses by itself where it made the address.
+/// Accepts a route that exists: the kernel itself makes the route of a link-local address that it
+/// made.
 fn there_already(error: rtnetlink::Error) -> Answer<()> {
     if netlink::errno(&error) == Some(Errno::EXIST) { Ok(()) } else { Err(error) }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the host asks for beside the Task API.
+//! Answers the host's requests on control connections: everything but the Task API.
 
 use crate::streams::Streams;
-use crate::{block, huge, network};
+use crate::{block, huge_pages, network};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::runtime::libcontainer::Libcontainer;
@@ -19,10 +19,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tracing::info;
 
-/// How far the clock may be from the host's. A request may be on its way for as long.
+/// How far the clock may be from the host's. A request may take as long to arrive.
 const WRONG: Duration = Duration::from_secs(1);
 
-/// Answers requests, one after the other, until the host is gone or wants the guest to end.
+/// Answers requests, one after the other, until the host leaves or switches the guest off.
 pub async fn answer(
     containers: &Containers<Libcontainer>,
     streams: &Streams,
@@ -39,7 +39,7 @@ pub async fn answer(
             Request::Ping { now } => keep_clock(now),
             Request::SwitchOff => {
                 let done = containers.kill_all().await;
-                // It fails where the guest is ending already.
+                // It fails if the guest is ending already.
                 let _ending = off.send(()).await;
                 done
             }
@@ -54,13 +54,13 @@ async fn set_up(setup: &Setup) -> Result<()> {
     if !setup.hostname.is_empty() {
         nix::unistd::sethostname(&setup.hostname).context(|| format!("cannot set the hostname {:?}", setup.hostname))?;
     }
-    // While memory is in one piece.
-    huge::set_aside(setup.huge_pages).await?;
+    // First, while free memory is in one piece.
+    huge_pages::set_aside(setup.huge_pages).await?;
     // Before sysctls, which may name an interface.
     network::configure(&setup.network).await?;
     for (name, value) in &setup.sysctls {
         if !name.components().all(|part| matches!(part, Component::Normal(_))) {
-            return Err(Error::invalid(format!("{} is no sysctl", name.display())));
+            return Err(Error::invalid(format!("{} is not the path of a sysctl", name.display())));
         }
         std::fs::write(Path::new("/proc/sys").join(name), value)
             .context(|| format!("cannot set the sysctl {} = {value:?}", name.display()))?;
@@ -69,7 +69,7 @@ async fn set_up(setup: &Setup) -> Result<()> {
     Ok(())
 }
 
-/// Containers that share their process ids have a process 1 that is not this one.
+/// Makes the PID namespace that containers share, and a holder as its process 1.
 fn hold_pid_namespace() -> Result<()> {
     if Path::new(api::PID_NAMESPACE).exists() {
         return Ok(());
@@ -83,14 +83,15 @@ fn hold_pid_namespace() -> Result<()> {
     mount_bind(format!("/proc/{held}/ns/pid"), api::PID_NAMESPACE).context(what)
 }
 
-/// Sets the clock where it is wrong: only after a pause is it, and setting it for less would make it jump back and forth.
+/// Sets the clock if it is more than [`WRONG`] off, as after a pause. Smaller corrections would
+/// make it jump back and forth.
 fn keep_clock(now: u64) -> Result<()> {
     let here = rustix::time::clock_gettime(ClockId::Realtime);
     let here = Duration::new(here.tv_sec.max(0) as u64, here.tv_nsec as u32);
     if here.abs_diff(Duration::from_nanos(now)) < WRONG {
         return Ok(());
     }
-    info!("the clock was wrong");
+    info!("the clock differed from the host's: set it");
     set_clock(now)
 }
 
@@ -101,7 +102,7 @@ fn set_clock(now: u64) -> Result<()> {
 
 async fn write_bundle(bundle: &Bundle) -> Result<()> {
     let container = ContainerId::parse(bundle.container.clone())?;
-    huge::set_aside(bundle.huge_pages).await?;
+    huge_pages::set_aside(bundle.huge_pages).await?;
     for memory in &bundle.memory {
         make_memory(memory)?;
     }
@@ -123,8 +124,9 @@ async fn write_bundle(bundle: &Bundle) -> Result<()> {
     std::fs::write(dir.join("config.json"), spec).context(|| format!("cannot write the specification of container {container}"))
 }
 
-/// The kernel mounts a file system of the share when somebody first goes there, with the flags of the mount above: what is to be
-/// written to below a read-only volume must have been mounted before.
+/// Enters a mount point of the share. The kernel mounts its file system at the first access, with
+/// the flags of the mount above it. So a writable file system below a read-only volume must be
+/// entered before the volume is mounted.
 fn enter_submount(submount: &str) -> Result<()> {
     let what = || format!("cannot enter {submount} of the share");
     let share = rustix::fs::open(api::SHARE, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).context(what)?;
@@ -151,7 +153,7 @@ fn make_memory(memory: &Memory) -> Result<()> {
     mount(kind, &path, kind, MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str()).context(what)
 }
 
-/// Removes what [`write_bundle`] and the streams have made.
+/// Removes everything that [`write_bundle`] and the streams have made.
 fn forget(streams: &Streams, container: String, exec: Option<String>) -> Result<()> {
     let container = ContainerId::parse(container)?;
     if let Some(exec) = exec {
@@ -166,14 +168,14 @@ fn forget(streams: &Streams, container: String, exec: Option<String>) -> Result<
     }
 }
 
-/// Lets go of what the host shares of a container: its file systems, and all that this kernel remembers of their files, which
-/// the host keeps open for it.
+/// Unmounts a container's part of the share, and drops this kernel's caches of its files, which
+/// virtiofsd on the host keeps open for them.
 fn leave_share(container: &ContainerId) -> Result<()> {
     for mounted in magnetar_core::mount::mounts_below(&Path::new(api::SHARE).join(container.as_str()))? {
         magnetar_core::mount::unmount(&mounted)?;
     }
-    // Entries and inodes that nobody uses; proc(5).
-    std::fs::write("/proc/sys/vm/drop_caches", "2").context(|| "cannot drop what is remembered of files".into())
+    // 2: unused directory entries and inodes (proc(5)).
+    std::fs::write("/proc/sys/vm/drop_caches", "2").context(|| "cannot drop the caches of files".into())
 }
 
 fn bundle_dir(container: &ContainerId) -> PathBuf {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A process's streams: FIFOs, which the core knows how to treat, each with a connection to the host.
+//! A process's streams: FIFOs, as the core uses them, each with a connection to the host.
 //!
-//! What a process has written is in the FIFO when it ends, and the end comes after it: nothing is lost, however quickly the
-//! process ends. Whoever does not read holds up the process, by the connection's flow control.
+//! When a process ends, its output is in the FIFO, and the end of file comes after it. So nothing
+//! is lost, however quickly the process ends. A client that does not read blocks the process, by
+//! the connection's flow control.
 
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
@@ -32,7 +33,7 @@ pub struct Opened {
     forgotten: CancellationToken,
 }
 
-/// The end of it that is not the process's.
+/// The agent's end of the FIFO.
 #[derive(Debug)]
 enum Fifo {
     Input(pipe::Sender),
@@ -40,10 +41,10 @@ enum Fifo {
 }
 
 impl Streams {
-    /// Makes a FIFO, and opens the end of it that is not the process's.
+    /// Makes a FIFO, and opens the agent's end of it.
     ///
     /// # Errors
-    /// `InvalidArgument` for a name that is none, and what the kernel says.
+    /// `InvalidArgument` for an invalid name, or the kernel's error.
     pub fn open(&self, name: &StreamName) -> Result<Opened> {
         let container = ContainerId::parse(name.container.clone())?;
         let exec = name.exec.clone().map(ExecId::parse).transpose()?;
@@ -60,17 +61,17 @@ impl Streams {
         };
         let mut options = pipe::OpenOptions::new();
         let fifo = match name.kind {
-            // Open for reading too, so that it can be opened before its process is there.
+            // For reading as well, so that it can be opened before its process is there.
             StreamKind::Stdin => Fifo::Input(options.read_write(true).open_sender(&path).context(what)?),
             StreamKind::Stdout | StreamKind::Stderr => Fifo::Output(options.open_receiver(&path).context(what)?),
         };
         Ok(Opened { fifo, forgotten })
     }
 
-    /// Ends what is left of a process's streams; with a container, those of its execs too.
+    /// Closes and removes a process's streams; for a container, those of its execs as well.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn forget(&self, container: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
         let gone: Vec<Process> = {
             let mut processes = self.processes();
@@ -104,15 +105,15 @@ fn remove(removed: std::io::Result<()>, path: &Path) -> Result<()> {
 }
 
 impl Opened {
-    /// Copies until the process has closed its end, the host its, or the process is forgotten.
+    /// Copies until the process or the host has closed its end, or the process is forgotten.
     ///
     /// # Errors
-    /// Where one of the ends fails.
+    /// When one of the ends fails.
     pub async fn copy(self, connection: impl AsyncRead + AsyncWrite) -> std::io::Result<()> {
         let Self { fifo, forgotten } = self;
         let copied = async {
             match fifo {
-                // It waits before it reads: a FIFO that nobody has opened for writing yet reads as if it had ended.
+                // This waits before it reads: a FIFO without a writer reads as if it had ended.
                 Fifo::Output(fifo) => chunk::carry(fifo, sink(), connection).await,
                 Fifo::Input(fifo) => chunk::carry(empty(), fifo, connection).await,
             }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Modules that are no file of an image, but its layer: an OCI artifact, as CNCF's layout for Wasm describes it.
+//! Finds modules in OCI artifacts: images whose layer is the module itself (CNCF's layout for Wasm
+//! in OCI).
 //!
-//! containerd pulls such an image and keeps its blobs, but unpacks no layer of a type that it does not know. So it is asked
-//! for the manifest of the container's image, and for the layer, which goes into a memory file: containers have their module
-//! open, and nothing on the host is to be within their reach.
+//! containerd pulls such an image and keeps its blobs, but does not unpack layers of a type that it
+//! does not know. So this module asks containerd for the manifest of the container's image and for
+//! the layer. It copies the layer into a memory file: containers have their module open, and must
+//! not reach files of the host.
 
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::images_client::ImagesClient;
@@ -26,7 +28,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
-/// containerd's name for a container's image, of its CRI plugin.
+/// The annotation in which containerd's CRI plugin names a container's image.
 const IMAGE: &str = "io.kubernetes.cri.image-name";
 
 /// The title of a layer: its file's name (the OCI image specification, annotations).
@@ -35,7 +37,8 @@ const TITLE: &str = "org.opencontainers.image.title";
 /// The metadata of a call that names containerd's namespace.
 const NAMESPACE: &str = "containerd-namespace";
 
-/// The types of layers that are a module: CNCF's layout for Wasm in OCI, what came before it, and what runwasi's tools make.
+/// The media types of layers that are a module: of CNCF's layout for Wasm in OCI, of its
+/// predecessor, and of runwasi's tools.
 const LAYERS: [&str; 4] = [
     "application/wasm",
     "application/vnd.wasm.content.layer.v1+wasm",
@@ -46,13 +49,13 @@ const LAYERS: [&str; 4] = [
 /// The types of an index (the OCI image specification, and Docker's before it).
 const INDEXES: [&str; 2] = ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
 
-/// The largest manifest, in bytes: registries take none that is larger.
+/// The largest manifest, in bytes. Registries accept no larger ones.
 const LARGEST_MANIFEST: u64 = 4 << 20;
 
-/// How long containerd may take to answer, for all of it.
+/// How long all calls to containerd together may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What content is called (the OCI image specification, content descriptors).
+/// A content descriptor (the OCI image specification, content descriptors).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Descriptor {
@@ -81,14 +84,16 @@ struct Manifest {
     manifests: Vec<Descriptor>,
 }
 
-/// The module of a container whose image is an artifact: the layer that is called `name`, or the only one, in a file that
-/// nobody can change. `None` for any other image. For a process with one thread.
+/// The module of a container whose image is an artifact: the layer with the title `name`, or the
+/// only layer, in a sealed memory file. `None` for any other image. The process must have one
+/// thread.
 ///
-/// A copy of the process does the asking: an event loop leaves things behind that a container is not to have.
+/// A forked copy of the process asks containerd, because an event loop leaves behind descriptors
+/// that a container must not have.
 ///
 /// # Errors
-/// `Unavailable` where containerd does not answer, `ResourceExhausted` for a module of more than `largest` bytes, and
-/// `InvalidArgument` where several layers could be meant.
+/// `Unavailable` if containerd does not answer, `ResourceExhausted` for a module of more than
+/// `largest` bytes, and `InvalidArgument` if it is unclear which of several layers is meant.
 pub fn find(spec: &Value, name: &str, images: &Images, largest: u64) -> Result<Option<File>> {
     let Some(image) = spec["annotations"][IMAGE].as_str() else { return Ok(None) };
     let what = || format!("cannot ask containerd at {} for the image {image}", images.address.display());
@@ -114,12 +119,12 @@ pub fn find(spec: &Value, name: &str, images: &Images, largest: u64) -> Result<O
             Ok(Some(file.into()))
         }
         NONE => Ok(None),
-        "" => Err(Error::internal(format!("{}: the process that asks has ended", what()))),
+        "" => Err(Error::internal(format!("{}: the process that asks it ended without an answer", what()))),
         error => Err(Error::from_line(error)),
     }
 }
 
-/// What the copy says when it is done without an error, which begins with a number.
+/// What the copy writes on success. An error begins with a number instead.
 const FOUND: &str = "found";
 const NONE: &str = "none";
 
@@ -136,7 +141,7 @@ fn ask(image: &str, name: &str, images: &Images, largest: u64, into: BorrowedFd<
 /// Copies the module, if there is one.
 async fn fetch(image: &str, name: &str, images: &Images, largest: u64, into: &mut File) -> Result<bool> {
     let silent = |error: containerd_client::tonic::transport::Error| {
-        // It says no more than that it is an error of the transport.
+        // The error itself only says that the transport failed; its sources say why.
         let mut said = error.to_string();
         let mut cause = error.source();
         while let Some(error) = cause {
@@ -152,7 +157,8 @@ async fn fetch(image: &str, name: &str, images: &Images, largest: u64, into: &mu
     if INDEXES.contains(&target.media_type.as_str()) {
         let Some(chosen) = choose(manifest.manifests) else { return Ok(false) };
         manifest = match store.manifest(&chosen).await {
-            // Not the one that was pulled: it is no artifact for this node, and the program is just missing.
+            // That manifest was not pulled, so the image is no artifact for this node, and its
+            // program is just missing.
             Err(error) if error.code() == Code::NotFound => return Ok(false),
             manifest => manifest?,
         };
@@ -162,7 +168,7 @@ async fn fetch(image: &str, name: &str, images: &Images, largest: u64, into: &mu
     Ok(true)
 }
 
-/// The manifest of an index that is for Wasm, or for this machine.
+/// The manifest of an index for Wasm, or otherwise for this machine.
 fn choose(manifests: Vec<Descriptor>) -> Option<Descriptor> {
     let machine = match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -173,7 +179,7 @@ fn choose(manifests: Vec<Descriptor>) -> Option<Descriptor> {
     of(&|platform| platform.architecture == "wasm").or_else(|| of(&|platform| platform.architecture == machine && platform.os == "linux"))
 }
 
-/// The layer that is meant.
+/// The layer with the module.
 fn layer(layers: Vec<Descriptor>, name: &str) -> Result<Option<Descriptor>> {
     let mut modules: Vec<_> = layers.into_iter().filter(|layer| LAYERS.contains(&layer.media_type.as_str())).collect();
     let file = Path::new(name).file_name().and_then(|file| file.to_str());
@@ -203,11 +209,11 @@ impl Store<'_> {
         Ok(request)
     }
 
-    /// What an image's name stands for.
+    /// The descriptor to which an image's name refers.
     async fn target(&self, image: &str) -> Result<Option<Descriptor>> {
         let request = self.request(GetImageRequest { name: image.into() })?;
         let answer = match ImagesClient::new(self.channel.clone()).get(request).await {
-            // A container may outlive its image's name.
+            // The image's name may be removed before its container is.
             Err(status) if status.code() == containerd_client::tonic::Code::NotFound => return Ok(None),
             answer => answer.map_err(unanswered)?.into_inner(),
         };
@@ -224,14 +230,14 @@ impl Store<'_> {
     async fn manifest(&self, descriptor: &Descriptor) -> Result<Manifest> {
         let mut text = Vec::new();
         self.read(descriptor, LARGEST_MANIFEST, &mut text).await?;
-        serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("{} is no manifest: {error}", descriptor.digest)))
+        serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("{} is not a manifest: {error}", descriptor.digest)))
     }
 
-    /// Copies content, which must be what its descriptor says.
+    /// Copies content, and checks its size and digest.
     async fn read(&self, descriptor: &Descriptor, largest: u64, into: &mut impl Write) -> Result<()> {
         let Descriptor { digest, size, .. } = descriptor;
         if *size > largest {
-            return Err(Error::new(Code::ResourceExhausted, format!("{digest} has {size} bytes, and {largest} are the most")));
+            return Err(Error::new(Code::ResourceExhausted, format!("{digest} has {size} bytes; at most {largest} are allowed")));
         }
         let request = self.request(ReadContentRequest { digest: digest.clone(), offset: 0, size: 0 })?;
         let mut parts = ContentClient::new(self.channel.clone()).read(request).await.map_err(unanswered)?.into_inner();
@@ -267,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_layer_that_is_meant_is_found() {
+    fn the_layer_is_found_by_title_or_as_the_only_one() {
         let one = r#"{"layers": [{"mediaType": "application/wasm", "digest": "sha256:a", "size": 1}]}"#;
         assert_eq!(layer(manifest(one).layers, "/any.wasm").unwrap().unwrap().digest, "sha256:a");
         let two = r#"{"layers": [
@@ -282,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_may_have_one_for_wasm() {
+    fn a_manifest_for_wasm_is_chosen_from_an_index() {
         let index = r#"{"manifests": [
             {"digest": "sha256:a", "size": 1, "platform": {"architecture": "s390x", "os": "linux"}},
             {"digest": "sha256:b", "size": 1, "platform": {"architecture": "wasm", "os": "wasip1"}}]}"#;

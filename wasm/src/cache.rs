@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Compiled code, kept by the digest of its module.
+//! The cache of compiled code, by the digest of the module.
 //!
 //! ```text
 //!   host       find ──a hit──> the open file goes into the container, and is mapped
@@ -8,10 +8,12 @@
 //!   host       keeper: only if it is sealed ──> store
 //! ```
 //!
-//! What compiles is in the container, within its limits, and where no other process of the container can look or reach into it
-//! (`program.rs`). What it delivers was written before the module ran, of the very bytes that have the digest, and cannot be
-//! changed after. The cache's folder is root's alone, so nobody else writes to it; containers get a file of it through a
-//! read-only mount; and each file's own digest is checked before it is used: code that was damaged is compiled again.
+//! The process that compiles is in the container, within its limits. No other process of the
+//! container can trace it or open its files (`program.rs`). It delivers the code before the module
+//! runs, compiled from exactly the bytes that have the digest, and the code cannot be changed
+//! afterwards. Only root can write to the cache's folder; containers get a file of it through a
+//! read-only mount. Each file's own digest is checked before the file is used, so damaged code is
+//! compiled again.
 
 mod folder;
 
@@ -24,13 +26,14 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-/// Where it is.
+/// The folder of the cache.
 pub const ROOT: &str = "/var/lib/magnetar/wasm";
 
-/// How much is kept, in bytes, of all engines together. What was used longest ago goes first.
+/// The limit of the cache in bytes, for all engines together. The code that was used longest ago is
+/// removed first.
 const LIMIT: u64 = 1 << 30;
 
-/// The seals of code that nobody can change.
+/// The seals of code that cannot be changed any more.
 const SEALED: SealFlags = SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK);
 
 /// The digest of a module.
@@ -50,20 +53,20 @@ pub struct Offer {
     done: File,
 }
 
-/// What the cache has of a module.
+/// The result of a look-up.
 #[derive(Debug)]
 pub enum Found {
-    /// Its code.
+    /// The module's code.
     Code(File),
-    /// None yet.
+    /// There is no code yet.
     Missing(Offer),
 }
 
 impl Found {
-    /// The same where what is kept cannot be written to through the container, which gets it.
+    /// Makes the code's file read-only for the container, which gets it.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn protected(self) -> Result<Self> {
         match self {
             Self::Code(code) => {
@@ -73,7 +76,7 @@ impl Found {
         }
     }
 
-    /// What it has open.
+    /// Its open descriptors.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
             Self::Code(code) => vec![code.as_fd()],
@@ -83,18 +86,20 @@ impl Found {
 }
 
 impl Cache {
-    /// The code of engines that are `compatible`: a name for all that their code depends on.
+    /// The cache of engines that are `compatible`: a name for everything on which their code
+    /// depends.
     ///
     /// # Errors
-    /// Where the folder is not root's alone, or cannot be made.
+    /// When others than root could write to the folder, or it cannot be made.
     pub fn open(root: &Path, compatible: &str) -> Result<Self> {
         Ok(Self { folder: Folder::open(root, compatible)? })
     }
 
-    /// The code of a module that is read from its beginning, or a place to put it. For a process with one thread.
+    /// Looks for the code of a module, which must be read from its beginning. The process must have
+    /// one thread.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn look(self, mut module: impl Read) -> Result<Found> {
         let digest = digest(&mut module)?;
         match self.folder.find(&digest)? {
@@ -107,7 +112,8 @@ impl Cache {
         let what = || "cannot offer to keep compiled code".to_string();
         let code = rustix::fs::memfd_create("compiled", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(what)?;
         let (waits, done) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(what)?;
-        // It belongs to the pod's cgroup, ends when the pipe does, and is reaped by the sandbox process.
+        // The copy is in the pod's cgroup, ends when the pipe does, and is reaped by the sandbox
+        // process.
         magnetar_sys::fork::spawn(|| {
             magnetar_sys::fork::keep_only(&[code.as_fd(), waits.as_fd(), self.folder.as_fd()]);
             keep(&self.folder, &digest, &code, &waits)
@@ -118,11 +124,12 @@ impl Cache {
 }
 
 impl Offer {
-    /// Hands over what `module` was compiled to. It cannot be changed any more.
+    /// Delivers the code of `module`. It cannot be changed afterwards.
     ///
     /// # Errors
-    /// `FailedPrecondition` where the module is not the one that was looked up: its file may be in a volume that others write to,
-    /// and would then be kept under another module's digest. What the kernel says where there is no memory for it.
+    /// `FailedPrecondition` if the module is not the one that was looked up. Its file may be in a
+    /// volume to which others write; the code would then be kept under another module's digest.
+    /// Otherwise the kernel's error, when memory is short.
     pub fn deliver(mut self, mut module: &[u8], code: &[u8]) -> Result<()> {
         let what = || "cannot hand compiled code over".to_string();
         if digest(&mut module)? != self.digest {
@@ -134,10 +141,11 @@ impl Offer {
     }
 }
 
-/// Waits for code, and keeps it. Returns the process's exit code; its standard error is the sandbox process's.
+/// Waits for code and stores it. Returns the keeper's exit code; its standard error is the sandbox
+/// process's.
 fn keep(folder: &Folder, digest: &Digest, code: &OwnedFd, waits: &OwnedFd) -> i32 {
     let delivered = rustix::io::read(waits, &mut [0; 1]).is_ok_and(|length| length == 1);
-    // Without a byte the module was not compiled to its end.
+    // Without the byte, the compilation was not finished.
     if !delivered {
         return 0;
     }
@@ -154,7 +162,7 @@ fn keep(folder: &Folder, digest: &Digest, code: &OwnedFd, waits: &OwnedFd) -> i3
 fn sealed(code: &OwnedFd) -> Result<File> {
     let seals = rustix::fs::fcntl_get_seals(code).context(|| "cannot look at compiled code".into())?;
     if !seals.contains(SEALED) {
-        return Err(Error::precondition("it could still be changed"));
+        return Err(Error::precondition("compiled code is not sealed, so it could still be changed"));
     }
     let mut file = File::from(code.try_clone().context(|| "cannot read compiled code".into())?);
     file.rewind().context(|| "cannot read compiled code".into())?;
@@ -172,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_sealed_is_not_kept() {
+    fn code_that_is_not_sealed_is_not_stored() {
         let root = tempfile::tempdir().unwrap();
         let folder = Folder::open(&root.path().join("cache"), "engine-1").unwrap();
         let (waits, done) = rustix::pipe::pipe().unwrap();
@@ -192,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_nothing_is_kept() {
+    fn code_that_was_not_delivered_is_not_stored() {
         let root = tempfile::tempdir().unwrap();
         let folder = Folder::open(&root.path().join("cache"), "engine-1").unwrap();
         let (waits, done) = rustix::pipe::pipe().unwrap();

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a module gets of its container.
+//! The environment of a module, from its container.
 
 use libcontainer::oci_spec::runtime::{Process, Spec};
 
 /// What the engine itself may need beside a module's memory, in bytes: code, tables, stacks.
 const ENGINE: u64 = 16 << 20;
 
-/// The port of a component that answers HTTP requests, where neither the pod nor the image names one.
+/// The port of a component that answers HTTP requests, if neither the pod nor the image names one.
 const PORT: u16 = 8080;
 
-/// The pod's annotation that names it.
+/// The pod's annotation that names the port.
 pub const PORT_ANNOTATION: &str = "io.magnetar.wasm.http-port";
 
-/// The variable of the environment, the image's or the container's, that names it.
+/// The environment variable, of the image or the container, that names the port.
 const PORT_VARIABLE: &str = "PORT";
 
-/// A module's surroundings, from the container's specification.
+/// A module's environment, from the container's specification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
     /// Its arguments; the first is the module's name.
@@ -24,15 +24,15 @@ pub struct Guest {
     pub env: Vec<(String, String)>,
     /// Its working directory, absolute.
     pub directory: String,
-    /// How large its memory may become, in bytes.
+    /// The limit of its memory, in bytes.
     pub memory: Option<u64>,
-    /// Where it answers, if it is one that answers HTTP requests.
-    /// The error is what was said instead of a number.
+    /// The port of a component that answers HTTP requests. The error is the configured text that is
+    /// not a port.
     pub port: std::result::Result<u16, String>,
 }
 
 impl Guest {
-    /// The surroundings of the container's process.
+    /// The environment of the container's process.
     pub fn new(spec: &Spec) -> Self {
         let limit = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).and_then(|resources| resources.memory().as_ref());
         let limit = limit.and_then(|memory| memory.limit()).and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0);
@@ -43,7 +43,8 @@ impl Guest {
         Self { memory: limit.map(linear_memory), port, ..guest }
     }
 
-    /// What [`new`](Self::new) will say of its memory, from the specification as it is on the host.
+    /// The memory limit as [`new`](Self::new) will set it, from the specification as it is on the
+    /// host.
     pub fn memory_of(spec: &serde_json::Value) -> Option<u64> {
         spec["linux"]["resources"]["memory"]["limit"].as_u64().filter(|limit| *limit > 0).map(linear_memory)
     }
@@ -63,8 +64,9 @@ impl Guest {
     }
 }
 
-/// What of the cgroup's limit is for the module: with less for the engine, the kernel would kill both before the engine can
-/// say what was wrong. A small limit is shared in halves.
+/// The module's part of the cgroup's limit. The rest is for the engine: without it, the kernel
+/// would kill the process before the engine can report what was wrong. A small limit is split in
+/// halves.
 fn linear_memory(limit: u64) -> u64 {
     limit.saturating_sub(ENGINE).max(limit / 2)
 }
@@ -74,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_gets_what_its_process_would() {
+    fn a_guest_gets_its_process_s_arguments_environment_and_directory() {
         let spec: Spec = serde_json::from_str(
             r#"{"ociVersion":"1.1.0","root":{"path":"r"},"process":{"args":["a.wasm","b"],"env":["A=1=2","B"],"cwd":"/d","user":{"uid":0,"gid":0}},
             "linux":{"resources":{"memory":{"limit":104857600}}}}"#,
@@ -89,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port_is_the_annotations_or_the_environments() {
+    fn the_annotation_s_port_overrides_the_environment_s() {
         let port = |annotations: &str, env: &str| {
             let text = format!(
                 r#"{{"ociVersion":"1.1.0","root":{{"path":"r"}},"annotations":{{{annotations}}},
@@ -103,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_limit_is_shared() {
+    fn a_small_memory_limit_is_split_in_halves() {
         assert_eq!(linear_memory(20 << 20), 10 << 20);
         assert_eq!(linear_memory(64 << 20), 48 << 20);
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Running a WebAssembly module as the process of a container.
+//! Runs a WebAssembly module as the process of a container.
 //!
 //! ```text
 //!   host      payload::find ──> is it Wasm? ──> program::WasmOrNative keeps the open file, and mounts a root without /proc
@@ -7,8 +7,9 @@
 //!                                └─> a native program: execve
 //! ```
 //!
-//! The module is opened before the container exists, beneath its root, and that file is what runs. In a volume its bytes
-//! may still change, so the cache keeps code by the digest of what was compiled.
+//! The module is opened before the container exists, beneath its root, and exactly that file runs.
+//! The bytes of a file in a volume may still change, so the cache uses the digest of the bytes that
+//! were compiled.
 
 mod artifact;
 pub mod cache;

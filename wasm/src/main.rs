@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   this process ── in the pod's namespaces, as magnetar-runc is; holds no engine
-//!    └── containers  made by magnetar-wasmtime or magnetar-wasmedge, which goes on as the container's process 1
+//!    └── containers  made by magnetar-wasmtime or magnetar-wasmedge, which then becomes the container's process 1
 //! ```
 //!
 //! Deliberately absent: an engine. Only the process that runs a module has one.

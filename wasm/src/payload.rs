@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Finding out, on the host and before the container is made, whether its program is a Wasm module.
+//! Finds out, on the host and before the container is made, whether its program is a Wasm module.
 //!
-//! The container's tree is put together from its specification: its root and what will be bind-mounted into it. All of it
-//! is the image's or the pod's and hostile: paths are opened beneath their root (openat2), and no link leads out of it. A
-//! link from one mount into another leads nowhere here; such a module is taken for a native program, which is then not found.
+//! The container's files are found by its specification: its root, and the bind mounts that will be
+//! in it. Image and pod may be hostile, so paths are opened beneath their root (openat2), and no
+//! link leads out of it. A link from one mount into another cannot be followed here. Such a module
+//! is taken for a native program, which is then not found.
 
 use crate::artifact;
 use crate::cache::Found;
@@ -25,7 +26,8 @@ const LARGEST: u64 = 512 << 20;
 /// The first four bytes of a module, and of a component (the WebAssembly specification, binary format of modules).
 const MAGIC: &[u8; 4] = b"\0asm";
 
-/// The operating system for which Wasmtime's object files say that they are, in the eighth byte (`EI_OSABI`): no other's.
+/// The operating system in the header of Wasmtime's object files (the eighth byte, `EI_OSABI`). No
+/// other system uses it.
 const OS_WASMTIME: u8 = 200;
 
 /// A module that was found.
@@ -38,14 +40,14 @@ pub struct Module {
     cached: Mutex<Option<Found>>,
 }
 
-/// How a module is written down.
+/// A module's format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// The binary format, of a core module or of a component.
     Binary,
     /// The text format.
     Text,
-    /// Code that Wasmtime has compiled before.
+    /// Code that Wasmtime compiled earlier.
     Precompiled,
 }
 
@@ -54,41 +56,44 @@ impl Module {
         Self { file, name: name.into(), function: function.map(Into::into), format, cached: Mutex::default() }
     }
 
-    /// What the container's first argument calls it.
+    /// The module's name in the container's first argument.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The function to call, where the argument names one after a `#`.
+    /// The function to call, if the argument names one after a `#`.
     pub fn function(&self) -> Option<&str> {
         self.function.as_deref()
     }
 
-    /// Has it open where it cannot be written to: the container gets the file, and may have it in a read-only volume.
+    /// Opens the file again through a read-only mount. The container gets the open file, and must
+    /// not be able to write to it, for example if it is in a read-only volume.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn protect(&mut self) -> Result<()> {
         self.file = magnetar_sys::sealed::reopen(&self.file).context(|| format!("cannot mount {} read-only", self.name))?;
         Ok(())
     }
 
-    /// How it is written down.
+    /// The module's format.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// What the cache has of it is asked, and taken from here by the engine.
+    /// Sets the result of the cache's look-up, for the engine to take.
     pub fn set_cached(&self, found: Found) {
         *self.cached.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
     }
 
-    /// What the cache has of it; once, so that nothing stays open that the engine does not keep.
+    /// Takes the result of the cache's look-up, so that nothing stays open that the engine does not
+    /// keep.
     pub fn take_cached(&self) -> Option<Found> {
         self.cached.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Closes all descriptors of the process but the standard streams and those that are needed to run this module.
+    /// Closes all descriptors of the process but the standard streams and those that this module
+    /// needs.
     pub fn close_all_others(&self) {
         let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         let mut keep = vec![self.file.as_fd()];
@@ -96,15 +101,16 @@ impl Module {
         magnetar_sys::fork::keep_only(&keep);
     }
 
-    /// Its bytes, from the first on. No more than the largest module may have.
+    /// Reads its bytes from the beginning, at most [`LARGEST`] and one more.
     pub fn reader(&self) -> impl Read {
         Reader { file: &self.file, offset: 0 }.take(LARGEST + 1)
     }
 
-    /// All of it, where there is so much `memory` for it, in bytes.
+    /// Reads the whole module. `memory` is the module's memory limit in bytes.
     ///
     /// # Errors
-    /// `ResourceExhausted` for one that is larger, or has more than 512 MiB, and what the kernel says.
+    /// `ResourceExhausted` for a module that is larger than `memory` or than 512 MiB, or the
+    /// kernel's error.
     pub fn read(&self, memory: Option<u64>) -> Result<Vec<u8>> {
         let what = || format!("cannot read {}", self.name);
         let size = self.file.metadata().context(what)?.len();
@@ -121,7 +127,7 @@ impl Module {
     }
 }
 
-/// Reads a file without the position that it shares with other processes.
+/// Reads a file by offset, because other processes share the file's position.
 struct Reader<'a> {
     file: &'a File,
     offset: u64,
@@ -135,21 +141,21 @@ impl Read for Reader<'_> {
     }
 }
 
-/// What the program of a bundle is.
+/// The program of a container.
 #[derive(Debug)]
 pub enum Payload {
     /// A module.
     Module(Module),
-    /// A file that is none: a native program.
+    /// A file that is not a module: a native program.
     Native,
-    /// No file, at least none of the container's root and mounts.
+    /// There is no such file in the container's root and mounts.
     Missing,
 }
 
-/// What the program of a bundle is.
+/// Finds the program of a bundle's container.
 ///
 /// # Errors
-/// Where the specification lacks what it must have.
+/// When the specification lacks required fields.
 pub fn find(spec: &Value, bundle: &Path) -> Result<Payload> {
     let (name, function) = program(spec)?;
     for path in candidates(name, &spec["process"]) {
@@ -162,8 +168,8 @@ pub fn find(spec: &Value, bundle: &Path) -> Result<Payload> {
     Ok(Payload::Missing)
 }
 
-/// The module that is the program of a container whose image has no files, but is one, where there is so much `memory` for it,
-/// in bytes.
+/// The module of a container whose image has no files but is a module itself. `memory` is the
+/// module's memory limit in bytes.
 ///
 /// # Errors
 /// Those of [`artifact::find`].
@@ -171,13 +177,14 @@ pub fn find_in_image(spec: &Value, images: &Images, memory: Option<u64>) -> Resu
     let (name, function) = program(spec)?;
     let found = artifact::find(spec, name, images, memory.map_or(LARGEST, |memory| memory.min(LARGEST)))?;
     Ok(found.map(|file| {
-        // The layer's type says that it is one: the engine says what is wrong with it.
+        // The layer's type says that it is a module. If it is not, the engine reports what is
+        // wrong.
         let format = format(&file, Path::new(name)).unwrap_or(Format::Binary);
         Module::new(file, name, function, format)
     }))
 }
 
-/// The name of a container's program, and of a function of it.
+/// The name of a container's program, and of the function to call.
 fn program(spec: &Value) -> Result<(&str, Option<&str>)> {
     let Some(argument) = spec["process"]["args"].get(0).and_then(Value::as_str) else {
         return Err(Error::invalid("the specification names no program"));
@@ -188,16 +195,16 @@ fn program(spec: &Value) -> Result<(&str, Option<&str>)> {
     })
 }
 
-/// Where the program may be, absolute.
+/// The absolute paths at which the program may be.
 fn candidates(name: &str, process: &Value) -> Vec<PathBuf> {
     let directory = Path::new(process["cwd"].as_str().unwrap_or("/"));
     let env = process["env"].as_array().map(Vec::as_slice).unwrap_or_default();
     let natives = libcontainer::candidates(name, env.iter().filter_map(Value::as_str));
-    // An image that holds a module and nothing else names it without a folder.
+    // An image with nothing but a module names it without a folder.
     natives.iter().map(PathBuf::as_path).chain([Path::new(name)]).map(|candidate| directory.join(candidate)).collect()
 }
 
-/// A regular file of the container to be; `None` where there is none.
+/// Opens a regular file of the future container; `None` if there is none.
 fn open(spec: &Value, bundle: &Path, path: &Path) -> Result<Option<File>> {
     let (root, inner) = place(spec, bundle, path);
     let what = || format!("cannot open {}", root.display());
@@ -209,19 +216,19 @@ fn open(spec: &Value, bundle: &Path, path: &Path) -> Result<Option<File>> {
     let opened = if inner.as_os_str().is_empty() { reopen(&root_fd) } else { beneath(&root_fd, &inner) };
     let file = match opened {
         Ok(fd) => File::from(fd),
-        // Whatever is wrong with it, the container itself is to find out.
+        // The error is reported when the container itself executes the program.
         Err(_) => return Ok(None),
     };
     Ok(file.metadata().is_ok_and(|metadata| metadata.is_file()).then_some(file))
 }
 
 fn beneath(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
-    // Not to be made to wait by a FIFO, nor to get a terminal.
+    // Do not block on a FIFO, and do not acquire a terminal.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
 }
 
-/// A file that is mounted over another.
+/// Opens a file that is mounted over another one.
 fn reopen(file: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     if FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) != FileType::RegularFile {
@@ -230,7 +237,7 @@ fn reopen(file: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(CWD, format!("/proc/self/fd/{}", file.as_raw_fd()), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// What is mounted where `path` will be, and the rest of the path in it.
+/// The source of the mount in which `path` will be, and the rest of the path in it.
 fn place(spec: &Value, bundle: &Path, path: &Path) -> (PathBuf, PathBuf) {
     let mounts = spec["mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
     let binds = mounts.iter().filter_map(|mount| {
@@ -239,7 +246,7 @@ fn place(spec: &Value, bundle: &Path, path: &Path) -> (PathBuf, PathBuf) {
         let inner = path.strip_prefix(destination).ok()?;
         (has_bind || mount["type"] == "bind").then_some((destination, mount["source"].as_str()?, inner))
     });
-    // The last of those that are equally deep is on top.
+    // Of mounts at the same depth, the last one is on top.
     match binds.max_by_key(|(destination, _, _)| destination.components().count()) {
         Some((_, source, inner)) => (bundle.join(source), inner.into()),
         None => {
@@ -249,7 +256,8 @@ fn place(spec: &Value, bundle: &Path, path: &Path) -> (PathBuf, PathBuf) {
     }
 }
 
-/// How a file is written down, if it is a module: the binary format says so itself, the text format in its name.
+/// A file's format, if it is a module. The binary format is recognised by its content, the text
+/// format by its name.
 fn format(file: &File, path: &Path) -> Option<Format> {
     let mut head = [0; 8];
     let length = file.read_at(&mut head, 0).unwrap_or_default();
@@ -261,7 +269,7 @@ fn format(file: &File, path: &Path) -> Option<Format> {
     }
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("wat") => Some(Format::Text),
-        // Somebody means it to be one: the engine says what is wrong with it.
+        // By its name it should be a module. If it is not, the engine reports what is wrong.
         Some("wasm") => Some(Format::Binary),
         Some("cwasm") => Some(Format::Precompiled),
         _ => None,
@@ -303,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_are_told_from_programs() {
+    fn modules_and_native_programs_are_told_apart() {
         let bundle = bundle();
         let found = |program: &str| module(&spec(program), bundle.path());
         for (program, format) in [
@@ -336,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_are_found_in_what_is_mounted() {
+    fn modules_are_found_in_bind_mounts() {
         let bundle = bundle();
         let volume = bundle.path().join("volume");
         fs::create_dir(&volume).unwrap();
@@ -350,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_makes_nobody_wait() {
+    fn a_fifo_is_not_waited_for() {
         let bundle = bundle();
         let fifo = bundle.path().join("rootfs/fifo.wasm");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The capabilities of a module's process: those that a native program would have.
+//! Reduces the capabilities of a module's process to those that a native program would have.
 //!
-//! What makes a container has all that it needs for it, and leaves it to `execve` to take away what the container's user is not
-//! to have. A module is run without one, so the same is done here. Rules of AppArmor and SELinux, which begin with it too, are
-//! not taken on.
+//! The maker of a container has capabilities that the container's user must not have, and relies on
+//! `execve` to drop them. A module runs without an `execve`, so this does the same. AppArmor
+//! profiles and SELinux labels, which also take effect at `execve`, do not apply.
 
 use magnetar_core::error::{Context, Result};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-/// Gives up what `execve` would take away (capabilities(7), "Transformation of capabilities during execve", for a file without
-/// capabilities of its own): root keeps what the bounding and the inheritable set allow, other users what is ambient. For a
-/// process with one thread, whose user is the container's already.
+/// Drops the capabilities that `execve` would drop (capabilities(7), "Transformation of
+/// capabilities during execve", for a file without capabilities of its own). Root keeps those in
+/// the bounding or the inheritable set; other users keep the ambient ones. The process must have
+/// one thread, and have the container's user already.
 ///
 /// # Errors
-/// What the kernel says.
-pub fn of_program() -> Result<()> {
+/// The kernel's error.
+pub fn drop_as_execve_would() -> Result<()> {
     let what = || "cannot give up capabilities".to_string();
     let before = rustix::thread::capabilities(None).context(what)?;
     let root = rustix::process::geteuid().is_root() || rustix::process::getuid().is_root();
@@ -27,7 +28,8 @@ pub fn of_program() -> Result<()> {
         };
         allowed.set(capability, kept);
     }
-    // Nothing is gained: what the specification left out of the permitted set stays out.
+    // The process gains none: capabilities that the specification left out of the permitted set
+    // stay out.
     let after = before.permitted.intersection(allowed);
     rustix::thread::set_capabilities(None, CapabilitySets { effective: after, permitted: after, inheritable: before.inheritable })
         .context(what)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the container's process becomes: a module in an engine, or a native program.
+//! Runs the container's program: a module in an engine, or a native program.
 
 use crate::cache::{self, Cache};
 use crate::engine::{End, Engine};
@@ -22,11 +22,12 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Where the kubelet mounts the file whose text becomes the container's status, unless the pod says otherwise
+/// The kubelet's default path of the file whose text becomes the message in the container's status
 /// (`terminationMessagePath`).
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// Where in the container the module's own root is mounted: on the tmpfs that `/dev` is, so that nothing of it is in the image.
+/// The mount point of the module's own root in the container. It is in the tmpfs at `/dev`, so that
+/// the image needs no folder for it.
 pub const GUEST_ROOT: &str = "/dev/wasm";
 
 /// Runs modules with the engine `E`, and native programs as they are.
@@ -37,7 +38,7 @@ pub struct WasmOrNative<E> {
 }
 
 impl<E: Engine> WasmOrNative<E> {
-    /// Nothing was looked at yet.
+    /// An executor that has not looked at a container yet.
     pub fn new() -> Self {
         Self { module: None, engine: PhantomData }
     }
@@ -88,11 +89,12 @@ impl<E: Engine> Executor for WasmOrNative<E> {
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let Some(module) = &self.module else { return Native.exec(spec) };
-        // From here on what goes wrong is the module's end, as for a native program that runs.
+        // From here on an error ends the module, as it would end a running native program.
         program_runs();
-        // Of what this process has made the container with, nothing is to be in the reach of what may break out of the engine.
+        // A module that breaks out of the engine must not reach the descriptors with which this
+        // process made the container.
         module.close_all_others();
-        let end = match privileges::of_program()
+        let end = match privileges::drop_as_execve_would()
             .and_then(|()| check_volumes())
             .and_then(|()| keep_to_itself(module))
             .and_then(|()| signals::end_when_asked())
@@ -101,19 +103,21 @@ impl<E: Engine> Executor for WasmOrNative<E> {
             Err(error) => End::Refused(error.to_string()),
         };
         if let End::Refused(why) | End::Trapped(why) = &end {
-            tell::<E>(module, why);
+            report::<E>(module, why);
         }
         std::process::exit(end.code::<E>().into())
     }
 }
 
-/// That no volume has the kernel's `/proc` in it, at whatever depth: the host may have mounted it below what the pod has named.
+/// Checks that no volume contains a `proc` file system, at any depth: the host may have one mounted
+/// below the path that the pod names.
 fn check_volumes() -> Result<()> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").context(|| "cannot see what is mounted in the container".into())?;
     proc_in(&mounts).map_or(Ok(()), |place| Err(no_proc(place)))
 }
 
-/// Where the module would see a `proc` file system, by the text of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
+/// The path at which the module would see a `proc` file system, by the text of
+/// `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
 fn proc_in(mounts: &str) -> Option<&str> {
     mounts.lines().find_map(|line| {
         let (mount, file_system) = line.split_once(" - ")?;
@@ -128,17 +132,19 @@ fn no_proc(place: &str) -> Error {
     ))
 }
 
-/// Other processes of the container, of the same user, are not to trace this one, nor to open what it has open: what it
-/// compiles is for other containers too.
+/// Prevents other processes of the container, of the same user, from tracing this one and from
+/// opening its files: other containers use the code that it compiles.
 fn keep_to_itself(module: &Module) -> Result<()> {
     let name = Path::new(module.name()).file_name().map(OsStr::as_encoded_bytes).unwrap_or_default();
-    // Cut by the kernel, and only for those who look; without, it is that of what made the container.
+    // The name is only for display, and the kernel truncates it. Without it, the process would have
+    // its maker's name.
     let _unnamed = CString::new(name).map(|name| rustix::thread::set_name(&name));
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context(|| "cannot keep other processes out".into())
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .context(|| "cannot protect the module's process from others of the container".into())
 }
 
-/// Whether the pod may have processes that can trace this one in spite of that: the container's own, or any in a PID namespace
-/// that it shares.
+/// Whether other processes may be able to trace this one in spite of that: processes of the
+/// container with the capability to trace, or processes in a PID namespace that it shares.
 fn may_be_traced(spec: &Value) -> bool {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let own_processes = list(&spec["linux"]["namespaces"])
@@ -147,8 +153,8 @@ fn may_be_traced(spec: &Value) -> bool {
     !own_processes || list(&spec["process"]["capabilities"]["bounding"]).iter().any(|capability| capability == "CAP_SYS_PTRACE")
 }
 
-/// Refuses code of the image where a native program would be under a security module's rule: such a rule begins with an `execve`,
-/// which there is none of here.
+/// Refuses precompiled code of the image if a native program would be confined by a security
+/// module: such a rule takes effect at `execve`, and a module runs without one.
 fn check_confinement(spec: &Value, module: &Module) -> Result<()> {
     let rule = ["apparmorProfile", "selinuxLabel"]
         .into_iter()
@@ -156,7 +162,7 @@ fn check_confinement(spec: &Value, module: &Module) -> Result<()> {
     match rule {
         Some(key) if module.format() == Format::Precompiled => {
             let message =
-                format!("{} is precompiled: such code is not run in a container with {key}, which does not hold for it", module.name());
+                format!("{} is precompiled: such code is not run in a container with {key}, which would not confine it", module.name());
             Err(Error::precondition(message))
         }
         Some(_) | None => Ok(()),
@@ -171,14 +177,15 @@ fn look_in_cache<E: Engine>(module: &Module) {
     match E::compatibility().and_then(|name| name.map(look).transpose()) {
         Ok(Some(found)) => module.set_cached(found),
         Ok(None) => {}
-        // Then it is compiled, as it would be without.
+        // The module is then compiled, as without a cache.
         Err(error) => {
             let _unheard = writeln!(std::io::stderr(), "no compiled code from the cache: {error}");
         }
     }
 }
 
-/// Says what is the matter where a command is to be executed in the container of a module, whose image has no such program.
+/// Explains why a command cannot be executed in a module's container whose image lacks that
+/// program.
 fn explain_exec(spec: &Spec) -> Result<(), ExecutorValidationError> {
     let beside_module = spec.mounts().iter().flatten().any(|mount| mount.destination() == Path::new(GUEST_ROOT));
     match look_for_program(spec) {
@@ -192,32 +199,33 @@ fn explain_exec(spec: &Spec) -> Result<(), ExecutorValidationError> {
     }
 }
 
-/// Says in the container's log, and in its status, why the module has ended.
-fn tell<E: Engine>(module: &Module, why: &str) {
+/// Writes to the container's log, and to its status, why the module ended.
+fn report<E: Engine>(module: &Module, why: &str) {
     let text = last_words::<E>(module, why);
-    // A container may have closed its standard error, and need not have the other.
+    // A container may have closed its standard error, and may have no termination log.
     let _unheard = std::io::stderr().write_all(text.as_bytes());
     let _not_written = termination_log().map(|mut file| file.write_all(text.as_bytes()));
 }
 
-/// A line that says why a module has ended.
+/// The line that says why a module ended.
 pub fn last_words<E: Engine>(module: &Module, why: &str) -> String {
     format!("{}: {}: {}\n", E::NAME, module.name(), why.trim_end())
 }
 
-/// The file whose text becomes the container's status, where there is one.
+/// The file whose text becomes the message in the container's status, if there is one.
 pub fn termination_log() -> Option<File> {
     OpenOptions::new().append(true).open(TERMINATION_LOG).ok()
 }
 
-/// Mounts what the module may see once more, at [`GUEST_ROOT`]: the image, without what is mounted in it, and the volumes.
+/// Mounts the files that the module may see a second time, at [`GUEST_ROOT`]: the image without its
+/// other mounts, and the volumes.
 ///
-/// What is not there cannot be opened through the module's root, above all `/proc`: by `/proc/self/mem` a module could write to
-/// the engine's memory. For native programs in the container all is as usual.
+/// The module cannot open anything else, above all not `/proc`: by `/proc/self/mem` it could write
+/// to the engine's memory. For native programs in the container nothing changes.
 ///
 /// # Errors
-/// `InvalidArgument` where `/dev` is a volume: the root would be mounted in it, for all that share it; or `/proc` is one, under
-/// whatever name.
+/// `InvalidArgument` if `/dev` is a volume, because all containers that share the volume would see
+/// the root that is mounted in it; or if a volume is `/proc`, at whatever path.
 fn mount_guest_root(spec: &mut Value, bundle: &Path) -> Result<()> {
     let below = |path: &str, top: &str| path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let kernels = |path: &str| ["/proc", "/sys", "/dev"].iter().any(|top| below(path, top));
@@ -247,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_module_sees_the_image_and_the_volumes() {
+    fn a_module_sees_only_the_image_and_the_volumes() {
         let mut spec = json!({
             "root": {"path": "rootfs", "readonly": true},
             "mounts": [
@@ -266,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_proc_is_no_volume_for_a_module() {
+    fn a_volume_with_proc_is_refused() {
         for source in ["/proc", "/proc/self", "/proc/sys/kernel"] {
             let mut spec = json!({"mounts": [{"destination": "/host", "type": "bind", "source": source}]});
             let error = mount_guest_root(&mut spec, Path::new("/bundle")).unwrap_err();
@@ -279,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_be_traced_offers_nothing_to_others() {
+    fn a_module_that_may_be_traced_does_not_fill_the_cache() {
         let spec = |namespaces: Value, bounding: Value| {
             may_be_traced(&json!({"linux": {"namespaces": namespaces}, "process": {"capabilities": {"bounding": bounding}}}))
         };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! magnetar-maker: makes one container, or one process in it, for magnetar-runc, and ends.
 //!
-//! A program of its own so that the sandbox process, of which there are as many as pods, does not
-//! carry libcontainer: see `magnetar_core::runtime::libcontainer`.
+//! It is a program of its own, so that the sandbox processes, one per pod, do not contain
+//! libcontainer: see `magnetar_core::runtime::libcontainer`.
 
 use magnetar_core::runtime::libcontainer::{Native, run_if_asked};
 use std::io::Write;

@@ -1,20 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Control groups, v1 and v2, through the cgroup filesystem: where a pod or container is, and what can be done to all of it at once.
+//! Control groups, v1 and v2, through the cgroup filesystem: finds the cgroup of a pod or
+//! container, and acts on all its processes at once.
 //!
-//! A [`Cgroup`] is a place: it can be looked at, made and joined. What may be killed, frozen and removed is an [`OwnedCgroup`].
+//! A [`Cgroup`] is a place: it can be read, made and joined. Only an [`OwnedCgroup`] can be killed,
+//! frozen and removed.
 //!
 //! ```text
 //! hierarchy   which hierarchies are mounted; from a process or a path to directories
 //! owned       the right to kill, freeze and remove
-//! stats       Metrics as containerd wants them
-//! moves       moving this process, where nobody waits for it
-//! oom         kills for want of memory: a stream, and a counter
+//! stats       Metrics in containerd's form
+//! moves       moves this process while no request waits for it
+//! oom         OOM kills: a stream, and a counter
 //! tree        directories of cgroups, and the processes in them
 //! ```
 //!
-//! A *hybrid* system (v1 controllers, and a v2 hierarchy that has none) is v1 here. The whole hierarchy is never
-//! killed, frozen or removed: a process that no runtime has moved into a cgroup of its own is in the root one, together with
-//! the host. Deliberately absent: limits, which the runtimes set, and talking to systemd, which they do too.
+//! A *hybrid* system (v1 controllers, and a v2 hierarchy without any) counts as v1. The root of a
+//! hierarchy is never killed, frozen or removed: processes that no runtime has moved into a cgroup
+//! of their own are in it, together with the host's. Deliberately absent: setting limits and
+//! talking to systemd, both of which the runtimes do.
 
 pub mod devices;
 mod hierarchy;
@@ -36,10 +39,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use tree::{enable_controllers, inherit_cpuset, is_root, pids_in, write};
 
-/// The key under which the v2 hierarchy of a hybrid system stands among the v1 ones.
+/// The key of a hybrid system's v2 hierarchy among the v1 ones.
 pub const UNIFIED: &str = "unified";
 
-/// Limits of v1 from here on are none: it has `PAGE_COUNTER_MAX`, the largest one of whole pages, of whatever size these are.
+/// v1 limits from here on mean "no limit". The kernel then shows `PAGE_COUNTER_MAX`, the largest
+/// number of whole pages, which depends on the page size.
 const NO_LIMIT_V1: u64 = i64::MAX as u64 & !0xffff;
 
 /// A cgroup: one directory, or with v1 one per hierarchy. It need not exist.
@@ -61,13 +65,13 @@ pub enum Cgroup {
 impl Cgroup {
     /// The cgroup that the process is in.
     ///
-    /// With v1 a process can be in different places of different hierarchies. Those where it is at the same place as in the
-    /// first of freezer, memory, pids and others that is not at the root are its own; the rest it shares with
-    /// others, and they are left out.
+    /// With v1 a process can be at different places in different hierarchies. Its own place is the
+    /// first one that is not the root, in the order freezer, memory, pids, and others. Hierarchies
+    /// in which it is elsewhere are left out, because it shares those cgroups with other processes.
     ///
     /// # Errors
     ///
-    /// `NotFound` if the process has gone, or its cgroup is outside what is mounted here.
+    /// `NotFound` if the process is gone, or if its cgroup is outside of the mounted hierarchies.
     pub fn of_process(pid: u32) -> Result<Cgroup> {
         let path = format!("/proc/{pid}/cgroup");
         let membership = fs::read_to_string(&path).context(|| path)?;
@@ -84,7 +88,7 @@ impl Cgroup {
         Hierarchies::mounted()?.at(path)
     }
 
-    /// The directories, each once: for a record of what there is to remove.
+    /// The directories, each once, for a record of what has to be removed.
     pub fn paths(&self) -> Vec<PathBuf> {
         match self {
             Cgroup::V1 { dirs } => dirs.values().collect::<BTreeSet<_>>().into_iter().cloned().collect(),
@@ -92,7 +96,8 @@ impl Cgroup {
         }
     }
 
-    /// Where the files of a controller are, whether they exist or not; `None` if that v1 controller is not mounted.
+    /// The directory with the files of a controller, which need not exist; `None` if that v1
+    /// controller is not mounted.
     pub fn controller_dir(&self, controller: &str) -> Option<&Path> {
         match self {
             Cgroup::V1 { dirs } => dirs.get(controller).map(PathBuf::as_path),
@@ -100,13 +105,13 @@ impl Cgroup {
         }
     }
 
-    /// The most memory that it may have, in bytes; `None` where it may have all, or has no memory controller.
+    /// The memory limit in bytes; `None` if there is no limit or no memory controller.
     pub fn memory_limit(&self) -> Option<u64> {
         self.limit("memory", "memory")
     }
 
-    /// How many bytes of huge pages it is limited to, by the size of one as the controller spells it: `2MB`. None where it is not,
-    /// or where that cannot be read.
+    /// The limit of huge pages in bytes, for a page size as the controller spells it: `2MB`. `None`
+    /// if there is no limit, or if it cannot be read.
     pub fn huge_page_limit(&self, size: &str) -> Option<u64> {
         self.limit("hugetlb", &format!("hugetlb.{size}"))
     }
@@ -125,8 +130,8 @@ impl Cgroup {
         self.paths().iter().any(|dir| dir.is_dir())
     }
 
-    /// Makes the directories with all that is above them, unless they exist. With v2, whatever controllers the levels above
-    /// have are enabled on the way down, as far as the kernel lets us.
+    /// Makes the directories and their parents, unless they exist. With v2 it also enables the
+    /// parents' controllers on the way down, as far as the kernel allows.
     ///
     /// # Errors
     ///
@@ -148,18 +153,18 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// `NotFound` if the cgroup or the process does not exist, else what the kernel says.
+    /// `NotFound` if the cgroup or the process does not exist, or the kernel's error.
     pub fn join(&self, pid: u32) -> Result<()> {
         join_all(&self.paths(), pid)
     }
 
-    /// [`join`](Self::join), but for the hierarchies that `other` has a place in.
+    /// [`join`](Self::join) without the hierarchies in which `other` has a directory.
     fn join_but(&self, other: &Cgroup, pid: u32) -> Result<()> {
         let beside: Vec<_> = self.paths().into_iter().filter(|dir| !other.paths().iter().any(|place| place.starts_with(dir))).collect();
         join_all(&beside, pid)
     }
 
-    /// The cgroup in the v1 hierarchies of none of these controllers.
+    /// The cgroup without the v1 hierarchies of these controllers.
     pub fn without(self, controllers: &[&str]) -> Cgroup {
         match self {
             Cgroup::V1 { dirs } => {
@@ -169,10 +174,11 @@ impl Cgroup {
         }
     }
 
-    /// The files through which a process that has just been forked enters it, with v1 in all hierarchies, by writing `0` to each.
+    /// Opens the files through which a newly forked process joins the cgroup, by writing `0` to
+    /// each. With v1 there is one for each hierarchy.
     ///
     /// # Errors
-    /// `NotFound` if the cgroup does not exist, else what the kernel says.
+    /// `NotFound` if the cgroup does not exist, or the kernel's error.
     pub fn entrance(&self) -> Result<Vec<OwnedFd>> {
         let open = |dir: &PathBuf| {
             let file = fs::OpenOptions::new().write(true).open(dir.join("cgroup.procs"));
@@ -181,7 +187,8 @@ impl Cgroup {
         self.paths().iter().map(open).collect()
     }
 
-    /// The processes in it, and with `recursive` in the cgroups below. A cgroup that does not exist has none.
+    /// The processes in it, with `recursive` also those in the cgroups below. A cgroup that does
+    /// not exist has none.
     ///
     /// # Errors
     ///
@@ -191,7 +198,8 @@ impl Cgroup {
         pids_in(dir, recursive).context(|| format!("processes of cgroup {}", dir.display()))
     }
 
-    /// The one directory whose processes count as those of the cgroup. With v1 all runtimes join the freezer.
+    /// The directory whose processes count as the cgroup's. With v1 it is the freezer's, which all
+    /// runtimes join.
     fn process_dir(&self) -> Option<&Path> {
         match self {
             Cgroup::V1 { dirs } => {

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Removing a pod whose sandbox process is gone, whatever state it was left in.
+//! Removes a pod whose sandbox process is gone, whatever state the pod is in.
 //!
 //! ```text
-//! 1. the sandbox process is killed if it lives, and its lock taken: from here on we are alone
-//! 2. every process in the cgroups of the sandbox process, the pod and its containers is killed, until they stay empty
-//! 3. what was mounted is unmounted, and the files that containers mount are removed
-//! 4. the cgroups are removed
-//! 5. the record goes last, so that a clean-up that was cut short is found again
+//! 1. kill the sandbox process if it lives, and take its lock: from here on no other process touches the pod
+//! 2. kill every process in the cgroups of the sandbox process, the pod and its containers, until they stay empty
+//! 3. unmount the pod's mounts, and remove the files that containers mount
+//! 4. remove the cgroups
+//! 5. remove the record last, so that an interrupted clean-up is found again
 //! ```
 //!
-//! What there is to remove says the record. Where it is damaged or gone, whatever bears the names of the pod and its containers is
-//! found in the kernel's own lists ([`traces`]), so that such a pod can be removed as well; and that is told. A record is never
-//! believed in what would be the end of somebody else.
+//! The record says what has to be removed. If it is damaged or gone, clean-up searches the kernel's
+//! own lists for everything that has the names of the pod and its containers ([`traces`]), and logs
+//! that. So such a pod can be removed as well. A record is never trusted if it would harm another
+//! pod.
 //!
-//! No OCI runtime is run for it: its state lies in the pod's directory and its cgroups are in the
-//! record, so there is nothing that it could add, and a hanging one could not be in the way.
+//! No OCI runtime is run. Its state is in the pod's directory and its cgroups are in the record, so
+//! it could add nothing, and it might hang.
 
 mod traces;
 
@@ -29,21 +30,23 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tracing::{info, warn};
 
-/// How long a killed sandbox process may take to end: it is given nothing to wait for.
+/// How long a killed sandbox process may take to end. Nothing delays it.
 const KILLED: Duration = Duration::from_secs(5);
-/// How long killed processes may take to leave their cgroup: longer is the kernel's trouble.
+/// How long killed processes may take to leave their cgroup. If it takes longer, the kernel has a
+/// problem.
 const CGROUP_EMPTY: Duration = Duration::from_secs(10);
-/// A runtime that was killed in the middle of making a container may have moved a child meanwhile.
+/// How often all cgroups are killed: a runtime that was killed while it made a container may have
+/// moved a child meanwhile.
 const SWEEPS: usize = 5;
 
-/// What there is of a container to be removed.
+/// The remains of a container, to be removed.
 #[derive(Debug)]
 struct Remains {
     cgroups: Vec<OwnedCgroup>,
     bundles: Vec<PathBuf>,
 }
 
-/// Removes all that is left of a pod. A pod of which nothing is left is fine.
+/// Removes all that is left of a pod. It is no error if nothing is left.
 ///
 /// # Errors
 /// What could not be removed; the record stays and the call can be repeated.
@@ -91,13 +94,13 @@ pub async fn clean_pod(dir: &PodDir) -> Result<()> {
 /// Removes all that is left of one container of a pod whose sandbox process is gone.
 ///
 /// # Errors
-/// As [`clean_pod`]; `FailedPrecondition` while the sandbox process lives, whose container it is.
+/// Those of [`clean_pod`]; `FailedPrecondition` while the container's sandbox process lives.
 pub async fn clean_container(dir: &PodDir, id: &ContainerId) -> Result<()> {
     if !dir.exists()? {
         return Ok(());
     }
     let Some(_alone) = dir.try_lock()? else {
-        return Err(Error::precondition(format!("container {id} belongs to a sandbox process that lives")));
+        return Err(Error::precondition(format!("cannot clean up container {id}: its sandbox process lives")));
     };
     let (namespace, _) = dir.names()?;
     match dir.find_container(id)? {
@@ -130,7 +133,7 @@ fn pod_cgroups(found: &Found<PodRecord>, sandbox: &SandboxId) -> Result<Vec<Owne
         Found::Record(pod) => match pod.cgroup.as_deref().map(|path| OwnedCgroup::recorded(path, sandbox.as_str(), false)) {
             None => Ok(Vec::new()),
             Some(Ok(cgroup)) => Ok(vec![cgroup]),
-            Some(Err(error)) if is_a_lie(&error) => {
+            Some(Err(error)) if is_wrong_record(&error) => {
                 warn!(%sandbox, %error, "the pod's record names a cgroup that is not the pod's");
                 OwnedCgroup::find(sandbox.as_str())
             }
@@ -140,14 +143,15 @@ fn pod_cgroups(found: &Found<PodRecord>, sandbox: &SandboxId) -> Result<Vec<Owne
     }
 }
 
-/// What a container has left: as its record says, or where that cannot be believed, what bears its name.
+/// The remains of a container, by its record. If the record cannot be trusted, everything that has
+/// the container's name.
 fn remains_of(namespace: &Namespace, id: &ContainerId, found: Found<ContainerRecord>) -> Result<Remains> {
     match found {
         Found::Record(ContainerRecord { bundle, cgroup, claimed, .. }) => {
             let owned = cgroup.map(|path| OwnedCgroup::recorded(&path, id.as_str(), claimed)).transpose();
             match owned {
                 Ok(cgroup) => return Ok(Remains { cgroups: cgroup.into_iter().collect(), bundles: vec![bundle] }),
-                Err(error) if is_a_lie(&error) => {
+                Err(error) if is_wrong_record(&error) => {
                     warn!(container = %id, %error, "the container's record names a cgroup that is not its own")
                 }
                 Err(error) => return Err(error),
@@ -159,12 +163,13 @@ fn remains_of(namespace: &Namespace, id: &ContainerId, found: Found<ContainerRec
     Ok(Remains { cgroups: OwnedCgroup::find(id.as_str())?, bundles: traces::bundles(namespace, id)? })
 }
 
-/// Whether the record is wrong, and not the kernel in the way.
-fn is_a_lie(error: &Error) -> bool {
+/// Whether the error means that the record is wrong, as opposed to an error of the kernel.
+fn is_wrong_record(error: &Error) -> bool {
     matches!(error.code(), Code::FailedPrecondition | Code::InvalidArgument)
 }
 
-/// Whether a mount that the record names can only be the pod's: it is below its directory, or below one that bears its name.
+/// Whether a mount in the record can only be the pod's: it is below the pod's directory, or below
+/// one that has the pod's name.
 fn is_pods(mount: &Path, dir: &PodDir, sandbox: &SandboxId) -> bool {
     let own = mount.starts_with(dir.path()) || mount.components().any(|part| part.as_os_str() == sandbox.as_str());
     if !own {
@@ -173,7 +178,7 @@ fn is_pods(mount: &Path, dir: &PodDir, sandbox: &SandboxId) -> bool {
     own
 }
 
-/// The containerd whose directories have the files that the pod's containers mount.
+/// The containerds whose directories may have the files that the pod's containers mount.
 fn containerds(found: &Found<PodRecord>, sandbox: &SandboxId) -> Result<Vec<Containerd>> {
     match found {
         Found::Record(pod) => Ok(vec![pod.config.containerd.clone()]),
@@ -205,7 +210,7 @@ impl Remains {
             cgroup.remove(CGROUP_EMPTY).await?;
         }
         for bundle in &self.bundles {
-            // Its root filesystem, and what was mounted beside it only to make that.
+            // The root filesystem, and mounts beside it that were needed only to make it.
             for mounted in mount::mounts_below(bundle)? {
                 mount::unmount(&mounted)?;
             }
@@ -215,10 +220,11 @@ impl Remains {
     }
 }
 
-/// Removes the bundle and what its `work` leads to, where both are containerd's.
+/// Removes the bundle and the directory to which its link `work` points, if both are containerd's.
 ///
-/// containerd forgets them when it loses the connection between Create and Start: its Delete fails, is not
-/// tried again, and they stay until containerd starts anew. Where it does come to remove them, it does not mind that they are gone.
+/// containerd forgets them when it loses the connection between Create and Start: its Delete fails
+/// and is not repeated, and they stay until containerd restarts. If containerd does remove them
+/// later, it does not mind that they are gone.
 fn remove_bundle(bundle: &Path) -> Result<()> {
     let Some(id) = bundle.file_name().and_then(|id| id.to_str()) else { return Ok(()) };
     let work = std::fs::read_link(bundle.join("work")).ok();

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A handler's options: read from TOML, checked once, and handed to the sandbox process as data.
+//! A handler's options: read from TOML, checked once, and passed to the sandbox process as data.
 //!
-//! containerd passes them per runtime handler as a file (`ConfigPath`) or inline (`ConfigBody`).
-//! Unknown keys are refused: a mistyped limit must not silently be no limit.
+//! containerd passes them for each runtime handler as a file (`ConfigPath`) or inline
+//! (`ConfigBody`). Unknown keys are refused, so that a mistyped key is not silently ignored.
 
 use crate::error::{Context, Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// What a runtime handler is: which sandboxer serves it, and how.
+/// A runtime handler's options: which sandboxer serves it, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HandlerConfig {
     /// The sandboxer: a kind such as `runc`, found as `magnetar-<kind>`, or an absolute path.
     pub sandboxer: String,
-    /// Where the node's containerd lives.
+    /// The directories and sockets of the node's containerd.
     pub containerd: Containerd,
     /// How containers are made.
     pub runtime: RuntimeConfig,
-    /// The table `vm`, which the sandboxer of virtual machines reads, and refuses if it does not know all of it.
+    /// The table `vm`. Only the sandboxer of virtual machines reads it, and refuses unknown keys.
     pub vm: serde_json::Map<String, serde_json::Value>,
-    /// What the sandbox process logs: `error`, `warn`, `info`, `debug` or `trace`.
+    /// The log level of the sandbox process: `error`, `warn`, `info`, `debug` or `trace`.
     pub log_level: LogLevel,
 }
 
@@ -33,9 +33,9 @@ pub struct Containerd {
     pub root: PathBuf,
     /// `state` of containerd's configuration.
     pub state: PathBuf,
-    /// Where `serve` asks whether a pod is still known: containerd's gRPC socket.
+    /// containerd's gRPC socket, at which `serve` asks whether a pod is still known.
     pub address: PathBuf,
-    /// Where events go: containerd's ttrpc socket.
+    /// containerd's ttrpc socket, to which events are sent.
     pub ttrpc_address: PathBuf,
 }
 
@@ -43,8 +43,9 @@ pub struct Containerd {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RuntimeConfig {
-    /// The OCI runtime: `auto` (crun where the host has it and it can work there, else runc), a
-    /// name to look for in `PATH`, or an absolute path. `libcontainer` makes containers without one.
+    /// The OCI runtime: `auto` (crun if the host has it and it works there, else runc), a name to
+    /// search in `PATH`, or an absolute path. `libcontainer` makes containers without an OCI
+    /// runtime.
     pub name: String,
     /// Whether cgroups are made through systemd. Must agree with the kubelet and with
     /// `SystemdCgroup` of other handlers.
@@ -55,20 +56,20 @@ pub struct RuntimeConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
-    /// Only what failed.
+    /// Failures only.
     Error,
-    /// And what looks wrong.
+    /// Also suspicious events.
     #[default]
     Warn,
-    /// And what happened to the pod.
+    /// Also events in the pod's life.
     Info,
-    /// And each call.
+    /// Also each call.
     Debug,
-    /// And everything.
+    /// Everything.
     Trace,
 }
 
-/// As it is configured.
+/// The name as in the configuration.
 impl fmt::Display for LogLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&format!("{self:?}").to_ascii_lowercase())
@@ -109,7 +110,7 @@ impl HandlerConfig {
     /// Reads options from a file.
     ///
     /// # Errors
-    /// `NotFound` where there is no such file, `InvalidArgument` for what is in it.
+    /// `NotFound` if there is no such file, `InvalidArgument` for invalid content.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).context(|| format!("cannot read the handler's options at {}", path.display()))?;
         Self::parse(&text).map_err(|e| Error::invalid(format!("{}: {e}", path.display())))
@@ -177,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_given_means_the_defaults() {
+    fn an_empty_file_gives_the_defaults() {
         assert_eq!(HandlerConfig::parse("").unwrap(), HandlerConfig::default());
     }
 
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn options_of_a_version_that_knew_fewer_keys_are_still_read() {
+    fn options_of_an_earlier_version_are_still_read() {
         let mut old = serde_json::to_value(HandlerConfig::default()).unwrap();
         old["containerd"].as_object_mut().unwrap().remove("address").unwrap();
         assert_eq!(serde_json::from_value::<HandlerConfig>(old).unwrap(), HandlerConfig::default());

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Outputs of an exec, which are copied to containerd's FIFOs.
+//! Copies the outputs of an exec to containerd's FIFOs.
 //!
-//! A container's first process writes into the FIFOs themselves. An exec may leave a process behind that goes on writing, and then
-//! its output must end all the same when containerd deletes the exec: with `drain_exec_sync_io_timeout` it waits for that end.
+//! A container's first process writes into the FIFOs themselves. An exec may leave a process behind
+//! that goes on writing. Its output must end all the same when containerd deletes the exec, because
+//! with `drain_exec_sync_io_timeout` containerd waits for that end.
 
 use crate::error::{Context, Result};
 use crate::stdio::ChildStreams;
@@ -13,10 +14,11 @@ use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long the last output of a deleted exec may take to be read, or to be written by what it has left behind.
+/// How long the last output of a deleted exec may take to be read, or to be written by processes
+/// that it left behind.
 const LAST: Duration = Duration::from_secs(2);
 
-/// The outputs of one exec on their way.
+/// The copying of one exec's outputs.
 #[derive(Debug)]
 pub struct Copies {
     running: TaskTracker,
@@ -24,10 +26,11 @@ pub struct Copies {
 }
 
 impl Copies {
-    /// Puts pipes in the place of those outputs of `streams` that are FIFOs, and copies from them.
+    /// Replaces the outputs of `streams` that are FIFOs by pipes, and copies from the pipes to the
+    /// FIFOs.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn begin(streams: &mut ChildStreams) -> Result<Self> {
         let copies = Self { running: TaskTracker::new(), cut: CancellationToken::new() };
         for output in [&mut streams.stdout, &mut streams.stderr] {
@@ -45,7 +48,7 @@ impl Copies {
         Ok(copies)
     }
 
-    /// Ends the outputs, once they have been read as far as they were written.
+    /// Ends the outputs when everything that was written has been read, or after [`LAST`].
     pub async fn end(self) {
         let _too_long = tokio::time::timeout(LAST, self.running.wait()).await;
         self.cut.cancel();
@@ -60,7 +63,7 @@ impl Drop for Copies {
 
 async fn copy(mut from: pipe::Receiver, mut to: pipe::Sender, cut: CancellationToken) {
     tokio::select! {
-        // Whoever reads has gone, or whoever writes has: nothing more can be done for either.
+        // The reader or the writer is gone, so there is nothing left to copy.
         _ended = tokio::io::copy(&mut from, &mut to) => {}
         () = cut.cancelled() => {}
     }
@@ -92,7 +95,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_output_that_somebody_keeps_open_ends_all_the_same() {
+    async fn an_output_that_a_process_keeps_open_is_ended() {
         let (mut streams, reader) = streams();
         let copies = Copies::begin(&mut streams).unwrap();
         let mut kept = std::fs::File::from(streams.stdout);

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One error for the library: a status code that a caller can match and a sentence that a person can read.
+//! The library's error: a status code that a caller can match, and a message that a person can
+//! read.
 //!
-//! The code is what containerd acts on; the message names the subject, what was tried and, where
-//! that is known, what to do about it. Adapters turn the pair into their protocol's status.
+//! containerd acts on the code. The message names the subject, what was tried and, if that is
+//! known, what to do about it. Adapters convert both to their protocol's status.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// The outcome of everything fallible in this crate.
+/// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call failed, in the vocabulary that gRPC and ttrpc share.
@@ -56,7 +57,8 @@ impl Code {
     }
 }
 
-/// A failure: its [`Code`], one sentence that says all of it, and the operating system's error where that was the cause.
+/// A failure: its [`Code`], a complete message, and the operating system's error if that was the
+/// cause.
 #[derive(Debug, Clone)]
 pub struct Error {
     code: Code,
@@ -100,17 +102,19 @@ impl Error {
         self.code
     }
 
-    /// The operating system's number for what went wrong, where it was asked for something.
+    /// The number of the operating system's error, if that was the cause.
     pub fn errno(&self) -> Option<i32> {
         self.cause.as_ref()?.raw_os_error()
     }
 
-    /// On one line, for another process of ours: gRPC's number of the code, a space, the sentence.
+    /// Formats the error as one line, for another process of ours: gRPC's number of the code, a
+    /// space, the message.
     pub fn to_line(&self) -> String {
         format!("{} {}", self.code as u8, self.message.replace('\n', " "))
     }
 
-    /// The error that [`to_line`](Self::to_line) was called on. Any other text is an error of its own.
+    /// Parses a line of [`to_line`](Self::to_line). Any other text becomes the message of an
+    /// internal error.
     pub fn from_line(line: &str) -> Self {
         let numbered = line.split_once(' ').and_then(|(number, message)| Some((Code::from_number(number.parse().ok()?)?, message)));
         match numbered {
@@ -132,7 +136,7 @@ impl std::error::Error for Error {
     }
 }
 
-/// Says what was being done when an operating system call failed.
+/// Adds to an operating system's error what was being done.
 pub trait Context<T> {
     /// Wraps the failure as `<what>: <cause>`, with the code that the cause implies.
     fn context(self, what: impl FnOnce() -> String) -> Result<T>;
@@ -158,7 +162,7 @@ impl<T> Context<T> for nix::Result<T> {
 
 fn code_of(cause: &std::io::Error) -> Code {
     use std::io::ErrorKind;
-    // The standard library has no kind for them.
+    // The standard library has no kind for these errors.
     if matches!(cause.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
         return Code::ResourceExhausted;
     }
@@ -192,7 +196,7 @@ impl From<Error> for ttrpc::Error {
 }
 
 impl From<ttrpc::Error> for Error {
-    /// What a peer answered, or that it could not be reached.
+    /// The error of a peer's answer, or of a peer that could not be reached.
     fn from(error: ttrpc::Error) -> Self {
         let ttrpc::Error::RpcStatus(status) = error else {
             return Error::new(Code::Unavailable, error.to_string());
@@ -222,7 +226,7 @@ mod tests {
         let error = std::fs::File::open("/no/such/file").context(|| "cannot open it".into()).unwrap_err();
         assert_eq!((error.code(), error.errno()), (Code::NotFound, Some(libc::ENOENT)));
         assert!(std::error::Error::source(&error).unwrap().to_string().contains("No such file"));
-        // Want of descriptors says nothing of what could not be opened.
+        // A lack of descriptors says nothing about the file that could not be opened.
         let blind = Err::<(), _>(std::io::Error::from_raw_os_error(libc::EMFILE)).context(|| "cannot look".into()).unwrap_err();
         assert_eq!((blind.code(), blind.errno()), (Code::ResourceExhausted, Some(libc::EMFILE)));
         assert_eq!(Error::internal("a bug").errno(), None);

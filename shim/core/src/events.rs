@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Events to containerd: what happened to a task, in the order in which it happened.
+//! Sends events to containerd: what happened to a task, in the order in which it happened.
 //!
-//! Events go over containerd's own ttrpc socket (service `containerd.services.events.ttrpc.v1`).
-//! They wait in a bounded queue while containerd restarts. The connection is opened when there is
-//! something to say and closed after: between events a pod holds none.
+//! Events go to containerd's ttrpc socket (service `containerd.services.events.ttrpc.v1`). They
+//! wait in a bounded queue while containerd restarts. The connection is opened for pending events
+//! and closed afterwards, so an idle pod has none.
 
 mod wire;
 
@@ -15,9 +15,9 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-/// How many events wait for a containerd that is away. A pod makes a handful per container.
+/// How many events are kept while containerd is away. A container makes a handful.
 const QUEUE: usize = 512;
-/// Between attempts to reach containerd.
+/// The time between attempts to connect to containerd.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long one event may take to be accepted.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -99,7 +99,7 @@ impl Event {
     }
 }
 
-/// Where events are put. Cheap to clone; never blocks.
+/// A queue of events. Cheap to clone; never blocks.
 #[derive(Debug, Clone)]
 pub struct Events(Queue);
 
@@ -107,27 +107,28 @@ pub struct Events(Queue);
 enum Queue {
     /// Overflow is dropped; containerd asks for the task's state again.
     Bounded(mpsc::Sender<(SystemTime, Event)>),
-    /// Nobody asks again.
+    /// Nothing is dropped, because the receiver never asks again.
     Whole(mpsc::UnboundedSender<(SystemTime, Event)>),
 }
 
 impl Events {
-    /// A queue, and the loop that empties it into the containerd at `address`.
+    /// A queue, and the loop that sends its events to the containerd at `address`.
     pub fn new(address: PathBuf, namespace: Namespace) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, events) = mpsc::channel(QUEUE);
         (Self(Queue::Bounded(queue)), forward_all(address, namespace, events))
     }
 
-    /// A queue whose events go elsewhere: those of an agent in a guest, which has no containerd. None is lost, since of a
-    /// process whose end is not told nobody asks again: there are as many as processes that were asked for, and kills for
-    /// memory.
+    /// A queue whose events go elsewhere: that of an agent in a guest, where there is no
+    /// containerd. It is unbounded and loses no event, because nobody would ask again for an exit
+    /// that was not reported. It has at most one event for each process that was requested, and the
+    /// OOM kills.
     pub fn queue() -> (Self, mpsc::UnboundedReceiver<(SystemTime, Event)>) {
         let (queue, events) = mpsc::unbounded_channel();
         (Self(Queue::Whole(queue)), events)
     }
 
-    /// Tells an event. If containerd has been away for so long that its queue is full, it is lost,
-    /// and the log says so: containerd asks for the state of every task when it comes back.
+    /// Queues an event. If containerd has been away for so long that the queue is full, the event
+    /// is dropped and logged. containerd asks for the state of every task when it comes back.
     pub fn publish(&self, event: Event) {
         let topic = wire::topic(&event);
         let event = (SystemTime::now(), event);
@@ -136,7 +137,7 @@ impl Events {
             Queue::Whole(queue) => queue.send(event).is_ok(),
         };
         if !taken {
-            warn!(topic, "event lost: nobody takes it");
+            warn!(topic, "event dropped: the queue is full, because containerd does not take events");
         }
     }
 }
@@ -152,13 +153,13 @@ async fn forward_all(address: PathBuf, namespace: Namespace, mut events: mpsc::R
                 let context = ttrpc::context::with_duration(TIMEOUT);
                 match client.forward(context, &request).await {
                     Ok(_) => break,
-                    // containerd has read and refused it: it will not like it better a second time.
+                    // containerd has read the event and refused it, and would refuse it again.
                     Err(ttrpc::Error::RpcStatus(status)) => {
                         warn!(topic = wire::topic(&event), error = status.message, "containerd refused an event");
                         break;
                     }
                     Err(error) => {
-                        debug!(%error, "containerd went away while it was told an event");
+                        debug!(%error, "the connection to containerd broke while an event was sent");
                         client = connect(&target).await;
                     }
                 }
@@ -176,7 +177,7 @@ async fn connect(target: &str) -> wire::Client {
             Ok(client) => return wire::Client::new(client),
             Err(error) => {
                 if !warned {
-                    warn!(target, %error, "cannot reach containerd to tell it events; trying on");
+                    warn!(target, %error, "cannot connect to containerd to send events; trying again");
                     warned = true;
                 }
                 tokio::time::sleep(RETRY).await;

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where a sandbox process lives, which is not where its pod does.
+//! The cgroup and the network namespace of a sandbox process.
 //!
 //! ```text
-//!   /magnetar-sandboxes/<namespace>/<pod>   the sandbox process, and what it runs for a moment: runtimes, makers, a holder
+//!   /magnetar-sandboxes/<namespace>/<pod>   the sandbox process, and its short-lived programs: runtimes, makers, a holder
 //!   <cgroup that the kubelet made>/…        the pod's containers; a virtual machine and its helpers
 //! ```
 //!
-//! A sandbox process is not in its pod's cgroup. So it can fork, for an exec probe, when the pod is at its limits, and nothing waits
-//! for its leaving when the pod stops. Nor is it in that of the service whose `serve` has started it, or of containerd: either can be
-//! stopped without it. The cgroup's place follows from the pod's names, so that clean-up finds whatever was left in there without
-//! any record.
+//! A sandbox process is not in its pod's cgroup. So it can fork for an exec probe when the pod is
+//! at its limits, and stopping the pod need not wait until the process leaves. Nor is it in the
+//! cgroup of `serve` or containerd, so that those can be stopped without it. The path of its cgroup
+//! follows from the pod's names, so clean-up finds left processes without any record.
 //!
-//! It is in the pod's network namespace, and leaves that when the pod is over: CNI takes it away then.
+//! It is in the pod's network namespace. It leaves that when the pod is over, because CNI then
+//! removes the namespace.
 
 use crate::cgroup::{Cgroup, OwnedCgroup, moves};
 use crate::error::{Context, Result};
@@ -23,50 +24,50 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// How long the kernel may take to let an empty cgroup go.
+/// How long the kernel may take until an empty cgroup can be removed.
 const EMPTY: Duration = Duration::from_secs(10);
 
-/// Where this process is at home.
+/// The network namespace from which this process came.
 #[derive(Debug)]
 pub struct Home {
     network: OwnedFd,
 }
 
 impl Home {
-    /// Remembers the network namespace that this process came from.
+    /// Remembers this process's current network namespace.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn remember() -> Result<Self> {
         Ok(Self { network: namespace(Path::new("/proc/self/ns/net"))? })
     }
 
-    /// The network namespace that this process came from: the host's.
+    /// The network namespace from which this process came: the host's.
     pub fn network(&self) -> &OwnedFd {
         &self.network
     }
 
-    /// Begins to move this process, and `others` with it, into the cgroup of the pod's sandbox process. The receiver
-    /// tells the outcome.
+    /// Begins to move this process and `others` into the cgroup of the pod's sandbox process. The
+    /// receiver gets the outcome.
     ///
     /// # Errors
-    /// Where the cgroup cannot be made, or there can be no thread.
+    /// When the cgroup cannot be made, or no thread can be started.
     pub fn move_in(record: &PodRecord, others: Vec<u32>) -> Result<oneshot::Receiver<Result<()>>> {
         let own = OwnedCgroup::of_sandbox(&record.namespace, &record.sandbox)?;
         moves::join_soon(own, others)
     }
 
-    /// Leaves the pod's network. Idempotent.
+    /// Leaves the pod's network namespace. Idempotent.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn leave_network(&self) -> Result<()> {
         setns(&self.network, CloneFlags::CLONE_NEWNET).context(|| "cannot leave the pod's network namespace".into())
     }
 }
 
-/// The path of a pod's own cgroup, in which a virtual machine and its helpers run: beside those of its containers, below what the
-/// kubelet made.
+/// The path of a pod's own cgroup, in which a virtual machine and its helpers run. It is below the
+/// kubelet's cgroup of the pod, beside those of the containers.
 pub fn pod_cgroup(sandbox: &str, parent: Option<&str>) -> String {
     match parent {
         Some(slice) if slice.ends_with(".slice") => {
@@ -78,7 +79,8 @@ pub fn pod_cgroup(sandbox: &str, parent: Option<&str>) -> String {
     }
 }
 
-/// What a pod uses: the cgroup that the kubelet made for the whole of it, or else its own.
+/// The cgroup that accounts for all of a pod: the one that the kubelet made for it, or else the
+/// pod's own.
 ///
 /// # Errors
 /// Those of [`Cgroup::at`].
@@ -86,10 +88,10 @@ pub fn accounted(record: &PodRecord) -> Result<Option<Cgroup>> {
     record.parent.as_ref().or(record.cgroup.as_ref()).map(|path| Cgroup::at(path)).transpose()
 }
 
-/// Removes the pod's own cgroup, if it has one, in which nobody may be left. Idempotent.
+/// Removes the pod's own cgroup, if it has one. It must have no processes. Idempotent.
 ///
 /// # Errors
-/// `DeadlineExceeded` while somebody is in it.
+/// `DeadlineExceeded` if it still has processes.
 pub async fn remove_pod_cgroup(record: &PodRecord) -> Result<()> {
     match &record.cgroup {
         Some(path) => OwnedCgroup::recorded(path, record.sandbox.as_str(), false)?.remove(EMPTY).await,
@@ -97,10 +99,10 @@ pub async fn remove_pod_cgroup(record: &PodRecord) -> Result<()> {
     }
 }
 
-/// Opens a file that stands for a namespace.
+/// Opens a namespace by its file.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn namespace(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .context(|| format!("cannot open the namespace {}", path.display()))

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! OCI hooks of a container that no OCI runtime makes on this host: one in a virtual machine.
+//! Runs the OCI hooks of a container in a virtual machine, for which no OCI runtime on this host
+//! does it.
 //!
-//! Each is a program that gets the container's state as JSON on its standard input. It runs in the host's namespaces: clients
-//! use hooks to give a container a network, for which they need both the host's and the container's
-//! (runtime-spec, config.md, "POSIX-platform Hooks").
+//! Each hook is a program that gets the container's state as JSON on its standard input. It runs in
+//! the host's namespaces: clients use hooks to give a container a network, and need both the host's
+//! network and the container's for that (runtime-spec, config.md, "POSIX-platform Hooks").
 
 use crate::error::{Code, Context, Error, Result};
 use crate::reaper::{Exit, Reaper};
@@ -20,8 +21,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-/// How much of what a failed hook has said is told, in bytes.
-const WORDS: usize = 1024;
+/// How many bytes of a failed hook's output are put into the error.
+const OUTPUT: usize = 1024;
 
 /// The hooks of one container, by the moment at which they run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -52,7 +53,7 @@ pub struct Hook {
     /// All of its environment.
     #[serde(default)]
     pub env: Vec<String>,
-    /// How many seconds it may take; without, as long as it likes.
+    /// How many seconds it may take; unlimited if `None`.
     #[serde(default)]
     pub timeout: Option<u64>,
 }
@@ -60,7 +61,8 @@ pub struct Hook {
 /// Runs hooks one after another in the network namespace `network`, and gives each the `state`.
 ///
 /// # Errors
-/// The first hook that cannot be run, fails or takes too long, with what it has said; those after it are not run.
+/// The first hook that cannot be run, fails or takes too long, with its output. Later hooks are not
+/// run.
 pub async fn run(hooks: &[Hook], state: &Value, network: &OwnedFd, reaper: &Reaper) -> Result<()> {
     for hook in hooks {
         hook.run(state, network, reaper).await.map_err(|e| Error::new(e.code(), format!("the hook {}: {e}", hook.path.display())))?;
@@ -73,7 +75,7 @@ impl Hook {
         if !self.path.is_absolute() {
             return Err(Error::invalid("its path is not absolute"));
         }
-        let (input, words) = (memory_file()?, memory_file()?);
+        let (input, output) = (memory_file()?, memory_file()?);
         (&input).write_all(state.to_string().as_bytes()).and_then(|()| (&input).rewind()).context(|| "cannot write its input".into())?;
         let mut command = Command::new(&self.path);
         if let Some((name, arguments)) = self.args.split_first() {
@@ -81,7 +83,7 @@ impl Hook {
         }
         command.env_clear().envs(self.env.iter().filter_map(|variable| variable.split_once('='))).current_dir("/");
         let share = |file: &File| file.try_clone().context(|| "cannot share a file with it".into());
-        command.stdin(input).stdout(share(&words)?).stderr(share(&words)?);
+        command.stdin(input).stdout(share(&output)?).stderr(share(&output)?);
         let pid = spawn_in(command, network)?;
         let ended = reaper.watch(pid);
         let exit = match self.timeout {
@@ -96,16 +98,17 @@ impl Hook {
         };
         match exit {
             Ok(Exit { code: 0, .. }) => Ok(()),
-            Ok(Exit { code, .. }) => Err(Error::internal(format!("it ended with code {code}: {}", tail(&words)))),
-            Err(_) => Err(Error::internal("nobody saw it end")),
+            Ok(Exit { code, .. }) => Err(Error::internal(format!("it ended with code {code}: {}", tail(&output)))),
+            Err(_) => Err(Error::internal("its exit status was lost")),
         }
     }
 }
 
-/// Runs a command in another network namespace than this thread's. Returns its process id.
+/// Runs a command in another network namespace. Returns its process id.
 fn spawn_in(mut command: Command, network: &OwnedFd) -> Result<u32> {
     let network = network.as_fd();
-    // A namespace belongs to a thread, and this one goes on in its own.
+    // A network namespace belongs to a thread, so a new thread enters it and this one stays in its
+    // own.
     let spawned = std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().spawn_scoped(scope, move || {
             setns(network, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the host's network namespace".into())?;
@@ -120,11 +123,11 @@ fn memory_file() -> Result<File> {
     rustix::fs::memfd_create("hook", MemfdFlags::CLOEXEC).map(File::from).context(|| "cannot make a file in memory".into())
 }
 
-/// The end of what a hook has said, in one line.
-fn tail(words: &File) -> String {
-    let length = words.metadata().map_or(0, |metadata| metadata.len());
-    let mut text = vec![0; WORDS];
-    let read = words.read_at(&mut text, length.saturating_sub(WORDS as u64)).unwrap_or_default();
+/// The end of a hook's output, as one line.
+fn tail(output: &File) -> String {
+    let length = output.metadata().map_or(0, |metadata| metadata.len());
+    let mut text = vec![0; OUTPUT];
+    let read = output.read_at(&mut text, length.saturating_sub(OUTPUT as u64)).unwrap_or_default();
     String::from_utf8_lossy(&text[..read]).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A pod whose containers are processes of this host: namespaces, cgroup and files, whatever the containers' payload is.
+//! A pod whose containers are processes of this host, with its namespaces, cgroup and files.
 //!
-//! Of the sandboxers of native programs and of Wasm modules; a virtual machine has another.
+//! The sandboxers of native programs and of Wasm modules use it; that of virtual machines has its
+//! own.
 
 mod namespaces;
 
@@ -20,31 +21,32 @@ use std::path::Path;
 use tokio::sync::oneshot;
 use tracing::debug;
 
-/// The one pod of this process.
+/// The pod of this process.
 #[derive(Debug)]
 pub struct HostPod<R> {
     dir: PodDir,
     record: PodRecord,
     containers: Containers<R>,
     reaper: Reaper,
-    /// The end of the process that holds the pod's namespaces, where there is one.
+    /// Gets the exit of the process that holds the pod's namespaces, if there is one.
     holder: Option<oneshot::Receiver<Exit>>,
-    /// Where this process came from, to go back to when the pod is over.
+    /// The network namespace to return to when the pod is over.
     home: Option<Home>,
     files: Option<SandboxFiles>,
-    /// Whether it is one container's alone, which has namespaces of its own, and files from whoever made it.
+    /// Whether it is for a single container without a pod. That container has its own namespaces,
+    /// and files from the client that made it.
     is_single: bool,
 }
 
 impl<R: Runtime> HostPod<R> {
-    /// A pod that nothing was made for yet.
+    /// A pod for which nothing was made yet.
     pub fn new(dir: PodDir, record: PodRecord, containers: Containers<R>, reaper: Reaper) -> Self {
         Self { dir, record, containers, reaper, holder: None, home: None, files: None, is_single: false }
     }
 
     async fn stop_holder(&mut self) -> Result<()> {
         let Some(holder) = self.record.holder.take() else { return Ok(()) };
-        // It fails only for one that was reaped before.
+        // It fails only if the holder was reaped before.
         let killed = self.reaper.signal(holder, libc::SIGKILL as u32);
         if let Some(ended) = self.holder.take().filter(|_| killed.is_ok()) {
             let _ended = ended.await;
@@ -66,7 +68,7 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
         self.record.mounts = files.owned_mounts();
         self.record.parent.clone_from(&config.cgroup_parent);
         if config.cgroup_parent.is_none() {
-            // Nobody else has made one that could be asked what the pod uses.
+            // The kubelet has made no cgroup that accounts for the pod.
             self.record.cgroup = Some(home::pod_cgroup(self.record.sandbox.as_str(), None));
         }
         self.dir.write_pod(&self.record)?;
@@ -93,7 +95,7 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
         if self.is_single {
             return Ok(std::process::id());
         }
-        // The pod is ready for containers before this process has moved; the first of them waits for it.
+        // The pod is ready before this process has moved; its first container waits for the move.
         self.containers.hold_until(Home::move_in(&self.record, self.record.holder.into_iter().collect())?);
         Ok(self.record.holder.unwrap_or_else(std::process::id))
     }
@@ -108,12 +110,12 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
             home.leave_network()?;
         }
         home::remove_pod_cgroup(&self.record).await?;
-        // Not sooner: what has failed is tried again.
+        // Only now, because a stop that failed is tried again.
         (self.files, self.home) = (None, None);
         Ok(())
     }
 
-    /// Namespaces do not end by themselves, but who holds them can be killed.
+    /// Namespaces do not end by themselves, but the holder can be killed.
     async fn died(&mut self) -> Death {
         let Some(holder) = &mut self.holder else { return std::future::pending().await };
         let exit = holder.await.unwrap_or_else(|_| Exit::killed());

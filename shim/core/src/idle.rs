@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a sandbox process does when it has nothing to do: it gives back the memory that it freed.
+//! Returns freed memory to the kernel when a sandbox process is idle.
 //!
 //! Making a container takes some hundred KiB for a moment. The allocator would keep them for the
 //! next one, which may come in a week.
@@ -8,15 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Giving back costs some 100 µs: not between the calls of one burst.
+/// How long the process must be idle. Returning memory costs some 100 µs, so it is not done between
+/// the calls of one burst.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// Asks for memory to be given back soon. Cheap to clone.
+/// Requests that memory is returned soon. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Idle(Arc<Notify>);
 
 impl Idle {
-    /// The handle, and the loop that does it.
+    /// The handle, and the loop that returns the memory.
     pub fn new() -> (Self, impl Future<Output = ()> + Send) {
         let idle = Self::default();
         let asked = idle.0.clone();
@@ -29,7 +30,7 @@ impl Idle {
         })
     }
 
-    /// Something was done that has freed memory.
+    /// Memory was freed: returns it soon.
     pub fn soon(&self) {
         self.0.notify_one();
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Names that arrive from outside, parsed once: what has one of these types is safe as a file name.
+//! Names from outside, parsed once: a value of one of these types is safe as a file name.
 //!
 //! The grammar is containerd's (package `identifiers`): 1 to 76 bytes, alphanumeric runs joined by
 //! single `.`, `_` or `-`. So there is no slash, no `..`, no hidden file and no option-like `-x`.
@@ -98,14 +98,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_containerd_makes_is_accepted() {
+    fn names_that_containerd_makes_are_accepted() {
         for id in ["k8s.io", "a", "0a1b", &"f".repeat(64), "my-pod_1.x"] {
             assert_eq!(SandboxId::parse(id).unwrap().as_str(), id);
         }
     }
 
     #[test]
-    fn what_could_leave_a_directory_is_refused() {
+    fn names_that_could_leave_a_directory_are_refused() {
         for id in ["", ".", "..", "a/b", "/a", "a..b", "-a", "a-", ".a", "a\0b", "ä", &"f".repeat(77)] {
             assert_eq!(SandboxId::parse(id).unwrap_err().code(), crate::error::Code::InvalidArgument, "{id:?}");
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What every sandboxer shares, and nothing that only one of them needs.
+//! The code that all sandboxers share, and nothing that only one of them needs.
 //!
 //! ```text
 //!   ttrpc ──> sandbox::SandboxService ──> sandbox::Pod ──commands──> a Sandboxer (runc, wasm, vmm, …)
@@ -8,14 +8,14 @@
 //!                           reaper ──exits    └──> events ──> containerd
 //! ```
 //!
-//! - [`record`] is the truth on disk, [`cleanup`] removes a pod from it alone.
-//! - [`sandbox`] and [`task`] are the two protocols; wire types stop there.
-//! - [`process`] is the life of one process; [`reaper`] the one place that reaps.
-//! - [`host_pod`] is the pod of those sandboxers whose containers are processes of this host.
-//! - [`home`] is where a sandbox process comes from, and goes back to.
-//! - [`hooks`] are the programs that clients have run for a container.
+//! - [`record`] is the pod's record on disk; [`cleanup`] removes a pod by its record alone.
+//! - [`sandbox`] and [`task`] serve the two protocols; wire types are not used beyond them.
+//! - [`process`] is the state machine of one process; [`reaper`] is the only place that reaps.
+//! - [`host_pod`] is the pod of the sandboxers whose containers are processes of this host.
+//! - [`home`] is the cgroup and the network namespace of the sandbox process itself.
+//! - [`hooks`] runs the OCI hooks of containers in virtual machines.
 //! - [`cgroup`], [`mount`], [`stdio`], [`terminal`], [`sandbox_files`] are the kernel's side of a container.
-//! - `netlink` (a feature) is how the kernel's network is asked.
+//! - `netlink` (a feature) sends requests to the kernel's network.
 //!
 //! Deliberately absent: anything that only one kind of sandbox needs, a scheduler of retries, a second thread.
 

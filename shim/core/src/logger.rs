@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A program that takes a process's outputs, as clients name one in place of a FIFO: `binary:///usr/bin/log?key=value`.
+//! Runs a logging program, which takes a process's outputs. Clients name it in place of a FIFO:
+//! `binary:///usr/bin/log?key=value`.
 //!
-//! What it gets is containerd's protocol for logging programs (core/runtime/v2/README.md, "Logging"): the query's keys and values as
-//! its arguments, the outputs to read from on the descriptors 3 and 4, a pipe on 5 which it closes when it is ready, and
-//! `CONTAINER_ID` and `CONTAINER_NAMESPACE` in an environment that has nothing else.
+//! It is run by containerd's protocol for logging programs (core/runtime/v2/README.md, "Logging"):
+//! its arguments are the keys and values of the query, it reads the outputs from descriptors 3 and
+//! 4, and closes the pipe on descriptor 5 when it is ready. Its environment has only `CONTAINER_ID`
+//! and `CONTAINER_NAMESPACE`.
 //!
 //! It is in the cgroup of the sandbox process, so it outlives neither the pod nor a clean-up.
 
@@ -22,14 +24,14 @@ use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tracing::warn;
 
-/// How long it may take to say that it is ready.
+/// How long it may take until it is ready.
 const READY: Duration = Duration::from_secs(10);
-/// How long it may take to end when it has read the outputs to their end.
-const LAST_WORDS: Duration = Duration::from_secs(10);
-/// How long it may take to end when it is told to.
+/// How long it may take to end after it has read the outputs to their end.
+const END: Duration = Duration::from_secs(10);
+/// How long it may take to end after SIGTERM.
 const TERMINATED: Duration = Duration::from_secs(2);
 
-/// A logging program, as it was named.
+/// A logging program, as the client named it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogProgram {
     uri: PathBuf,
@@ -37,7 +39,7 @@ pub struct LogProgram {
     arguments: Vec<String>,
 }
 
-/// A logging program that runs.
+/// A running logging program.
 #[derive(Debug)]
 pub struct Logger {
     pid: u32,
@@ -49,7 +51,7 @@ pub struct Logger {
 #[derive(Debug, Default)]
 pub struct Logging(Mutex<Option<Logger>>);
 
-/// The ends that a process writes to.
+/// The pipes' ends to which a process writes.
 #[derive(Debug)]
 pub struct LogPipes {
     /// Its standard output.
@@ -58,25 +60,25 @@ pub struct LogPipes {
     pub stderr: OwnedFd,
 }
 
-/// Whose outputs they are.
+/// The process whose outputs are logged.
 #[derive(Debug, Clone, Copy)]
 pub struct Logged<'a> {
     /// The container, or the exec.
     pub id: &'a str,
     /// containerd's namespace.
     pub namespace: &'a str,
-    /// Where the program is reaped.
+    /// Reaps the logging program.
     pub reaper: &'a Reaper,
 }
 
 impl LogProgram {
-    /// Parses what follows `binary://` in `uri`.
+    /// Parses a `binary://` URI.
     ///
     /// # Errors
-    /// `InvalidArgument` for what is no absolute path, and text that is not UTF-8.
+    /// `InvalidArgument` for a path that is not absolute, and for text that is not UTF-8.
     pub fn parse(uri: &str) -> Result<Self> {
         let invalid = |why: &str| Error::invalid(format!("the logging program {uri:?} {why}"));
-        let (_, rest) = uri.split_once("://").ok_or_else(|| invalid("is no URI"))?;
+        let (_, rest) = uri.split_once("://").ok_or_else(|| invalid("is not a URI"))?;
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         let decode = |text: &str| percent_decode_str(text).decode_utf8().map(String::from).map_err(|_| invalid("is not UTF-8"));
         let program = PathBuf::from(decode(path)?);
@@ -96,7 +98,7 @@ impl LogProgram {
         Ok(Self { uri: uri.into(), program, arguments })
     }
 
-    /// As it was named.
+    /// The URI as the client gave it.
     pub fn uri(&self) -> &Path {
         &self.uri
     }
@@ -104,7 +106,7 @@ impl LogProgram {
     /// Runs it, and waits until it is ready.
     ///
     /// # Errors
-    /// Where it cannot be run; `DeadlineExceeded` where it does not say that it is ready.
+    /// When it cannot be run; `DeadlineExceeded` if it does not become ready in time.
     pub async fn start(&self, logged: Logged<'_>) -> Result<(Logger, LogPipes)> {
         let what = || format!("cannot run the logging program {}", self.program.display());
         let (stdout, to_stdout) = std::io::pipe().context(what)?;
@@ -117,9 +119,10 @@ impl LogProgram {
         let mappings = (3..).zip(inherited).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd }).collect();
         command.fd_mappings(mappings).map_err(|e| Error::internal(format!("{}: {e}", what())))?;
         let child = command.spawn().context(what)?;
-        // Nothing was awaited since the spawn, so the reaper cannot have come first.
+        // Nothing was awaited since the spawn, so the reaper cannot have reaped it yet.
         let logger = Logger { pid: child.id(), ended: logged.reaper.watch(child.id()), reaper: logged.reaper.clone() };
-        // It holds our copies of what the program reads, and of the pipe whose end we wait for.
+        // The command holds our copies of the program's pipes, among them the one whose end we wait
+        // for.
         drop(command);
         let mut ready = pipe::Receiver::from_owned_fd(ready.into()).context(what)?;
         match tokio::time::timeout(READY, ready.read(&mut [0])).await {
@@ -136,20 +139,20 @@ impl LogProgram {
 }
 
 impl Logger {
-    /// Waits until it has written all and ended. To be called when nobody writes to it any more. One that goes on is told to end, and
-    /// then killed.
+    /// Waits until it has written everything and ended. Call it when no process writes to it any
+    /// more. A program that does not end gets SIGTERM, and is then killed.
     pub async fn finish(mut self) {
-        if tokio::time::timeout(LAST_WORDS, &mut self.ended).await.is_ok() {
+        if tokio::time::timeout(END, &mut self.ended).await.is_ok() {
             return;
         }
-        warn!(pid = self.pid, "the logging program has not ended within {LAST_WORDS:?} of its container's last output: ending it");
+        warn!(pid = self.pid, "the logging program has not ended within {END:?} of its container's last output: ending it");
         let _ended_meanwhile = self.reaper.signal(self.pid, libc::SIGTERM as u32);
         let _killed_otherwise = tokio::time::timeout(TERMINATED, &mut self.ended).await;
     }
 }
 
 impl Logging {
-    /// Runs the program that takes the outputs, if they are to go to one, and keeps it.
+    /// Runs the logging program, if the outputs go to one, and keeps it.
     ///
     /// # Errors
     /// Those of [`LogProgram::start`].
@@ -159,7 +162,8 @@ impl Logging {
         Ok(Some(pipes))
     }
 
-    /// Waits until the program has written all, if there is one. To be called when the process has ended, and nobody writes to it.
+    /// Waits until the logging program, if there is one, has written everything. Call it when the
+    /// process has ended and no other process writes to the program.
     pub async fn finish(&self) {
         let logger = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(logger) = logger {
@@ -169,7 +173,7 @@ impl Logging {
 }
 
 impl Drop for Logger {
-    /// One that nobody waits for has nothing to log.
+    /// Kills a program that was not waited for: it has nothing to log.
     fn drop(&mut self) {
         let _ended_meanwhile = self.reaper.signal(self.pid, libc::SIGKILL as u32);
     }

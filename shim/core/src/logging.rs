@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Logs go to standard error, one line each: the journal, or containerd's, adds the rest.
+//! Sets up logging to standard error, one line for each message. The journal or containerd's log
+//! adds the rest.
 
 use crate::config::LogLevel;
 use tracing::level_filters::LevelFilter;
@@ -15,6 +16,6 @@ pub fn start(level: LogLevel) {
     };
     let subscriber =
         tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).with_target(false).finish();
-    // An error means that somebody has started logging before.
+    // An error means that logging was started before.
     let _started_before = tracing::subscriber::set_global_default(subscriber);
 }

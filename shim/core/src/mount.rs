@@ -6,12 +6,12 @@
 //! mount_at       one mount; bind mounts get their flags by a remount, as the kernel wants it
 //! unmount        everything stacked on one path, lazily; nothing there is success
 //! mounts_below   what is mounted at and under a path, in the order to unmount it
-//! mounted_in     whether a directory can be removed without emptying what is mounted in it
+//! mounted_in     whether something is mounted in a directory, so that removing it would empty the mount
 //! ```
 //!
-//! A target's last component is never followed if it is a symbolic link: it is opened first, and
-//! the mount goes to what was opened. Deliberately absent: loop devices (`loop`), which are refused by name rather than mounted
-//! as something else.
+//! If a target's last component is a symbolic link, it is never followed: the target is opened
+//! first, and mounted on by its descriptor. Deliberately absent: loop devices (`loop`). They are
+//! refused by name rather than mounted as something else.
 
 mod idmap;
 mod info;
@@ -31,10 +31,10 @@ use std::path::{Path, PathBuf};
 /// The longest list of data options that mount(2) takes, in bytes with the final NUL: one page.
 const DATA_MAX: usize = 4096;
 
-/// How many mounts stacked on one path [`unmount`] takes away before it gives up.
+/// How many mounts on one path [`unmount`] removes before it gives up.
 const STACK_MAX: usize = 128;
 
-/// One mount, understood and ready to be made anywhere.
+/// One parsed mount, ready to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     kind: Kind,
@@ -45,7 +45,7 @@ pub struct Mount {
     ids: Option<IdMaps>,
 }
 
-/// What mount(2) is asked for.
+/// The kind of a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     /// A directory or file that already exists elsewhere.
@@ -55,10 +55,11 @@ enum Kind {
 }
 
 impl Mount {
-    /// Reads a mount in containerd's form (`api/types/mount.proto`), whose options are those of fstab(5).
+    /// Parses a mount in containerd's form (`api/types/mount.proto`), whose options are those of
+    /// fstab(5).
     ///
-    /// What is not a flag is data for the filesystem, in the order given. Of contradicting flags
-    /// the last one counts.
+    /// Options that are not flags are data for the filesystem, in the given order. Of contradicting
+    /// flags the last one counts.
     ///
     /// # Errors
     ///
@@ -96,28 +97,28 @@ impl Mount {
         Ok(Mount { kind, source: source.to_owned(), flags: flags - MountFlags::BIND, propagation, data, ids })
     }
 
-    /// Whether the mount shows something that exists elsewhere on the host.
+    /// Whether it is a bind mount.
     pub fn is_bind(&self) -> bool {
         self.kind == Kind::Bind
     }
 
-    /// Whether nothing can be written through the mount.
+    /// Whether it is read-only.
     pub fn is_read_only(&self) -> bool {
         self.flags.contains(MountFlags::RDONLY)
     }
 
-    /// The source as containerd gave it: a path for a bind mount, else what the filesystem makes of it.
+    /// The source as containerd gave it: a path for a bind mount, otherwise filesystem-specific.
     pub fn source(&self) -> &str {
         &self.source
     }
 
     /// Makes the mount at `target`, which exists: a directory, or a file for a bind mount of a file.
     ///
-    /// If a later step fails (read-only remount, propagation), the mount is taken away again.
+    /// If a later step fails (read-only remount, propagation), the mount is removed again.
     ///
     /// # Errors
     ///
-    /// `FailedPrecondition` if the target is a symbolic link, else what the kernel says.
+    /// `FailedPrecondition` if the target is a symbolic link, or the kernel's error.
     pub fn mount_at(&self, target: &Path) -> Result<()> {
         if let Some(ids) = &self.ids {
             return ids.mount_at(self, target);
@@ -125,7 +126,8 @@ impl Mount {
         self.attach(&open_target(target)?).context(|| format!("mount {self} at {}", target.display()))?;
         let finished = self.finish(target);
         if finished.is_err() {
-            // The first error is the one to tell; what cannot be undone now is in the caller's record.
+            // Report the first error. If the mount cannot be removed now, it is in the caller's
+            // record.
             let _ = rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         }
         finished
@@ -144,14 +146,14 @@ impl Mount {
         }
     }
 
-    /// The steps that need the mount to be there: a bind mount's own flags, and propagation.
+    /// The steps after the mount is made: a bind mount's own flags, and propagation.
     fn finish(&self, target: &Path) -> Result<()> {
         let own_flags = self.flags - MountFlags::REC;
         let remount = self.is_bind() && !own_flags.is_empty();
         if !remount && self.propagation.is_none() {
             return Ok(());
         }
-        // Opened again, because what was opened before the mount lies underneath it now.
+        // Open it again: the earlier descriptor refers to the directory underneath the mount.
         let mounted = open_target(target)?;
         if remount {
             // A remount replaces all flags: without the source's own, `ro` would drop its `nosuid`.
@@ -181,14 +183,14 @@ impl std::fmt::Display for Mount {
     }
 }
 
-/// Takes away everything that is mounted on `path` itself, lazily: busy mounts disappear from sight now
-/// and from memory with their last user. Symbolic links are not followed.
+/// Unmounts everything that is mounted on `path` itself, lazily: a busy mount is detached now and
+/// freed with its last user. Symbolic links are not followed.
 ///
-/// A path that does not exist or is not a mount point is success.
+/// It is no error if the path does not exist or is not a mount point.
 ///
 /// # Errors
 ///
-/// What the kernel says, or `Internal` if mounts keep appearing.
+/// The kernel's error, or `Internal` if mounts keep appearing.
 pub fn unmount(path: &Path) -> Result<()> {
     for _ in 0..STACK_MAX {
         match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
@@ -202,7 +204,7 @@ pub fn unmount(path: &Path) -> Result<()> {
 
 /// Everything mounted at `path` and below it in our mount namespace, newest first: unmounting in this order works.
 ///
-/// `path` is compared as it is: absolute and without symbolic links.
+/// `path` must be absolute and without symbolic links: it is compared as text.
 ///
 /// # Errors
 ///
@@ -218,13 +220,14 @@ pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The first directory found on which something is mounted: `dir`, or one below it. For directories that hold little, each of
-/// which it looks at: on a node with thousands of mounts their list takes longer to read. A file that is mounted upon is not
-/// looked for, since the kernel does not remove it.
+/// A directory that is a mount point: `dir`, or the first one found below it. It checks each
+/// directory, so use it for small trees; on a node with thousands of mounts the list of mounts
+/// takes longer to read. Files that are mount points are not searched, because the kernel does not
+/// remove them.
 ///
 /// # Errors
 ///
-/// What the kernel says. A directory that is not there is no error.
+/// The kernel's error. It is no error if `dir` does not exist.
 pub fn mounted_in(dir: &Path) -> Result<Option<PathBuf>> {
     let what = || format!("look for mounts in {}", dir.display());
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
@@ -232,7 +235,7 @@ pub fn mounted_in(dir: &Path) -> Result<Option<PathBuf>> {
         Err(Errno::NOENT) => return Ok(None),
         stat => stat.context(what)?,
     };
-    // Since Linux 5.8.
+    // The attribute exists since Linux 5.8.
     if !stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
         return Ok(mounts_below(dir)?.into_iter().next());
     }
@@ -256,7 +259,7 @@ fn mount_filesystem(kind: &str, source: &str, flags: MountFlags, data: &[String]
     rustix::mount::mount(source, fd_path(target), kind, flags, data)
 }
 
-/// Opens what is to be mounted upon, unless it is a symbolic link.
+/// Opens a mount target, and refuses a symbolic link.
 fn open_target(target: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(target, flags, Mode::empty()).context(|| format!("mount target {}", target.display()))?;
@@ -268,7 +271,7 @@ fn open_target(target: &Path) -> Result<OwnedFd> {
     Ok(opened)
 }
 
-/// A name for what an `O_PATH` descriptor refers to, whatever has been renamed meanwhile.
+/// A path to the file of an `O_PATH` descriptor, even if the file was renamed meanwhile.
 fn fd_path(fd: impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
@@ -290,7 +293,7 @@ fn inherited_flags(mounted: &OwnedFd) -> rustix::io::Result<MountFlags> {
     .fold(MountFlags::empty(), |flags, (_, flag)| flags | flag))
 }
 
-/// What one option asks for.
+/// The effect of an option.
 enum Effect {
     Set(MountFlags),
     Clear(MountFlags),

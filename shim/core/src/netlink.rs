@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Requests to the kernel's network, of the namespace that the calling thread is in.
+//! Sends requests to the kernel's network, in the network namespace of the calling thread.
 
 use crate::error::{Context, Error, Result};
 use rtnetlink::Handle;
@@ -9,28 +9,30 @@ use rustix::io::Errno;
 use std::pin::pin;
 use tokio_stream::{Stream, StreamExt};
 
-/// What a request comes to before it is said what it was for.
+/// A netlink result, before context is added.
 pub type Answer<T> = std::result::Result<T, rtnetlink::Error>;
 
-/// Does `work` with a connection to the kernel, which ends with it. Cancel-safe if `work` is.
+/// Does `work` with a connection to the kernel, which is closed afterwards. Cancel-safe if `work`
+/// is.
 ///
 /// # Errors
-/// Those of `work`, and that there is no connection.
+/// Those of `work`, or that the connection failed.
 pub async fn with<T, F: Future<Output = Result<T>>>(work: impl FnOnce(Handle) -> F) -> Result<T> {
-    let (connection, handle, _news) = rtnetlink::new_connection().context(|| "cannot ask the kernel about its network".into())?;
-    // One handle stays here. The connection ends with the last, and whoever waits for an answer takes its end for a success.
+    let (connection, handle, _news) = rtnetlink::new_connection().context(|| "cannot open a netlink connection to the kernel".into())?;
+    // Keep one handle here. The connection ends with the last one, and a request that waits for an
+    // answer takes that end for a success.
     let mut work = pin!(work(handle.clone()));
     tokio::select! {
         biased;
         done = &mut work => done,
-        () = connection => Err(Error::internal("the kernel no longer answers about its network")),
+        () = connection => Err(Error::internal("the netlink connection to the kernel has ended")),
     }
 }
 
-/// All that a dump has. Cancel-safe.
+/// Collects all entries of a dump. Cancel-safe.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub async fn all<T>(dump: impl Stream<Item = Answer<T>>) -> Answer<Vec<T>> {
     dump.collect().await
 }
@@ -38,7 +40,7 @@ pub async fn all<T>(dump: impl Stream<Item = Answer<T>>) -> Answer<Vec<T>> {
 /// Sends a request with flags that rtnetlink's own functions do not offer. Not cancel-safe.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub async fn request(handle: &Handle, message: RouteNetlinkMessage, flags: u16) -> Answer<()> {
     let mut message = NetlinkMessage::from(message);
     message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
@@ -51,7 +53,7 @@ pub async fn request(handle: &Handle, message: RouteNetlinkMessage, flags: u16) 
     Ok(())
 }
 
-/// The kernel's reason; none if the failure is not the kernel's.
+/// The kernel's error number; `None` if the error is not the kernel's.
 pub fn errno(error: &rtnetlink::Error) -> Option<Errno> {
     match error {
         rtnetlink::Error::NetlinkError(message) => Errno::from_io_error(&message.to_io()),
@@ -75,7 +77,7 @@ mod tests {
     use rtnetlink::packet_route::link::LinkAttribute;
 
     #[tokio::test]
-    async fn the_kernel_answers() {
+    async fn the_kernel_lists_its_interfaces() {
         let links =
             with(async |handle| all(handle.link().get().execute()).await.context(|| "cannot list interfaces".into())).await.unwrap();
         let name = LinkAttribute::IfName("lo".into());
@@ -83,7 +85,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_has_its_reason() {
+    async fn a_refused_request_returns_the_kernel_s_error() {
         let nothing = |handle: Handle| async move {
             let refused = handle.link().del(u32::MAX >> 1).execute().await;
             assert_eq!(errno(refused.as_ref().unwrap_err()), Some(Errno::NODEV));

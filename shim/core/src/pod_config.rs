@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pod's configuration: what the kubelet tells containerd about the pod, and containerd tells us.
+//! The pod's configuration, which the kubelet sends to containerd, and containerd to us.
 //!
-//! It comes as a protobuf `Any` around the CRI's `runtime.v1.PodSandboxConfig` and is checked once, here:
-//! whoever holds a [`PodConfig`] can write its hostname, DNS entries, id maps and sysctls where they
-//! belong without asking again.
+//! It comes as a protobuf `Any` with the CRI's `runtime.v1.PodSandboxConfig`, and is checked once,
+//! here. The hostname, DNS entries, id maps and sysctls of a [`PodConfig`] can be written to the
+//! kernel without further checks.
 //!
 //! ```text
 //! wire      the protobuf messages, as published
-//! decode    wire -> PodConfig, or what is wrong with it
-//! sysctl    where a sysctl is written, and which namespace keeps it inside the pod
+//! decode    wire -> PodConfig, or the error in it
+//! sysctl    the file of a sysctl, and the namespace to which its effect is limited
 //! ```
 
 mod decode;
@@ -23,15 +23,17 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-/// How the CRI names the message that [`PodConfig::decode`] reads.
+/// The CRI's name of the message that [`PodConfig::decode`] reads.
 const MESSAGE: &str = "runtime.v1.PodSandboxConfig";
 
-/// The most bytes of configuration that are read. Kubernetes allows 256 KiB of annotations, and the rest is small.
+/// The largest configuration in bytes. Kubernetes allows 256 KiB of annotations, and the rest is
+/// small.
 const MAX_BYTES: usize = 1 << 20;
 
 /// A pod's configuration (`PodSandboxConfig`, CRI v1), checked.
 ///
-/// The default is that of a sandbox made without any, by `ctr` for example: no name, and namespaces of its own.
+/// The default is for a sandbox without a configuration, as `ctr` makes it: no name, and namespaces
+/// of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PodConfig {
@@ -41,35 +43,36 @@ pub struct PodConfig {
     pub uid: String,
     /// The pod's Kubernetes namespace, likewise.
     pub namespace: String,
-    /// How many times this pod's sandbox has been made before.
+    /// How often this pod's sandbox was made before.
     pub attempt: u32,
-    /// At most 64 bytes of letters, digits, `-`, `_` and `.`; empty where the host's name is meant.
+    /// At most 64 bytes of letters, digits, `-`, `_` and `.`; empty for the host's name.
     pub hostname: String,
-    /// Where the containers' logs go: an absolute path without `..`.
+    /// The directory of the containers' logs: an absolute path without `..`.
     pub log_directory: Option<PathBuf>,
-    /// What resolv.conf holds. `None` means a copy of the host's, which is not the same as an empty one.
+    /// The content of resolv.conf. `None` means a copy of the host's, as opposed to an empty file.
     pub dns: Option<Dns>,
     /// Labels, as given.
     pub labels: BTreeMap<String, String>,
     /// Annotations, as given.
     pub annotations: BTreeMap<String, String>,
-    /// Ports of the pod that shall be reachable on the host. CNI does that, not we.
+    /// Ports of the pod that are reachable on the host. CNI sets them up.
     pub port_mappings: Vec<PortMapping>,
-    /// The cgroup under which the pod's cgroups stand: a cgroupfs path or a systemd slice, without `..`.
+    /// The cgroup above the pod's cgroups: a cgroupfs path or a systemd slice, without `..`.
     pub cgroup_parent: Option<String>,
-    /// Whose network namespace the pod uses.
+    /// The pod's network namespace: its own or the host's.
     pub network: NamespaceMode,
-    /// Whose pid namespace the containers use.
+    /// The containers' PID namespace: the pod's, their own, or the host's.
     pub pid: NamespaceMode,
-    /// Whose ipc namespace the pod uses.
+    /// The pod's IPC namespace: its own or the host's.
     pub ipc: NamespaceMode,
     /// The pod's user namespace; `None` is the host's.
     pub userns: Option<UserNs>,
     /// Sysctls for the pod: names as in sysctl(8), values of one line.
     pub sysctls: BTreeMap<String, String>,
-    /// What the sandbox itself may use beyond its containers (RuntimeClass `overhead`).
+    /// The resources of the sandbox itself, beyond those of its containers (RuntimeClass
+    /// `overhead`).
     pub overhead: Option<Resources>,
-    /// The sum of what the containers may use.
+    /// The sum of the containers' resources.
     pub resources: Option<Resources>,
     /// Whether the pod may hold privileged containers.
     pub privileged: bool,
@@ -90,12 +93,12 @@ pub struct PodConfig {
 }
 
 impl PodConfig {
-    /// Reads and checks the configuration in containerd's `Any`.
+    /// Decodes and checks the configuration in containerd's `Any`.
     ///
     /// # Errors
     ///
-    /// `InvalidArgument`, naming the field, if `type_url` is not that of `PodSandboxConfig`, if `value` is longer than
-    /// 1 MiB or no such message, or if a field holds what no pod can have.
+    /// `InvalidArgument`, naming the field, if `type_url` is not that of `PodSandboxConfig`, if
+    /// `value` is longer than 1 MiB or is not such a message, or if a field has an invalid value.
     pub fn decode(type_url: &str, value: &[u8]) -> Result<PodConfig> {
         let message = type_url.rsplit('/').next().unwrap_or_default();
         if message != MESSAGE {
@@ -110,14 +113,14 @@ impl PodConfig {
     /// Sets the pod's sysctls.
     ///
     /// # Errors
-    /// `InvalidArgument` for a name or a value that cannot be one.
+    /// `InvalidArgument` for an invalid name or value.
     pub fn set_sysctls(&mut self, sysctls: BTreeMap<String, String>) -> Result<()> {
         self.sysctls = decode::sysctls(sysctls)?;
         Ok(())
     }
 }
 
-/// What resolv.conf(5) holds. No entry is empty or contains whitespace or control characters.
+/// The content of resolv.conf(5). No entry is empty or contains whitespace or control characters.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Dns {
     /// `nameserver` lines.
@@ -131,7 +134,7 @@ pub struct Dns {
 /// A port of the pod on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortMapping {
-    /// Of which protocol.
+    /// The transport protocol.
     pub protocol: Protocol,
     /// The port in the pod; 0 if unspecified.
     pub container_port: u16,
@@ -153,7 +156,8 @@ pub enum Protocol {
     Sctp,
 }
 
-/// Who shares a namespace (`enum NamespaceMode`). `TARGET` is for ephemeral containers only: no pod has it.
+/// Which containers share a namespace (`enum NamespaceMode`). `TARGET` is only for ephemeral
+/// containers, never for a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NamespaceMode {
@@ -214,7 +218,7 @@ pub struct Resources {
     pub unified: BTreeMap<String, String>,
 }
 
-/// An SELinux context (`message SELinuxOption`). Parts may be empty: those are the policy's choice.
+/// An SELinux context (`message SELinuxOption`). The policy chooses empty parts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Selinux {
     /// The user part.

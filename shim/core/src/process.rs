@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The life of one process, a container's init or an exec, as a state machine.
+//! The state machine of one process: a container's init or an exec.
 //!
 //! ```text
 //!   Creating ──> Created ──> Starting ──> Running <──> Paused
@@ -7,15 +7,15 @@
 //!      └────────────┴───────────┴────────────┴───────────┴──> Stopped ──> Deleted
 //! ```
 //!
-//! The state lives in a watch channel: changing it, reading it and waiting for it are the same
-//! thing, so State never waits behind a start, and Wait is told the moment it happens. Every change
-//! is a pure function of the state before it.
+//! The state is in a watch channel, which can be changed, read and waited for. So State never waits
+//! behind a start, and Wait is answered at the moment of the end. Every change is a pure function
+//! of the state before it.
 
 use crate::error::{Error, Result};
 use crate::reaper::Exit;
 use tokio::sync::watch;
 
-/// Where a process is in its life.
+/// The state of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// The OCI runtime is making it.
@@ -54,7 +54,7 @@ pub enum Phase {
     },
 }
 
-/// What is asked of a process.
+/// A change of a process's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     /// The OCI runtime has made it.
@@ -82,7 +82,7 @@ pub enum Change {
 }
 
 impl Phase {
-    /// The phase after `change`, or why that cannot be.
+    /// The phase after `change`.
     ///
     /// # Errors
     /// `FailedPrecondition`, naming the phase.
@@ -97,19 +97,20 @@ impl Phase {
             (Paused { pid }, Change::Resume) => Running { pid },
             (Creating, Change::Exit(exit)) => Stopped { pid: 0, exit },
             (Created { pid } | Starting { pid } | Running { pid } | Paused { pid }, Change::Exit(exit)) => Stopped { pid, exit },
-            // A program may be over before its start was reported, and a start may fail because of it.
+            // A program may end before its start was reported, and the start may fail because of
+            // that.
             (Stopped { pid: 0, exit }, Change::Started { pid }) => Stopped { pid, exit },
             (stopped @ Stopped { .. }, Change::Started { .. } | Change::StartFailed | Change::Exit(_)) => stopped,
             (Stopped { exit, .. }, Change::Delete) => Deleted { exit },
-            // An exec that was never started leaves nothing that ran.
+            // An exec that was never started has no process.
             (Created { pid: 0 }, Change::Delete) => Deleted { exit: Exit::killed() },
-            // A removal that has failed, or was not waited for, is repeated.
+            // A removal that failed, or whose caller left, may be repeated.
             (deleted @ Deleted { .. }, Change::Exit(_) | Change::Delete) => deleted,
             (phase, change) => return Err(Error::precondition(format!("it is {}, so it cannot {}", phase.name(), change.verb()))),
         })
     }
 
-    /// The process id on the host, while there is or was one.
+    /// The process id on the host, if there is or was a process.
     pub fn pid(self) -> u32 {
         match self {
             Phase::Creating | Phase::Deleted { .. } => 0,
@@ -137,7 +138,7 @@ impl Phase {
         }
     }
 
-    /// The phase as others see it: what lives in a frozen `container` is frozen.
+    /// The phase as clients see it: a process in a frozen `container` is frozen.
     pub fn within(self, container: Phase) -> Phase {
         match (self, container) {
             (Phase::Created { pid } | Phase::Starting { pid } | Phase::Running { pid }, Phase::Paused { .. }) => Phase::Paused { pid },
@@ -145,7 +146,7 @@ impl Phase {
         }
     }
 
-    /// A word for people.
+    /// The phase's name for people.
     pub fn name(self) -> &'static str {
         match self {
             Phase::Creating => "being created",
@@ -172,7 +173,7 @@ impl Change {
     }
 }
 
-/// The phase of one process, shared by all who ask for it.
+/// The phase of one process, shared by all tasks that use it.
 #[derive(Debug)]
 pub struct Life(watch::Sender<Phase>);
 
@@ -190,7 +191,7 @@ impl Life {
     /// Changes the phase; returns the new one.
     ///
     /// # Errors
-    /// As [`Phase::after`]; then nothing has changed.
+    /// Those of [`Phase::after`]; nothing has changed then.
     pub fn change(&self, change: Change) -> Result<Phase> {
         let mut outcome = Ok(self.phase());
         self.0.send_if_modified(|phase| {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The one place that reaps.
+//! The only place that reaps.
 //!
-//! A sandbox process is a subreaper: besides the OCI runtime's processes it inherits every
-//! container's init, every exec and, where the host's PID namespace is shared, orphans that nobody
-//! asked for. All of them end in one `wait` loop. Who waits for a process registers its id; an exit
-//! that came before the registration is kept until it is asked for.
+//! A sandbox process is a subreaper. Besides the OCI runtime's processes it inherits every
+//! container's init, every exec and, if the pod shares the host's PID namespace, unrelated orphans.
+//! One `wait` loop reaps them all. To wait for a process, register its id; an exit before the
+//! registration is kept until then.
 
 use crate::error::{Context, Result};
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions};
@@ -14,8 +14,8 @@ use std::time::SystemTime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-/// How many exits nobody has asked for are kept. An exec that ends before its id is read needs one;
-/// orphans of a pod in the host's PID namespace push out the oldest.
+/// How many unclaimed exits are kept. An exec that ends before its id is read needs one. Orphans of
+/// a pod in the host's PID namespace displace the oldest.
 const UNCLAIMED: usize = 128;
 
 /// How and when a process ended.
@@ -28,7 +28,7 @@ pub struct Exit {
 }
 
 impl Exit {
-    /// What is reported of a process that was killed and could not be waited for.
+    /// The exit of a process that was killed and could not be waited for.
     pub fn killed() -> Self {
         Self { code: 128 + libc::SIGKILL as u32, at: SystemTime::now() }
     }
@@ -48,9 +48,9 @@ impl Reaper {
     /// Makes this process a subreaper and returns the reaper with the loop that drives it.
     ///
     /// # Errors
-    /// Where the kernel refuses the signal handler or the subreaper flag.
+    /// When the kernel refuses the signal handler or the subreaper flag.
     pub fn start() -> Result<(Self, impl Future<Output = ()> + Send)> {
-        // The kernel ignores the id; any but none switches the flag on.
+        // The kernel ignores the id: any id switches the flag on.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context(|| "cannot become a subreaper".into())?;
         let mut child_ended = signal(SignalKind::child()).context(|| "cannot watch for SIGCHLD".into())?;
         let reaper = Self::default();
@@ -62,13 +62,14 @@ impl Reaper {
         }))
     }
 
-    /// The exit of `pid`, a child of this process or one that has just been handed to it. The
+    /// Waits for the exit of `pid`, a child of this process or one that it has just inherited. The
     /// receiver fails only if `pid` never was one.
     pub fn watch(&self, pid: u32) -> oneshot::Receiver<Exit> {
         let (sender, receiver) = oneshot::channel();
         let pid = pid as i32;
         let mut table = self.table();
-        // A kept exit may be of an earlier process with this id: it counts only if there is no child now.
+        // A kept exit may be of an earlier process with this id. It counts only if there is no such
+        // child now.
         let is_child = Pid::from_raw(pid).is_some_and(|pid| {
             rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok()
         });
@@ -85,12 +86,14 @@ impl Reaper {
         receiver
     }
 
-    /// Sends a signal to a process that is [`watch`](Self::watch)ed and has not been reaped: until then its id is its own.
+    /// Sends a signal to a process that is [`watch`](Self::watch)ed and has not been reaped. Until
+    /// then no other process can have its id.
     ///
     /// # Errors
-    /// `ESRCH` for any other process, and one that has ended; `EINVAL` for a number that is no signal.
+    /// `ESRCH` for any other process, and for one that has ended; `EINVAL` for a number that is not
+    /// a signal.
     pub fn signal(&self, pid: u32, signal: u32) -> std::io::Result<()> {
-        // While the table is locked, nobody reaps.
+        // Nothing is reaped while the table is locked.
         let table = self.table();
         if !i32::try_from(pid).is_ok_and(|pid| table.waiting.contains_key(&pid)) {
             return Err(rustix::io::Errno::SRCH.into());
@@ -119,7 +122,7 @@ impl Reaper {
 impl Table {
     fn ended(&mut self, pid: i32, exit: Exit) {
         if let Some(waiter) = self.waiting.remove(&pid) {
-            // Whoever has stopped waiting has no use for it either.
+            // The receiver may have been dropped.
             let _unheard = waiter.send(exit);
             return;
         }
@@ -135,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_asks_for_is_bounded() {
+    fn the_number_of_unclaimed_exits_is_bounded() {
         let mut table = Table::default();
         for pid in 0..1000 {
             table.ended(pid, Exit::killed());
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_watched_and_not_reaped_is_sent_a_signal() {
+    fn only_watched_processes_that_are_not_reaped_are_signalled() {
         let reaper = Reaper::default();
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let unwatched = reaper.signal(child.id(), 9).unwrap_err();

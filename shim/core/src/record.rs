@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pod record: all that is needed to find and remove a pod whose sandbox process is gone.
+//! The pod record: everything that is needed to find and remove a pod whose sandbox process is
+//! gone.
 //!
 //! ```text
 //! /run/magnetar/<namespace>/<sandbox id>/
@@ -11,12 +12,13 @@
 //!
 //! The directory itself is locked (flock(2)) by the sandbox process for as long as it lives: [`lock`].
 //!
-//! A record is believed only where it agrees with its place: the names in it are those of its directory or file, and it is a plain
-//! file of a version that is known. Any other is [`Found::Damaged`], and clean-up does without it.
+//! A record is trusted only if it is a regular file of a known version, and has the names of its
+//! directory or file. Any other is [`Found::Damaged`], and clean-up does without it.
 //!
-//! A thing is written here before it is made, so that a crash at any line leaves a record of it.
-//! Files are replaced atomically. The lock answers «is it alive?» without the races of pids: the
-//! kernel lets go of it when the process ends, and whoever takes it then may clean up, alone.
+//! A thing is recorded before it is made, so that a crash at any line leaves a record of it. Files
+//! are replaced atomically. The lock tells whether the process lives, without the races of process
+//! ids: the kernel releases it when the process ends. A process that takes the lock then may clean
+//! up, and no other process may.
 
 mod lock;
 mod read;
@@ -36,7 +38,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Where the records of this node live.
+/// The directory of this node's records.
 pub const DEFAULT_STATE_DIR: &str = "/run/magnetar";
 
 /// A Unix socket's path must fit `sockaddr_un`, with its final zero.
@@ -46,7 +48,7 @@ const MAX_SOCKET_PATH: usize = 107;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodDir(PathBuf);
 
-/// What `pod.json` holds.
+/// The content of `pod.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PodRecord {
     version: u32,
@@ -58,14 +60,15 @@ pub struct PodRecord {
     pub config: HandlerConfig,
     /// The sandbox process; 0 until it has taken the lock.
     pub pid: u32,
-    /// The process that holds the pod's namespaces where the sandbox process cannot (a shared PID
+    /// The process that holds the pod's namespaces if the sandbox process cannot (a shared PID
     /// namespace, a user namespace).
     #[serde(default)]
     pub holder: Option<u32>,
     /// Mount points that were made for the pod.
     #[serde(default)]
     pub mounts: Vec<PathBuf>,
-    /// The pod's own cgroup, as the path in the hierarchy, where it has one beside those of its containers.
+    /// The path of the pod's own cgroup in the hierarchy, if it has one beside those of its
+    /// containers.
     #[serde(default)]
     pub cgroup: Option<String>,
     /// The cgroup that the kubelet made for all of the pod.
@@ -73,7 +76,7 @@ pub struct PodRecord {
     pub parent: Option<String>,
 }
 
-/// What `containers/<id>.json` holds.
+/// The content of `containers/<id>.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerRecord {
     version: u32,
@@ -81,11 +84,11 @@ pub struct ContainerRecord {
     pub container: ContainerId,
     /// Its bundle, as containerd gave it.
     pub bundle: PathBuf,
-    /// Where its root filesystem is mounted, where that was for us to do.
+    /// The mount point of its root filesystem, if we mounted it.
     pub rootfs: Option<PathBuf>,
     /// `linux.cgroupsPath` of its OCI specification.
     pub cgroup: Option<String>,
-    /// Whether nobody was in that cgroup before the container was made.
+    /// Whether that cgroup was checked to be empty before the container was made.
     #[serde(default)]
     pub claimed: bool,
     /// The OCI runtime that knows it.
@@ -96,7 +99,7 @@ impl PodDir {
     /// The directory of a pod, which need not exist yet.
     ///
     /// # Errors
-    /// `InvalidArgument` where its socket's path would be longer than the kernel allows.
+    /// `InvalidArgument` if its socket's path would be longer than the kernel allows.
     pub fn new(state_dir: &Path, namespace: &Namespace, sandbox: &SandboxId) -> Result<Self> {
         let dir = Self(state_dir.join(namespace.as_str()).join(sandbox.as_str()));
         let length = dir.socket().as_os_str().len();
@@ -117,7 +120,7 @@ impl PodDir {
     /// Every pod that has a directory below `state_dir`.
     ///
     /// # Errors
-    /// Where a directory cannot be read, which is not the same as one without pods.
+    /// When a directory cannot be read.
     pub fn all(state_dir: &Path) -> Result<Vec<(Namespace, SandboxId, PodDir)>> {
         let mut pods = Vec::new();
         for namespace in names(state_dir)?.into_iter().filter_map(|n| Namespace::parse(n).ok()) {
@@ -130,30 +133,30 @@ impl PodDir {
         Ok(pods)
     }
 
-    /// The pod's names, which its directory bears.
+    /// The pod's names, from the directory's path.
     ///
     /// # Errors
-    /// `InvalidArgument` where the directory is not one of a pod.
+    /// `InvalidArgument` if the directory is not a pod's.
     pub fn names(&self) -> Result<(Namespace, SandboxId)> {
         let name = |path: Option<&Path>| path.and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         Ok((Namespace::parse(name(self.0.parent()))?, SandboxId::parse(name(Some(&self.0)))?))
     }
 
-    /// Whether there is the directory.
+    /// Whether the directory exists.
     ///
     /// # Errors
-    /// Where that cannot be told.
+    /// When that cannot be determined.
     pub fn exists(&self) -> Result<bool> {
-        self.0.try_exists().context(|| format!("cannot tell whether there is {}", self.0.display()))
+        self.0.try_exists().context(|| format!("cannot tell whether {} exists", self.0.display()))
     }
 
-    /// Makes the directory; a pod is created by exactly one caller.
+    /// Makes the directory. Exactly one caller can create a pod.
     ///
     /// # Errors
-    /// `AlreadyExists` where the pod has one.
+    /// `AlreadyExists` if the pod has one.
     pub fn make(&self) -> Result<()> {
         let parent = self.0.parent().unwrap_or(Path::new("/"));
-        // Others have no business with the pods' names.
+        // Other users cannot list the names of pods.
         std::fs::DirBuilder::new().recursive(true).mode(0o711).create(parent).context(|| format!("cannot make {}", parent.display()))?;
         match rustix::fs::mkdir(&self.0, Mode::RWXU) {
             Ok(()) => {}
@@ -164,7 +167,7 @@ impl PodDir {
         }
         for child in [self.containers(), self.runtime_root()] {
             if let Err(error) = rustix::fs::mkdir(&child, Mode::RWXU).context(|| format!("cannot make {}", child.display())) {
-                // Half a directory would be taken for a pod.
+                // An incomplete directory would be taken for a pod.
                 self.remove()?;
                 return Err(error);
             }
@@ -172,10 +175,11 @@ impl PodDir {
         Ok(())
     }
 
-    /// Removes the directory; gone already is fine.
+    /// Removes the directory. It is no error if it is gone already.
     ///
     /// # Errors
-    /// `FailedPrecondition` while something is mounted in it, which would be emptied; and what the kernel says.
+    /// `FailedPrecondition` while something is mounted in it, because that would be emptied; or the
+    /// kernel's error.
     pub fn remove(&self) -> Result<()> {
         if let Some(mounted) = mount::mounted_in(&self.0)? {
             return Err(Error::precondition(format!("cannot remove {}: {} is mounted", self.0.display(), mounted.display())));
@@ -209,7 +213,7 @@ impl PodDir {
     /// Reads the pod's record.
     ///
     /// # Errors
-    /// `NotFound` where there is none; `Internal` for one that cannot be believed.
+    /// `NotFound` if there is none; `Internal` for a damaged one.
     pub fn pod(&self) -> Result<PodRecord> {
         self.find_pod()?.or_error(&self.0)
     }
@@ -217,13 +221,17 @@ impl PodDir {
     /// Looks for the pod's record.
     ///
     /// # Errors
-    /// Only where one cannot look.
+    /// Only if the directory or file cannot be read.
     pub fn find_pod(&self) -> Result<Found<PodRecord>> {
         let (namespace, sandbox) = self.names()?;
         read::record(&self.0.join("pod.json"), |record: &PodRecord| {
             read::version(record.version)?;
             let names = (&record.namespace, &record.sandbox);
-            if names == (&namespace, &sandbox) { Ok(()) } else { Err(format!("it is of sandbox {} of {}", names.1, names.0)) }
+            if names == (&namespace, &sandbox) {
+                Ok(())
+            } else {
+                Err(format!("it belongs to sandbox {} in namespace {}", names.1, names.0))
+            }
         })
     }
 
@@ -235,16 +243,17 @@ impl PodDir {
     /// Reads the records of the pod's containers.
     ///
     /// # Errors
-    /// One that cannot be believed is an error, not a gap.
+    /// When a record is damaged: it is not left out.
     pub fn container_records(&self) -> Result<Vec<ContainerRecord>> {
         let found = self.find_containers()?.into_values().filter(|found| !matches!(found, Found::Absent));
         found.map(|found| found.or_error(&self.containers())).collect()
     }
 
-    /// Every container of which there is a trace in the pod's directory: a record, or what an OCI runtime knows.
+    /// Every container with a trace in the pod's directory: a record, or the state of an OCI
+    /// runtime.
     ///
     /// # Errors
-    /// Only where one cannot look.
+    /// Only if a directory or file cannot be read.
     pub fn find_containers(&self) -> Result<BTreeMap<ContainerId, Found<ContainerRecord>>> {
         let recorded = names(&self.containers())?.into_iter().filter_map(|name| name.strip_suffix(".json").map(String::from));
         let ids: BTreeSet<ContainerId> =
@@ -255,11 +264,11 @@ impl PodDir {
     /// Looks for the record of a container.
     ///
     /// # Errors
-    /// Only where one cannot look.
+    /// Only if the directory or file cannot be read.
     pub fn find_container(&self, id: &ContainerId) -> Result<Found<ContainerRecord>> {
         read::record(&self.containers().join(format!("{id}.json")), |record: &ContainerRecord| {
             read::version(record.version)?;
-            if record.container == *id { Ok(()) } else { Err(format!("it is of container {}", record.container)) }
+            if record.container == *id { Ok(()) } else { Err(format!("it belongs to container {}", record.container)) }
         })
     }
 
@@ -273,7 +282,7 @@ impl PodDir {
         write(&self.containers().join(format!("{}.json", record.container)), record)
     }
 
-    /// Forgets a container of which nothing is left.
+    /// Removes the record of a container. Call it when nothing else is left of the container.
     pub fn remove_container(&self, container: &ContainerId) -> Result<()> {
         match std::fs::remove_file(self.containers().join(format!("{container}.json"))) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -299,7 +308,7 @@ impl ContainerRecord {
     }
 }
 
-/// The names in a directory; none where it does not exist.
+/// The names in a directory; none if it does not exist.
 fn names(dir: &Path) -> Result<Vec<String>> {
     let what = || format!("cannot list {}", dir.display());
     let entries = match std::fs::read_dir(dir) {
@@ -313,7 +322,8 @@ fn names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Writes beside the file and renames over it, so that a reader sees the old or the new, whole.
+/// Writes a new file and renames it over the old one, so that a reader sees either of them
+/// complete.
 fn write<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let bytes = serde_json::to_vec_pretty(value).map_err(|e| Error::internal(format!("cannot encode {}: {e}", path.display())))?;
     let temporary = path.with_extension("new");

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pod's files that containerd's CRI mounts into every container, and that nobody but the sandbox writes.
+//! Writes the pod's files that containerd's CRI plugin mounts into every container. The sandbox has
+//! to write them.
 //!
 //! ```text
 //! <root_dir>/hostname      the pod's hostname, or the host's
 //! <root_dir>/hosts         a copy of the host's
 //! <root_dir>/resolv.conf   from the pod's DNS configuration, or a copy of the host's
-//! <state_dir>/shm          /dev/shm of the pod: a tmpfs, unless the pod uses the host's ipc namespace
+//! <state_dir>/shm          /dev/shm of the pod: a tmpfs, unless the pod uses the host's IPC namespace
 //! <home>/…                 the originals of all of them
 //! ```
 //!
-//! Names, contents and modes are those of containerd's own controller (internal/cri/server/podsandbox). With a sandboxer other
-//! than that one, containerd does not make the two directories, but it does remove them: when it starts, as orphans, under
-//! running pods too (internal/cri/server/restart.go). So the originals are in a directory of ours, and containerd's get
-//! copies, and a bind mount of /dev/shm, which are put back when they are missed.
+//! Names, contents and modes are those of containerd's own controller
+//! (internal/cri/server/podsandbox). With another sandboxer, containerd does not make the two
+//! directories. But when it starts, it removes them as orphans, even those of running pods
+//! (internal/cri/server/restart.go). So the originals are in a directory of ours. containerd's
+//! directories get copies and a bind mount of /dev/shm, which are restored if they are missing.
 
 use crate::config::Containerd;
 use crate::error::{Context, Error, Result};
@@ -25,7 +27,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// The size of the pod's /dev/shm: 64 MiB, as everywhere.
+/// The size of the pod's /dev/shm: 64 MiB, as with containerd.
 const SHM_SIZE: &str = "size=65536k";
 
 /// The files by name.
@@ -34,22 +36,24 @@ const FILES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 /// Where one pod's files are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxFiles {
-    /// The originals: ours alone.
+    /// The directory of the originals, which only we use.
     pub home: PathBuf,
     /// `<containerd's root>/io.containerd.grpc.v1.cri/sandboxes/<id>`: survives a reboot.
     pub root_dir: PathBuf,
-    /// `<containerd's state>/io.containerd.grpc.v1.cri/sandboxes/<id>`: does not.
+    /// `<containerd's state>/io.containerd.grpc.v1.cri/sandboxes/<id>`: does not survive a reboot.
     pub state_dir: PathBuf,
 }
 
 impl SandboxFiles {
-    /// Those of `sandbox`, whose own directory is `pod`: there, and where containerd's CRI plugin looks for them.
+    /// The files of `sandbox`: the originals in its directory `pod`, and the copies where
+    /// containerd's CRI plugin expects them.
     pub fn new(containerd: &Containerd, sandbox: &SandboxId, pod: &PodDir) -> Self {
         let below = |dir: &Path| dir.join("io.containerd.grpc.v1.cri/sandboxes").join(sandbox.as_str());
         Self { home: pod.path().join("files"), root_dir: below(&containerd.root), state_dir: below(&containerd.state) }
     }
 
-    /// The mounts that [`create`](Self::create) makes, in the order of their removal, for the pod's record: written before, not after.
+    /// The mounts that [`create`](Self::create) makes, in the order of their removal, for the pod's
+    /// record. Write the record before calling it.
     pub fn owned_mounts(&self) -> Vec<PathBuf> {
         vec![self.shm(), self.original_shm()]
     }
@@ -59,7 +63,8 @@ impl SandboxFiles {
         FILES.map(|name| self.root_dir.join(name)).into()
     }
 
-    /// What the containers get as /dev/shm: the pod's own, or the host's where the pod uses the host's ipc namespace.
+    /// The directory that the containers get as /dev/shm: the pod's own, or the host's if the pod
+    /// uses the host's IPC namespace.
     pub fn shm_for(&self, config: &PodConfig) -> PathBuf {
         match config.ipc {
             NamespaceMode::Node => PathBuf::from("/dev/shm"),
@@ -67,10 +72,10 @@ impl SandboxFiles {
         }
     }
 
-    /// Makes the directories, the files and the mount. Files that exist are written anew.
+    /// Makes the directories, the files and the mount. Existing files are overwritten.
     ///
-    /// `host_etc` is the host's /etc, which hosts and resolv.conf are copied from. After an error, call
-    /// [`remove`](Self::remove): some of it may be there.
+    /// `host_etc` is the host's /etc, from which hosts and resolv.conf are copied. After an error,
+    /// call [`remove`](Self::remove), because part of it may have been made.
     ///
     /// # Errors
     ///
@@ -93,14 +98,14 @@ impl SandboxFiles {
         self.publish()
     }
 
-    /// Puts into containerd's directories what is not there (any more). To be called before a container is made.
+    /// Restores what is missing in containerd's directories. Call it before a container is made.
     ///
     /// # Errors
     ///
     /// If something cannot be copied or mounted.
     pub fn publish(&self) -> Result<()> {
         if !self.home.is_dir() {
-            // There is no pod, or one whose containers come without containerd's CRI.
+            // There is no pod, or its containers are not made by containerd's CRI plugin.
             return Ok(());
         }
         make_dir(&self.root_dir, 0o755)?;
@@ -118,12 +123,12 @@ impl SandboxFiles {
         Mount::parse("bind", &original.display().to_string(), &["bind".to_owned()])?.mount_at(&shm)
     }
 
-    /// Removes what [`create`](Self::create) made, whether all of it is there, some or nothing. The two directories go too,
-    /// unless there is something else in them.
+    /// Removes everything that [`create`](Self::create) made and that still exists. It also removes
+    /// the two directories, unless they have other content.
     ///
     /// # Errors
     ///
-    /// The first one, after everything has been tried.
+    /// The first error, after everything was tried.
     pub fn remove(&self) -> Result<()> {
         let (original, shm) = (self.original_shm(), self.shm());
         let mut steps = vec![mount::unmount(&shm), remove_dir(&shm), mount::unmount(&original), remove_dir(&original)];
@@ -147,13 +152,13 @@ impl SandboxFiles {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).custom_flags(nix::libc::O_NOFOLLOW);
         let mut file = options.open(&path).context(what)?;
-        // The mode is set afterwards, because it is no business of our umask.
+        // The mode is set afterwards, so that it does not depend on our umask.
         file.set_permissions(Permissions::from_mode(0o644)).context(what)?;
         file.write_all(content.as_bytes()).context(what)
     }
 }
 
-/// Whether `copy` shows the filesystem that `original` is.
+/// Whether `copy` is a mount of the filesystem at `original`.
 fn same_mount(original: &Path, copy: &Path) -> bool {
     match (fs::metadata(original), fs::metadata(copy)) {
         (Ok(original), Ok(copy)) => original.dev() == copy.dev(),
@@ -161,7 +166,7 @@ fn same_mount(original: &Path, copy: &Path) -> bool {
     }
 }
 
-/// The pod's hostname, or the host's where the pod has none of its own.
+/// The pod's hostname, or the host's if the pod has none.
 pub fn hostname(config: &PodConfig) -> String {
     match config.hostname.as_str() {
         "" => nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -176,7 +181,7 @@ fn resolv_conf(config: &PodConfig, host_etc: &Path) -> Result<String> {
     }
 }
 
-/// resolv.conf(5) for the given configuration: empty if that is.
+/// The content of resolv.conf(5) for a configuration; empty for an empty one.
 fn resolver_lines(dns: &Dns) -> String {
     let mut lines = String::new();
     if !dns.searches.is_empty() {
@@ -195,7 +200,7 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).context(|| format!("read {}", path.display()))
 }
 
-/// Makes a directory with everything above it, unless it is there.
+/// Makes a directory and its parents, unless they exist.
 fn make_dir(path: &Path, mode: u32) -> Result<()> {
     fs::DirBuilder::new().recursive(true).mode(mode).create(path).context(|| format!("make {}", path.display()))
 }
@@ -207,7 +212,7 @@ fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes an empty directory. One that is not empty holds what is not ours, and stays.
+/// Removes an empty directory. One that is not empty has content that is not ours, and stays.
 fn remove_dir(path: &Path) -> Result<()> {
     match fs::remove_dir(path) {
         Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
@@ -262,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_we_made_is_removed() {
+    fn remove_keeps_files_that_create_did_not_make() {
         let scratch = tempfile::tempdir().unwrap();
         let (files, host_etc) = fixture(scratch.path());
         files.create(&PodConfig { ipc: NamespaceMode::Node, ..PodConfig::default() }, &host_etc).unwrap();
@@ -273,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_of_its_own_has_shm() {
+    fn a_pod_with_its_own_ipc_namespace_has_shm() {
         in_private_mounts(|scratch| {
             let (files, host_etc) = fixture(scratch);
             files.create(&PodConfig::default(), &host_etc).unwrap();
@@ -282,7 +287,7 @@ mod tests {
             let shm = rustix::fs::statvfs(files.shm()).unwrap();
             assert_eq!(shm.f_blocks * shm.f_frsize, 64 << 20);
             fs::write(files.shm().join("in-use"), "").unwrap();
-            // containerd starts again and takes the pod for an orphan.
+            // As if containerd restarts and takes the pod for an orphan.
             mount::unmount(&files.shm()).unwrap();
             fs::remove_dir_all(&files.state_dir).unwrap();
             fs::remove_dir_all(&files.root_dir).unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A sandbox process from its first line to its last: what every sandboxer's `main` does.
+//! Runs a sandbox process from its start to its end. Every sandboxer's `main` calls it.
 //!
 //! ```text
 //! fds 3 and 4, --pod-dir ──> Inherited ──take the lock, write the pid──> serve both APIs ──ShutdownSandbox──> end
@@ -32,16 +32,18 @@ use ttrpc::asynchronous::transport::Listener;
 /// How long the last events may take to reach containerd when the process ends.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
-/// How long whoever asked for the end may stay connected.
+/// How long the client that asked for the end may stay connected.
 const HANG_UP: Duration = Duration::from_millis(500);
 
-/// How many connections a pod's socket has at most: one from the shim, and one of containerd's for the pod and each container.
+/// The most connections to a pod's socket. The shim has one, and containerd has one for the pod and
+/// one for each container.
 const CONNECTIONS: usize = 256;
 
-/// How long a process that nobody is connected to waits for its first request.
+/// How long a process without connections waits for its first request.
 const UNUSED: Duration = Duration::from_secs(60);
 
-/// A sandboxer's `main`: takes what the process was born with, and serves until the pod is over. `program` is its name.
+/// A sandboxer's `main`: takes what the process inherits, and serves until the pod is over.
+/// `program` is its name.
 pub fn main(program: &str, serve: impl FnOnce(Inherited) -> Result<()>) -> ExitCode {
     magnetar_sys::memory::stay_small();
     let served = Inherited::take(std::env::args_os().skip(1)).and_then(|inherited| {
@@ -58,7 +60,7 @@ pub fn main(program: &str, serve: impl FnOnce(Inherited) -> Result<()>) -> ExitC
     }
 }
 
-/// What a sandbox process is born with.
+/// What a sandbox process inherits.
 #[derive(Debug)]
 pub struct Inherited {
     /// The pod's directory.
@@ -69,24 +71,26 @@ pub struct Inherited {
     _lock: PodLock,
 }
 
-/// What a sandboxer is built from.
+/// The shared parts from which a sandboxer is built.
 #[derive(Debug, Clone)]
 pub struct Parts {
-    /// The one place that reaps.
+    /// Reaps child processes.
     pub reaper: Reaper,
-    /// Where events go.
+    /// The queue of events.
     pub events: Events,
-    /// Gives memory back.
+    /// Requests that freed memory is returned.
     pub idle: Idle,
     /// The owner of all background tasks.
     pub tasks: TaskTracker,
 }
 
 impl Inherited {
-    /// Takes the listener from fd 3 and the pod named by `--pod-dir`, and says on fd 4 whether that went well.
+    /// Takes the listener from fd 3 and the pod named by `--pod-dir`, and reports on fd 4 whether
+    /// that worked.
     ///
     /// # Errors
-    /// Where the program was not started by the shim, another process serves the pod, or its record cannot be written.
+    /// When the program was not started by the shim, another process serves the pod, or the pod's
+    /// record cannot be written.
     fn take(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Self> {
         let notification = Notification::inherit();
         let taken = Self::take_quietly(arguments);
@@ -111,7 +115,7 @@ impl Inherited {
         let mut record = dir.pod()?;
         record.pid = std::process::id();
         dir.write_pod(&record)?;
-        // Not a member of the shim's session: its signals are not ours.
+        // Leave the shim's session, so that its signals do not reach this process.
         let _leads_already = rustix::process::setsid();
         Ok(Self { dir, record, listener, _lock: lock })
     }
@@ -119,7 +123,7 @@ impl Inherited {
     /// Serves the pod until ShutdownSandbox. `build` makes the sandboxer and its containers.
     ///
     /// # Errors
-    /// Where the process cannot begin to serve.
+    /// When the process cannot begin to serve.
     pub fn serve<S, T>(self, build: impl FnOnce(&PodDir, PodRecord, &Parts) -> Result<(S, T)>) -> Result<()>
     where
         S: Sandboxer,
@@ -127,7 +131,7 @@ impl Inherited {
     {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
-        // Of the highest level, so that whatever is logged says whose it is.
+        // Of the highest level, so that every log message names the pod.
         let span = error_span!("pod", sandbox = %self.record.sandbox);
         runtime.block_on(self.run(build).instrument(span))
     }
@@ -144,10 +148,11 @@ impl Inherited {
         let id = record.sandbox.clone();
         let (idle, give_back) = Idle::new();
         let parts = Parts { reaper, events, idle: idle.clone(), tasks: background.clone() };
-        // Who asks for a pod that cannot be is to read why, not that a process has ended.
+        // On a failure, go on and answer requests with the error, so that the client learns the
+        // reason and not just that a process has ended.
         let (sandboxer, tasks) = match build(&dir, record, &parts) {
-            Ok((sandboxer, tasks)) => (Perhaps(Ok(sandboxer)), Some(tasks)),
-            Err(error) => (Perhaps(Err(error)), None),
+            Ok((sandboxer, tasks)) => (SandboxerOrError(Ok(sandboxer)), Some(tasks)),
+            Err(error) => (SandboxerOrError(Err(error)), None),
         };
         let (pod, own) = Pod::new(sandboxer);
         let listener = tokio::net::UnixListener::from_std(listener).context(|| "cannot use the inherited socket".into())?;
@@ -165,7 +170,7 @@ impl Inherited {
         let ending = async {
             pod.asked_to_shut_down().await;
             connections.close();
-            // A caller that stays connected has its answer by then all the same.
+            // A client that stays connected has its answer by then.
             let _hung_up = tokio::time::timeout(HANG_UP, connections.wait()).await;
         };
         tokio::select! {
@@ -173,23 +178,24 @@ impl Inherited {
             () = reap => {}
             () = give_back => {}
             () = ending => {}
-            () = nobody_comes(&pod, &connections) => warn!("nobody has asked for a sandbox or a container: ending"),
+            () = unused(&pod, &connections) => warn!("no request for a sandbox or a container came: ending"),
         }
-        // Then lets go of everything that could still tell events.
+        // Then drop everything that could still send events.
         if let Err(error) = server.shutdown().await {
-            warn!(%error, "the server did not end well");
+            warn!(%error, "the ttrpc server did not shut down cleanly");
         }
         drop((server, pod, parts));
         if tokio::time::timeout(LAST_EVENTS, forwarder.join_next()).await.is_err() {
-            warn!("containerd did not take the last events");
+            warn!("containerd did not take the last events in time: they are lost");
         }
         Ok(())
     }
 }
 
-/// Waits for the moment at which this process is of no use to anybody: it was started, and who started it has gone without asking
-/// for anything. Once something was asked for, that is undone by whoever asked, or by clean-up. Cancel-safe.
-async fn nobody_comes(pod: &Pod, connections: &TaskTracker) {
+/// Waits until this process is useless: it has no connections, and no sandbox was requested. Once a
+/// sandbox was requested this never returns, because then the client or a clean-up ends the
+/// process. Cancel-safe.
+async fn unused(pod: &Pod, connections: &TaskTracker) {
     loop {
         tokio::time::sleep(UNUSED).await;
         match pod.phase() {
@@ -200,11 +206,11 @@ async fn nobody_comes(pod: &Pod, connections: &TaskTracker) {
     }
 }
 
-/// A sandboxer, or why there is none.
+/// A sandboxer, or the error why there is none.
 #[derive(Debug)]
-struct Perhaps<S>(Result<S>);
+struct SandboxerOrError<S>(Result<S>);
 
-impl<S: Sandboxer> Sandboxer for Perhaps<S> {
+impl<S: Sandboxer> Sandboxer for SandboxerOrError<S> {
     const FIXED_SIZE: Option<&'static str> = S::FIXED_SIZE;
 
     async fn create(&mut self, request: &PodRequest) -> Result<()> {
@@ -224,7 +230,7 @@ impl<S: Sandboxer> Sandboxer for Perhaps<S> {
     async fn stop(&mut self) -> Result<()> {
         match &mut self.0 {
             Ok(sandboxer) => sandboxer.stop().await,
-            // Nothing was made.
+            // Nothing was made, so there is nothing to stop.
             Err(_) => Ok(()),
         }
     }
@@ -239,7 +245,7 @@ impl<S: Sandboxer> Sandboxer for Perhaps<S> {
     async fn died(&mut self) -> Death {
         match &mut self.0 {
             Ok(sandboxer) => sandboxer.died().await,
-            // It was never ready.
+            // It was never ready, so it cannot die.
             Err(_) => std::future::pending().await,
         }
     }

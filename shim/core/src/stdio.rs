@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A process's standard streams: the FIFOs that containerd made, or a terminal.
 //!
-//! Without a terminal the FIFOs *are* the process's streams. Nothing is copied, so nothing can be
-//! lost or reordered on the way, the sandbox process uses no memory for it, and a container goes on
-//! writing even if the sandbox process dies. What the sandbox process keeps is one idle descriptor
-//! per stream, of the other direction:
+//! Without a terminal the FIFOs *are* the process's streams. Nothing is copied. So nothing can be
+//! lost or reordered on the way, the sandbox process needs no memory for it, and a container goes
+//! on writing even if the sandbox process dies. The sandbox process only keeps one idle descriptor
+//! for each stream, of the other direction:
 //!
-//! - a reader of stdout and stderr, so that a restart of containerd is a pause and not SIGPIPE;
-//! - a writer of stdin until CloseIO, so that the end of one attach is not the end of the input.
+//! - a reader of stdout and stderr, so that a restart of containerd pauses the container and does
+//!   not kill it by SIGPIPE;
+//! - a writer of stdin until CloseIO, so that the end of one attach does not end the input.
 //!
 //! With a terminal the OCI runtime hands over the pseudo-terminal's master, and [`crate::terminal`]
 //! copies.
@@ -24,32 +25,32 @@ use tokio::time::Instant;
 /// How long the reader of a FIFO may take to open it.
 const READER: Duration = Duration::from_secs(5);
 
-/// Where the streams of a process lead, as containerd says it in Create and Exec.
+/// The streams of a process, as containerd names them in Create and Exec.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StdioSpec {
-    /// The FIFO to read from; `None` is end of input at once.
+    /// The FIFO to read from; `None` means that the input is empty.
     pub stdin: Option<PathBuf>,
-    /// Where output goes; `None` discards it.
+    /// The destination of standard output; `None` discards it.
     pub stdout: Option<Output>,
-    /// Where errors go; `None` discards them. Unused with a terminal.
+    /// The destination of standard error; `None` discards it. Unused with a terminal.
     pub stderr: Option<Output>,
     /// Whether the process gets a terminal.
     pub terminal: bool,
 }
 
-/// Where a process writes to.
+/// The destination of an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
-    /// A FIFO (or any other file), which whoever asked has made.
+    /// A FIFO (or any other file) that the client has made.
     Fifo(PathBuf),
     /// A file that is made if it is missing, and appended to: `file://`.
     File(PathBuf),
-    /// A program, which takes both outputs: `binary://`.
+    /// A logging program, which takes both outputs: `binary://`.
     Program(LogProgram),
 }
 
 impl Output {
-    /// Its path, or as it was named.
+    /// The path, or the URI of a program.
     pub fn path(&self) -> &Path {
         match self {
             Output::Fifo(path) | Output::File(path) => path,
@@ -69,7 +70,7 @@ pub struct ChildStreams {
     pub stderr: OwnedFd,
 }
 
-/// What keeps the FIFOs alive while nobody is at the other end.
+/// Keeps the FIFOs open while containerd is away.
 #[derive(Debug, Default)]
 pub struct Keepers {
     stdin: Mutex<Option<OwnedFd>>,
@@ -77,7 +78,8 @@ pub struct Keepers {
 }
 
 impl StdioSpec {
-    /// Parses the strings of a request: empty is none, otherwise it is a path, a `file://` path or a `binary://` program.
+    /// Parses the strings of a request: each is empty for none, or a path, a `file://` path or a
+    /// `binary://` program.
     ///
     /// # Errors
     /// `Unimplemented` for other schemes, `InvalidArgument` for relative paths.
@@ -94,7 +96,7 @@ impl StdioSpec {
         })
     }
 
-    /// Runs the program that takes the outputs, if they are to go to one.
+    /// Runs the logging program, if the outputs go to one.
     ///
     /// # Errors
     /// Those of [`LogProgram::start`].
@@ -109,11 +111,11 @@ impl StdioSpec {
         }
     }
 
-    /// Opens the streams for a process without a terminal; `logs` are those of [`run_logger`](Self::run_logger). Waits until somebody
-    /// reads its outputs. Cancel-safe.
+    /// Opens the streams for a process without a terminal; `logs` are those of
+    /// [`run_logger`](Self::run_logger). Waits until the outputs have a reader. Cancel-safe.
     ///
     /// # Errors
-    /// Where a path cannot be opened; `DeadlineExceeded` where nobody comes to read.
+    /// When a path cannot be opened; `DeadlineExceeded` if no reader opens an output.
     pub async fn open(&self, logs: Option<LogPipes>) -> Result<(ChildStreams, Keepers)> {
         let mut outputs = Vec::new();
         let (log_of_stdout, log_of_stderr) = logs.map(|logs| (logs.stdout, logs.stderr)).unzip();
@@ -133,14 +135,15 @@ impl StdioSpec {
 }
 
 impl ChildStreams {
-    /// Streams that lead nowhere, for programs whose words come another way.
+    /// Streams to and from /dev/null, for programs whose output is not needed.
     pub fn null() -> Result<Self> {
         Ok(Self { stdin: null()?, stdout: null()?, stderr: null()? })
     }
 }
 
 impl Keepers {
-    /// Lets the process see the end of its input, once containerd has closed its end too.
+    /// Closes our writer of stdin, so that the process sees the end of its input when containerd
+    /// closes its end as well.
     pub fn close_stdin(&self) {
         drop(self.stdin.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
@@ -169,7 +172,8 @@ fn parse(stream: &str, text: &str) -> Result<Option<Output>> {
     Ok(Some(kind(path.into())))
 }
 
-/// The writing end for the process; for a FIFO, the reader that keeps it open goes to `keepers`.
+/// Opens the writing end for the process. For a FIFO, a reader that keeps it open is added to
+/// `keepers`.
 async fn open_output(output: &Option<Output>, log: Option<OwnedFd>, keepers: &mut Vec<OwnedFd>) -> Result<OwnedFd> {
     let path = match output {
         None => return null(),
@@ -189,14 +193,14 @@ async fn open_output(output: &Option<Output>, log: Option<OwnedFd>, keepers: &mu
     Ok(writer)
 }
 
-/// Opens a FIFO for writing when its reader has.
+/// Opens a FIFO for writing after its reader has opened it.
 ///
-/// containerd opens its end in the background and may still be about to. If we opened a reader of our own
-/// first, a process that ends at once would come and go between, and containerd would wait for a
-/// writer for ever.
+/// containerd opens its end in the background, perhaps later than we do. If we opened a reader of
+/// our own first, a process that ends at once could open and close the FIFO before containerd opens
+/// it, and containerd would wait for a writer for ever.
 ///
 /// # Errors
-/// `DeadlineExceeded` where nobody comes.
+/// `DeadlineExceeded` if no reader opens it.
 pub async fn meet_reader(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let deadline = Instant::now() + READER;
@@ -207,7 +211,7 @@ pub async fn meet_reader(path: &Path) -> Result<OwnedFd> {
             Err(rustix::io::Errno::NXIO) => {
                 return Err(Error::new(
                     Code::DeadlineExceeded,
-                    format!("nobody reads the stream {}: waited for {READER:?}", path.display()),
+                    format!("no reader has opened the stream {} within {READER:?}", path.display()),
                 ));
             }
             opened => return opened.context(|| format!("cannot open the stream {}", path.display())),
@@ -248,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn output_waits_for_its_reader() {
+    async fn opening_an_output_waits_for_its_reader() {
         let (_dir, path) = fifo();
         let spec = StdioSpec { stdout: Some(Output::Fifo(path.clone())), ..StdioSpec::default() };
         let (opened, reader) = tokio::join!(spec.open(None), async {
@@ -264,14 +268,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn output_that_nobody_reads_is_an_error() {
+    async fn an_output_without_a_reader_is_an_error() {
         let (_dir, path) = fifo();
         let spec = StdioSpec { stdout: Some(Output::Fifo(path)), ..StdioSpec::default() };
         assert_eq!(spec.open(None).await.unwrap_err().code(), Code::DeadlineExceeded);
     }
 
     #[tokio::test]
-    async fn output_survives_a_reader_that_goes_and_comes() {
+    async fn an_output_survives_a_reader_that_reconnects() {
         let (_dir, path) = fifo();
         let spec = StdioSpec { stdout: Some(Output::Fifo(path.clone())), ..StdioSpec::default() };
         let first = reader(&path);
@@ -287,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn input_ends_with_close_io_and_not_before() {
+    async fn input_ends_only_with_close_io() {
         let (_dir, path) = fifo();
         let spec = StdioSpec { stdin: Some(path.clone()), ..StdioSpec::default() };
         let (child, keepers) = spec.open(None).await.unwrap();
@@ -304,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_fifo_that_is_not_there_is_an_error_and_is_not_made() {
+    async fn a_missing_fifo_is_an_error_and_is_not_created() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("none");
         let spec = StdioSpec { stdout: Some(Output::Fifo(path.clone())), ..StdioSpec::default() };

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Terminals: the OCI runtime hands over a pseudo-terminal's master, and we copy between it and
+//! Terminals: the OCI runtime passes a pseudo-terminal's master to us, and we copy between it and
 //! the FIFOs.
 //!
-//! The master comes over a Unix socket as ancillary data, one message with one descriptor
-//! (`docs/terminals.md` of runc calls it the console socket; crun does the same).
+//! The master comes over a Unix socket as ancillary data, one message with one descriptor (runc's
+//! `docs/terminals.md` calls it the console socket; crun does the same).
 
 use crate::error::{Context, Error, Result};
 use crate::stdio::{StdioSpec, meet_reader};
@@ -33,7 +33,7 @@ pub struct Size {
     pub lines: u16,
 }
 
-/// The socket that a runtime sends a master to.
+/// The socket to which a runtime sends a master.
 #[derive(Debug)]
 pub struct ConsoleSocket {
     listener: UnixListener,
@@ -41,19 +41,19 @@ pub struct ConsoleSocket {
 }
 
 impl ConsoleSocket {
-    /// Listens at `path`, which goes when the socket is dropped.
+    /// Listens at `path`, which is removed when the socket is dropped.
     pub fn bind(path: PathBuf) -> Result<Self> {
         let listener = UnixListener::bind(&path).context(|| format!("cannot listen at {}", path.display()))?;
         Ok(Self { listener, path })
     }
 
-    /// What to tell the runtime.
+    /// The path to pass to the runtime.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Takes the master out of the socket's queue. To be called when the runtime has succeeded: it
-    /// has then sent the message, so this does not block; a runtime that lied is an error.
+    /// Takes the master out of the socket's queue. Call it when the runtime has succeeded: it has
+    /// sent the message then, so this does not block. If it has not, that is an error.
     pub fn receive(&self) -> Result<OwnedFd> {
         let what = || "the OCI runtime sent no terminal".to_string();
         self.listener.set_nonblocking(true).context(what)?;
@@ -75,7 +75,7 @@ impl ConsoleSocket {
 
 impl Drop for ConsoleSocket {
     fn drop(&mut self) {
-        // What is left goes with the pod's directory.
+        // A socket that stays is removed with the pod's directory.
         let _gone = std::fs::remove_file(&self.path);
     }
 }
@@ -89,18 +89,18 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Waits for the reader of the output, then starts copying, in tasks of `tasks`: input until its FIFO is gone, output until the last
-    /// process has closed the terminal. Then the output FIFO is closed, which ends the log.
-    /// A logging program's end of a pipe, `log`, is in the place of that FIFO.
+    /// Waits for the reader of the output, then starts copying in tasks of `tasks`: input until its
+    /// FIFO ends, output until the last process has closed the terminal. Then the output FIFO is
+    /// closed, which ends the log. `log`, the pipe to a logging program, replaces that FIFO.
     ///
     /// # Errors
-    /// Where a FIFO cannot be opened, or nobody comes to read.
+    /// When a FIFO cannot be opened, or no reader opens the output.
     pub async fn attach(master: OwnedFd, stdio: &StdioSpec, log: Option<OwnedFd>, tasks: &TaskTracker) -> Result<Self> {
         rustix::io::ioctl_fionbio(&master, true).context(|| "cannot make a terminal non-blocking".into())?;
         let master = Arc::new(magnetar_sys::readiness::watch(master).context(|| "cannot watch a terminal".into())?);
         let terminal = Self { master, closed: CancellationToken::new() };
         if let Some(path) = &stdio.stdin {
-            // Open for writing too, so that it has no end before the terminal has.
+            // Open for writing as well, so that it does not end before the terminal does.
             let input =
                 pipe::OpenOptions::new().read_write(true).open_receiver(path).context(|| format!("cannot open {}", path.display()))?;
             tasks.spawn(terminal.clone().copy_in(input));
@@ -111,7 +111,7 @@ impl Terminal {
                 let path = output.path();
                 let what = || format!("cannot open {}", path.display());
                 let sender = pipe::Sender::from_owned_fd(meet_reader(path).await?).context(what)?;
-                // The reader that keeps the FIFO open while containerd is away.
+                // This reader keeps the FIFO open while containerd is away.
                 let keeper = pipe::OpenOptions::new().open_receiver(path).context(what)?;
                 Some((sender, Some(keeper)))
             }

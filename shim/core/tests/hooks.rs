@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Hooks are children of the process that runs them, and the reaper reaps every one: so they are tested in a process of their own.
+//! Tests hooks in a process of their own, because the reaper reaps all children of its process.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -14,7 +14,7 @@ fn shell(script: &str, timeout: Option<u64>) -> Hook {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn hooks_get_the_state_and_their_environment_and_end_with_the_first_that_fails() {
+async fn hooks_get_state_and_environment_and_stop_at_the_first_failure() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: entering a network namespace needs root");
         return;

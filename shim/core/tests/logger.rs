@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Logging programs are children of the process that runs them, and the reaper reaps every one: so they are tested in a process of
-//! their own.
+//! Tests logging programs in a process of their own, because the reaper reaps all children of its
+//! process.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -10,11 +10,11 @@ use std::fs::File;
 use std::io::Write;
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_logging_program_reads_both_outputs_to_their_end_and_knows_whose_they_are() {
+async fn a_logging_program_reads_both_outputs_and_gets_the_container_s_names() {
     let dir = tempfile::tempdir().unwrap();
     let said = dir.path().join("said");
     let script = format!("exec 5>&-; {{ echo $CONTAINER_NAMESPACE/$CONTAINER_ID; cat <&3; cat <&4; }} >{}", said.display());
-    // A query can say all of that: a space is a plus, and the signs that it uses itself are written by their numbers.
+    // Percent-encoded, because a query gives some characters of the script a meaning of their own.
     let script: String = script.bytes().map(|byte| format!("%{byte:02x}")).collect();
     let program = LogProgram::parse(&format!("binary:///bin/sh?-c={script}")).unwrap();
     let (reaper, reap) = Reaper::start().unwrap();

@@ -8,13 +8,13 @@ use std::process::Command;
 use std::time::Duration;
 
 #[tokio::test(flavor = "current_thread")]
-async fn exits_are_told_before_and_after_the_process_ended() {
+async fn an_exit_is_received_whether_watched_before_or_after_it() {
     let (reaper, run) = Reaper::start().unwrap();
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(run);
 
     let early = Command::new("true").spawn().unwrap().id();
-    // Reaped with nobody waiting: the exit must be kept.
+    // Reaped before it is watched: the exit must be kept.
     let reaped = async {
         while std::path::Path::new(&format!("/proc/{early}")).exists() {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What stands beside us: containerd and its configuration, CNI, the helpers of microVMs.
+//! Checks the programs that Magnetar works with: containerd and its configuration, CNI, the helpers
+//! of microVMs.
 
 use super::programs::{first, number, version};
-use super::{Finding, words};
+use super::{Finding, error_text};
 use crate::cli::DEFAULT_LISTEN;
 use magnetar_core::config::Containerd;
 use magnetar_core::runtime::cli;
@@ -13,7 +14,7 @@ use std::process::{Command, Stdio};
 /// The CNI plugins of the usual configuration.
 const CNI: [&str; 4] = ["bridge", "host-local", "loopback", "portmap"];
 
-/// What was found, on a host whose kernel is the guests' vsock, or is not.
+/// The findings. `kernel_vsock` says whether the kernel has vhost-vsock.
 pub fn findings(kernel_vsock: bool) -> Vec<Finding> {
     let helper = |name: &str, usual: &[&str], cost: &str| match cli::in_path(name).or_else(|| first(usual)) {
         Some(path) => Finding::yes(name, version(&path)),
@@ -29,15 +30,15 @@ pub fn findings(kernel_vsock: bool) -> Vec<Finding> {
         helper(
             "virtiofsd",
             &["/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd"],
-            "no pods in microVMs: they have images and volumes by it",
+            "no pods in microVMs: it gives them their images and volumes",
         ),
         helper(
             "vhost-device-vsock",
             &["/usr/libexec/vhost-device-vsock", "/usr/lib/qemu/vhost-device-vsock"],
             if kernel_vsock {
-                "nothing: microVMs have the kernel's vhost-vsock"
+                "nothing: microVMs use the kernel's vhost-vsock"
             } else {
-                "no pods in microVMs: they are reached through it"
+                "no pods in microVMs: it connects the host and the guest"
             },
         ),
     ]
@@ -46,7 +47,7 @@ pub fn findings(kernel_vsock: bool) -> Vec<Finding> {
 fn containerd() -> Finding {
     let name = "containerd";
     let Some(path) = cli::in_path(name) else {
-        return Finding::no(name, "not in PATH", "nobody asks for pods");
+        return Finding::no(name, "not in PATH", "no pods at all: containerd asks for them");
     };
     let said = Command::new(&path).arg("--version").stdin(Stdio::null()).output().map(|output| output.stdout).unwrap_or_default();
     match number(&String::from_utf8_lossy(&said)) {
@@ -68,13 +69,15 @@ fn socket() -> Finding {
     let path = Containerd::default().state.join("containerd.sock");
     match UnixStream::connect(&path) {
         Ok(_) => Finding::yes("its socket", path.display().to_string()),
-        Err(e) => {
-            Finding::no("its socket", format!("{}: {}", path.display(), words(&e)), "containerd does not run, or keeps its state elsewhere")
-        }
+        Err(e) => Finding::no(
+            "its socket",
+            format!("{}: {}", path.display(), error_text(&e)),
+            "containerd does not run, or keeps its state elsewhere",
+        ),
     }
 }
 
-/// What containerd's configuration says of us.
+/// The handlers of Magnetar in containerd's configuration.
 fn handlers() -> Finding {
     let name = "its handlers";
     let cost = "pods cannot pick a kind: import conf.d/magnetar.toml into containerd's configuration";
@@ -112,7 +115,7 @@ fn serve() -> Finding {
         Ok(_) => Finding::yes("serve", DEFAULT_LISTEN),
         Err(e) => Finding::no(
             "serve",
-            format!("{DEFAULT_LISTEN}: {}", words(&e)),
+            format!("{DEFAULT_LISTEN}: {}", error_text(&e)),
             "no pods of handlers with a proxy plugin: start magnetar.service",
         ),
     }
@@ -137,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn containerd_s_version_matters() {
+    fn containerd_before_2_0_is_refused_and_2_0_to_2_2_are_limited() {
         for (number, state) in [
             ("1.7.24", State::No),
             ("2.1.9~ds1", State::Partly),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The kernel: what it says of itself in /proc, /sys and /dev.
+//! Checks the kernel, by what it shows in /proc, /sys and /dev.
 
-use super::{Finding, words};
+use super::{Finding, error_text};
 use magnetar_core::runtime::cli;
 use rustix::process::PidfdFlags;
 use std::fs::{File, OpenOptions, read_to_string};
@@ -10,7 +10,7 @@ use std::path::Path;
 /// `CAP_SYS_RESOURCE` of linux/capability.h.
 const SYS_RESOURCE: u32 = 24;
 
-/// What the kernel offers.
+/// The findings about the kernel.
 pub fn findings() -> Vec<Finding> {
     let release = read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let modules = Path::new("/lib/modules").join(release.trim());
@@ -142,7 +142,8 @@ fn kvm() -> Finding {
     kvm_of(opens, &cpuinfo, std::env::consts::ARCH)
 }
 
-/// The device alone proves nothing: a software hypervisor can offer one that no stock guest boots on.
+/// The device alone proves nothing: a software hypervisor can offer a /dev/kvm on which no usual
+/// guest boots.
 fn kvm_of(opens: std::io::Result<()>, cpuinfo: &str, arch: &str) -> Finding {
     let cost = "microVMs by QEMU only, in software emulation: about ten times slower";
     let extension = if arch == "x86_64" { cpu_extension(cpuinfo) } else { Some("virtualisation") };
@@ -150,7 +151,7 @@ fn kvm_of(opens: std::io::Result<()>, cpuinfo: &str, arch: &str) -> Finding {
         (Ok(()), Some(extension)) => Finding::yes("KVM", format!("/dev/kvm, CPU with {extension}")),
         (Ok(()), None) => Finding::no("KVM", "/dev/kvm, but neither vmx nor svm in the CPU's flags", cost),
         (Err(e), Some(extension)) if e.kind() != std::io::ErrorKind::NotFound => {
-            Finding::no("KVM", format!("CPU with {extension}, /dev/kvm: {}", words(&e)), cost)
+            Finding::no("KVM", format!("CPU with {extension}, /dev/kvm: {}", error_text(&e)), cost)
         }
         (Err(_), Some(extension)) => Finding::no("KVM", format!("CPU with {extension}, but no /dev/kvm: is the module loaded?"), cost),
         (Err(_), None) => Finding::no("KVM", "no /dev/kvm, and neither vmx nor svm", cost),
@@ -169,20 +170,21 @@ fn cpu_extension(cpuinfo: &str) -> Option<&'static str> {
 fn device(name: &str, path: &str, cost: &str) -> Finding {
     match File::open(path) {
         Ok(_) => Finding::yes(name, path),
-        // One that wants to be opened otherwise is there all the same.
+        // The device is there, even if it cannot be opened for reading only.
         Err(_) if Path::new(path).exists() => Finding::yes(name, path),
         Err(_) => Finding::no(name, format!("no {path}"), cost),
     }
 }
 
-/// What carries the vsock of microVMs. Where there is a device and no module yet, whoever opens it loads that, so it is not opened.
+/// Checks vhost-vsock. If the device exists and its module is not loaded, opening the device would
+/// load the module, so this does not open it.
 fn vhost_vsock(dev: &Path, sys: &Path, modules: &Path) -> Finding {
     let (name, cost) = ("vhost-vsock", "microVMs are reached through vhost-device-vsock, one more process for each");
     let device = dev.join("vhost-vsock");
     match (device.exists(), sys.join("class/misc/vhost-vsock").exists()) {
         (true, true) => match OpenOptions::new().read(true).write(true).open(&device) {
             Ok(_) => Finding::yes(name, device.display().to_string()),
-            Err(e) => Finding::no(name, format!("{}: {}", device.display(), words(&e)), cost),
+            Err(e) => Finding::no(name, format!("{}: {}", device.display(), error_text(&e)), cost),
         },
         (true, false) if installed(modules).is_some_and(|has| has("vhost_vsock")) => {
             Finding::yes(name, format!("{}, whose module is not loaded: the first microVM does that", device.display()))
@@ -192,7 +194,8 @@ fn vhost_vsock(dev: &Path, sys: &Path, modules: &Path) -> Finding {
     }
 }
 
-/// Whether a kernel has a module, by the lists that are installed with it; nothing where there are none.
+/// A function that tells whether a kernel has a module, by the lists that are installed with the
+/// kernel. `None` if there are no lists.
 fn installed(modules: &Path) -> Option<impl Fn(&str) -> bool> {
     let lists = ["modules.builtin", "modules.dep"].map(|list| read_to_string(modules.join(list)));
     let [Ok(built_in), Ok(loadable)] = lists else { return None };
@@ -203,15 +206,16 @@ fn installed(modules: &Path) -> Option<impl Fn(&str) -> bool> {
     })
 }
 
-/// What carries frames between a pod's interface and its microVM's. These load by themselves when they are asked for; whether they
-/// are there is told by the lists that are installed with a kernel.
+/// Checks the modules that redirect frames between a pod's interface and its microVM's tap device.
+/// The kernel loads them when they are first used. The lists that are installed with the kernel
+/// tell whether it has them.
 fn traffic_control(modules: &Path) -> Finding {
     let (name, cost) = ("traffic control", "no pods in microVMs: they have no network");
     let Some(has) = installed(modules) else {
         let wanted = TRAFFIC_CONTROL.join(", ");
         return Finding::partly(
             name,
-            format!("not told: no lists in {}", modules.display()),
+            format!("unknown: no lists of modules in {}", modules.display()),
             &format!("microVMs need {wanted} in the kernel"),
         );
     };
@@ -223,7 +227,7 @@ fn traffic_control(modules: &Path) -> Finding {
     }
 }
 
-/// What `crictl port-forward` and its like reach the ports of a microVM by.
+/// Checks sk_lookup, by which `crictl port-forward` and the like reach the ports of a microVM.
 fn socket_lookup() -> Finding {
     let name = "sk_lookup";
     match magnetar_sys::loopback::probe() {
@@ -258,7 +262,7 @@ mod tests {
     use std::io::{Error, ErrorKind};
 
     #[test]
-    fn a_device_without_the_cpu_s_flag_is_no_kvm() {
+    fn kvm_needs_the_device_and_the_cpu_s_flag() {
         let with = "processor : 0\nflags\t\t: fpu svm sse\n";
         let without = "processor : 0\nflags\t\t: fpu svmx sse\n";
         let gone = || Err(Error::from(ErrorKind::NotFound));
@@ -290,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_s_vsock_is_looked_at_and_not_loaded() {
+    fn the_vhost_vsock_module_is_found_without_loading_it() {
         let root = tempfile::tempdir().unwrap();
         let (dev, sys) = (root.path().join("dev"), root.path().join("sys"));
         let modules = root.path().join("modules");
@@ -298,7 +302,7 @@ mod tests {
         assert_eq!(state(), State::No);
         std::fs::create_dir(&dev).unwrap();
         std::fs::write(dev.join("vhost-vsock"), "").unwrap();
-        assert_eq!(state(), State::Partly, "nobody knows whether there is a module");
+        assert_eq!(state(), State::Partly, "without lists, whether there is a module is unknown");
         std::fs::create_dir(&modules).unwrap();
         std::fs::write(modules.join("modules.builtin"), "").unwrap();
         std::fs::write(modules.join("modules.dep"), "kernel/drivers/vhost/vhost.ko.xz:\n").unwrap();
@@ -323,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_read() {
+    fn releases_and_capabilities_are_parsed() {
         assert_eq!(version("6.18.5+deb14-cloud-amd64\n"), Some((6, 18)));
         assert_eq!(version("5.19-rc1"), Some((5, 19)));
         assert_eq!(version(""), None);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `check`: what this host has for each kind of sandbox, and what each missing thing would cost.
+//! `check`: reports what this host has for each kind of sandbox, and what does not work without the
+//! things that are missing.
 //!
-//! It only looks: nothing is loaded, created or changed, and what cannot be told without that is
-//! told from what the kernel says of itself.
+//! It only looks: it loads, creates and changes nothing. What only a change would prove, it takes
+//! from the kernel's own lists.
 
 mod companions;
 mod kernel;
@@ -14,19 +15,19 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// How much of a thing there is.
+/// Whether a thing is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// All of it.
+    /// It is there.
     Yes,
-    /// It is there, with a limit.
+    /// It is there, but limited.
     Partly,
     /// It is missing.
     No,
 }
 
-/// One thing that was looked for.
+/// The result for one thing that was checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// What it is.
@@ -35,48 +36,48 @@ pub struct Finding {
     pub state: State,
     /// What was found.
     pub found: String,
-    /// What its absence, or its limit, costs; empty where there is nothing to say.
+    /// What does not work because it is missing or limited; empty if everything works.
     pub cost: String,
 }
 
-/// Things of a sort.
+/// A group of findings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Section {
-    /// What they are.
+    /// The group's title.
     pub title: &'static str,
-    /// Each of them.
+    /// Its findings.
     pub findings: Vec<Finding>,
 }
 
-/// All that was found.
+/// The whole report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// The kinds of sandbox that can be made here.
+    /// The kinds of sandbox that work on this host.
     pub usable: Vec<&'static str>,
-    /// What keeps pods of kind `runc` from being made.
+    /// Why pods of kind `runc` do not work.
     pub obstacles: Vec<String>,
-    /// Everything.
+    /// All findings.
     pub sections: Vec<Section>,
 }
 
 impl Finding {
-    /// Something that is all there.
+    /// A thing that is there.
     pub fn yes(name: &str, found: impl Into<String>) -> Self {
         Self { name: name.into(), state: State::Yes, found: found.into(), cost: String::new() }
     }
 
-    /// Something with a limit, and what that costs.
+    /// A thing that is limited, and what that costs.
     pub fn partly(name: &str, found: impl Into<String>, cost: &str) -> Self {
         Self { name: name.into(), state: State::Partly, found: found.into(), cost: cost.into() }
     }
 
-    /// Something that is missing, and what that costs.
+    /// A thing that is missing, and what that costs.
     pub fn no(name: &str, found: impl Into<String>, cost: &str) -> Self {
         Self { name: name.into(), state: State::No, found: found.into(), cost: cost.into() }
     }
 }
 
-/// Looks, prints, and says by the exit code whether pods of kind `runc` can be made.
+/// Checks the host and prints the report. The exit code says whether pods of kind `runc` work.
 pub fn run(json: bool, libexec: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     let places = Places::new(libexec.as_deref());
     let kernel = kernel::findings();
@@ -90,17 +91,17 @@ pub fn run(json: bool, libexec: Option<PathBuf>) -> anyhow::Result<ExitCode> {
         Section { title: "helpers", findings: companions::findings(kernel_vsock) },
     ]);
     let text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { table::render(&report) };
-    crate::cli::say(&text)?;
+    crate::cli::print(&text)?;
     Ok(if report.obstacles.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// An error of the operating system in its own words, without its number.
-fn words(error: &std::io::Error) -> String {
+/// The text of an operating system's error, without its number.
+fn error_text(error: &std::io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
-/// What follows from the findings.
+/// Draws the conclusions from the findings.
 fn report(sections: Vec<Section>) -> Report {
     let state = |title: &str, name: &str| {
         let section = sections.iter().find(|section| section.title == title);
@@ -135,7 +136,7 @@ fn report(sections: Vec<Section>) -> Report {
         ("kernel", "traffic control"),
         ("helpers", "virtiofsd"),
     ];
-    // Whether the kernel has a module that is not loaded is known when it is: only what is there counts.
+    // `Partly` means that the module may or may not exist, so only `Yes` counts.
     let vsock = state("kernel", "vhost-vsock") == State::Yes || state("helpers", "vhost-device-vsock") != State::No;
     if kernel_fits && vsock && vmm.iter().all(|(title, name)| state(title, name) != State::No) {
         usable.push("vmm");
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_usable_or_it_is_said_why_not() {
+    fn a_host_is_usable_or_an_obstacle_is_named() {
         assert_eq!(host("").usable, ["runc"]);
         assert_eq!(host("overlayfs").usable, ["runc"]);
         for (missing, word) in
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_needs_its_sandboxer() {
+    fn kind_wasm_needs_only_its_sandboxer_and_the_kernel() {
         let sections = vec![
             Section { title: "sandboxers", findings: vec![Finding::yes("vmm", ""), Finding::yes("wasm", "")] },
             Section { title: "VMMs", findings: vec![Finding::no("qemu", "", "")] },
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_microvm_needs_all_that_it_is_made_of() {
+    fn kind_vmm_needs_each_of_its_parts() {
         let host = |missing: &[&str]| {
             let finding = |name: &&str| if missing.contains(name) { Finding::no(name, "", "much") } else { Finding::yes(name, "") };
             let section = |title, names: &[&str]| Section { title, findings: names.iter().map(finding).collect() };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Programs: sandboxers, OCI runtimes, hypervisors, engines.
+//! Checks programs: sandboxers, OCI runtimes, hypervisors, Wasm engines.
 
 use super::Finding;
 use crate::launch::Places;
@@ -28,7 +28,7 @@ pub fn sandboxers(places: &Places) -> Vec<Finding> {
     kinds.into_iter().map(look).collect()
 }
 
-/// What makes containers in the pod's namespaces.
+/// The OCI runtimes, which make containers in the pod's namespaces.
 pub fn oci_runtimes() -> Vec<Finding> {
     let auto = cli::find("auto").ok();
     let look = |(name, cost): (&str, &str)| match cli::in_path(name) {
@@ -46,14 +46,15 @@ pub fn oci_runtimes() -> Vec<Finding> {
     runtimes.into_iter().map(look).collect()
 }
 
-/// What boots microVMs, and what they boot.
+/// The hypervisors, and the kernel and initramfs that guests boot.
 pub fn vmms(places: &Places) -> Vec<Finding> {
     let qemu = format!("qemu-system-{}", std::env::consts::ARCH);
     let vmm = match cli::in_path(&qemu) {
         Some(path) => Finding::yes("qemu", version(&path)),
         None => Finding::no("qemu", "not in PATH", "no pods in microVMs (magnetar-qemu)"),
     };
-    // It is beside magnetar-vmm, in the prefix of PREFIX/libexec/magnetar/magnetar-vmm.
+    // magnetar-vmm is PREFIX/libexec/magnetar/magnetar-vmm, and the guest's files are below the
+    // same PREFIX.
     let prefix = places.find("vmm").ok().and_then(|program| program.ancestors().nth(3).map(Path::to_path_buf));
     vec![vmm, guest(prefix.as_deref())]
 }
@@ -73,9 +74,9 @@ fn guest(prefix: Option<&Path>) -> Finding {
     }
 }
 
-/// What runs Wasm modules.
+/// The engines that run Wasm modules.
 pub fn engines(places: &Places) -> Vec<Finding> {
-    // The engine's program is not a sandboxer, but lies where they do.
+    // The engine's program is not a sandboxer, but is in the same folder.
     let built_in = match places.find("wasmtime") {
         Ok(path) => Finding::yes("wasmtime", path.display().to_string()),
         Err(_) => Finding::no("wasmtime", "magnetar-wasmtime is not installed", "no handler magnetar-wasmtime"),
@@ -94,7 +95,7 @@ pub fn engines(places: &Places) -> Vec<Finding> {
     ]
 }
 
-/// The first line that a program says about its version, after its path.
+/// A program's version, from the first line of its `--version`, and its path.
 pub fn version(path: &Path) -> String {
     let said = Command::new(path).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
     let first = said.ok().and_then(|output| String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned));
@@ -121,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_is_a_kernel_and_an_initramfs() {
+    fn a_guest_needs_a_kernel_and_an_initramfs() {
         assert_eq!(guest(None).state, State::No);
         let prefix = tempfile::tempdir().unwrap();
         let folder = prefix.path().join("share/magnetar/guest");
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_found_in_what_programs_say() {
+    fn versions_are_found_in_the_output_of_programs() {
         for (line, wanted) in [
             ("runc version 1.3.6", Some("1.3.6")),
             ("crun version 1.28", Some("1.28")),

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The report as a table for people.
+//! Formats the report as a table for people.
 
 use super::{Finding, Report, State};
 use std::fmt::Write;
 
-/// Between columns.
+/// Spaces between columns.
 const GAP: usize = 2;
 
 /// The whole report as text.
@@ -13,7 +13,7 @@ pub fn render(report: &Report) -> String {
     let name = findings().map(|finding| finding.name.chars().count()).max().unwrap_or(0) + GAP;
     let mut text = String::new();
     for section in &report.sections {
-        // Columns are as wide as their own section needs: one long line must not spread them all.
+        // Each section has its own column width, so one long line does not widen all sections.
         let found = section.findings.iter().map(|finding| finding.found.chars().count()).max().unwrap_or(0) + GAP;
         line(&mut text, section.title);
         for finding in &section.findings {
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_says_what_is_missing_and_what_it_costs() {
+    fn the_table_shows_what_is_missing_and_what_that_costs() {
         let findings = vec![Finding::yes("a", "/bin/a"), Finding::no("longer", "not there", "no b"), Finding::partly("c", "half", "slow")];
         let report = Report { usable: vec!["runc"], obstacles: vec![], sections: vec![Section { title: "things", findings }] };
         let text = render(&report);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What containerd can pass, and what the names say.
+//! Options that containerd can pass, and the kinds in the names of sandboxers and runtimes.
 
 use super::*;
 use magnetar_core::error::Code;
@@ -11,13 +11,13 @@ fn any(config_path: &str, config_body: &str) -> Vec<u8> {
 }
 
 #[test]
-fn no_options_are_none() {
+fn empty_options_decode_to_none() {
     assert_eq!(decode("", &[]).unwrap(), None);
     assert_eq!(decode(TYPE, &[]).unwrap(), None);
 }
 
 #[test]
-fn a_body_is_the_options() {
+fn options_are_read_from_the_body() {
     for prefix in ["", "type.googleapis.com/", "types.containerd.io/"] {
         let value = any("", "sandboxer = \"wasm\"\n[runtime]\nname = \"crun\"");
         let config = decode(&format!("{prefix}{TYPE}"), &value).unwrap().unwrap();
@@ -38,7 +38,7 @@ fn a_path_wins_over_the_body() {
 }
 
 #[test]
-fn a_kind_finds_its_file() {
+fn a_kind_reads_its_file_or_has_the_defaults() {
     let folder = tempfile::tempdir().unwrap();
     let read = |kind| of_kind(folder.path(), kind);
     assert_eq!(read(None).unwrap(), HandlerConfig::default());
@@ -54,7 +54,7 @@ fn a_kind_finds_its_file() {
 }
 
 #[test]
-fn names_say_the_kind() {
+fn the_kind_is_parsed_from_names() {
     for (name, kind) in [("", None), ("magnetar", None), ("magnetar-runc", Some("runc")), ("magnetar-a_b-c", Some("a_b-c"))] {
         assert_eq!(kind_of_sandboxer(name).unwrap().as_deref(), kind, "{name}");
     }
@@ -74,14 +74,14 @@ fn names_say_the_kind() {
 }
 
 #[test]
-fn the_file_that_we_ship_holds_the_defaults() {
+fn the_shipped_runc_file_equals_the_defaults() {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc/magnetar");
     assert!(shipped.join("runc.toml").exists());
     assert_eq!(of_kind(&shipped, None).unwrap(), HandlerConfig::default());
 }
 
 #[test]
-fn what_is_wrong_is_said() {
+fn an_error_names_what_is_wrong_in_the_options() {
     for (type_url, value, word) in [
         ("containerd.runc.v1.Options", any("", "x = 1"), "runtime_type"),
         ("xruntimeoptions.v1.Options", any("", "x = 1"), "runtime_type"),
@@ -96,7 +96,7 @@ fn what_is_wrong_is_said() {
 }
 
 #[test]
-fn containerd_knows_its_own_socket() {
+fn containerd_s_own_socket_and_log_level_override_the_options() {
     let said = FromContainerd { ttrpc_address: "unix:///run/other/containerd.sock.ttrpc".into(), log_level: -4 };
     let config = said.apply(HandlerConfig::default());
     assert_eq!(config.containerd.ttrpc_address, PathBuf::from("/run/other/containerd.sock.ttrpc"));
@@ -106,7 +106,7 @@ fn containerd_knows_its_own_socket() {
 }
 
 #[test]
-fn a_quiet_containerd_takes_no_detail_away() {
+fn containerd_s_log_level_never_lowers_ours() {
     let config = HandlerConfig { log_level: LogLevel::Trace, ..HandlerConfig::default() };
     assert_eq!(FromContainerd { log_level: -4, ..Default::default() }.apply(config.clone()).log_level, LogLevel::Trace);
     assert_eq!(FromContainerd { log_level: 8, ..Default::default() }.apply(config).log_level, LogLevel::Trace);

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a new `serve` does with the pods that it finds: it lives with the living, and removes the rest.
+//! What a new `serve` does with the pods of an earlier one: it watches those that live and removes
+//! the rest.
 //!
 //! ```text
-//!   process lives, Start was answered   watched, and left alone unless it turns out to be unwanted
+//!   process lives, Start was answered   watched; removed only if it turns out to be unwanted
 //!   process lives, Create was answered  the same: Start may still come
 //!   process lives, a call was cut off   removed: the caller was told of a failure, and forgot the pod
 //!   process has ended                   removed
-//!   no process yet                      looked at again, when whoever was making it has had the time
-//!   made by `start`                     containerd owns it and cleans up after it
+//!   no process yet                      checked again after 2 s: another process may still be making it
+//!   made by `start`                     ignored: containerd owns it and cleans up after it
 //! ```
 
 use super::pod::Pod;
@@ -19,24 +20,24 @@ use magnetar_core::record::{self, PodDir};
 use std::time::Duration;
 use tracing::{Instrument, error, info, warn};
 
-/// How long a pod may take from its directory to its process's note of its own id.
+/// How long a pod may take from its directory until its process has written its id into the record.
 const HALF_MADE: Duration = Duration::from_secs(2);
 
-/// What a pod on disk turned out to be.
+/// The state of a pod on disk.
 #[derive(Debug)]
 enum Found {
     Living(Process),
     Ended,
     HalfMade,
-    /// containerd's own affair.
+    /// Made by `start`: containerd owns it.
     Foreign,
 }
 
-/// Takes over all pods of an earlier `serve`. Returns when it is known which ones live.
+/// Takes over all pods of an earlier `serve`. Returns once it is known which of them live.
 pub fn adopt_all(pods: &Pods) {
     let mut living = 0;
     let all = PodDir::all(pods.state_dir()).unwrap_or_else(|error| {
-        error!(%error, "cannot see all pods of an earlier serve: those are left alone");
+        error!(%error, "cannot list the pods of an earlier serve: leaving them alone");
         Vec::new()
     });
     for (namespace, id, dir) in all {
@@ -50,10 +51,10 @@ pub fn adopt_all(pods: &Pods) {
                 pods.clone().watches().spawn(async move { adopt_later(&pods, &pod).await }.instrument(span));
             }
             Ok(found) => living += usize::from(adopt(pods, &pod, found)),
-            Err(error) => error!(%error, "cannot tell what has become of a pod: leaving it alone"),
+            Err(error) => error!(%error, "cannot tell whether this pod's process lives: leaving the pod alone"),
         }
     }
-    info!(living, "took over the pods that were here");
+    info!(living, "took over the pods of an earlier serve");
 }
 
 fn adopt(pods: &Pods, pod: &Pod, found: Found) -> bool {
@@ -65,9 +66,9 @@ fn adopt(pods: &Pods, pod: &Pod, found: Found) -> bool {
                 Ok(Stage::Created) => watched.interest().created(),
                 Ok(Stage::Started) => watched.interest().started(),
                 Ok(Stage::Foreign) => {}
-                Err(error) => error!(%error, "cannot tell how far this pod had come: it is watched, and left alone"),
+                Err(error) => error!(%error, "cannot tell this pod's stage: watching it, and leaving it alone"),
                 Ok(Stage::Creating | Stage::Starting) => {
-                    warn!("an earlier serve ended while it made this pod: removing it");
+                    warn!("an earlier serve ended while it was making this pod: removing the pod");
                     watched.expect_end();
                     handle.kill();
                     return false;
@@ -91,24 +92,27 @@ async fn adopt_later(pods: &Pods, pod: &Pod) {
     }
     match look(pod) {
         Ok(found) => {
-            warn!("nobody has finished making this pod: removing it");
+            warn!("the making of this pod was never finished: removing the pod");
             adopt(pods, pod, found);
         }
-        Err(error) => error!(%error, "cannot tell what has become of a pod: leaving it alone"),
+        Err(error) => error!(%error, "cannot tell whether this pod's process lives: leaving the pod alone"),
     }
 }
 
-/// What has become of a pod. Whether its process lives says the kernel, by the pod's lock, and not the record.
+/// Finds out the state of a pod. Whether its process lives, the kernel tells by the pod's lock; the
+/// record may be outdated.
 ///
 /// # Errors
-/// Where one cannot look: for want of descriptors, say. A pod that cannot be seen is not dead.
+/// When the state cannot be read, for example for lack of descriptors. Such a pod is not taken for
+/// dead.
 fn look(pod: &Pod) -> Result<Found> {
     if let Some(holder) = pod.dir.holder()? {
         return Process::adopted(holder).map(Found::Living);
     }
     Ok(match pod.dir.find_pod()? {
         record::Found::Record(record) if record.pid != 0 => Found::Ended,
-        // Nothing is written to a record that could be damaged before the process is there.
+        // A record is first written in a way that cannot damage it. So a damaged one was written
+        // again, by the pod's process.
         record::Found::Damaged(_) => Found::Ended,
         record::Found::Record(_) | record::Found::Absent => Found::HalfMade,
     })

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Connections to sandbox processes: one for each call, so that no call can hold up another.
+//! Connections to sandbox processes: one for each call, so that no call can block another.
 
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use magnetar_core::error::{Code, Error};
@@ -8,12 +8,12 @@ use tokio::net::UnixStream;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 
-/// Why a call brought no result.
+/// Why a call failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// The sandbox process has answered: no.
+    /// The sandbox process answered with an error.
     Answered(Error),
-    /// There was no answer: nobody listens, or the connection broke.
+    /// There was no answer: no process listens, or the connection broke.
     Broken(Error),
 }
 
@@ -25,7 +25,7 @@ impl From<Failure> for Error {
     }
 }
 
-/// Calls a sandbox process. No deadline but the caller's: dropping the future ends the call.
+/// Calls a sandbox process. It has no deadline of its own: dropping the future ends the call.
 ///
 /// # Errors
 /// [`Failure`]
@@ -33,7 +33,8 @@ pub async fn call<T, F>(dir: &PodDir, request: impl FnOnce(SandboxClient) -> F) 
 where
     F: Future<Output = ttrpc::Result<T>>,
 {
-    // Not ttrpc's own connect: that one blocks the thread while a stuck process's queue is full.
+    // Not by ttrpc's own connect, which blocks the thread while the queue of a stuck process is
+    // full.
     let stream = UnixStream::connect(dir.socket()).await.map_err(|error| {
         Failure::Broken(Error::new(Code::Unavailable, format!("cannot connect to {}: {error}", dir.socket().display())))
     })?;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! containerd's sandbox Controller over gRPC: wire types and metadata stop here.
+//! Serves containerd's sandbox Controller over gRPC. gRPC's types and metadata are not used beyond
+//! this module.
 
 #![allow(clippy::result_large_err, reason = "tonic's Status is large, and its generated trait names it in every signature")]
 
@@ -20,7 +21,7 @@ use tonic::{Request, Response, Status, async_trait};
 use tracing::{debug, warn};
 use ttrpc::context::Context;
 
-/// The server's skeleton, made by build.rs.
+/// The server's skeleton, which build.rs generates.
 mod generated {
     #![allow(missing_docs, clippy::all, reason = "generated code")]
     include!(concat!(env!("OUT_DIR"), "/containerd.services.sandbox.v1.Controller.rs"));
@@ -29,8 +30,8 @@ mod generated {
 use generated::controller_server::Controller;
 pub use generated::controller_server::ControllerServer;
 
-/// The extension of a sandbox in which containerd tells what a pod was resized to (`UpdatedResourcesKey` of its
-/// internal/cri/server/podsandbox).
+/// The sandbox extension in which containerd puts a resized pod's resources (`UpdatedResourcesKey`
+/// in its internal/cri/server/podsandbox).
 const RESIZED: &str = "updated-resources";
 
 /// The parts of a sandbox that may change while it runs.
@@ -44,7 +45,7 @@ pub struct Front {
 }
 
 impl Front {
-    /// Serves these pods; `config_dir` is where handlers have their options.
+    /// Serves these pods; `config_dir` has the options of handlers.
     pub fn new(pods: Pods, config_dir: PathBuf) -> Self {
         Self { pods, config_dir }
     }
@@ -56,7 +57,7 @@ impl Front {
     }
 }
 
-/// The answer to a call, and the one place where a failed call is logged.
+/// Turns an outcome into the answer to a call. Failed calls are logged here and nowhere else.
 fn answer<T>(call: &'static str, id: &str, outcome: Result<T>) -> Result<Response<T>, Status> {
     match outcome {
         Ok(response) => {
@@ -65,7 +66,7 @@ fn answer<T>(call: &'static str, id: &str, outcome: Result<T>) -> Result<Respons
         }
         Err(error) => {
             match error.code() {
-                // containerd asks for pods that are gone as a matter of routine.
+                // containerd routinely asks for pods that are gone.
                 Code::NotFound => debug!(sandbox = id, call, %error, "refused"),
                 code => warn!(sandbox = id, call, ?code, %error, "failed"),
             }
@@ -131,8 +132,8 @@ impl Controller for Front {
         answer("Wait", &id, outcome.await)
     }
 
-    /// The CRI takes `NotFound` for a pod that is not ready any more, and shows what it knows of it. Why is known here, where the pod's
-    /// process was lost.
+    /// On `NotFound`, the CRI plugin shows the pod as not ready, without a reason. If the pod's
+    /// process was lost, the reason is known here, so it is answered instead.
     async fn status(&self, request: Request<ControllerStatusRequest>) -> Result<Response<ControllerStatusResponse>, Status> {
         let (metadata, _, ControllerStatusRequest { sandbox_id: id, verbose, .. }) = request.into_parts();
         let outcome = async {
@@ -173,8 +174,9 @@ impl Controller for Front {
         answer("Metrics", &id, outcome.await)
     }
 
-    /// containerd passes pod-level resizes here, after the kubelet has changed the pod's cgroup. In that cgroup are all processes of
-    /// the pod, so there is nothing left to change; or the sandbox says why it cannot be resized.
+    /// containerd passes pod-level resizes here, after the kubelet has changed the pod's cgroup.
+    /// All processes of the pod are in that cgroup, so nothing is left to change, unless the
+    /// sandbox has a fixed size and says why.
     async fn update(&self, request: Request<ControllerUpdateRequest>) -> Result<Response<ControllerUpdateResponse>, Status> {
         let (metadata, _, ControllerUpdateRequest { sandbox_id: id, fields, sandbox, .. }) = request.into_parts();
         let outcome = async {
@@ -194,7 +196,7 @@ impl Controller for Front {
     }
 }
 
-/// The options of the handler that a sandbox is for.
+/// The options of a new sandbox's handler.
 fn config(config_dir: &Path, request: &ControllerCreateRequest) -> Result<HandlerConfig> {
     let runtime = request.sandbox.as_ref().and_then(|sandbox| sandbox.runtime.as_ref());
     let options = runtime.and_then(|runtime| runtime.options.as_ref());
@@ -206,7 +208,7 @@ fn config(config_dir: &Path, request: &ControllerCreateRequest) -> Result<Handle
     options::of_kind(config_dir, kind.as_deref())
 }
 
-/// Whether these field paths of a sandbox can change while it runs.
+/// Checks that these field paths of a sandbox can change while it runs.
 fn updatable(fields: &[String]) -> Result<()> {
     let whole =
         || Error::unimplemented(format!("name the fields to update: only {} of a running sandbox can change", UPDATABLE.join(" and ")));
@@ -214,7 +216,9 @@ fn updatable(fields: &[String]) -> Result<()> {
         return Err(whole());
     }
     match fields.iter().find(|field| !UPDATABLE.contains(&field.split('.').next().unwrap_or_default())) {
-        Some(field) => Err(Error::unimplemented(format!("{field:?} of a running sandbox cannot change, only {}", UPDATABLE.join(" and ")))),
+        Some(field) => {
+            Err(Error::unimplemented(format!("field {field:?} of a running sandbox cannot change, only {}", UPDATABLE.join(" and "))))
+        }
         None => Ok(()),
     }
 }
@@ -228,7 +232,7 @@ mod tests {
     use containerd_client::types::sandbox::Runtime;
 
     #[test]
-    fn options_come_before_the_sandboxer_s_name_and_that_before_the_runtime_s() {
+    fn options_override_the_sandboxer_s_name_which_overrides_the_runtime_s() {
         let folder = tempfile::tempdir().unwrap();
         let asked = |options: Option<&[u8]>, sandboxer: &str| {
             let any = |value: &[u8]| prost_types::Any { type_url: "runtimeoptions.v1.Options".into(), value: value.into() };
@@ -246,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resize_is_accepted_and_another_spec_is_not() {
+    fn only_extensions_and_labels_can_be_updated() {
         let fields = |list: &[&str]| list.iter().map(|field| field.to_string()).collect::<Vec<_>>();
         assert!(updatable(&fields(&["extensions"])).is_ok());
         assert!(updatable(&fields(&["extensions.updated-resources", "labels.a.b"])).is_ok());

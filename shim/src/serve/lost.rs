@@ -1,32 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pods whose process has ended unexpectedly. Nothing of them is left on the node, but who asks for their status is told why, until
-//! they are shut down or this process ends.
+//! Remembers pods whose process ended unexpectedly. Nothing of them is left on the node, but Status
+//! can answer why they ended. They are remembered until they are shut down, or until this process
+//! ends.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-/// How many are remembered. Of more, the oldest are forgotten: a node has a hundred pods or two.
+/// How many pods are remembered; beyond that the oldest are forgotten. A node has one or two
+/// hundred pods.
 const REMEMBERED: usize = 256;
 
 /// The end of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
-    /// Why.
+    /// Why the pod ended.
     pub reason: String,
-    /// Since when there was the pod.
+    /// When the pod was made.
     pub since: SystemTime,
-    /// Until when.
+    /// When it ended.
     pub at: SystemTime,
 }
 
-/// Those that are remembered, by their directories, the oldest first.
+/// The remembered pods by their directories, oldest first.
 #[derive(Debug, Default)]
 pub struct Lost(Mutex<VecDeque<(PathBuf, End)>>);
 
 impl Lost {
-    /// Remembers one.
+    /// Remembers a pod.
     pub fn add(&self, dir: &Path, end: End) {
         let mut ends = self.lock();
         ends.retain(|(of, _)| of != dir);
@@ -36,12 +38,12 @@ impl Lost {
         ends.push_back((dir.into(), end));
     }
 
-    /// The end of one, if it is remembered.
+    /// The end of a pod, if it is remembered.
     pub fn get(&self, dir: &Path) -> Option<End> {
         self.lock().iter().find(|(of, _)| of == dir).map(|(_, end)| end.clone())
     }
 
-    /// Forgets one.
+    /// Forgets a pod.
     pub fn remove(&self, dir: &Path) {
         self.lock().retain(|(of, _)| of != dir);
     }
@@ -56,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_are_remembered_and_the_oldest_go() {
+    fn beyond_the_limit_the_oldest_pod_is_forgotten() {
         let lost = Lost::default();
         let end = |n: usize| End { reason: n.to_string(), since: SystemTime::UNIX_EPOCH, at: SystemTime::UNIX_EPOCH };
         let dir = |n: usize| PathBuf::from(n.to_string());

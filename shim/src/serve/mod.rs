@@ -10,7 +10,7 @@
 //! ```
 //!
 //! `serve` may end at any moment. Pods live on, containerd calls again, and the next `serve` takes
-//! over: [`stage`](crate::stage) tells it which pods were cut off half made.
+//! over. [`stage`](crate::stage) tells it which pods were left half made.
 
 mod adopt;
 mod client;
@@ -51,17 +51,17 @@ use unwanted::Rhythm;
 
 /// The largest message that containerd sends (`defaults.DefaultMaxSendMsgSize`).
 const MAX_MESSAGE: usize = 16 << 20;
-/// How many connections there are at most: one of containerd's, and those of a few tools.
+/// The most connections at a time. containerd has one, and a few tools have others.
 const CONNECTIONS: usize = 64;
-/// How long a pod that is being made when we are told to end may take.
+/// How long `serve` waits at its end for pods that are being made or removed.
 const LAST_CHANGES: Duration = Duration::from_secs(5);
-/// How long the last answers may take to be written.
+/// How long the last answers may take to be sent.
 const LAST_ANSWERS: Duration = Duration::from_millis(100);
 
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Where it cannot begin to serve.
+/// When it cannot begin to serve.
 pub fn run(options: Serve) -> Result<()> {
     log::start(if options.debug { LevelFilter::DEBUG } else { LevelFilter::INFO });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
@@ -78,7 +78,7 @@ async fn serve(options: Serve) -> Result<()> {
     adopt::adopt_all(&pods);
     info!(socket = %options.listen.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     if let Err(error) = socket::notify_ready() {
-        warn!(%error, "started without the service manager's knowing");
+        warn!(%error, "serving, but the service manager does not know it");
     }
     let stop = CancellationToken::new();
     let server = answer_calls(listener, Front::new(pods.clone(), options.config_dir), stop.clone());
@@ -93,7 +93,8 @@ async fn serve(options: Serve) -> Result<()> {
     drop(owned);
     pods.changes().close();
     let last = async {
-        // Wait is never done, so the server is not waited for: only what changes pods is.
+        // A Wait call may never end, so do not wait for the server, but only for calls that change
+        // pods.
         tokio::select! {
             ended = &mut server => ended?,
             () = pods.changes().wait() => tokio::time::sleep(LAST_ANSWERS).await,
@@ -102,7 +103,7 @@ async fn serve(options: Serve) -> Result<()> {
         Ok(())
     };
     tokio::time::timeout(LAST_CHANGES, last).await.unwrap_or_else(|_| {
-        warn!("ending in the middle of a change: the next serve removes the pod");
+        warn!("ending while a pod is being made or removed: the next serve removes it");
         Ok(())
     })
 }
@@ -110,14 +111,15 @@ async fn serve(options: Serve) -> Result<()> {
 async fn answer_calls(listener: UnixListener, front: Front, stop: CancellationToken) -> Result<()> {
     let listener = tokio::net::UnixListener::from_std(listener).context(|| "cannot use the socket".into())?;
     let service = ControllerServer::new(front).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
-    // There is a Wait for each pod on one connection: a limit on concurrent calls would be one on pods.
+    // containerd has a Wait call for each pod on one connection, so a limit on calls would limit
+    // pods.
     let server = Server::builder().max_concurrent_streams(None).add_service(service);
     let callers = connections::bounded(listener, CONNECTIONS, &TaskTracker::new()).map(|connection| connection.map(Caller));
     let ended = server.serve_with_incoming_shutdown(callers, stop.cancelled()).await;
     ended.map_err(|error| Error::internal(format!("the gRPC server has ended: {error}")))
 }
 
-/// A connection, of which nothing is to be known.
+/// A connection without information about its client, for tonic.
 struct Caller(Connection);
 
 impl Connected for Caller {

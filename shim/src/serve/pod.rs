@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which pod: its names, and where it is.
+//! A pod's names and its directory.
 
 use magnetar_core::error::Error;
 use magnetar_core::ids::{Namespace, SandboxId};
@@ -18,12 +18,12 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// The span of everything that is said about the pod in the log.
+    /// The span of all log messages about the pod.
     pub fn span(&self) -> Span {
         info_span!(parent: None, "pod", sandbox = %self.id)
     }
 
-    /// What is answered where there is none.
+    /// The error for a pod that does not exist.
     pub fn missing(&self) -> Error {
         Error::not_found(format!("sandbox {} does not exist in namespace {}", self.id, self.namespace))
     }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What `serve` does with pods: create, start, ask, wait for, shut down.
+//! What `serve` does with pods: it creates and starts them, passes requests on, waits for their
+//! end, and shuts them down.
 //!
-//! The truth is on disk and in the sandbox processes. What is kept here is who watches which
-//! process, which the next `serve` finds out again (see [`adopt`](super::adopt)).
+//! All state is on disk and in the sandbox processes. This module only keeps the watch over each
+//! process, which the next `serve` sets up again (see [`adopt`](super::adopt)).
 //!
-//! Create and Start run on tasks of their own: a caller that goes away half way must not leave half
-//! a pod, so its pod is removed. containerd forgets a pod whose Create or Start has failed.
+//! Create and Start run in tasks of their own, which go on when the caller leaves. Then the pod is
+//! removed, because containerd forgets a pod whose Create or Start has failed.
 
 use super::client::{Failure, call};
 use super::lost::{End, Lost};
@@ -34,16 +35,16 @@ use ttrpc::context::Context;
 
 /// How long a sandbox process may take to shut its pod down before it is killed.
 const SHUTDOWN: Duration = Duration::from_secs(30);
-/// How long it may take to end after it has said that all is done.
+/// How long the process may take to end after its last answer.
 const EXIT: Duration = Duration::from_secs(5);
-/// Between a connection that breaks and the news of the process's end.
+/// How long after a broken connection the end of the process may take to be noticed.
 const NEWS: Duration = Duration::from_secs(2);
 
 /// All pods of this node. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Pods(Arc<Inner>);
 
-/// Where the outcome of a change is awaited.
+/// Takes the outcome of a change to its caller.
 type Answer<T> = oneshot::Sender<Result<T>>;
 
 #[derive(Debug)]
@@ -59,7 +60,8 @@ struct Inner {
 }
 
 impl Pods {
-    /// The pods with records in `state_dir`; unwanted ones go in this rhythm.
+    /// The pods with records in `state_dir`. `rhythm` says when they are checked for being
+    /// unwanted.
     pub fn new(state_dir: PathBuf, places: Places, rhythm: Rhythm) -> Self {
         let (changes, watches) = (TaskTracker::new(), TaskTracker::new());
         Self(Arc::new(Inner {
@@ -74,12 +76,12 @@ impl Pods {
         }))
     }
 
-    /// Where the records are.
+    /// The directory of the records.
     pub fn state_dir(&self) -> &Path {
         &self.0.state_dir
     }
 
-    /// The tasks that change pods: let them finish before the process ends.
+    /// The tasks that change pods. Let them finish before the process ends.
     pub fn changes(&self) -> &TaskTracker {
         &self.0.changes
     }
@@ -89,10 +91,10 @@ impl Pods {
         &self.0.watches
     }
 
-    /// A pod by its names, which may or may not exist.
+    /// The pod with these names, whether or not it exists.
     ///
     /// # Errors
-    /// `InvalidArgument` for names that cannot be one.
+    /// `InvalidArgument` for invalid names.
     pub fn pod(&self, namespace: &str, id: &str) -> Result<Pod> {
         let (namespace, id) = (Namespace::parse(namespace)?, SandboxId::parse(id)?);
         let dir = PodDir::new(&self.0.state_dir, &namespace, &id)?;
@@ -102,14 +104,14 @@ impl Pods {
     /// Makes a pod: its directory, its process, its sandbox.
     ///
     /// # Errors
-    /// `AlreadyExists` for a pod that was made before, which is left alone; otherwise what went
-    /// wrong, and then nothing is left of the pod.
+    /// `AlreadyExists` for a pod that was made before, which is left alone; otherwise the cause,
+    /// and nothing of the pod is left.
     pub async fn create(&self, pod: &Pod, config: HandlerConfig, request: api::CreateSandboxRequest) -> Result<()> {
         let (pods, pod) = (self.clone(), pod.clone());
         self.change(pod.span(), |mut answer| async move {
             let made = pods.launch(&pod, config, request, &mut answer).await;
             if let Err(Ok(())) = answer.send(made) {
-                info!("nobody waits for the pod any more: removing it");
+                info!("the caller of Create has left: removing the pod");
                 pods.remove(&pod).await;
             }
         })
@@ -136,14 +138,14 @@ impl Pods {
     /// Makes a created pod ready for containers.
     ///
     /// # Errors
-    /// `AlreadyExists` or `FailedPrecondition` where it is not waiting to be started, and is left
-    /// alone; otherwise what went wrong, and then nothing is left of the pod.
+    /// `AlreadyExists` or `FailedPrecondition` for a pod that is not waiting to be started, which
+    /// is left alone; otherwise the cause, and nothing of the pod is left.
     pub async fn start(&self, pod: &Pod) -> Result<api::StartSandboxResponse> {
         let (pods, pod) = (self.clone(), pod.clone());
         self.change(pod.span(), |mut answer| async move {
             let started = pods.make_ready(&pod, &mut answer).await;
             if let Err(Ok(_)) = answer.send(started) {
-                info!("nobody waits for the pod any more: removing it");
+                info!("the caller of Start has left: removing the pod");
                 pods.remove(&pod).await;
             }
         })
@@ -162,7 +164,8 @@ impl Pods {
             Stage::Started => return Err(Error::new(Code::AlreadyExists, format!("sandbox {id} was started before"))),
             Stage::Foreign => return Err(Error::precondition(format!("sandbox {id} belongs to containerd's own shim controller"))),
         }
-        // Nothing is awaited between the look and this, so of two callers one comes first.
+        // Nothing is awaited between the check above and this, so only one of two callers gets
+        // here.
         Stage::Created.advance(&pod.dir, Stage::Starting)?;
         let request = api::StartSandboxRequest { sandbox_id: id.to_string(), ..Default::default() };
         let asked = self.ask(pod, async |client: SandboxClient| client.start_sandbox(Context::default(), &request).await);
@@ -178,10 +181,10 @@ impl Pods {
         started
     }
 
-    /// Asks a pod's process something.
+    /// Sends a request to a pod's process.
     ///
     /// # Errors
-    /// `NotFound` for a pod that does not exist, or not any more because its process has ended.
+    /// `NotFound` for a pod that does not exist, or whose process has ended.
     pub async fn ask<T, F>(&self, pod: &Pod, request: impl FnOnce(SandboxClient) -> F) -> Result<T>
     where
         F: Future<Output = ttrpc::Result<T>>,
@@ -199,7 +202,7 @@ impl Pods {
         }
     }
 
-    /// Waits for the end of a pod. `None`: its process has ended without saying how.
+    /// Waits for the end of a pod. `None` if its process ended without an answer.
     ///
     /// # Errors
     /// `NotFound` for a pod that does not exist.
@@ -219,18 +222,18 @@ impl Pods {
     /// Ends a pod and removes everything of it.
     ///
     /// # Errors
-    /// `NotFound` for a pod that does not exist; otherwise what could not be removed, and then the
-    /// call can be repeated.
+    /// `NotFound` for a pod that does not exist; otherwise what could not be removed, and the call
+    /// can be repeated.
     pub async fn shut_down(&self, pod: &Pod) -> Result<()> {
         let (pods, pod) = (self.clone(), pod.clone());
         self.change(pod.span(), |answer| async move {
-            // A caller that has left will ask again.
+            // A caller that has left will call again.
             let _unheard = answer.send(pods.shut_down_now(&pod).await);
         })
         .await
     }
 
-    /// How a pod has ended whose process was lost, until it is shut down.
+    /// How a pod whose process was lost has ended; known until the pod is shut down.
     pub fn end_of(&self, pod: &Pod) -> Option<End> {
         self.0.lost.get(pod.dir.path())
     }
@@ -248,7 +251,7 @@ impl Pods {
         let asked = call(&pod.dir, async |client: SandboxClient| client.shutdown_sandbox(Context::default(), &request).await);
         match tokio::time::timeout(SHUTDOWN, asked).await {
             Ok(Ok(_) | Err(Failure::Broken(_))) => {}
-            // What it cannot do itself is done from the record.
+            // The pod is then cleaned up from its record.
             Ok(Err(Failure::Answered(error))) => {
                 warn!(%error, "the sandbox process cannot shut its pod down: killing it");
                 watched.iter().for_each(Watched::kill);
@@ -272,11 +275,11 @@ impl Pods {
                 return Ok(());
             }
         }
-        // Nobody watched it, or a first attempt has failed.
+        // The process was not watched, or the first attempt failed.
         clean_pod(&pod.dir, PATIENCE).await
     }
 
-    /// Removes a pod that could not be made. Whoever asked for it was told why: nobody asks for its end.
+    /// Removes a pod that could not be made. The caller was told why, so its end is not remembered.
     async fn remove(&self, pod: &Pod) {
         let watched = self.watched_pod(pod);
         if let Some(watched) = &watched {
@@ -289,17 +292,18 @@ impl Pods {
         self.0.lost.remove(pod.dir.path());
     }
 
-    /// After a connection that broke: returns once the pod of a process that has ended is removed.
+    /// Finds out why a connection broke. If the process has ended, returns once its pod is removed;
+    /// otherwise returns `broken`.
     async fn settle(&self, pod: &Pod, broken: Error) -> Result<()> {
         let watched = self.watched_pod(pod);
         if let Some(watched) = watched {
             tokio::time::timeout(NEWS, watched.dead()).await.map_err(|_| broken)?;
-            // What could not be removed was logged, and Shutdown tries again.
+            // A failure was logged, and Shutdown tries again.
             let _logged = watched.gone().await;
             return Ok(());
         }
         match pod.dir.try_lock() {
-            // Removed meanwhile.
+            // The pod was removed meanwhile.
             Err(error) if error.code() == Code::NotFound => Ok(()),
             Ok(Some(lock)) if Stage::of(&pod.dir)? != Stage::Foreign => {
                 drop(lock);
@@ -310,7 +314,7 @@ impl Pods {
         }
     }
 
-    /// Watches a pod's process from now on; without one, removes what is left of the pod.
+    /// Watches a pod's process from now on. Without a process, removes what is left of the pod.
     pub fn watch(&self, pod: &Pod, process: Option<Process>) -> Watched {
         let (watched, watcher) = watch(process);
         self.watched().insert(pod.dir.path().into(), watched.clone());
@@ -367,7 +371,7 @@ async fn make(pod: &Pod, watched: &Watched, word: &Word, request: &api::CreateSa
     match outcome {
         Ok(_) => Stage::Creating.advance(&pod.dir, Stage::Created).map(|()| watched.interest().created()),
         Err(Failure::Answered(error)) => Err(error),
-        // How the process ended says more than that the connection broke.
+        // How the process ended tells more than a broken connection.
         Err(Failure::Broken(error)) => match tokio::time::timeout(NEWS, watched.dead()).await {
             Ok(how) => Err(word.after_end(&how)),
             Err(_) => Err(error),
@@ -376,5 +380,5 @@ async fn make(pod: &Pod, watched: &Watched, word: &Word, request: &api::CreateSa
 }
 
 fn left(call: &str) -> Error {
-    Error::new(Code::DeadlineExceeded, format!("the caller of {call} has gone away"))
+    Error::new(Code::DeadlineExceeded, format!("the caller of {call} has left"))
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A sandbox process as seen from outside: its end, by pidfd.
+//! Watches a sandbox process for its end, by pidfd.
 //!
-//! One mechanism for the processes that this `serve` has started and for those that an earlier one
-//! has: no signal handler, no polling, and no process id that could mean another process by now.
+//! This works alike for the processes that this `serve` started and for those of an earlier one. It
+//! needs no signal handler and no polling, and a pidfd never refers to another process, as a reused
+//! process id may.
 
 use magnetar_core::error::{Context, Result};
 use magnetar_core::record::Holder;
@@ -13,28 +14,29 @@ use std::process::Child;
 use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 
-/// A process to be waited for.
+/// A process whose end can be awaited.
 #[derive(Debug)]
 pub struct Process {
     handle: Handle,
-    /// Set where it is our child, which has to be reaped.
+    /// Set if it is our child, which has to be reaped.
     child: Option<Child>,
 }
 
-/// Kills the process; says nothing about when it has ended. Cheap to clone.
+/// Can kill the process, but not wait for its end. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle(Arc<AsyncFd<OwnedFd>>);
 
 impl Process {
-    /// A process that was just spawned; where it cannot be watched, it is killed.
+    /// A process that was just spawned. If it cannot be watched, it is killed.
     ///
     /// # Errors
-    /// Where descriptors have run out.
+    /// When no descriptors are left.
     pub fn spawned(mut child: Child) -> Result<Self> {
         match Handle::open(child.id()) {
             Ok(handle) => Ok(Self { handle, child: Some(child) }),
             Err(error) => {
-                // It is our child and not reaped, so its id is still its own; a killed child ends at once.
+                // It is our child and not reaped, so no other process can have its id. A killed
+                // child ends at once.
                 let _killed = child.kill();
                 let _reaped = child.wait();
                 Err(error)
@@ -42,10 +44,10 @@ impl Process {
         }
     }
 
-    /// A process that an earlier `serve` has started, and that has its pod's lock.
+    /// A process that an earlier `serve` started, found by its pod's lock.
     ///
     /// # Errors
-    /// Where it cannot be watched.
+    /// When it cannot be watched.
     pub fn adopted(holder: Holder) -> Result<Self> {
         let what = format!("cannot watch process {}", holder.pid);
         let watched = readiness::watch(holder.into_pidfd()).context(|| what)?;
@@ -57,7 +59,8 @@ impl Process {
         self.handle.clone()
     }
 
-    /// Waits for its end, reaps it if it is ours, and says how it ended. Cancel-safe.
+    /// Waits for the end of the process, reaps it if it is our child, and returns how it ended.
+    /// Cancel-safe.
     pub async fn ended(&mut self) -> String {
         // A pidfd is readable once the process has ended, and then for ever.
         if let Err(error) = self.handle.0.readable().await {
@@ -65,8 +68,8 @@ impl Process {
         }
         match self.child.as_mut().map(Child::wait) {
             Some(Ok(status)) => status.to_string(),
-            Some(Err(error)) => format!("nobody knows how: {error}"),
-            None => "nobody knows how: it was started by an earlier serve".into(),
+            Some(Err(error)) => format!("exit status unknown: {error}"),
+            None => "exit status unknown: an earlier serve started it".into(),
         }
     }
 }
@@ -79,7 +82,7 @@ impl Handle {
         Ok(Self(Arc::new(readiness::watch(pidfd).context(what)?)))
     }
 
-    /// Kills the process. One that has ended is fine.
+    /// Kills the process. Does nothing if it has ended.
     pub fn kill(&self) {
         let _ended_already = rustix::process::pidfd_send_signal(self.0.get_ref(), Signal::KILL);
     }
@@ -91,7 +94,7 @@ mod tests {
     use std::process::Command;
 
     #[tokio::test(flavor = "current_thread")]
-    async fn an_end_is_noticed_and_told() {
+    async fn ended_returns_how_the_process_ended() {
         let child = Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
         assert_eq!(Process::spawned(child).unwrap().ended().await, "exit status: 3");
         let mut process = Process::spawned(Command::new("sleep").arg("60").spawn().unwrap()).unwrap();
@@ -101,7 +104,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_process_of_somebody_else_can_be_watched() {
+    async fn the_end_of_an_adopted_process_is_noticed() {
         let state = tempfile::tempdir().unwrap();
         let dir = magnetar_core::record::PodDir::existing(state.path().to_owned());
         assert!(dir.holder().unwrap().is_none());

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The socket that containerd connects to: one owner, for root only, and never in the way of a restart.
+//! The socket that containerd connects to. One process owns it, only root can connect, and a socket
+//! left by a dead process does not prevent a restart.
 
 use magnetar_core::error::{Code, Context, Error, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -8,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
-/// A listening socket, and proof that nobody else listens there.
+/// Owns the socket's path: no other process can listen there while this lives.
 #[derive(Debug)]
 pub struct Owned {
     path: PathBuf,
@@ -18,16 +19,16 @@ pub struct Owned {
 /// Makes a folder that others may pass through but not list. One that exists is left as it is.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn folder(path: &Path) -> Result<()> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(path);
     made.context(|| format!("cannot make {}", path.display()))
 }
 
-/// Listens on `path`, in place of a socket that a dead process has left there.
+/// Listens on `path`. Replaces a socket that a dead process left there.
 ///
 /// # Errors
-/// `FailedPrecondition` where another process listens there, or something else is there.
+/// `FailedPrecondition` if another process listens there, or if `path` is not a socket.
 pub fn listen(path: &Path) -> Result<(UnixListener, Owned)> {
     let mut lock = path.as_os_str().to_owned();
     lock.push(".lock");
@@ -52,7 +53,8 @@ pub fn listen(path: &Path) -> Result<(UnixListener, Owned)> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(e).context(|| format!("cannot look at {}", path.display())),
     }
-    // The mode is right from the first moment on: there is one thread, so nobody else's file is made meanwhile.
+    // By umask, so that the mode is right from the first moment on. The process has one thread, so
+    // no other file is made meanwhile.
     let before = rustix::process::umask(Mode::from_bits_truncate(0o177));
     let listener = UnixListener::bind(path);
     rustix::process::umask(before);
@@ -63,15 +65,15 @@ pub fn listen(path: &Path) -> Result<(UnixListener, Owned)> {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // Still locked, so it is ours. A socket that stays is replaced by the next serve.
+        // Still locked, so the socket is ours. If it cannot be removed, the next serve replaces it.
         let _stays = std::fs::remove_file(&self.path);
     }
 }
 
-/// Tells the service manager, if there is one, that containerd may be started now.
+/// Tells the service manager, if there is one, that `serve` is ready and containerd may start.
 ///
 /// # Errors
-/// Where there is one and it does not listen.
+/// When the service manager cannot be reached.
 pub fn notify_ready() -> Result<()> {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::ffi::OsStrExt;
@@ -91,7 +93,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn there_is_one_owner_at_a_time() {
+    fn a_second_listener_is_refused_until_the_first_is_dropped() {
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("serve.sock");
         let (listener, owned) = listen(&path).unwrap();
@@ -109,7 +111,7 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("serve.sock");
         drop(UnixListener::bind(&path).unwrap());
-        // A process that another test is about to execute may still have a copy of it.
+        // A child that another test has just forked may still have a copy of the listener.
         while UnixStream::connect(&path).is_ok() {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! containerd's sandbox store: the one place that says which pods there should be.
+//! Asks containerd's sandbox store whether it knows a pod.
 //!
-//! Whoever makes a pod enters it there before Create is called, and takes it out after Shutdown or
-//! when making it has failed. The store is asked seldom, so there is no connection that stays.
+//! A client adds a pod to the store before it calls Create, and removes it after Shutdown or when
+//! making the pod has failed. The store is asked seldom, so each question has a connection of its
+//! own.
 
 use super::pod::Pod;
 use super::wire::NAMESPACE;
@@ -25,26 +26,27 @@ use tracing::{debug, warn};
 /// How long containerd may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// The store, as this process gets at it.
+/// Access to the store.
 #[derive(Debug)]
 pub struct Store {
-    /// After a restart there is a question for every pod, and a connection needs memory.
+    /// Allows one question at a time: after a restart there is one for every pod, and connections
+    /// need memory.
     turn: Semaphore,
-    /// Whether it was said already that there are no answers.
+    /// Whether a failed question was logged already.
     silent: AtomicBool,
 }
 
 impl Store {
-    /// Nothing is connected yet.
+    /// Does not connect yet.
     pub fn new() -> Self {
         Self { turn: Semaphore::new(1), silent: AtomicBool::new(false) }
     }
 
-    /// Whether containerd knows a pod; `None` if it cannot be asked, which is logged once until it
-    /// can be asked again.
+    /// Whether containerd knows a pod; `None` if containerd cannot be asked. That is logged once,
+    /// and again only after an answer.
     pub async fn knows(&self, pod: &Pod) -> Option<bool> {
         let outcome = async {
-            let _turn = self.turn.acquire().await.map_err(|_| Error::internal("nobody is asked any more"))?;
+            let _turn = self.turn.acquire().await.map_err(|_| Error::internal("the store is closed"))?;
             let address = pod.dir.pod()?.config.containerd.address;
             let late = |_| Error::new(Code::DeadlineExceeded, format!("{} did not answer in {} s", address.display(), ANSWER.as_secs()));
             tokio::time::timeout(ANSWER, ask(&address, pod)).await.map_err(late)?
@@ -58,7 +60,7 @@ impl Store {
                 if self.silent.swap(true, Ordering::Relaxed) {
                     debug!(%error, "still cannot ask containerd");
                 } else {
-                    warn!(%error, "cannot ask containerd for pods that nobody waits for: leaving them alone");
+                    warn!(%error, "cannot ask containerd about pods without a Wait call: leaving them alone");
                 }
                 None
             }
@@ -73,7 +75,8 @@ async fn ask(address: &Path, pod: &Pod) -> Result<bool> {
     request.metadata_mut().insert(NAMESPACE, namespace);
     match StoreClient::new(connect(address).await?).get(request).await {
         Ok(_) => Ok(true),
-        // A status with a source was made on this side, of a connection that broke: it is no answer.
+        // A status with a source was made on this side, for a broken connection. It is not
+        // containerd's answer.
         Err(status) if status.code() == tonic::Code::NotFound && status.source().is_none() => Ok(false),
         Err(status) => {
             let why = format!("containerd at {} cannot look for sandbox {}: {}", address.display(), pod.id, status.message());
@@ -82,7 +85,7 @@ async fn ask(address: &Path, pod: &Pod) -> Result<bool> {
     }
 }
 
-/// A connection that ends with the channel.
+/// Opens a connection that is closed with the channel.
 async fn connect(address: &Path) -> Result<Channel> {
     let what = || format!("cannot connect to containerd at {}", address.display());
     let mut stream = Some(TokioIo::new(UnixStream::connect(address).await.context(what)?));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The Controller over a real socket, with real processes, as containerd sees it.
+//! Tests the Controller as containerd uses it: over a real socket, with real processes.
 
 mod fake;
 mod forgotten;
@@ -32,7 +32,7 @@ use tower::service_fn;
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// A folder with sandboxers and pods, which outlives a `serve`.
+/// A folder with sandboxers and pods. It outlives a `serve`.
 struct Node(TempDir);
 
 /// A `serve` and a connection to it.
@@ -57,9 +57,9 @@ impl Node {
         PodDir::new(&self.state(), &Namespace::parse("n").unwrap(), &SandboxId::parse(id).unwrap()).unwrap()
     }
 
-    /// A new `serve` that finds what earlier ones have left.
+    /// Starts a new `serve`, which finds the pods of earlier ones.
     fn serve(&self) -> Serving {
-        // This machine may have a containerd of its own, which knows none of these pods.
+        // Never ask: this machine may have a containerd of its own, which knows none of these pods.
         self.serve_in(Rhythm { first: [Duration::from_secs(3600); 3], ..Rhythm::default() })
     }
 
@@ -83,13 +83,13 @@ impl Node {
         Serving { client: ControllerClient::new(channel), state: self.state(), tasks }
     }
 
-    /// Runs a first `serve` that ends as by SIGKILL.
+    /// Runs a `serve` that then ends as if by SIGKILL.
     fn before(&self, what: impl AsyncFnOnce(Serving)) {
         alone(async { what(self.serve()).await });
     }
 }
 
-/// Runs something with an event loop of its own, and nothing of it goes on afterwards.
+/// Runs `what` in an event loop of its own, whose tasks all end with it.
 fn alone(what: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(what);
@@ -160,9 +160,9 @@ fn kill(pid: u32) {
     kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
 }
 
-/// As containerd resizes a pod.
+/// Sends the update that containerd sends for a pod's resize.
 #[tokio::test(flavor = "current_thread")]
-async fn a_pod_is_resized_or_the_answer_says_why_it_cannot_be() {
+async fn a_resize_is_accepted_or_refused_with_the_sandbox_s_reason() {
     let node = Node::new();
     let serve = node.serve();
     serve.run("resized", "good").await;
@@ -181,7 +181,7 @@ async fn a_pod_is_resized_or_the_answer_says_why_it_cannot_be() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_pod_s_whole_life() {
+async fn a_pod_is_created_started_stopped_and_shut_down() {
     let node = Node::new();
     let serve = node.serve();
     serve.create("a", "good").await.unwrap();
@@ -203,7 +203,7 @@ async fn a_pod_s_whole_life() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn what_is_asked_twice_changes_nothing() {
+async fn a_second_create_or_start_is_refused_and_changes_nothing() {
     let node = Node::new();
     let serve = node.serve();
     let pid = serve.run("a", "good").await;
@@ -215,7 +215,7 @@ async fn what_is_asked_twice_changes_nothing() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_create_that_fails_leaves_nothing_and_says_why() {
+async fn a_failed_create_leaves_nothing_and_names_the_reason() {
     let node = Node::new();
     let serve = node.serve();
     let begin = Instant::now();
@@ -239,7 +239,7 @@ async fn a_create_that_fails_leaves_nothing_and_says_why() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_start_that_fails_removes_the_pod() {
+async fn a_failed_start_removes_the_pod() {
     let node = Node::new();
     let serve = node.serve();
     serve.create("a", "unready").await.unwrap();
@@ -249,7 +249,7 @@ async fn a_start_that_fails_removes_the_pod() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_caller_that_leaves_leaves_no_pod() {
+async fn a_pod_whose_caller_leaves_is_removed() {
     let node = Node::new();
     let serve = node.serve();
     let left = tokio::time::timeout(Duration::from_millis(300), serve.create("a", "hangs")).await;
@@ -262,7 +262,7 @@ async fn a_caller_that_leaves_leaves_no_pod() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_killed_process_ends_its_pod_and_no_other() {
+async fn a_pod_whose_process_is_killed_is_removed_and_no_other_pod() {
     let node = Node::new();
     let serve = node.serve();
     let (dies, lives_on) = (serve.run("dies", "good").await, serve.run("lives", "good").await);
@@ -279,20 +279,20 @@ async fn a_killed_process_ends_its_pod_and_no_other() {
     assert_eq!(serve.shutdown("dies").await.unwrap_err().code(), Code::NotFound);
     assert_eq!(serve.status("dies").await.unwrap_err().code(), Code::NotFound);
     assert_eq!(serve.status("lives").await.unwrap().pid, lives_on);
-    // Nobody waits for this one.
+    // There is no Wait call for this one.
     kill(lives_on);
-    within("a pod is removed though nobody waits for it", || serve.pods().is_empty()).await;
+    within("a pod without a Wait call is removed", || serve.pods().is_empty()).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_stuck_pod_is_not_in_the_way_of_another() {
+async fn a_stuck_pod_does_not_delay_another_pod() {
     let node = Node::new();
     let serve = node.serve();
     let stuck = serve.run("stuck", "good").await;
     let pid = serve.run("other", "good").await;
     kill_process(Pid::from_raw(stuck as i32).unwrap(), Signal::STOP).unwrap();
     let mut asking = JoinSet::new();
-    // More than its socket's queue takes, and more than the usual limit of calls on a connection.
+    // More than its socket's queue holds, and more than the usual limit of calls on a connection.
     for _ in 0..300 {
         let mut client = serve.client.clone();
         asking.spawn(async move { client.wait(ask(ControllerWaitRequest { sandbox_id: "stuck".into(), ..Default::default() })).await });
@@ -306,7 +306,7 @@ async fn a_stuck_pod_is_not_in_the_way_of_another() {
 }
 
 #[test]
-fn the_next_serve_adopts_the_living_and_removes_the_rest() {
+fn the_next_serve_adopts_living_pods_and_removes_the_rest() {
     let node = Node::new();
     let mut started = 0;
     let mut hung = Vec::new();
@@ -340,7 +340,7 @@ fn the_next_serve_adopts_the_living_and_removes_the_rest() {
         drop(serve.tasks);
     });
     kill(node.dir("killed").pod().unwrap().pid);
-    // One of which only the directory was made, and one of which containerd takes care itself.
+    // A pod that has only a directory, and a pod that containerd owns.
     node.dir("half").make().unwrap();
     let foreign = node.dir("foreign");
     foreign.make().unwrap();

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One task watches one sandbox process, and removes what is left of its pod when it has ended.
+//! Watches a sandbox process in a task, which removes what is left of the pod when the process has
+//! ended.
 //!
 //! ```text
 //!   Alive ──the process ends──> Dead(how) ──clean_pod──> Gone(outcome)
 //! ```
 //!
-//! Whoever needs to know (Create, Wait, Status, Shutdown) reads the watch channel, so there is one
-//! place that cleans, whatever the reason for the end was.
+//! Create, Wait, Status and Shutdown read the watch channel. So only this task cleans up, whatever
+//! the reason for the end was.
 
 use super::lost::End;
 use super::pod::Pod;
@@ -20,17 +21,17 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tracing::{debug, error, warn};
 
-/// How long others may take who clean the same pod.
+/// How long to wait for other processes that clean up the same pod.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What has become of a sandbox process.
+/// The state of a watched sandbox process.
 #[derive(Debug, Clone)]
 pub enum Life {
     /// It runs.
     Alive,
-    /// It has ended, and this is how; its pod is being removed.
+    /// It has ended as the text says; its pod is being removed.
     Dead(String),
-    /// After that end its pod was removed, or could not be.
+    /// It has ended as the text says, and its pod was removed or could not be removed.
     Gone(String, Result<(), Error>),
 }
 
@@ -51,7 +52,7 @@ pub struct Watcher {
     expected: Arc<AtomicBool>,
 }
 
-/// A pod's process (none if it is known to be dead) and the means to watch it.
+/// Makes the two sides of a watch over a pod's process; `None` if the process is known to be dead.
 pub fn watch(process: Option<Process>) -> (Watched, Watcher) {
     let (sender, life) = watch::channel(Life::Alive);
     let expected = Arc::new(AtomicBool::new(false));
@@ -61,16 +62,17 @@ pub fn watch(process: Option<Process>) -> (Watched, Watcher) {
 }
 
 impl Watcher {
-    /// Watches until the process has ended and its pod is removed; `forget` is called before that is
-    /// told, with the end of a pod that was not expected to. Ends the process itself as soon as its pod is `unwanted`, for that reason.
+    /// Watches until the process has ended and its pod is removed. Kills the process when
+    /// `unwanted` returns. Before the state becomes [`Life::Gone`], calls `forget`, with the pod's
+    /// [`End`] if that was unexpected.
     pub async fn run(mut self, pod: Pod, unwanted: impl Future<Output = &'static str>, forget: impl FnOnce(Option<End>)) {
         let since = since(&pod);
         let how = match &mut self.process {
-            None => "nobody knows how: it ended while no serve ran".into(),
+            None => "exit status unknown: it ended while no serve ran".into(),
             Some(process) => tokio::select! {
                 how = process.ended() => how,
                 why = unwanted => {
-                    warn!(why, "nobody wants this pod: removing it");
+                    warn!(why, "this pod is unwanted: removing it");
                     self.expected.store(true, Ordering::Relaxed);
                     process.handle().kill();
                     process.ended().await
@@ -93,25 +95,25 @@ impl Watcher {
             error!(%error, "cannot remove all of a pod");
         }
         forget(end);
-        // What many pods needed at once is not kept for days.
+        // Return the memory that many pods needed at once.
         magnetar_sys::memory::trim();
         self.life.send_replace(Life::Gone(how, outcome));
     }
 }
 
-/// Since when there is a pod: its directory is the first that is made of it.
+/// When a pod was made: its directory is made first.
 fn since(pod: &Pod) -> SystemTime {
     let metadata = std::fs::metadata(pod.dir.path());
     metadata.and_then(|metadata| metadata.created().or_else(|_| metadata.modified())).unwrap_or_else(|_| SystemTime::now())
 }
 
 impl Watched {
-    /// From now on the process may end without anybody being surprised.
+    /// From now on the end of the process is expected.
     pub fn expect_end(&self) {
         self.expected.store(true, Ordering::Relaxed);
     }
 
-    /// Where interest in the pod is noted.
+    /// The record of the calls for this pod.
     pub fn interest(&self) -> &Interest {
         &self.interest
     }
@@ -123,12 +125,12 @@ impl Watched {
         }
     }
 
-    /// Waits for the end of the process; says how it ended. Cancel-safe.
+    /// Waits for the end of the process; returns how it ended. Cancel-safe.
     pub async fn dead(&self) -> String {
         let mut life = self.life.clone();
         match life.wait_for(|life| !matches!(life, Life::Alive)).await.as_deref() {
             Ok(Life::Dead(how) | Life::Gone(how, _)) => how.clone(),
-            Ok(Life::Alive) | Err(_) => "nobody watches it any more".into(),
+            Ok(Life::Alive) | Err(_) => "exit status unknown: the watch over it has ended".into(),
         }
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Between the two protocols: containerd's gRPC messages (prost) and the sandbox process's ttrpc
-//! messages (rust-protobuf). Only shapes change here, never meaning.
+//! Converts between containerd's gRPC messages (prost) and the sandbox process's ttrpc messages
+//! (rust-protobuf). Only the form changes here, never the meaning.
 
 use super::lost::End;
 use containerd_client::services::v1::sandbox as grpc;
@@ -15,10 +15,10 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::SystemTime;
 
-/// Where every client of containerd says which namespace it means.
+/// The metadata key with which every client of containerd names its namespace.
 pub const NAMESPACE: &str = "containerd-namespace";
 
-/// The Task API that a sandbox process speaks.
+/// The version of the Task API that a sandbox process serves.
 const TASK_API_VERSION: u32 = containerd_shim_protos::TASK_API_VERSION as u32;
 
 /// `ControllerStartResponse` with the field that containerd 2.3 added.
@@ -30,16 +30,16 @@ pub struct StartResponse {
     /// The process whose namespaces containers join.
     #[prost(uint32, tag = "2")]
     pub pid: u32,
-    /// Since when it is ready.
+    /// When it became ready.
     #[prost(message, optional, tag = "3")]
     pub created_at: Option<prost_types::Timestamp>,
     /// Labels of the sandbox.
     #[prost(map = "string, string", tag = "4")]
     pub labels: HashMap<String, String>,
-    /// Where its Task API is.
+    /// The address of its Task API.
     #[prost(string, tag = "5")]
     pub address: String,
-    /// Which Task API that is.
+    /// The version of that Task API.
     #[prost(uint32, tag = "6")]
     pub version: u32,
     /// Its OCI specification. containerd 2.3 logs an error for a pod that has none.
@@ -47,12 +47,12 @@ pub struct StartResponse {
     pub spec: Option<prost_types::Any>,
 }
 
-/// The form in which containerd wants to be told where a Task API is.
+/// The address of a Task API, in the form that containerd expects.
 pub fn address(socket: &Path) -> String {
     format!("ttrpc+unix://{}", socket.display())
 }
 
-/// What the sandbox process is asked to create.
+/// The Create request for the sandbox process.
 pub fn create_request(request: grpc::ControllerCreateRequest) -> ttrpc_api::CreateSandboxRequest {
     ttrpc_api::CreateSandboxRequest {
         sandbox_id: request.sandbox_id,
@@ -64,7 +64,7 @@ pub fn create_request(request: grpc::ControllerCreateRequest) -> ttrpc_api::Crea
     }
 }
 
-/// What containerd is told of a pod that has started.
+/// The answer to Start.
 pub fn start_response(socket: &Path, id: &str, response: ttrpc_api::StartSandboxResponse) -> StartResponse {
     let spec = response.spec.into_option().filter(|spec| !spec.type_url.is_empty()).unwrap_or_else(|| Any {
         type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),
@@ -82,7 +82,7 @@ pub fn start_response(socket: &Path, id: &str, response: ttrpc_api::StartSandbox
     }
 }
 
-/// What containerd is told of a pod's state.
+/// The answer to Status.
 pub fn status_response(socket: &Path, response: ttrpc_api::SandboxStatusResponse) -> grpc::ControllerStatusResponse {
     grpc::ControllerStatusResponse {
         sandbox_id: response.sandbox_id,
@@ -97,14 +97,14 @@ pub fn status_response(socket: &Path, response: ttrpc_api::SandboxStatusResponse
     }
 }
 
-/// What containerd is told of a pod whose process was lost.
+/// The answer to Status for a pod whose process was lost.
 pub fn lost_response(socket: &Path, id: &str, end: &End) -> grpc::ControllerStatusResponse {
     let info = serde_json::json!({ "pid": 0, "reason": end.reason, "version": env!("CARGO_PKG_VERSION") });
     grpc::ControllerStatusResponse {
         sandbox_id: id.into(),
         pid: 0,
         state: NOT_READY.into(),
-        // What `crictl inspectp` shows.
+        // `crictl inspectp` shows this.
         info: magnetar_core::sandbox::shown(&info),
         created_at: Some(end.since.into()),
         exited_at: Some(end.at.into()),
@@ -114,7 +114,7 @@ pub fn lost_response(socket: &Path, id: &str, end: &End) -> grpc::ControllerStat
     }
 }
 
-/// The platform that containers run on.
+/// The answer to Platform.
 pub fn platform_response(response: ttrpc_api::PlatformResponse) -> grpc::ControllerPlatformResponse {
     let platform = response.platform.into_option().map(|platform| types::Platform {
         os: platform.os,
@@ -125,18 +125,18 @@ pub fn platform_response(response: ttrpc_api::PlatformResponse) -> grpc::Control
     grpc::ControllerPlatformResponse { platform }
 }
 
-/// How a pod ended.
+/// The answer to Wait.
 pub fn wait_response(response: ttrpc_api::WaitSandboxResponse) -> grpc::ControllerWaitResponse {
     let exited_at = response.exited_at.into_option().map_or_else(|| SystemTime::now().into(), timestamp);
     grpc::ControllerWaitResponse { exit_status: response.exit_status, exited_at: Some(exited_at) }
 }
 
-/// How a pod ended whose process was killed.
+/// The answer to Wait for a pod whose process was killed.
 pub fn killed() -> grpc::ControllerWaitResponse {
     grpc::ControllerWaitResponse { exit_status: 137, exited_at: Some(SystemTime::now().into()) }
 }
 
-/// What a pod uses.
+/// The answer to Metrics.
 pub fn metrics_response(response: ttrpc_api::SandboxMetricsResponse) -> grpc::ControllerMetricsResponse {
     let metrics = response.metrics.into_option().map(|metric| types::Metric {
         timestamp: metric.timestamp.into_option().map(timestamp),

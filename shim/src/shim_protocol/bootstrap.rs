@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What containerd tells `start`, in either of its protocols.
+//! Reads the parameters of `start`, in either of containerd's two protocols.
 //!
-//! From 2.3 on it is a `BootstrapParams` on standard input and a `BootstrapResult` back; before, the
-//! handler's options on standard input, the rest in flags and the environment, and JSON back. Flags
-//! and environment are still given in the later one, so the input alone decides.
+//! From 2.3 on containerd sends a `BootstrapParams` on standard input and expects a
+//! `BootstrapResult`. Before, it sends the handler's options on standard input and the rest in
+//! flags and the environment, and expects JSON. The later protocol still has the flags and the
+//! environment, so the input alone decides.
 
 use super::Call;
 use crate::options::{self, FromContainerd};
@@ -23,24 +24,23 @@ const OPTIONS: &str = "runtimeoptions.v1.Options";
 pub enum Protocol {
     /// containerd 2.3 and later.
     Bootstrap,
-    /// Before.
+    /// containerd before 2.3.
     Flags,
 }
 
 /// The parameters of a start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameters {
-    /// The handler's options, with what containerd itself knows better.
+    /// The handler's options, with the settings that containerd passed.
     pub config: HandlerConfig,
     /// How to answer.
     pub protocol: Protocol,
 }
 
-/// Reads what containerd has written to standard input; `ttrpc_address` is the environment's.
+/// Decodes standard input; `ttrpc_address` comes from the environment.
 ///
 /// # Errors
-/// `InvalidArgument` for input that is neither protocol, is meant for another shim, or has options
-/// that cannot be.
+/// `InvalidArgument` for input of neither protocol, for another sandbox, or with invalid options.
 pub fn read(call: &Call, input: &[u8], ttrpc_address: String) -> Result<Parameters> {
     if let Some(parameters) = bootstrap(call, input)? {
         let said = FromContainerd {
@@ -48,7 +48,7 @@ pub fn read(call: &Call, input: &[u8], ttrpc_address: String) -> Result<Paramete
             log_level: parameters.log_level.value().min(if call.debug { -4 } else { i32::MAX }),
         };
         let extensions = parameters.extensions.into_iter().filter_map(|extension| extension.value.into_option());
-        // Extensions that we do not know are other people's news.
+        // Other extensions are ignored: they are not meant for us.
         let options = match extensions.into_iter().find(|any| any.type_url.rsplit('/').next() == Some(OPTIONS)) {
             Some(any) => options::decode(&any.type_url, &any.value)?,
             None => None,
@@ -56,16 +56,16 @@ pub fn read(call: &Call, input: &[u8], ttrpc_address: String) -> Result<Paramete
         let config = options.map_or_else(|| call.named_options(), Ok)?;
         return Ok(Parameters { config: said.apply(config), protocol: Protocol::Bootstrap });
     }
-    let any = Any::parse_from_bytes(input).map_err(|e| Error::invalid(format!("standard input holds no runtime options: {e}")))?;
+    let any = Any::parse_from_bytes(input).map_err(|e| Error::invalid(format!("standard input has no runtime options: {e}")))?;
     let said = FromContainerd { ttrpc_address, log_level: if call.debug { -4 } else { 0 } };
     let config = options::decode(&any.type_url, &any.value)?.map_or_else(|| call.named_options(), Ok)?;
     Ok(Parameters { config: said.apply(config), protocol: Protocol::Flags })
 }
 
-/// The answer: where the sandbox process listens.
+/// Encodes the answer: the address of the sandbox process.
 ///
 /// # Errors
-/// Where it cannot be encoded.
+/// When it cannot be encoded.
 pub fn answer(protocol: Protocol, socket: &Path) -> Result<Vec<u8>> {
     let address = format!("unix://{}", socket.display());
     match protocol {
@@ -79,13 +79,13 @@ pub fn answer(protocol: Protocol, socket: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// The bootstrap parameters, or `None` where the input is in the earlier protocol.
+/// The bootstrap parameters, or `None` if the input is of the earlier protocol.
 fn bootstrap(call: &Call, input: &[u8]) -> Result<Option<BootstrapParams>> {
     let Ok(parameters) = BootstrapParams::parse_from_bytes(input) else { return Ok(None) };
     if !input.is_empty() && (parameters.instance_id == call.id && parameters.namespace == call.namespace) {
         return Ok(Some(parameters));
     }
-    // An `Any` decodes as parameters as well: its type as the id, its value as the namespace.
+    // An `Any` also decodes as parameters, with its type as the id and its value as the namespace.
     let names_only =
         BootstrapParams { instance_id: parameters.instance_id.clone(), namespace: parameters.namespace.clone(), ..Default::default() };
     if parameters == names_only {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn containerd_2_3_says_all_on_standard_input() {
+    fn containerd_2_3_sends_bootstrap_parameters() {
         let read = read(&call(), &parameters("pod").write_to_bytes().unwrap(), "/ignored".into()).unwrap();
         assert_eq!(read.protocol, Protocol::Bootstrap);
         assert_eq!(read.config.sandboxer, "wasm");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `delete`: removes what a sandbox process has left behind, from records alone.
+//! `delete`: removes what a sandbox process left behind, from its records alone.
 //!
 //! containerd calls it when it has lost a connection: for a sandbox of its shim controller, and for
-//! every container of a pod, whichever front the pod was made by. What is gone already is fine.
+//! every container of a pod, whichever front made the pod. It is no error if they are already gone.
 
 use super::Call;
 use crate::clean::clean_pod;
@@ -24,28 +24,29 @@ use tracing::warn;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 
-/// What is told of a process whose end nobody saw: 128 plus SIGKILL.
+/// The exit status of a process whose end was not seen: 128 plus SIGKILL.
 const KILLED: u32 = 137;
-/// How long to wait for others who clean the same pod. Together with [`ENDING`] that is less than the
-/// five seconds that containerd gives a clean-up (`io.containerd.timeout.shim.cleanup`).
+/// How long to wait for other processes that clean up the same pod. Together with [`ENDING`] that
+/// is less than the five seconds that containerd allows for a clean-up
+/// (`io.containerd.timeout.shim.cleanup`).
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a sandbox process may take to end by itself.
 const ENDING: Duration = Duration::from_millis(2500);
-/// Between two attempts while somebody else cleans the same pod.
+/// The time between two attempts while another process cleans up the same pod.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Removes a pod or a container; returns what goes to standard output.
+/// Removes a pod or a container; returns the bytes for standard output.
 ///
 /// # Errors
 /// What could not be removed; the call can be repeated.
 pub fn run(call: &Call) -> Result<Vec<u8>> {
-    // What goes to standard error of a call that succeeds, containerd logs as a warning.
+    // containerd logs the standard error of a successful call as a warning.
     logging::start(LogLevel::Warn);
     let namespace = Namespace::parse(&call.namespace)?;
     let bundle = bundle(call)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
     let response = runtime.block_on(remove(call, &namespace, &bundle))?;
-    // Mounted by the sandbox process or, where it never came that far, not at all.
+    // The sandbox process mounted it; or nothing did, if the process did not get that far.
     mount::unmount(&bundle.join("rootfs"))?;
     response.write_to_bytes().map_err(|e| Error::internal(format!("cannot encode the answer: {e}")))
 }
@@ -66,29 +67,29 @@ async fn remove(call: &Call, namespace: &Namespace, bundle: &Path) -> Result<Del
     let container = ContainerId::parse(&call.id)?;
     match sandbox_of(bundle)? {
         Some(sandbox) => remove_container(&PodDir::new(&state_dir, namespace, &sandbox)?, &container).await,
-        // It never was in a pod, or is the pod itself, and gone.
+        // The container was never in a pod, or it is the pod itself, which is gone.
         None => Ok(killed()),
     }
 }
 
-/// Runs the last hooks of a container without a pod, which its sandbox process would have run. What fails does not keep the container
-/// from being removed.
+/// Runs the last hooks of a container without a pod, in place of its sandbox process, which has
+/// ended. A failure is logged, and the container is removed all the same.
 pub async fn undo_hooks(container: &ContainerId, bundle: &Path) {
     let undone = async {
         let (reaper, reap) = Reaper::start()?;
         tokio::select! {
             ran = run_last_hooks(container, bundle, &reaper) => ran,
-            () = reap => Err(Error::internal("nobody waits for processes")),
+            () = reap => Err(Error::internal("the reaper has ended, so hooks cannot be waited for")),
         }
     };
     let undone: Result<()> = undone.await;
     if let Err(error) = undone {
-        warn!(%container, %error, "not all that was made for the container may have been removed");
+        warn!(%container, %error, "the last hooks failed: what earlier hooks made for the container may be left");
     }
 }
 
-/// Gives a process that is ending the time to tell its last events: containerd calls us as soon as
-/// the connection breaks. One that does not end is killed by the clean-up.
+/// Gives a process that is ending the time to send its last events, because containerd calls us as
+/// soon as the connection breaks. The clean-up kills a process that does not end in time.
 async fn let_it_end(pod: &PodDir) -> Result<()> {
     let deadline = tokio::time::Instant::now() + ENDING;
     while tokio::time::Instant::now() < deadline {
@@ -109,8 +110,8 @@ async fn remove_container(pod: &PodDir, container: &ContainerId) -> Result<Delet
             Err(error) if error.code() == Code::FailedPrecondition => error,
             Err(error) => return Err(error),
         };
-        // A process lives that has the pod's lock: the sandbox process, which can be asked, or
-        // another clean-up, which does our work.
+        // A living process has the pod's lock: either the sandbox process, which is asked to remove
+        // the container, or another clean-up, which does the same work.
         match tokio::time::timeout_at(deadline, ask_to_remove(pod, container)).await {
             Ok(Ok(response)) => return Ok(response),
             Ok(Err(error)) if error.code() == Code::Unavailable && tokio::time::Instant::now() < deadline => {
@@ -123,7 +124,7 @@ async fn remove_container(pod: &PodDir, container: &ContainerId) -> Result<Delet
     }
 }
 
-/// Has a container removed by the sandbox process that it belongs to.
+/// Asks a container's sandbox process to remove it.
 async fn ask_to_remove(pod: &PodDir, container: &ContainerId) -> Result<DeleteResponse> {
     let socket = pod.socket();
     let unavailable = |e| Error::new(Code::Unavailable, format!("cannot connect to {}: {e}", socket.display()));
@@ -132,7 +133,7 @@ async fn ask_to_remove(pod: &PodDir, container: &ContainerId) -> Result<DeleteRe
     let context = ttrpc::context::Context::default;
     let kill = KillRequest { id: id.clone(), signal: 9, all: true, ..Default::default() };
     if let Err(error) = client.kill(context(), &kill).await.map_err(Error::from) {
-        // One that has ended cannot be killed, and can be deleted.
+        // A container that has ended cannot be killed, but it can be deleted.
         if !matches!(error.code(), Code::NotFound | Code::FailedPrecondition) {
             return Err(error);
         }
@@ -149,7 +150,7 @@ async fn ask_to_remove(pod: &PodDir, container: &ContainerId) -> Result<DeleteRe
     }
 }
 
-/// The bundle, which must be a folder of its own: it says what is unmounted.
+/// The bundle. It must be a folder and not a link, because what is mounted in it is unmounted.
 fn bundle(call: &Call) -> Result<PathBuf> {
     let bundle = match call.bundle.as_str() {
         "" => std::env::current_dir().context(|| "cannot tell the bundle from the working directory".into())?,
@@ -173,7 +174,7 @@ fn sandbox_of(bundle: &Path) -> Result<Option<SandboxId>> {
         Ok(text) => SandboxId::parse(text.trim()).map(Some),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => {
-            warn!(error = %e, file = %file.display(), "cannot tell the container's sandbox");
+            warn!(error = %e, file = %file.display(), "cannot read which sandbox the container belongs to");
             Ok(None)
         }
     }
@@ -188,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bundle_that_leads_elsewhere_is_refused() {
+    fn a_bundle_that_is_a_link_or_relative_is_refused() {
         let temporary = tempfile::tempdir().unwrap();
         let at = |path: &Path| Call { bundle: path.to_str().unwrap().into(), ..Default::default() };
         assert_eq!(bundle(&at(temporary.path())).unwrap(), temporary.path());
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_names_its_sandbox() {
+    fn the_sandbox_is_read_from_the_bundle() {
         let temporary = tempfile::tempdir().unwrap();
         assert_eq!(sandbox_of(temporary.path()).unwrap(), None);
         std::fs::write(temporary.path().join("sandbox"), "pod1\n").unwrap();
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_already_is_fine() {
+    fn deleting_a_container_that_is_gone_succeeds() {
         let temporary = tempfile::tempdir().unwrap();
         let text = |path: PathBuf| path.to_str().unwrap().to_string();
         let call = Call {

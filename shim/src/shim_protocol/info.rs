@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `-info`: what this runtime can do, for containerd to tell the kubelet (user namespaces, recursive
-//! read-only mounts) and to check before it asks for id-mapped mounts.
+//! `-info`: the features of this runtime. containerd reports them to the kubelet (user namespaces,
+//! recursive read-only mounts), and checks them before it asks for id-mapped mounts.
 //!
-//! The OCI runtime knows best, so its own `features` are passed on. A kind of sandbox that runs its
-//! containers elsewhere says nothing, and containerd then assumes nothing.
+//! They are the OCI runtime's own `features`. A kind of sandbox that does not use an OCI runtime
+//! reports none, and containerd then assumes none.
 
 use super::Call;
 use crate::options;
@@ -18,12 +18,12 @@ use std::process::{Command, Stdio};
 /// The name under which containerd decodes the features.
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
-/// What goes to standard output, for the handler whose options are the input.
+/// Returns the bytes for standard output; `input` has the handler's options.
 ///
 /// # Errors
-/// For options that cannot be.
+/// For invalid options.
 pub fn run(call: &Call, input: &[u8]) -> Result<Vec<u8>> {
-    let any = Any::parse_from_bytes(input).map_err(|e| Error::invalid(format!("standard input holds no runtime options: {e}")))?;
+    let any = Any::parse_from_bytes(input).map_err(|e| Error::invalid(format!("standard input has no runtime options: {e}")))?;
     let options = if options::are_of_task(&any.type_url) { None } else { options::decode(&any.type_url, &any.value)? };
     let config = options.map_or_else(|| call.named_options(), Ok)?;
     let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..Default::default() };
@@ -38,7 +38,7 @@ pub fn run(call: &Call, input: &[u8]) -> Result<Vec<u8>> {
     info.write_to_bytes().map_err(|e| Error::internal(format!("cannot encode the answer: {e}")))
 }
 
-/// The features of the OCI runtime, as JSON. One that cannot say has none.
+/// The features of the OCI runtime, as JSON; `None` if it cannot report them.
 fn features(config: &HandlerConfig) -> Option<Vec<u8>> {
     if config.sandboxer != "runc" && !config.sandboxer.ends_with("/magnetar-runc") {
         return None;
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_runtime_that_cannot_say_has_no_features() {
+    fn a_runtime_that_cannot_report_features_has_none() {
         let named = |sandboxer: &str, runtime: &str| {
             let mut config = HandlerConfig { sandboxer: sandboxer.into(), ..HandlerConfig::default() };
             config.runtime.name = runtime.into();
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn the_options_of_a_task_are_no_options_of_the_handler() {
+    fn options_of_a_task_are_not_taken_for_the_handler_s() {
         let any = Any { type_url: "containerd.runc.v1.Options".into(), value: vec![0x82, 1, 1, b'x'], ..Default::default() };
         let call = Call { config_dir: "/nonexistent".into(), ..Call::default() };
         assert!(run(&call, &any.write_to_bytes().unwrap()).is_ok());

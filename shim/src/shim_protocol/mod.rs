@@ -7,7 +7,8 @@
 //!   -info   what the OCI runtime can do; -v the version
 //! ```
 //!
-//! containerd reads `start`'s standard output and standard error as one, so nothing is logged there.
+//! containerd reads `start`'s standard output and standard error as one stream, so `start` logs
+//! nothing.
 
 mod bootstrap;
 mod delete;
@@ -22,43 +23,43 @@ use magnetar_core::record::DEFAULT_STATE_DIR;
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// The largest input that containerd's own shims read.
+/// The largest input in bytes, as in containerd's own shims.
 const MAX_INPUT: u64 = 10 << 20;
 
-/// What containerd wants.
+/// What containerd asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Action {
     /// The version, for people.
     #[default]
     Version,
-    /// What this runtime can do.
+    /// The features of this runtime.
     Info,
     /// Start a sandbox process.
     Start,
-    /// Remove what a lost one has left.
+    /// Remove what a lost sandbox process left behind.
     Delete,
 }
 
-/// One call of containerd, as its flags say it. Empty where a flag was not given.
+/// One call of containerd. A field is empty if its flag was not given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Call {
-    /// What it wants.
+    /// What containerd asks for.
     pub action: Action,
     /// containerd's namespace.
     pub namespace: String,
     /// The sandbox, or for `delete` a container.
     pub id: String,
-    /// The bundle; the working directory where it is not given.
+    /// The bundle. If not given, it is the working directory.
     pub bundle: String,
     /// containerd's gRPC socket.
     pub grpc_address: String,
     /// Whether containerd logs debug messages.
     pub debug: bool,
-    /// Where the records of pods are kept; not containerd's.
+    /// The directory of pods' records. containerd does not pass this flag.
     pub state_dir: String,
-    /// Where the options of handlers are; not containerd's.
+    /// The directory of handlers' options. containerd does not pass this flag.
     pub config_dir: String,
-    /// Where sandboxers are looked for too; not containerd's.
+    /// One more folder in which sandboxers are searched. containerd does not pass this flag.
     pub libexec: String,
 }
 
@@ -67,8 +68,8 @@ impl Call {
         PathBuf::from(if self.state_dir.is_empty() { DEFAULT_STATE_DIR } else { &self.state_dir })
     }
 
-    /// The options of a handler that has no options table: containerd says no more of it than the
-    /// name under which it executes us.
+    /// The options of a handler without an options table. Its kind is in the name under which
+    /// containerd executes us.
     fn named_options(&self) -> Result<HandlerConfig> {
         let folder = if self.config_dir.is_empty() { CONFIG_DIR } else { &self.config_dir };
         let program = std::env::args().next().unwrap_or_default();
@@ -76,10 +77,10 @@ impl Call {
     }
 }
 
-/// Does what containerd wants.
+/// Does what containerd asks for.
 ///
 /// # Errors
-/// For containerd to show to whoever asked for the pod.
+/// Messages that containerd shows to the client that asked for the pod.
 pub fn run(call: Call) -> Result<()> {
     match call.action {
         Action::Version => write(format!("containerd-shim-magnetar-v2:\n  Version:  {}\n", env!("CARGO_PKG_VERSION")).as_bytes()),
@@ -89,7 +90,7 @@ pub fn run(call: Call) -> Result<()> {
     }
 }
 
-/// What was piped in; nothing from a terminal.
+/// Reads standard input, unless it is a terminal.
 fn input() -> Result<Vec<u8>> {
     let mut input = Vec::new();
     let stdin = std::io::stdin();

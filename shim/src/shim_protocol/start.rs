@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `start`: launches a sandbox process and says where it listens. containerd then calls it directly.
+//! `start`: launches a sandbox process and prints its address. containerd then calls that process
+//! directly.
 
 use super::Call;
 use super::{bootstrap, sweep};
@@ -12,10 +13,10 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Starts a sandbox process; returns what goes to standard output.
+/// Starts a sandbox process; returns the bytes for standard output.
 ///
 /// # Errors
-/// As [`launch`], and for what containerd has said wrong.
+/// Those of [`launch`], and for invalid parameters.
 pub fn run(call: &Call, input: &[u8]) -> Result<Vec<u8>> {
     let (namespace, id) = (Namespace::parse(&call.namespace)?, SandboxId::parse(&call.id)?);
     let state_dir = call.state_dir();
@@ -25,24 +26,25 @@ pub fn run(call: &Call, input: &[u8]) -> Result<Vec<u8>> {
     let program = Places::new(libexec).find(&parameters.config.sandboxer)?;
     let answer = bootstrap::answer(parameters.protocol, &dir.socket())?;
     let record = PodRecord::new(namespace, id, parameters.config);
-    // containerd's bundle is our working directory, and its log our process's.
+    // Our working directory is containerd's bundle. The sandbox process writes to the bundle's log.
     let log = shim_log(Path::new("log")).map_or(Log::Nowhere, Log::File);
-    // containerd's own errors say nothing of a process that has ended before it served.
+    // Wait, because containerd's own error would not say why a process ended before it served.
     launch(&dir, &record, &program, log, Stage::Foreign)?.serves().inspect_err(|_| undo(&dir))?;
     sweep::sweep(&state_dir);
     Ok(answer)
 }
 
-/// Removes the pod of a process that never served: it has made nothing.
+/// Removes the directory of a process that never served. It has made nothing else.
 fn undo(dir: &PodDir) {
-    // What goes to standard output or error is part of the answer, which is why the process does not serve.
+    // A failure cannot be printed: standard output and error already have the reason why the
+    // process does not serve.
     let _left_to_delete = dir.remove();
 }
 
-/// The FIFO from which containerd copies to its own log.
+/// Opens the FIFO from which containerd copies to its own log.
 ///
-/// It is opened for reading too, so that it never lacks a reader while containerd restarts, and
-/// without blocking, so that what does not fit is lost and not waited for.
+/// It is opened for reading as well, so that it has a reader while containerd restarts. It is
+/// non-blocking, so messages that do not fit are lost instead of blocking the process.
 fn shim_log(path: &Path) -> Option<File> {
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
     let file = OpenOptions::new().read(true).write(true).custom_flags(flags.bits() as i32).open(path).ok()?;
@@ -54,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_fifo_is_a_log() {
+    fn a_log_that_is_not_a_fifo_is_ignored() {
         let temporary = tempfile::tempdir().unwrap();
         let fifo = temporary.path().join("log");
         assert!(shim_log(&fifo).is_none());

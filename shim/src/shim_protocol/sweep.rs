@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pods that nobody cleans up: their process was killed between the end of `start` and containerd's first call.
+//! Removes pods that containerd does not clean up, because their process was killed between the end
+//! of `start` and containerd's first call.
 //!
-//! containerd fails the pod then and does not call `delete` (`core/runtime/v2/binary.go`: nothing is undone where the
-//! connection fails). Nothing but the pod's directory was made by then; the next `start` removes it. A dead pod that
-//! containerd does know it removes a little earlier, which `delete` does not mind.
+//! containerd then fails the pod and does not call `delete` (`core/runtime/v2/binary.go`: nothing
+//! is undone when the connection fails). By then only the pod's directory exists; the next `start`
+//! removes it. A dead pod that containerd does know may be removed here before containerd calls
+//! `delete`, which does no harm.
 
 use super::delete::undo_hooks;
 use crate::clean::clean_pod;
@@ -14,16 +16,16 @@ use magnetar_core::record::{Found, PodDir};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// For how long nothing may have changed in the directory. It is longer than a `start` may take that has made it and
-/// whose process has not locked it yet.
+/// How long the directory must have been unchanged. It is longer than a `start` takes from making
+/// the directory until its process locks it.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Removes what is left of dead pods of `start`. What cannot be removed now is found again by the next call.
+/// Removes what is left of dead pods of `start`. The next call tries again what fails now.
 pub fn sweep(state_dir: &Path) {
-    // What cannot be read now is read by the next call.
+    // If the directory cannot be read now, the next call reads it.
     let pods = PodDir::all(state_dir).unwrap_or_default();
     for (_, _, dir) in pods.into_iter().filter(|(_, _, dir)| is_dead(dir)) {
-        // `start` has nowhere to tell it: what it prints is its answer.
+        // A failure cannot be printed: the output of `start` is its answer.
         let _found_again = remove(&dir);
     }
 }
@@ -45,7 +47,8 @@ fn remove(dir: &PodDir) -> Result<()> {
     })
 }
 
-/// The container without a pod that a sandbox was made for, and its bundle, if it was not deleted.
+/// If a sandbox was made for a single container without a pod, that container and its bundle;
+/// `None` if the container was deleted.
 fn single(dir: &PodDir) -> Result<Option<(ContainerId, PathBuf)>> {
     let (_, sandbox) = dir.names()?;
     let container = ContainerId::parse(sandbox.to_string())?;
@@ -64,7 +67,7 @@ mod tests {
     use std::time::SystemTime;
 
     #[test]
-    fn only_what_is_dead_and_old_and_containerds_own_is_swept() {
+    fn only_old_dead_pods_of_start_are_swept() {
         let state = tempfile::tempdir().unwrap();
         let pod = |id: &str, stage: Option<Stage>, age: Duration| {
             let (namespace, sandbox) = (Namespace::parse("n").unwrap(), SandboxId::parse(id).unwrap());

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Saying why a process aborts.
+//! Makes a process that aborts say why, and end.
 //!
-//! A C++ library ends the process so when it cannot have memory, and the process that is number 1 of its namespace gets no
-//! further: the kernel does not kill it by a signal that it has sent to itself.
+//! A C++ library calls abort(3) when an allocation fails. Process 1 of a PID namespace does not end
+//! that way: the kernel does not kill it by a signal that it sent to itself.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
-/// What is said, and how the process ends then.
+/// What an aborting process writes, where, and its exit code.
 struct Last {
     text: String,
     files: Vec<OwnedFd>,
@@ -17,11 +17,11 @@ struct Last {
 
 static LAST: OnceLock<Last> = OnceLock::new();
 
-/// From here on, a process that aborts writes `text` to its standard error and to `files`, and ends with `code`. The first
-/// call counts.
+/// From now on, if this process aborts, it writes `text` to its standard error and to `files`, and
+/// exits with `code`. Only the first call in a process sets these.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error of sigaction(2).
 pub fn explain(text: String, files: Vec<OwnedFd>, code: i32) -> io::Result<()> {
     LAST.get_or_init(|| Last { text, files, code });
     // SAFETY: a `sigaction` of zeros is a valid one: no flags, no signal in its mask.
@@ -32,7 +32,7 @@ pub fn explain(text: String, files: Vec<OwnedFd>, code: i32) -> io::Result<()> {
     if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Only system calls on what was made ready before, as signal-safety(7) wants it.
+/// Makes only system calls, on values prepared before, as signal-safety(7) requires.
 extern "C" fn on_abort(_: libc::c_int) {
     let Some(last) = LAST.get() else { return };
     let write = |file: RawFd| {

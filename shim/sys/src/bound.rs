@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Programs that do not outlive whoever runs them, never gain privileges, and give up what they do not need before their first
-//! instruction.
+//! Runs programs that die with the thread that started them, can never gain privileges, and give up
+//! the privileges they do not need before their first instruction.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -17,11 +17,11 @@ const CAPABILITY_VERSION: u32 = 0x2008_0522;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FilterInstruction {
-    /// What it does.
+    /// The operation.
     pub code: u16,
-    /// How far to jump if so.
+    /// How many instructions to skip if the condition holds.
     pub jump_true: u8,
-    /// How far to jump if not.
+    /// How many instructions to skip if it does not.
     pub jump_false: u8,
     /// Its operand.
     pub operand: u32,
@@ -57,20 +57,24 @@ impl CapabilitySet {
     }
 }
 
-/// What a program is run with, and what it is left.
+/// The cgroup and user a program runs with, and the privileges it keeps.
 #[derive(Debug)]
 pub struct Bounds {
-    /// The cgroup that it is in: its `cgroup.procs`, in each hierarchy, open for writing.
+    /// The cgroup that the program joins: its `cgroup.procs` in each hierarchy, open for writing.
     pub entrance: Vec<OwnedFd>,
-    /// The user and group that it is run as, with no other groups; whoever runs it if there is none.
+    /// The user and group that the program runs as, without supplementary groups. `None` keeps the
+    /// caller's.
     pub user: Option<u32>,
-    /// The capabilities that it, and whatever it executes, can ever have. Another user than root has none.
+    /// The capabilities that the program, and whatever it executes, can ever have. A user other
+    /// than root starts with none.
     pub capabilities: CapabilitySet,
-    /// Whether it loses the protection from the kernel's killer that whoever runs it may have: a negative `oom_score_adj` becomes 0.
+    /// Whether the program loses the caller's protection from the OOM killer: a negative
+    /// `oom_score_adj` becomes 0.
     pub plain_oom_score: bool,
-    /// What Landlock leaves it of the file system, if that is to be less than all (landlock(7)).
+    /// The Landlock ruleset that limits the program's access to files; `None` limits nothing
+    /// (landlock(7)).
     pub ruleset: Option<OwnedFd>,
-    /// Its seccomp filters, which come last: they must let it be executed.
+    /// The program's seccomp filters. They are installed last, so they must allow execve(2).
     pub filters: Vec<Vec<FilterInstruction>>,
 }
 
@@ -87,25 +91,26 @@ impl Default for Bounds {
     }
 }
 
-/// Has the program that `command` runs be killed by the kernel when the calling thread ends, and be run within `bounds` without
-/// ever gaining privileges by executing something (`no_new_privs`).
+/// Prepares `command`: its program will run within `bounds`, cannot gain privileges by executing
+/// something (`no_new_privs`), and is killed by the kernel when the calling thread ends.
 ///
-/// The death signal follows the thread that runs the command: to be called, and spawned, by a thread that lives as long as
-/// the process.
+/// The death signal follows the thread that spawns the command. So call this, and spawn the
+/// command, on a thread that lives as long as the process.
 ///
 /// # Errors
-/// Where descriptors ran out.
+/// When no descriptors are left.
 pub fn bind(command: &mut Command, bounds: Bounds) -> io::Result<()> {
     let parent = pidfd_open(getpid(), PidfdFlags::empty())?;
     let prepare = move || {
         for procs in &bounds.entrance {
-            // The kernel asks what the one who has opened the file may do, who was root.
+            // The kernel checks the rights of the process that opened the file, which was root.
             rustix::io::write(procs, b"0")?;
         }
         if bounds.plain_oom_score {
             let file = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
             let mut sign = [0];
-            // To lower it takes a privilege that a node in a container may not have, and is not wanted.
+            // Only a negative score is changed. Lowering a positive one to 0 is not wanted, and
+            // takes a privilege that a node in a container may lack.
             if rustix::io::pread(&file, &mut sign, 0)? == 1 && sign == *b"-" {
                 rustix::io::pwrite(&file, b"0", 0)?;
             }
@@ -118,7 +123,8 @@ pub fn bind(command: &mut Command, bounds: Bounds) -> io::Result<()> {
         // After the change of user, which takes the death signal away (prctl(2)).
         // SAFETY: system calls without pointers, which are safe between fork and exec.
         check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0, 0, 0) }.into())?;
-        // It may have died before that. Its id says nothing where this process is in a PID namespace of its own.
+        // The parent may have died before the death signal was set. getppid(2) cannot tell: this
+        // process may be in a PID namespace of its own.
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         if poll(&mut [PollFd::new(&parent, PollFlags::IN)], Some(&now))? != 0 {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
@@ -136,39 +142,43 @@ pub fn bind(command: &mut Command, bounds: Bounds) -> io::Result<()> {
     Ok(())
 }
 
-/// Confines this process itself: it keeps `capabilities`, and whatever it executes can have no others; `filters` hold for all its
-/// threads. Threads that it has already keep their capabilities.
+/// Confines this process itself. It keeps `capabilities`, and whatever it executes can have no
+/// others. `filters` apply to all its threads. Threads that exist already keep their capabilities.
 ///
 /// # Errors
-/// What the kernel says. Then it may be confined in part.
+/// The kernel's error. The process may then be confined in part.
 pub fn confine_self(capabilities: CapabilitySet, filters: &[Vec<FilterInstruction>]) -> io::Result<()> {
     limit_capabilities(capabilities)?;
-    // Before the capability to do so may be gone: the filters forbid nothing that this needs.
+    // Filters first: installing them needs a capability that the last step may take away. The
+    // filters must allow what that step calls.
     filters.iter().try_for_each(|filter| install(filter, libc::SECCOMP_FILTER_FLAG_TSYNC))?;
     keep_capabilities(capabilities)
 }
 
-/// Runs a command as the first process of a PID namespace of its own, in which it sees, and can signal and trace, nobody else.
-/// What it leaves when it ends, the kernel kills.
+/// Runs a command as the first process of a new PID namespace. It can see, signal and trace nothing
+/// outside of it. When it ends, the kernel kills the processes left in that namespace.
 ///
 /// # Errors
-/// What the kernel says, of the namespace or of the program.
+/// The kernel's error for the namespace or for the program.
 pub fn spawn_alone(command: &mut Command) -> io::Result<Child> {
-    // SAFETY: it changes nothing but where this thread's next children are.
+    // SAFETY: this changes only the PID namespace of this thread's next children.
     spawn_elsewhere(command, || check(unsafe { libc::unshare(libc::CLONE_NEWPID) }.into()))
 }
 
-/// Runs a command in the PID namespace that process `holder` is in. It dies with the first process of that namespace.
+/// Runs a command in the PID namespace of process `holder`. It dies with the first process of that
+/// namespace.
 ///
 /// # Errors
-/// What the kernel says, of the namespace or of the program.
+/// The kernel's error for the namespace or for the program.
 pub fn spawn_beside(command: &mut Command, holder: u32) -> io::Result<Child> {
     let namespace = std::fs::File::open(format!("/proc/{holder}/ns/pid"))?;
-    // SAFETY: a descriptor of a namespace, and its kind; it changes nothing but where this thread's next children are.
+    // SAFETY: a descriptor of a namespace, and its kind; this changes only the PID namespace of
+    // this thread's next children.
     spawn_elsewhere(command, || check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWPID) }.into()))
 }
 
-/// Nothing else runs on this thread between `go` and the way back.
+/// Spawns a command with the PID namespace that `go` selects for this thread's children, then
+/// selects the thread's own namespace again. Nothing else runs on the thread in between.
 fn spawn_elsewhere(command: &mut Command, go: impl FnOnce() -> io::Result<()>) -> io::Result<Child> {
     let own = std::fs::File::open("/proc/self/ns/pid")?;
     go()?;
@@ -177,7 +187,8 @@ fn spawn_elsewhere(command: &mut Command, go: impl FnOnce() -> io::Result<()>) -
     let back = check(unsafe { libc::setns(own.as_raw_fd(), libc::CLONE_NEWPID) }.into());
     match (child, back) {
         (Ok(mut child), Err(error)) => {
-            // Children could not be made any more, nor threads.
+            // This thread could make no more threads, and its children would land in the wrong
+            // namespace.
             let _ended_meanwhile = child.kill();
             Err(error)
         }
@@ -189,7 +200,7 @@ fn check(returned: libc::c_long) -> io::Result<()> {
     if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Takes everything else out of the bounding set, and all ambient ones.
+/// Drops all capabilities but `kept` from the bounding set, and clears the ambient set.
 fn limit_capabilities(kept: CapabilitySet) -> io::Result<()> {
     if kept == CapabilitySet::ALL {
         return Ok(());
@@ -209,7 +220,8 @@ fn limit_capabilities(kept: CapabilitySet) -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, clear, 0, 0, 0) }.into())
 }
 
-/// Becomes a user who is nobody else, with one group. The system calls themselves: the C library's functions take locks.
+/// Switches to a user and its one group. Makes the system calls directly, because the C library's
+/// functions take locks.
 fn become_user(user: u32) -> io::Result<()> {
     let user = libc::c_long::from(user);
     // SAFETY: numbers, and a list of no groups.
@@ -220,7 +232,7 @@ fn become_user(user: u32) -> io::Result<()> {
     }
 }
 
-/// Keeps no other capabilities, of those that this process has.
+/// Drops all capabilities of this process but `kept`.
 fn keep_capabilities(kept: CapabilitySet) -> io::Result<()> {
     #[repr(C)]
     struct Header {
@@ -262,7 +274,7 @@ fn install(filter: &[FilterInstruction], flags: libc::c_ulong) -> io::Result<()>
     match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) } {
         0 => Ok(()),
         ..0 => Err(io::Error::last_os_error()),
-        // The number of a thread that cannot take it on.
+        // The id of a thread that cannot be given the filter (SECCOMP_FILTER_FLAG_TSYNC).
         _ => Err(io::Error::from_raw_os_error(libc::EBUSY)),
     }
 }
@@ -273,8 +285,8 @@ mod tests {
     use std::io::Read;
     use std::process::Stdio;
 
-    /// What a shell prints that is run within these bounds.
-    fn said(bounds: Bounds, script: &str) -> String {
+    /// The output of a shell that runs within these bounds.
+    fn output_within(bounds: Bounds, script: &str) -> String {
         let mut command = Command::new("/bin/sh");
         bind(command.args(["-c", script]).stdout(Stdio::piped()), bounds).unwrap();
         let mut child = command.spawn().unwrap();
@@ -289,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_bound_dies_with_the_thread_that_ran_it() {
+    fn a_bound_program_dies_with_the_thread_that_ran_it() {
         for user in [None, root().then_some(2_000_000_001)] {
             let mut child = std::thread::spawn(move || {
                 let mut command = Command::new("/bin/sh");
@@ -309,12 +321,12 @@ mod tests {
     }
 
     #[test]
-    fn a_user_of_its_own_has_no_capability_and_can_get_none() {
+    fn another_user_has_no_capabilities_and_can_get_none() {
         if !root() {
-            return eprintln!("skipped: a_user_of_its_own_has_no_capability_and_can_get_none: only root can become somebody else");
+            return eprintln!("skipped: another_user_has_no_capabilities_and_can_get_none: only root can become somebody else");
         }
         let bounds = Bounds { user: Some(2_000_000_001), capabilities: CapabilitySet::NONE, ..Bounds::default() };
-        let text = said(bounds, "id -u; id -G; grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status");
+        let text = output_within(bounds, "id -u; id -G; grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status");
         let none = "0000000000000000";
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[..2], ["2000000001", "2000000001"]);
@@ -328,14 +340,14 @@ mod tests {
             return eprintln!("skipped: root_keeps_the_capabilities_that_are_named: only root has any");
         }
         let bounds = Bounds { capabilities: CapabilitySet::of(&[18]), ..Bounds::default() };
-        let text = said(bounds, "grep -E '^Cap(Prm|Eff|Bnd)' /proc/self/status");
+        let text = output_within(bounds, "grep -E '^Cap(Prm|Eff|Bnd)' /proc/self/status");
         assert_eq!(text, "CapPrm:\t0000000000040000\nCapEff:\t0000000000040000\nCapBnd:\t0000000000040000\n");
     }
 
     #[test]
-    fn who_is_alone_is_the_first_process_it_sees() {
+    fn a_program_spawned_alone_is_process_1() {
         if !root() {
-            return eprintln!("skipped: who_is_alone_is_the_first_process_it_sees: only root can make a PID namespace");
+            return eprintln!("skipped: a_program_spawned_alone_is_process_1: only root can make a PID namespace");
         }
         // On a thread of its own, so that no other test's child is in there.
         let (alone, after) = std::thread::spawn(|| {
@@ -352,9 +364,9 @@ mod tests {
 
     #[test]
     fn a_filter_is_in_force_from_the_first_instruction_on() {
-        // Everything is allowed: that there is a filter is what /proc tells.
+        // The filter allows everything; /proc shows that it is installed.
         let allow = FilterInstruction { code: 0x06, jump_true: 0, jump_false: 0, operand: 0x7fff_0000 };
-        let text = said(Bounds { filters: vec![vec![allow]], ..Bounds::default() }, "grep Seccomp: /proc/self/status");
+        let text = output_within(Bounds { filters: vec![vec![allow]], ..Bounds::default() }, "grep Seccomp: /proc/self/status");
         assert_eq!(text, "Seccomp:\t2\n");
     }
 }

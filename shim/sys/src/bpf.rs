@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Programs for the kernel's virtual machine, and how they get there (bpf(2), linux/bpf.h).
+//! Loads BPF programs into the kernel (bpf(2), linux/bpf.h).
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -58,8 +58,8 @@ pub fn load(kind: u32, place: u32, program: &[Instruction]) -> io::Result<OwnedF
 /// `attributes` is the beginning of the command's part of `union bpf_attr`, has no padding, and what it points to is valid for
 /// the call.
 pub unsafe fn call<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
-    // SAFETY: the caller vouches for what the kernel reads; it takes a union that is shorter than its own for one that ends in
-    // zeros.
+    // SAFETY: the caller vouches for what the kernel reads. The kernel fills a union that is
+    // shorter than its own with zeros.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
 }

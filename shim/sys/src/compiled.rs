@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Wasmtime's code that was compiled before: by this engine, kept in a cache; or by whoever made an image.
+//! Loads code that Wasmtime compiled earlier: from the cache of this engine, or from an image.
 
 use std::fs::File;
 use std::io::{Read, Seek};
 use wasmtime::component::Component;
 use wasmtime::{Engine, Error, Module, Precompiled, Result};
 
-/// What was compiled.
+/// Compiled code.
 pub enum Compiled {
     /// A core module.
     Module(Module),
@@ -14,13 +14,15 @@ pub enum Compiled {
     Component(Component),
 }
 
-/// Code of the cache, which takes only what this engine has compiled, and checks that it is that still. A core module is mapped,
-/// so that containers that run the same share its pages; a component the engine takes from memory only. `None` where the engine
-/// does not take it: then it is compiled again.
-pub fn of_cache(engine: &Engine, kept: &File) -> Option<Compiled> {
+/// Loads code from the cache. The cache accepts only code that this engine compiled, and checks the
+/// digest when it gives a file out. A core module is mapped, so containers that run the same module
+/// share its pages. A component has to be read into memory. Returns `None` if the engine rejects
+/// the code; the caller then compiles again.
+pub fn from_cache(engine: &Engine, kept: &File) -> Option<Compiled> {
     let mapped = kept.try_clone().ok()?;
-    // SAFETY: the file is root's alone, was written by this engine of what it had compiled, and has its digest still
-    // (contract; `cache.rs` of magnetar-wasm); the engine itself checks the version and the settings.
+    // SAFETY: only root can write the file, this engine wrote it with code it had compiled, and its
+    // digest is unchanged (contract; `cache.rs` of magnetar-wasm). The engine itself checks version
+    // and settings.
     if let Ok(core) = unsafe { Module::deserialize_open_file(engine, mapped) } {
         return Some(Compiled::Module(core));
     }
@@ -31,18 +33,22 @@ pub fn of_cache(engine: &Engine, kept: &File) -> Option<Compiled> {
     unsafe { Component::deserialize(engine, &bytes) }.ok().map(Compiled::Component)
 }
 
-/// Code of the image. It is native code, and gets no more than a native program of the image would: this process is in the
-/// container, with its rights, and holds nothing else. (Not so with a rule of a security module, for which it must not be called.)
+/// Loads precompiled code from an image. This is native code, with no more rights than a native
+/// program of the image has: this process is in the container, has the container's rights, and
+/// holds nothing else. A rule of a security module breaks that equality, so do not call this for a
+/// container that has one.
 ///
 /// # Errors
-/// Where it was compiled by another version, with other settings or for another processor, or is damaged.
-pub fn of_image(engine: &Engine, bytes: &[u8]) -> Result<Compiled> {
-    // SAFETY: nothing in this process is to be protected from it (see above). That it is what the image says, is its own affair.
+/// When the code was compiled by another version, with other settings or for another processor, or
+/// is damaged.
+pub fn from_image(engine: &Engine, bytes: &[u8]) -> Result<Compiled> {
+    // SAFETY: nothing in this process needs protection from this code (see above). The image's
+    // author answers for what it does.
     unsafe {
         match Engine::detect_precompiled(bytes) {
             Some(Precompiled::Module) => Module::deserialize(engine, bytes).map(Compiled::Module),
             Some(Precompiled::Component) => Component::deserialize(engine, bytes).map(Compiled::Component),
-            None => Err(Error::msg("it is no precompiled module, or a damaged one")),
+            None => Err(Error::msg("this is not a precompiled module, or it is damaged")),
         }
     }
 }

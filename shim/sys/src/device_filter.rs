@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A program in the kernel that decides which devices a cgroup may use: what cgroup v2 has in place of
-//! the devices controller (`BPF_PROG_TYPE_CGROUP_DEVICE`, linux/bpf.h).
+//! Attaches a BPF program that decides which devices a cgroup may use. In cgroup v2 such programs
+//! replace the devices controller (`BPF_PROG_TYPE_CGROUP_DEVICE`, linux/bpf.h).
 
 use crate::bpf;
 use std::io;
@@ -24,14 +24,15 @@ struct Attach {
 
 /// `BPF_CGROUP_DEVICE`.
 const PLACE: u32 = 6;
-/// `BPF_F_ALLOW_MULTI`: beside whatever systemd has there; each must agree.
+/// `BPF_F_ALLOW_MULTI`: keep the programs that systemd attached; every program must allow an
+/// access.
 const BESIDE_OTHERS: u32 = 2;
 
 /// Attaches a program to a cgroup, for as long as the cgroup exists.
 ///
 /// # Errors
-/// What the kernel says: `EPERM` without CAP_BPF or CAP_SYS_ADMIN on the host, `EINVAL` for a program
-/// that its verifier does not accept.
+/// The kernel's error: `EPERM` without CAP_BPF or CAP_SYS_ADMIN on the host, `EINVAL` for a program
+/// that its verifier rejects.
 pub fn attach(program: &[Instruction], cgroup: impl AsFd) -> io::Result<()> {
     let program = bpf::load(KIND, PLACE, program)?;
     let attach =

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A copy of a process that has one thread, and what must be undone before a foreign program runs.
+//! Forks a process that has one thread, and resets what a child must not inherit before it runs
+//! another program.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Forks; `child` runs in the copy, whose exit code it returns. Returns the copy's process id as the
-/// caller sees it.
+/// Forks and runs `child` in the new process, which exits with the code that `child` returns.
+/// Returns the new process's id as the caller sees it.
 ///
-/// The calling process must have one thread: in the copy of any other, locks that another thread
+/// The calling process must have one thread. In the copy of any other, locks that another thread
 /// held stay locked for ever.
 ///
 /// # Errors
-/// What the kernel says, as `EAGAIN` where the cgroup or the user has no process to spare.
+/// The kernel's error, for example `EAGAIN` when the cgroup or the user has reached its limit of
+/// processes.
 pub fn spawn(child: impl FnOnce() -> i32) -> io::Result<u32> {
     // SAFETY: the process has one thread (contract), so the child may do whatever its parent could.
     match unsafe { libc::fork() } {
@@ -25,13 +27,13 @@ pub fn spawn(child: impl FnOnce() -> i32) -> io::Result<u32> {
     }
 }
 
-/// Forks; `child` runs in the copy, whose exit code it returns. The copy is a sibling of the caller: whoever is the caller's parent
-/// waits for it. It is in the PID namespace that the caller makes its children in. Returns its process id as the caller sees it.
+/// Like [`spawn`], but the new process is a sibling of the caller: the caller's parent waits for
+/// it. It is in the PID namespace in which the caller makes its children.
 ///
 /// The contract is that of [`spawn`].
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn sibling(child: impl FnOnce() -> i32) -> io::Result<u32> {
     let mut args: [u64; 8] = [0; 8];
     args[0] = libc::CLONE_PARENT as u64;
@@ -51,11 +53,12 @@ pub fn sibling(child: impl FnOnce() -> i32) -> io::Result<u32> {
 /// Gives every signal its default action. Rust ignores SIGPIPE from the start, ignored signals stay
 /// ignored over `execve`, and a program that ignores SIGPIPE does not end with its reader.
 pub fn default_signals() {
-    // The C library keeps two numbers for itself, and sets none of them: a parent may have ignored those as well.
+    // System calls, because the C library refuses to set the two signals that it reserves for
+    // itself. A parent may have ignored those as well.
     let default = [0u64; 4];
     for signal in 1..=64_i64 {
-        // SAFETY: the kernel's own form of `sigaction`, all zeroes: the default action, no flags, nothing blocked, which runs no code
-        // of ours. Numbers that cannot be set (SIGKILL, SIGSTOP) are refused without effect.
+        // SAFETY: the kernel's own form of `sigaction`, all zeroes: the default action, no flags,
+        // nothing blocked. It runs no code of ours. SIGKILL and SIGSTOP are refused without effect.
         unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), size_of::<u64>()) };
     }
     // SAFETY: the set is initialised by sigemptyset before it is read.
@@ -68,8 +71,9 @@ pub fn default_signals() {
 
 /// Closes every descriptor of the process but standard input, output and error, and `keep`.
 ///
-/// For a process that works with these alone from here on and never returns to what was done before: values that own others must
-/// not be used any more. A copy made by [`spawn`] is one, and one that goes on as a container's program without `execve`.
+/// After this call, values that own a closed descriptor must not be used. So call it only in a
+/// process that never returns to earlier code: a child made by [`spawn`], or a process that becomes
+/// a container's program without `execve`.
 pub fn keep_only(keep: &[BorrowedFd<'_>]) {
     let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd > 2).collect();
     kept.sort_unstable();
@@ -77,8 +81,8 @@ pub fn keep_only(keep: &[BorrowedFd<'_>]) {
     for last in kept.into_iter().map(Some).chain([None]) {
         let before = last.map_or(u32::MAX, |fd| fd.saturating_sub(1));
         if first <= before {
-            // SAFETY: closes descriptors, of which nobody makes use any more (contract). A kernel without the call (before 5.9)
-            // closes none, and the copy holds them until it ends.
+            // SAFETY: closes descriptors that nothing uses any more (contract). A kernel without
+            // the call (before 5.9) closes none, and the process holds them until it ends.
             unsafe { libc::syscall(libc::SYS_close_range, first, before, 0) };
         }
         first = last.map_or(u32::MAX, |fd| fd.saturating_add(1));
@@ -92,7 +96,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
-    fn a_copy_keeps_what_it_is_told_to() {
+    fn a_copy_keeps_only_the_named_descriptors() {
         let (mut kept, pipe) = std::io::pipe().unwrap();
         let (mut lost, other) = std::io::pipe().unwrap();
         // Other threads of the test runner do not matter to what this copy does.

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A process that does nothing but hold namespaces that its parent cannot be in.
+//! The holder: a process that only holds namespaces that its parent cannot be in.
 //!
-//! Two kinds of pod need one: a pod that shares its PID namespace needs a process 1 that reaps, and
-//! a pod with a user namespace needs its namespaces to be owned by it. The holder is forked, not
-//! executed, so it shares the pages of the sandbox process; it dies with its parent.
+//! Two kinds of pod need one. A pod that shares its PID namespace needs a process 1 that reaps. A
+//! pod with a user namespace needs its other namespaces to be owned by that user namespace. The
+//! holder is forked, not executed, so it shares the pages of the sandbox process. It dies with its
+//! parent.
 //!
-//! The containers of a pod with a shared PID namespace see it: it is their process 1, and one with CAP_SYS_PTRACE can trace it, and
-//! goes where it goes by way of `/proc/1/root`. So there is nothing of the host in it: a mount namespace of its own whose root is
-//! empty and read-only, no capability that it has or could get, no descriptor.
+//! The containers of a pod with a shared PID namespace see the holder as their process 1. A
+//! container with CAP_SYS_PTRACE can trace it, and can enter its root through `/proc/1/root`. So
+//! the holder has nothing of the host: its mount namespace has an empty, read-only root, it has no
+//! capabilities and cannot get any, and it has no open descriptors.
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{DumpableBehavior, Pid, Signal};
@@ -18,22 +20,22 @@ use std::os::fd::{AsFd, OwnedFd};
 /// How [`spawn`] failed.
 #[derive(Debug)]
 pub enum HolderError {
-    /// Pipe, fork or clone.
+    /// Making the pipe or the process failed.
     Fork(io::Error),
-    /// What `prepare` said, in the child.
+    /// `prepare`, or a later step in the child, failed with this message.
     Prepare(String),
 }
 
-/// Forks a holder. `prepare` runs in the child and enters or makes the namespaces; where
-/// `new_pid_namespace` is set, the holder becomes process 1 of a new one made after that.
+/// Forks a holder. `prepare` runs in the child and enters or makes the namespaces. If
+/// `new_pid_namespace` is set, the holder then becomes process 1 of a new PID namespace.
 ///
-/// Returns the holder's process id as the caller sees it. The holder is a child of the caller and
-/// is killed by the kernel when the calling thread ends.
+/// Returns the holder's process id as the caller sees it. The holder is a child of the caller, and
+/// the kernel kills it when the calling thread ends.
+///
+/// The calling process must have one thread.
 ///
 /// # Errors
-/// [`HolderError`]; then no process is left.
-///
-/// Must be called while the process has one thread.
+/// [`HolderError`]; no process is left then.
 pub fn spawn(new_pid_namespace: bool, prepare: impl FnOnce() -> Result<(), String>) -> Result<u32, HolderError> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| HolderError::Fork(e.into()))?;
     // SAFETY: the process has one thread (contract), so the child may do whatever its parent could.
@@ -55,7 +57,7 @@ pub fn spawn(new_pid_namespace: bool, prepare: impl FnOnce() -> Result<(), Strin
             if outcome.is_err()
                 && let Some(second) = pid_in(&report)
             {
-                // It has failed as well, or waits for nothing.
+                // The second process has failed as well, or waits without being needed.
                 let _ended = Pid::from_raw(second).map(|pid| rustix::process::kill_process(pid, Signal::KILL));
                 reap(second);
             }
@@ -70,7 +72,8 @@ fn reap(child: i32) {
     }
 }
 
-/// What the holder says when it holds. Its id is said by whoever knows it, before or after that.
+/// The line that the holder writes once it is complete. The line with its id may come before or
+/// after it: the process that knows the id writes that.
 const HOLDS: &str = "holds\n";
 
 fn pid_in(report: &str) -> Option<i32> {
@@ -82,7 +85,7 @@ fn parse_report(report: &str) -> Result<u32, HolderError> {
         Some(pid) if report.contains(HOLDS) => Ok(pid as u32),
         _ => {
             let why: Vec<&str> = report.lines().filter(|line| !line.starts_with("pid ") && *line != HOLDS.trim_end()).collect();
-            let silent = || "the process that is to hold the pod's namespaces has ended without a word".to_owned();
+            let silent = || "the process that was to hold the pod's namespaces ended without a reason".to_owned();
             Err(HolderError::Prepare(if why.is_empty() { silent() } else { why.join("; ") }))
         }
     }
@@ -110,12 +113,13 @@ fn child(writer: OwnedFd, new_pid_namespace: bool, prepare: impl FnOnce() -> Res
     }
 }
 
-/// Leaves the host's root for one that is empty and read-only, in a mount namespace of its own (pivot_root(2), "pivot_root(".", ".")").
+/// Replaces the host's root by an empty, read-only one in a new mount namespace (pivot_root(2),
+/// section "pivot_root(".", ".")").
 fn leave_root() -> rustix::io::Result<()> {
-    // SAFETY: only what is mounted becomes this process's own; its descriptors stay as they are.
+    // SAFETY: only the mount namespace changes; descriptors stay as they are.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)? };
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    // Any directory that is there: nobody sees what it covers.
+    // Any existing directory will do: nobody needs what the mount covers.
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount("none", "/proc", "tmpfs", flags, Some(c"size=4k,nr_inodes=2,mode=555"))?;
     rustix::process::chdir("/proc")?;
@@ -125,11 +129,11 @@ fn leave_root() -> rustix::io::Result<()> {
     rustix::mount::mount_remount("/", flags | MountFlags::RDONLY, c"")
 }
 
-/// Gives up every capability, and the way to get one.
+/// Drops every capability, and makes sure that this process can get none again.
 fn give_up_capabilities() -> rustix::io::Result<()> {
     for capability in CapabilitySet::all().iter() {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
-            // One that this kernel does not know.
+            // This kernel does not know the capability.
             Ok(()) | Err(rustix::io::Errno::INVAL) => {}
             Err(error) => return Err(error),
         }
@@ -141,8 +145,9 @@ fn give_up_capabilities() -> rustix::io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
-/// The new process is a child of our parent, not ours: the parent can wait for it, and its death
-/// signal follows the parent and not this short-lived process.
+/// Makes process 1 of a new PID namespace as a child of our parent, not of this process. So the
+/// parent can wait for it, and its death signal follows the parent and not this short-lived
+/// process.
 fn clone_sibling_in_new_pid_namespace() -> io::Result<libc::pid_t> {
     let flags = (libc::CLONE_PARENT | libc::CLONE_NEWPID) as u64;
     let mut args: [u64; 8] = [0; 8];
@@ -154,7 +159,7 @@ fn clone_sibling_in_new_pid_namespace() -> io::Result<libc::pid_t> {
 }
 
 fn report(writer: &OwnedFd, text: &str) {
-    // A parent that is gone reads nothing; the death signal ends us.
+    // A write fails only when the parent is gone, and then the death signal ends this process.
     let _unread = writer.as_fd().try_clone_to_owned().map(std::fs::File::from).and_then(|mut file| file.write_all(text.as_bytes()));
 }
 
@@ -163,8 +168,8 @@ fn exit(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Reaps whatever is handed to process 1, for ever. Owns no descriptor: neither the pod's lock nor
-/// a socket may live on in here.
+/// Reaps the orphans that the kernel gives to process 1, for ever. Closes all descriptors first:
+/// neither the pod's lock nor a socket may stay open in here.
 fn hold(writer: OwnedFd) -> ! {
     if let Err(e) = give_up_capabilities() {
         report(&writer, &format!("cannot give up capabilities: {e}"));
@@ -173,8 +178,8 @@ fn hold(writer: OwnedFd) -> ! {
     report(&writer, HOLDS);
     let _dies_with_parent = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let _named = rustix::thread::set_name(c"magnetar-holder");
-    // SAFETY: closes every descriptor of this process, which from here on uses none; the owners in
-    // this copy of the parent's memory never run again.
+    // SAFETY: closes every descriptor of this process. It uses none from here on, and the values
+    // that own them in this copy of the parent's memory are never used or dropped.
     unsafe { libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32) };
     // SAFETY: the set is initialised by sigfillset before it is read.
     let set = unsafe {
@@ -196,21 +201,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_has_an_id_and_the_last_word() {
+    fn a_report_needs_an_id_and_the_holds_line() {
         for good in ["pid 7\nholds\n", "holds\npid 7\n"] {
             assert_eq!(parse_report(good).unwrap(), 7, "{good}");
         }
-        for (bad, said) in [("", "without a word"), ("pid 7\n", "without a word"), ("pid 7\nno room", "no room"), ("no room", "no room")] {
+        for (bad, said) in
+            [("", "without a reason"), ("pid 7\n", "without a reason"), ("pid 7\nno room", "no room"), ("no room", "no room")]
+        {
             let HolderError::Prepare(message) = parse_report(bad).unwrap_err() else { panic!("{bad}") };
             assert!(message.contains(said), "{bad:?}: {message}");
         }
     }
 
-    /// Whoever may trace it finds nothing of the host.
+    /// A container that may trace the holder finds nothing of the host in it.
     #[test]
     fn a_holder_has_nothing_of_the_host() {
         if !rustix::process::geteuid().is_root() {
-            // Past the capture: a test that runs nothing says so.
+            // Written past libtest's capture, so that the log shows that this test ran nothing.
             let _unheard = writeln!(std::io::stderr(), "skipped: namespaces need root");
             return;
         }
@@ -236,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_prepared_leaves_no_process() {
+    fn a_failed_preparation_leaves_no_process() {
         let HolderError::Prepare(message) = spawn(true, || Err("no such namespace".into())).unwrap_err() else { panic!("another error") };
         assert_eq!(message, "no such namespace");
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Rings of keys (keyrings(7)). A process inherits its session's, and two containers with the same one see each other's keys.
+//! Session keyrings (keyrings(7)). A process inherits its parent's session keyring, and containers
+//! with the same session keyring see each other's keys.
 
 use std::ffi::CStr;
 use std::io;
@@ -8,13 +9,15 @@ use std::io;
 const JOIN: libc::c_long = 1;
 const SET_RIGHTS: libc::c_long = 5;
 
-/// What a new ring has, and the right of its owner to find it by its name: all for who has it, see, read, search and link for its user.
+/// Permissions (keyctl_setperm(3)). The possessor has all; the owning user may view, read, search
+/// and link. A new keyring lacks the owner's right to search, without which it cannot be joined by
+/// name.
 const RIGHTS: libc::c_long = 0x3f1b_0000;
 
-/// Gives this process the session ring of that name: the one that is there and may be found, else a new one.
+/// Joins the session keyring of that name, or a new one if none exists that may be found.
 ///
 /// # Errors
-/// What the kernel says, as `EDQUOT` where its user has as many keys as it may have.
+/// The kernel's error, for example `EDQUOT` when the user has reached its limit of keys.
 pub fn join_session(name: &CStr) -> io::Result<()> {
     // SAFETY: the name is a string that the kernel reads to its end; nothing else is given.
     match unsafe { libc::syscall(libc::SYS_keyctl, JOIN, name.as_ptr()) } {
@@ -23,7 +26,7 @@ pub fn join_session(name: &CStr) -> io::Result<()> {
     }
 }
 
-/// Gives this process a new session ring of that name which [`join_session`] finds.
+/// Makes a new session keyring of that name, which [`join_session`] can find, and joins it.
 ///
 /// # Errors
 /// Those of [`join_session`].
@@ -46,9 +49,9 @@ mod tests {
     use std::io::Write as _;
 
     #[test]
-    fn a_ring_is_found_by_its_name() {
+    fn a_session_keyring_is_found_by_its_name() {
         let name = std::ffi::CString::new(format!("_test.{}", std::process::id())).unwrap();
-        // A ring is that of the thread which has joined it, and of those that it starts.
+        // A keyring belongs to the thread that joined it, and to the threads it starts afterwards.
         let first = std::thread::spawn(move || {
             make_session(&name)?;
             let second = std::thread::spawn(move || {
@@ -63,7 +66,7 @@ mod tests {
             Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
                 let _unheard = writeln!(std::io::stderr(), "skipped: this kernel has no keys");
             }
-            // Had it not been found, there would be two.
+            // If the keyring had not been found, there would be two.
             rings => assert_eq!(rings.unwrap(), 1),
         }
     }

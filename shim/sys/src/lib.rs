@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The kernel's edge: all unsafe code of the project, and nothing else.
+//! The interface to the kernel: all unsafe code of the project, and nothing else.
 //!
 //! ```text
-//! abort          the last words of a process that aborts
-//! bound          programs that do not outlive whoever runs them
-//! compiled       code of a Wasm engine (feature `wasmtime`)
-//! library        libraries that are loaded when they are needed (feature `library`)
-//! listener       the socket that a sandbox process is born with
-//! notification   the pipe on which it says whether it can serve
+//! abort          makes a process that aborts say why
+//! bound          runs programs that die with their parent, with few privileges
+//! compiled       loads compiled code into a Wasm engine (feature `wasmtime`)
+//! library        loads a shared library when it is needed (feature `library`)
+//! listener       the listening socket that a sandbox process inherits
+//! notification   the pipe on which a sandbox process says whether it can serve
 //! counter        the processor's time stamp counter
-//! device_filter  which devices a cgroup may use
-//! loopback       who listens on the loopback of a network namespace
-//! fork           a copy of a process with one thread
+//! device_filter  decides which devices a cgroup may use
+//! loopback       steers connections to a loopback to one listener
+//! fork           forks a process that has one thread
 //! holder         a process that only holds namespaces
-//! namespace      user namespaces, and mounts that follow their maps
-//! process        signals by number
-//! keyring        rings of keys
-//! kvm            what the kernel's hypervisor says of itself
-//! readiness      descriptors in the event loop
-//! sealed         a program, safe from those who run it
-//! tap            network interfaces whose other end is a descriptor
-//! vsock          the kernel's device for a guest's vsock
-//! memory         giving freed pages back
+//! namespace      user namespaces, and mounts with mapped ids
+//! process        sends signals by number
+//! keyring        session keyrings
+//! kvm            asks KVM for its version
+//! readiness      watches descriptors in the event loop
+//! sealed         opens a program so that its users cannot write to it
+//! tap            tap devices
+//! vsock          the kernel's vhost-vsock device
+//! memory         returns freed pages to the kernel
 //! ```
 //!
-//! What rustix or nix offer safely is called from where it is needed, not from here.
+//! Calls for which rustix or nix have a safe function are made where they are needed, not here.
 
 pub mod abort;
 pub mod bound;

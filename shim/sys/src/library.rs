@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A library that only some of a program's processes need, and that need not be installed.
+//! Loads a shared library that only some processes of a program need, and that a node may lack.
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
 
-/// Loads a library, for as long as the process lives: functions that the program names and does not have are found in it from
-/// here on. (They are bound when they are first called; the program must be linked so, see `wasm/cargo-engines`.) It has to
-/// have `function`: the youngest of those that are called.
+/// Loads a library and keeps it for as long as the process lives. The program's undefined functions
+/// are found in it from then on. They are bound at their first call; the program must be linked for
+/// that, see `wasm/cargo-engines`. The library must have `function`: name the newest of the
+/// functions that the program calls, so that an older library is refused.
 ///
 /// # Errors
-/// The loader's words, where there is no such library, or none that works.
+/// The loader's message, when the library is missing or cannot be used.
 pub fn load(name: &'static str, function: &str) -> Result<(), String> {
-    // SAFETY: it is a system's library, found where the loader finds all, whose initialisers may run at any time.
+    // SAFETY: a library of the system, found on the loader's usual path. Its initialisers may run
+    // at any time.
     let library = unsafe { Library::open(Some(name), RTLD_LAZY | RTLD_GLOBAL) }.map_err(|error| error.to_string())?;
-    // SAFETY: only whether it is there is asked; the address, of whatever type, is not used.
+    // SAFETY: this only asks whether the symbol exists; its address is not used.
     unsafe { library.get::<*const ()>(function.as_bytes()) }.map_err(|error| error.to_string())?;
     std::mem::forget(library);
     Ok(())

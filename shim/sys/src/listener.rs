@@ -5,14 +5,16 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
-/// Where the shim puts the socket. The convention of systemd's socket activation, so that a
-/// sandboxer can be started by hand with `systemd-socket-activate`.
+/// The descriptor at which the shim passes the socket. It is the number of systemd's socket
+/// activation, so a sandboxer can be started by hand with `systemd-socket-activate`.
 pub const LISTENER_FD: RawFd = 3;
 
-/// Takes the inherited listener. Call it once, first thing: afterwards fd 3 may be something else.
+/// Takes the inherited listener. Call it once, before anything else: later, fd 3 may be something
+/// else.
 ///
 /// # Errors
-/// Where fd 3 is not open or not a socket: the program was not started by the shim.
+/// When fd 3 is not open or not a listening socket, because the program was not started by the
+/// shim.
 pub fn inherit() -> io::Result<UnixListener> {
     // SAFETY: `fcntl` with F_GETFD reads a number from the kernel and touches no memory.
     if unsafe { libc::fcntl(LISTENER_FD, libc::F_GETFD) } < 0 {

@@ -1,42 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A program in the kernel that finds the listener of a connection to the loopback of a network namespace: one that we name,
-//! whatever the port (`BPF_PROG_TYPE_SK_LOOKUP`, linux/bpf.h; Linux 5.9).
+//! Steers every TCP connection to the loopback of a network namespace to one listener, whatever the
+//! port.
 //!
-//! The kernel asks it after it has looked for an established connection, and before it looks for a listener. So it is asked
-//! once for each new connection, and it comes before any other listener on the loopback of the namespace. Connections of
-//! other protocols, and those to other addresses, are found as ever.
+//! A BPF program in the kernel does it (`BPF_PROG_TYPE_SK_LOOKUP`, linux/bpf.h; Linux 5.9). The
+//! kernel runs it after its search for an established connection and before its search for a
+//! listener. So it runs once for each new connection, and takes precedence over any other listener
+//! on that loopback. Other protocols and other addresses are not affected.
 
 use crate::bpf::{self, Instruction};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-/// Connections to a loopback have the listener of our choice for as long as this lives, or until the listener is closed.
+/// Steers connections for as long as this value lives, or until the listener is closed.
 #[derive(Debug)]
 pub struct Steering {
-    /// What the program is attached by. It has the program, and that the map; it does not keep the namespace alive.
+    /// The BPF link that attaches the program to the namespace. It keeps the program, and so the
+    /// map, but not the namespace alive.
     link: OwnedFd,
 }
 
 impl Drop for Steering {
-    /// A forked process may have a copy of the descriptor: that it is closed here is not the end.
+    /// Detaches explicitly: a forked process may have a copy of the descriptor, so closing this one
+    /// may not be enough.
     fn drop(&mut self) {
         let detach = DetachLink { link: self.link.as_raw_fd() as u32 };
-        // SAFETY: `detach` is all of this command's part of the union; it points to nothing, and the descriptor is open.
-        // It fails only where the namespace has gone, and the link with it.
+        // SAFETY: `detach` is all of this command's part of the union; it points to nothing, and
+        // the descriptor is open. It fails only when the namespace, and with it the link, is gone.
         let _gone = unsafe { bpf::call(DETACH_LINK, &detach) };
     }
 }
 
-/// Gives every new TCP connection to 127.0.0.0/8 and ::1, in the network namespace of the calling thread, to a listening
-/// socket of that namespace. Without one for IPv6, what is dialed at ::1 is refused as ever.
+/// Steers every new TCP connection to 127.0.0.0/8 and ::1, in the network namespace of the calling
+/// thread, to a listening socket of that namespace. Without `v6`, connections to ::1 are not
+/// steered.
 ///
 /// # Errors
-/// `Unsupported` where the kernel cannot do it; `PermissionDenied` without CAP_BPF and CAP_NET_ADMIN in the first user
-/// namespace; and what else the kernel says.
+/// `Unsupported` when the kernel cannot do it; `PermissionDenied` without CAP_BPF and CAP_NET_ADMIN
+/// in the initial user namespace; or another error of the kernel.
 pub fn steer(v4: BorrowedFd<'_>, v6: Option<BorrowedFd<'_>>) -> io::Result<Steering> {
     let listeners = map().map_err(unsupported)?;
-    // An entry goes when its socket is closed.
+    // The kernel removes an entry when its socket is closed.
     put(&listeners, libc::AF_INET, v4)?;
     if let Some(v6) = v6 {
         put(&listeners, libc::AF_INET6, v6)?;
@@ -50,7 +54,7 @@ pub fn steer(v4: BorrowedFd<'_>, v6: Option<BorrowedFd<'_>>) -> io::Result<Steer
     Ok(Steering { link })
 }
 
-/// Whether [`steer`] can work here: the kernel takes the program.
+/// Checks that [`steer`] can work here: that the kernel accepts the program.
 ///
 /// # Errors
 /// As [`steer`].
@@ -59,7 +63,8 @@ pub fn probe() -> io::Result<()> {
     bpf::load(KIND, PLACE, &program(&listeners)).map(drop).map_err(unsupported)
 }
 
-/// The kernel has one error for what it does not know, and no reason to say it of what is here.
+/// Names the cause of `EINVAL`: the kernel returns it for what it does not know, and has no other
+/// reason to return it for this program and map.
 fn unsupported(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(libc::EINVAL | libc::ENOSYS) => {
@@ -107,7 +112,7 @@ struct CreateMap {
 /// `BPF_MAP_TYPE_SOCKHASH`.
 const SOCKETS_BY_KEY: u32 = 18;
 
-/// A map with room for the listeners; the keys are their address families.
+/// Makes a map for the listeners; the keys are their address families.
 fn map() -> io::Result<OwnedFd> {
     let map = CreateMap { kind: SOCKETS_BY_KEY, key_size: 4, value_size: 4, entries: 2 };
     // SAFETY: `map` is the published beginning of this command's part of the union, and points to nothing. It returns a
@@ -150,7 +155,7 @@ const JUMP_UNLESS_EQUAL: u8 = 0x55;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 
-/// `BPF_PSEUDO_MAP_FD`, in the place of a source register: the constant is a map's descriptor.
+/// `BPF_PSEUDO_MAP_FD` in place of the source register: the constant is a map's descriptor.
 const MAP: u8 = 1;
 
 // Functions of the kernel.
@@ -158,7 +163,7 @@ const MAP_LOOKUP: i32 = 1;
 const SOCKET_RELEASE: i32 = 86;
 const SOCKET_ASSIGN: i32 = 124;
 
-// Registers: an answer, arguments, two that calls leave alone, and the stack.
+// Registers: a call's result, its arguments, two that calls preserve, and the stack.
 const ANSWER: u8 = 0;
 const FIRST: u8 = 1;
 const SECOND: u8 = 2;
@@ -173,10 +178,11 @@ const PROTOCOL: i16 = 12;
 const LOCAL_V4: i16 = 40;
 const LOCAL_V6: i16 = 44;
 
-/// `SK_PASS`: on with whatever socket was assigned, and with the usual search if none was.
+/// `SK_PASS`: use the socket that was assigned, or search as usual if none was.
 const PASS: i32 = 1;
 
-/// A jump to the last two instructions, which pass.
+/// Marks a jump to the last two instructions, which return `SK_PASS`. Its offset is filled in at
+/// the end.
 const TO_PASS: i16 = i16::MAX;
 
 fn program(listeners: &OwnedFd) -> Vec<Instruction> {
@@ -214,7 +220,8 @@ fn program(listeners: &OwnedFd) -> Vec<Instruction> {
         op(ADD, SECOND, 0, -4),
         op(CALL, 0, 0, MAP_LOOKUP),
         op(JUMP_IF_EQUAL, ANSWER, TO_PASS, 0),
-        // A reference, to be released whether it could be assigned or not.
+        // The lookup took a reference. It must be released, whether or not the socket could be
+        // assigned.
         copy(SOCKET, ANSWER),
         copy(FIRST, CONTEXT),
         copy(SECOND, SOCKET),

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A sandbox process idles for weeks: what it freed should belong to the pods.
+//! Returns freed memory to the kernel. A sandbox process idles for weeks, and pods can use that
+//! memory.
 
-/// How much of the main thread's stack is looked at below what is in use. Where the stack ends, the kernel keeps a megabyte free of
-/// other mappings (`stack_guard_gap` of its kernel-parameters.txt), so this reaches into none.
+/// How many bytes below the used part of the main thread's stack are returned. The kernel keeps a
+/// megabyte below the stack free of other mappings (`stack_guard_gap`, kernel-parameters.txt), so
+/// this range reaches into none.
 const STACK: usize = 512 << 10;
 
-/// What the one system call that is made next may use of the stack, and a signal meanwhile.
+/// Bytes of stack left for the next system call, and for a signal that arrives meanwhile.
 const IN_USE: usize = 4 << 10;
 
-/// Keeps glibc to one small arena. Call before the first thread, if there will be any.
+/// Limits glibc to one small arena. Call it before the first thread starts.
 pub fn stay_small() {
     // SAFETY: `mallopt` takes numbers and changes only the allocator's tunables.
     unsafe {
@@ -18,8 +20,8 @@ pub fn stay_small() {
     }
 }
 
-/// Returns free memory of the allocator to the kernel, and what the main thread, if it is the caller, has ever used of its stack and
-/// does not use now. Costs some microseconds.
+/// Returns the allocator's free memory to the kernel. On the main thread it also returns the pages
+/// of the stack that are no longer in use. It takes some microseconds.
 pub fn trim() {
     // SAFETY: `malloc_trim` only releases memory that the allocator itself holds free.
     unsafe {
@@ -30,14 +32,15 @@ pub fn trim() {
     }
 }
 
-/// For the main thread alone: below the stack of another one there may be anything.
+/// Call it on the main thread only: below the stack of another thread there may be any mapping.
 #[inline(never)]
 fn trim_stack() {
     let here = 0_u8;
     let page = rustix::param::page_size();
     let top = (&raw const here as usize).saturating_sub(IN_USE) / page * page;
     let bottom = top.saturating_sub(STACK);
-    // SAFETY: the range lies below all that the main thread has on its stack, and reaches into no other mapping (see above), so nobody
-    // needs what is in it; the next to use it gets zeroes. That part of it is not mapped (ENOMEM) does not keep the rest.
+    // SAFETY: the range lies below the used part of the main thread's stack and reaches into no
+    // other mapping (see above). So nobody needs its contents; the next use finds zeroes. Where
+    // part of it is not mapped, the kernel returns ENOMEM but still frees the rest.
     unsafe { libc::madvise(bottom as *mut libc::c_void, top - bottom, libc::MADV_DONTNEED) };
 }

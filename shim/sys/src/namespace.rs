@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! User namespaces: whose another namespace is, one made only for its id maps, and mounts that follow them.
+//! User namespaces: finds the one that owns a namespace, makes one only for its id maps, and maps
+//! the ids of a mount.
 
 use rustix::process::{Pid, Signal, WaitOptions};
 use std::io;
@@ -22,13 +23,14 @@ pub fn owning_user_namespace(namespace: impl AsFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Makes a user namespace with these maps, in which nobody is: what an id-mapped mount refers to.
+/// Makes a user namespace with these maps and without any process, for an id-mapped mount to refer
+/// to.
 ///
-/// The maps have the form of `/proc/PID/uid_map` (user_namespaces(7)): lines of the first id inside, the
-/// first outside, and how many.
+/// The maps have the form of `/proc/PID/uid_map` (user_namespaces(7)): each line has the first id
+/// inside, the first id outside, and the number of ids.
 ///
 /// # Errors
-/// What the kernel says of the maps; then nothing is left.
+/// The kernel's error for the maps; nothing is left then.
 pub fn user_namespace(uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
     let mut args: [u64; 8] = [0; 8];
     // `flags` and `exit_signal` of `clone_args` (linux/sched.h).
@@ -53,18 +55,18 @@ pub fn user_namespace(uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
         .and_then(|()| std::fs::write(format!("/proc/{pid}/gid_map"), gid_map))
         .and_then(|()| std::fs::File::open(format!("/proc/{pid}/ns/user")));
     if let Some(pid) = Pid::from_raw(pid as i32) {
-        // It is our child and has not been waited for: the id is its own.
+        // It is our child and has not been reaped, so no other process can have its id.
         let _ended = rustix::process::kill_process(pid, Signal::KILL);
         let _reaped = rustix::process::waitpid(Some(pid), WaitOptions::empty());
     }
     made.map(OwnedFd::from)
 }
 
-/// Lets a detached mount show its files with the ids that they have in `user_namespace`
-/// (mount_setattr(2), Linux 5.12).
+/// Maps the file owners of a detached mount by the id maps of `user_namespace` (mount_setattr(2),
+/// Linux 5.12).
 ///
 /// # Errors
-/// `EINVAL` where the filesystem cannot do it.
+/// `EINVAL` when the filesystem does not support it.
 pub fn map_ids(mount: impl AsFd, user_namespace: impl AsFd) -> io::Result<()> {
     // SAFETY: a `mount_attr` is four numbers, for which zeros are valid.
     let mut attributes = unsafe { std::mem::zeroed::<libc::mount_attr>() };
@@ -73,21 +75,22 @@ pub fn map_ids(mount: impl AsFd, user_namespace: impl AsFd) -> io::Result<()> {
     set(mount, &attributes, 0)
 }
 
-/// What is changed of a mount: `MOUNT_ATTR_…` to set and to clear, and `MS_PRIVATE` and the like (mount_setattr(2), Linux 5.12).
+/// Changes to a mount's attributes (mount_setattr(2), Linux 5.12).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Attributes {
-    /// Those that are set.
+    /// The `MOUNT_ATTR_…` flags to set.
     pub set: u64,
-    /// Those that are cleared before. One that sets the access times clears all that were set.
+    /// The flags to clear first. To set a flag for access times, clear all of them
+    /// (`MOUNT_ATTR__ATIME`).
     pub clear: u64,
-    /// Where its mounts and unmounts are seen; 0 leaves that as it is.
+    /// The propagation type, such as `MS_PRIVATE`; 0 leaves it unchanged.
     pub propagation: u64,
 }
 
 /// Changes a mount, and with `recursive` all below it.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn set_attributes(mount: impl AsFd, attributes: Attributes, recursive: bool) -> io::Result<()> {
     // SAFETY: a `mount_attr` is four numbers, for which zeros are valid.
     let mut all = unsafe { std::mem::zeroed::<libc::mount_attr>() };

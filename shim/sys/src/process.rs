@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Signals by number: real-time signals have numbers but no names.
+//! Sends signals by number, because real-time signals have no names.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Sends a signal. The caller must own the process, that is, not have reaped it.
+/// Sends a signal. The process must be a child that the caller has not reaped; otherwise its id may
+/// belong to another process.
 ///
 /// # Errors
 /// `ESRCH` where it is gone, `EINVAL` for a number that is no signal.
@@ -13,14 +14,14 @@ pub fn signal(pid: u32, signal: u32) -> io::Result<()> {
     let pid = libc::pid_t::try_from(pid).map_err(invalid)?;
     let signal = libc::c_int::try_from(signal).map_err(invalid)?;
     if pid <= 0 {
-        // Zero and below name groups, which is never meant.
+        // kill(2) takes zero and negative numbers for process groups, which no caller means.
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
     // SAFETY: `kill` takes two numbers and touches no memory of ours.
     if unsafe { libc::kill(pid, signal) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Sends a signal to the process that a pidfd stands for, whoever has its id by now.
+/// Sends a signal to the process of a pidfd, even if another process has its id by now.
 ///
 /// # Errors
 /// As [`signal`].

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Descriptors in the event loop.
+//! Watches descriptors in the event loop.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,7 +8,7 @@ use tokio::io::unix::AsyncFd;
 /// Watches an owned descriptor (a pidfd, an eventfd, a terminal) in the current event loop.
 ///
 /// # Errors
-/// Where the kernel's epoll does not take it, as for regular files.
+/// When epoll(7) does not support the descriptor, for example a regular file.
 pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is owned by the value that is registered, so it stays open and is not
     // replaced for as long as it is registered.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A program where nobody who runs it can write to it.
+//! Opens a program's file so that a container that runs the program cannot write to the file.
 //!
-//! A container that gets hold of `/proc/<pid>/exe` of a process that is about to become its program
-//! could otherwise overwrite the host's file (CVE-2019-5736). Through a mount of its own that is
-//! read-only there is no way to it, and nothing has to be copied.
+//! A process that enters a container runs a program of the host until it becomes the container's
+//! program. Through `/proc/<pid>/exe` the container could overwrite the host's file
+//! (CVE-2019-5736). A read-only mount of the file prevents that without a copy.
 
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -12,18 +12,18 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-/// The file at `path` on a read-only mount that is nowhere attached. To be run as `/proc/self/fd/N`.
+/// Opens the file at `path` through a detached, read-only mount. Run it as `/proc/self/fd/N`.
 ///
 /// # Errors
-/// What the kernel says: it has the calls since 5.12, and wants CAP_SYS_ADMIN.
+/// The kernel's error. The calls need Linux 5.12 and CAP_SYS_ADMIN.
 pub fn read_only(path: &Path) -> io::Result<OwnedFd> {
     of_tree(open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?)
 }
 
-/// An open file once more, for reading, where opening it again through `/proc/<pid>/fd` cannot make it writable.
+/// Opens a file again for reading, so that nobody can open it for writing through `/proc/<pid>/fd`.
 ///
 /// # Errors
-/// As for [`read_only`].
+/// Those of [`read_only`].
 pub fn reopen(file: &File) -> io::Result<File> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = of_tree(open_tree(file, c"", flags)?)?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The device of the kernel that carries a guest's vsock, /dev/vhost-vsock.
+//! /dev/vhost-vsock, the kernel's device that connects a guest's vsock.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -7,12 +7,14 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// `_IOW(VHOST_VIRTIO, 0x60, __u64)` of linux/vhost.h.
 const VHOST_VSOCK_SET_GUEST_CID: u32 = 0x4008_af60;
 
-/// Gives an open device the address of its guest, which it has until it gets another one or is closed. No other device can have
-/// it as long: of its network namespace where that has addresses of its own (net.vsock.ns_mode), else of the host.
+/// Sets the guest's address (its CID) on an open device. The device keeps it until it gets another
+/// one or is closed. Meanwhile no other device can have the same address: on the whole host, or
+/// only in the same network namespace where namespaces have addresses of their own
+/// (net.vsock.ns_mode).
 ///
 /// # Errors
-/// `EADDRINUSE` where another has the address, `EINVAL` where no guest can (0 to 2, and 2³² − 1), `ENOTTY` where the descriptor
-/// is not /dev/vhost-vsock's.
+/// `EADDRINUSE` when another device has the address, `EINVAL` for an address that no guest can have
+/// (0 to 2, and 2³² − 1), `ENOTTY` when the descriptor is not of /dev/vhost-vsock.
 pub fn set_guest_cid(device: BorrowedFd, cid: u32) -> io::Result<()> {
     let cid = u64::from(cid);
     // SAFETY: the request reads a `__u64`, which outlives the call, and writes no memory of ours.
@@ -29,15 +31,15 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
-    fn another_device_has_no_guest() {
+    fn a_device_other_than_vhost_vsock_is_refused() {
         let null = File::open("/dev/null").unwrap();
         assert_eq!(set_guest_cid(null.as_fd(), 3).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
     }
 
     #[test]
-    fn two_devices_cannot_have_the_same_guest() {
+    fn two_devices_cannot_have_the_same_address() {
         let open = || File::options().read(true).write(true).open("/dev/vhost-vsock");
-        // Not every kernel has it.
+        // Not every kernel has the device.
         let (Ok(one), Ok(other)) = (open(), open()) else { return };
         let cid = 0x4d61_0000 | (std::process::id() & 0xffff);
         set_guest_cid(one.as_fd(), cid).unwrap();

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Giving memory back, from the main thread and from another: without libtest, whose tests never run on the main one.
+//! Tests `memory::trim` on the main thread and on another one. It does without libtest, which never
+//! runs a test on the main thread.
 
-#![allow(clippy::expect_used, reason = "a test, of which Clippy does not know it")]
+#![allow(clippy::expect_used, reason = "a test, which Clippy cannot see without libtest")]
 
 use magnetar_sys::memory::trim;
 
@@ -29,7 +30,7 @@ fn deep(kib: usize) -> u8 {
     if kib == 0 { used[0] } else { deep(kib - 1).wrapping_add(std::hint::black_box(&used)[1023]) }
 }
 
-/// What the main thread's stack has of memory, in KiB.
+/// The resident memory of the main thread's stack, in KiB.
 fn stack() -> u64 {
     let maps = std::fs::read_to_string("/proc/self/smaps").expect("its own maps");
     let stack = maps.lines().skip_while(|line| !line.ends_with("[stack]")).find_map(|line| line.strip_prefix("Rss:"));

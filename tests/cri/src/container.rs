@@ -11,10 +11,10 @@ use tokio::time::Instant;
 
 use crate::{Error, Log, Node, Result, Session};
 
-/// How often a wait looks again: the CRI has no call that waits for a container.
+/// How often a wait polls: the CRI has no call that waits for a container.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What a command in a container said, and how it ended.
+/// The output of a command in a container, and its exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExecOutput {
     /// Standard output.
@@ -25,7 +25,7 @@ pub struct ExecOutput {
     pub code: i32,
 }
 
-/// A container that was created. It goes with its pod, or by [`Container::remove`].
+/// A created container. It is removed with its pod, or by [`Container::remove`].
 #[derive(Clone, Debug)]
 pub struct Container {
     node: Node,
@@ -43,7 +43,7 @@ impl Container {
         &self.id
     }
 
-    /// The file that its output is written to.
+    /// The file with its output.
     pub fn log_path(&self) -> &Path {
         &self.log
     }
@@ -63,12 +63,12 @@ impl Container {
         Ok(())
     }
 
-    /// RemoveContainer: also a running one, by force.
+    /// RemoveContainer, which also removes a running container.
     pub async fn remove(self) -> Result<()> {
         self.node.remove_container(&self.id).await
     }
 
-    /// ExecSync without a time limit but the node's deadline.
+    /// ExecSync, with no time limit but the node's deadline.
     pub async fn exec<S: Into<String>>(&self, command: impl IntoIterator<Item = S>) -> Result<ExecOutput> {
         self.exec_within(command, 0).await
     }
@@ -99,14 +99,14 @@ impl Container {
         self.status_response(false).await?.status.ok_or(missing)
     }
 
-    /// ContainerStatus with what only people read: runtime details as JSON.
+    /// The verbose part of ContainerStatus: runtime details as JSON.
     pub async fn info(&self) -> Result<serde_json::Value> {
         let answer = self.status_response(true).await?;
         let text = answer.info.get("info").map_or("{}", String::as_str);
         serde_json::from_str(text).map_err(|_| Error::Incomplete { call: "ContainerStatus", what: "readable info" })
     }
 
-    /// The process id on the node, as containerd tells it.
+    /// The process id on the node, as containerd reports it.
     pub async fn pid(&self) -> Result<i32> {
         self.info()
             .await?
@@ -148,14 +148,14 @@ impl Container {
         Ok(())
     }
 
-    /// ReopenContainerLog: what a kubelet calls when it has moved the log away.
+    /// ReopenContainerLog, which a kubelet calls when it has moved the log away.
     pub async fn reopen_log(&self) -> Result<()> {
         let request = v1::ReopenContainerLogRequest { container_id: self.id.clone() };
         self.node.runtime("ReopenContainerLog", request, async |mut c, r| c.reopen_container_log(r).await).await?;
         Ok(())
     }
 
-    /// What the container has written so far; nothing if there is no file yet.
+    /// The container's output so far; empty if there is no file yet.
     pub fn log(&self) -> Result<Log> {
         match std::fs::read(&self.log) {
             Ok(bytes) => Log::parse(&bytes),

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What can go wrong between a test and containerd.
+//! The errors of calls to containerd.
 
 use std::{io, path::PathBuf, time::Duration};
 
-/// What every function of this crate returns.
+/// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a call to the node failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody answers on containerd's socket.
+    /// containerd's socket cannot be connected to.
     #[error("cannot connect to {}", path.display())]
     Connect {
         /// The socket that was tried.
         path: PathBuf,
-        /// What the transport says.
+        /// The transport's error.
         source: tonic::transport::Error,
     },
     /// containerd answered with an error.
@@ -28,7 +28,7 @@ pub enum Error {
     /// containerd did not answer in time.
     #[error("{call}: no answer within {after:?}")]
     Deadline {
-        /// The CRI method, or what was waited for.
+        /// The CRI method, or the event that was awaited.
         call: &'static str,
         /// How long was waited.
         after: Duration,
@@ -46,7 +46,7 @@ pub enum Error {
     File {
         /// The file.
         path: PathBuf,
-        /// What the kernel says.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A log file is not in the CRI's format.
@@ -80,7 +80,7 @@ impl Error {
         }
     }
 
-    /// containerd's words, or an empty string.
+    /// containerd's message, or an empty string.
     pub fn message(&self) -> &str {
         match self {
             Self::Call { status, .. } => status.message(),

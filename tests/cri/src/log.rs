@@ -97,7 +97,7 @@ mod tests {
         2026-01-01T00:00:00.5Z stdout F thr";
 
     #[test]
-    fn streams_are_told_apart_and_pieces_joined() {
+    fn streams_are_separated_and_partial_entries_joined() {
         let log = Log::parse(LOG).unwrap();
         assert_eq!(log.stdout(), "one\ntwo\n");
         assert_eq!(log.stderr(), "oops \n");
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_log_line_is_named_with_its_number() {
+    fn an_invalid_log_line_is_named_with_its_number() {
         let error = Log::parse(b"t stdout F a\nnonsense\n").unwrap_err();
         assert_eq!(error.to_string(), "line 2 is not a CRI log line: \"nonsense\"");
     }

@@ -104,7 +104,7 @@ impl Node {
         self.runtime("Version", request, async |mut c, r| c.version(r).await).await
     }
 
-    /// What containerd knows of an image, `None` if it is not on the node.
+    /// containerd's data about an image, `None` if it is not on the node.
     pub async fn image(&self, name: &str) -> Result<Option<v1::Image>> {
         let request =
             v1::ImageStatusRequest { image: Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() }), verbose: false };
@@ -125,7 +125,7 @@ impl Node {
         self.runtime("GetContainerEvents", v1::GetEventsRequest {}, async |mut c, r| c.get_container_events(r).await).await
     }
 
-    /// The state of a pod by its id, whoever made it.
+    /// The state of a pod by its id. Any client may have made it.
     pub async fn pod_state(&self, id: &str) -> Result<v1::PodSandboxState> {
         let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
         let answer = self.runtime("PodSandboxStatus", request, async |mut c, r| c.pod_sandbox_status(r).await).await?;
@@ -133,14 +133,14 @@ impl Node {
         state.ok_or(Error::Incomplete { call: "PodSandboxStatus", what: "state" })
     }
 
-    /// Removes a container by its id, whoever made it. An unknown id is no error.
+    /// Removes a container by its id. Any client may have made it. An unknown id is no error.
     pub async fn remove_container(&self, id: &str) -> Result<()> {
         let request = v1::RemoveContainerRequest { container_id: id.to_owned() };
         self.runtime("RemoveContainer", request, async |mut c, r| c.remove_container(r).await).await?;
         Ok(())
     }
 
-    /// Stops and removes a pod by its id, whoever made it. An unknown id is no error.
+    /// Stops and removes a pod by its id. Any client may have made it. An unknown id is no error.
     pub async fn remove_pod(&self, id: &str) -> Result<()> {
         self.stop_pod(id).await?;
         let request = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
@@ -156,7 +156,7 @@ impl Node {
         Ok(())
     }
 
-    /// Ids of the pods made through this connection which nobody has removed yet.
+    /// Ids of the pods that were made through this connection and not removed yet.
     pub fn leftovers(&self) -> Vec<String> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
@@ -202,7 +202,7 @@ impl Node {
     }
 }
 
-/// Removes a pod's folder of logs; that it is gone already is fine.
+/// Removes a pod's folder of logs. It is no error if it is gone already.
 pub(crate) fn remove_logs(path: &Path) -> Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::File { path: path.to_owned(), source }),

@@ -72,7 +72,8 @@ impl Pod {
         self.node.pod_state(&self.id).await
     }
 
-    /// PodSandboxStatus with what only people read: runtime details as JSON, those of a handler of ours under `magnetar`.
+    /// The verbose part of PodSandboxStatus: runtime details as JSON. Those of Magnetar are under
+    /// `magnetar`.
     pub async fn info(&self) -> Result<serde_json::Value> {
         let answer = self.status_response(true).await?;
         let read = |key: &str| {
@@ -105,7 +106,7 @@ impl Pod {
         Forward::open(&self.port_forward_url(port).await?, port).await
     }
 
-    /// Where the streaming server waits for a port-forward client.
+    /// The URL at which the streaming server waits for a port-forward client.
     pub async fn port_forward_url(&self, port: u16) -> Result<String> {
         let request = v1::PortForwardRequest { pod_sandbox_id: self.id.clone(), port: vec![i32::from(port)] };
         let answer = self.node.runtime("PortForward", request, async |mut c, r| c.port_forward(r).await).await?;

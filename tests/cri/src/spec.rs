@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a test asks of a pod and of a container, built step by step.
+//! Builders for the configurations of pods and containers.
 
 mod container;
 mod pod;

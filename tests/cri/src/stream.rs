@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Exec, attach and port-forward streams: the streaming server's WebSocket protocol.
 //!
-//! Every binary message starts with a byte that names its channel. For exec and attach: 0 stdin,
-//! 1 stdout, 2 stderr, 3 the result as a JSON status, 4 the terminal's size. For one forwarded
-//! port: 0 data, 1 errors, each opened by the server with the port's number in two bytes. The
-//! protocol (`v4.channel.k8s.io`) has no message for the end of stdin: closing the connection is
-//! that, so a command that reads to the end gives its output elsewhere (the log, a file).
+//! Every binary message starts with a byte that names its channel. For exec and attach: 0 stdin, 1
+//! stdout, 2 stderr, 3 the result as a JSON status, 4 the terminal's size. For one forwarded port:
+//! 0 data, 1 errors, each opened by the server with the port's number in two bytes. The protocol
+//! (`v4.channel.k8s.io`) has no message for the end of stdin; only closing the connection ends it.
+//! So a test of a command that reads to the end has to find the command's output elsewhere (the
+//! log, a file).
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
@@ -29,11 +30,11 @@ pub enum Frame {
     Stderr(Vec<u8>),
     /// The command has ended with this exit code.
     Exit(i32),
-    /// The server could not do it, in its words.
+    /// The server failed, with this message.
     Failed(String),
 }
 
-/// What a whole session gave.
+/// The output of a whole session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SessionOutput {
     /// Standard output, or what the terminal showed.
@@ -61,7 +62,7 @@ impl Session {
         send(&mut self.socket, 0, bytes).await
     }
 
-    /// Tells the terminal's size.
+    /// Sets the terminal's size.
     pub async fn resize(&mut self, columns: u16, rows: u16) -> Result<()> {
         let size = serde_json::json!({ "Width": columns, "Height": rows }).to_string();
         send(&mut self.socket, 4, size.as_bytes()).await
@@ -139,8 +140,8 @@ impl Forward {
         send(&mut self.socket, 0, bytes).await
     }
 
-    /// Reads what comes next from the port; none at the end. An error of the server (nobody
-    /// listens there) is an error here.
+    /// Reads the next data from the port; none at the end. An error of the server, for example that
+    /// nothing listens on the port, is an error here.
     pub async fn receive(&mut self) -> Result<Option<Vec<u8>>> {
         while let Some((channel, data)) = receive(&mut self.socket).await? {
             match (channel, self.opened) {
@@ -196,8 +197,8 @@ async fn send(socket: &mut Socket, channel: u8, bytes: &[u8]) -> Result<()> {
     Ok(socket.send(Message::Binary(message.into())).await.map_err(Box::new)?)
 }
 
-/// The next message with its channel. A connection that just ends is the end, too: the server
-/// does not say goodbye when it has nothing more to say.
+/// The next message with its channel. A connection that is closed without a close message is the
+/// end as well: the server sends none when it has no more data.
 async fn receive(socket: &mut Socket) -> Result<Option<(u8, Vec<u8>)>> {
     use tungstenite::error::{Error as WsError, ProtocolError};
     loop {
@@ -223,7 +224,7 @@ async fn close(socket: &mut Socket) -> Result<()> {
     }
 }
 
-/// The part of a Kubernetes status object that tells how a command ended.
+/// The part of a Kubernetes status object that says how a command ended.
 #[derive(serde::Deserialize)]
 struct Status {
     status: String,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Cgroups by name, whatever the version and however many hierarchies there are.
+//! Finds and removes cgroups by name, in both versions and in all hierarchies.
 
 use std::{
     fs,
@@ -9,19 +9,19 @@ use std::{
 /// Where cgroups are mounted.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
-/// The node has one hierarchy, version 2.
+/// Whether the node has one hierarchy, of version 2.
 pub fn unified() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
-/// Removes a cgroup, which nobody may be in, from every hierarchy. True when it is gone; while
-/// the last process is still leaving it, false.
+/// Removes a cgroup without processes from every hierarchy. Returns true when it is gone, and false
+/// while its last process is still ending.
 pub fn remove(name: &str) -> bool {
     let below = fs::read_dir(ROOT).into_iter().flatten().flatten().map(|entry| entry.path());
     let all: Vec<_> = below.chain([PathBuf::from(ROOT)]).map(|root| root.join(name.trim_start_matches('/'))).collect();
     for cgroup in &all {
         if cgroup.is_dir() {
-            // Whether it worked is asked below.
+            // Whether it worked is checked below.
             let _ = fs::remove_dir(cgroup);
         }
     }

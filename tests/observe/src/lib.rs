@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the kernel shows of a node: its processes and their memory, and everything that a pod
+//! Observes a node through the kernel: its processes and their memory, and everything that a pod
 //! can leave behind.
 //!
 //! ```text
@@ -8,9 +8,8 @@
 //!   Snapshot::take ─┘    and what is gone        └─► Processes::memory: USS and PSS
 //! ```
 //!
-//! The end-to-end tests compare snapshots, the benchmark and the demo add up memory. Nothing
-//! here knows containerd or any sandboxer: what they do is seen from outside, by the same means
-//! for every runtime.
+//! The end-to-end tests compare snapshots; the benchmark and the demo add up memory. Nothing here
+//! knows containerd or a sandboxer: every runtime is observed from outside, in the same way.
 
 pub mod cgroup;
 mod process;
@@ -19,7 +18,7 @@ mod snapshot;
 pub use process::{Memory, Process, Processes, open_files};
 pub use snapshot::{Diff, Snapshot};
 
-/// The kernel did not show what was asked for.
+/// Something of the kernel's data could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {what}")]
 pub struct Error {
@@ -33,5 +32,5 @@ impl Error {
     }
 }
 
-/// What every fallible function of this crate returns.
+/// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;

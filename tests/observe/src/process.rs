@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Processes, their kinship, and their memory.
+//! Processes, their ancestry, and their memory.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,14 +11,15 @@ use procfs::process::{Process as Proc, StatFlags};
 
 use crate::{Error, Result};
 
-/// One process as it was at the moment it was looked at. Kernel threads are not processes here.
+/// One process at the moment it was read. Kernel threads are left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// Its id in our own pid namespace.
+    /// Its id in our own PID namespace.
     pub pid: i32,
     /// Its parent's id.
     pub parent: i32,
-    /// When it was started, in clock ticks after boot: tells it from a later one of the same id.
+    /// When it was started, in clock ticks after boot. This distinguishes it from a later process
+    /// with the same id.
     pub started: u64,
     /// The kernel's short name.
     pub name: String,
@@ -26,20 +27,21 @@ pub struct Process {
     pub zombie: bool,
     /// Its command line; empty for a zombie.
     pub command: Vec<String>,
-    /// The program it runs; none for a zombie, or when it went away meanwhile.
+    /// The program it runs; none for a zombie, or if it ended meanwhile.
     pub program: Option<PathBuf>,
 }
 
 /// Private and proportional memory, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Unique set size: private clean and private dirty pages, what would be free without it.
+    /// Unique set size: private clean and private dirty pages, which would be free without the
+    /// process.
     pub uss: u64,
     /// Proportional set size: shared pages count in equal parts.
     pub pss: u64,
-    /// Without pages of files: what one more process of the same program would add, as it would
-    /// share the program itself. (Private dirty pages are not that: the pages of a program that
-    /// was installed a moment ago are dirty, too.)
+    /// Proportional set size without pages of files: what one more process of the same program
+    /// would add, because it would share the program itself. (Private dirty pages would be too
+    /// many: the pages of a program that was just installed are dirty as well.)
     pub own: u64,
 }
 
@@ -65,40 +67,40 @@ impl Processes {
     /// All processes that are visible from here.
     pub fn now() -> Result<Self> {
         let all = procfs::process::all_processes().map_err(Error::reading("/proc"))?;
-        // A process may end while it is read; then it is not there, which is the truth.
+        // A process that ends while it is read is left out.
         let mut found: Vec<_> = all.filter_map(|process| read(&process.ok()?)).collect();
         found.sort_by_key(|process| process.pid);
         Ok(Self(found))
     }
 
-    /// One after the other, in the order of their ids.
+    /// The processes in the order of their ids.
     pub fn iter(&self) -> impl Iterator<Item = &Process> {
         self.0.iter()
     }
 
-    /// How many.
+    /// The number of processes.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// None.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Those for which `wanted` is true.
+    /// The processes for which `wanted` is true.
     pub fn only(&self, wanted: impl Fn(&Process) -> bool) -> Self {
         Self(self.0.iter().filter(|&p| wanted(p)).cloned().collect())
     }
 
-    /// Those that were not there before.
+    /// The processes that are not in `before`.
     pub fn since(&self, before: &Self) -> Self {
         let old: BTreeSet<_> = before.iter().map(|p| (p.pid, p.started)).collect();
         self.only(|p| !old.contains(&(p.pid, p.started)))
     }
 
-    /// Those that do not descend from `roots`, nor are among them. Kinship is looked up in this
-    /// set, so take it from a complete one.
+    /// The processes without `roots` and their descendants. Parents are looked up in this set, so
+    /// call it on a complete set.
     pub fn without(&self, roots: &[i32]) -> Self {
         let parents: BTreeMap<_, _> = self.iter().map(|p| (p.pid, p.parent)).collect();
         self.only(|p| !descends(p.pid, roots, &parents))
@@ -109,7 +111,7 @@ impl Processes {
         self.iter().find(|p| p.pid == pid)
     }
 
-    /// Memory of all of them together. Those that have ended meanwhile have none.
+    /// The memory of all processes together. Processes that have ended meanwhile have none.
     pub fn memory(&self) -> Memory {
         self.iter().map(Process::memory).sum()
     }
@@ -174,14 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn a_subtree_is_left_out_with_its_root() {
+    fn without_leaves_out_roots_and_their_descendants() {
         let all = Processes(vec![process(1, 0), process(2, 1), process(3, 2), process(4, 1)]);
         assert_eq!(pids(&all.without(&[2])), [1, 4]);
         assert_eq!(pids(&all.without(&[])), [1, 2, 3, 4]);
     }
 
     #[test]
-    fn a_pid_that_is_used_again_is_new() {
+    fn a_new_process_with_a_reused_id_is_new() {
         let before = Processes(vec![process(1, 0), process(2, 1)]);
         let reborn = Process { started: 7, ..process(2, 1) };
         let after = Processes(vec![process(1, 0), reborn]);
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn this_very_process_is_seen_with_its_memory() {
+    fn this_process_is_found_with_its_memory() {
         let all = Processes::now().unwrap();
         let me = all.find(std::process::id().cast_signed()).unwrap();
         assert!(me.memory().uss > 0);

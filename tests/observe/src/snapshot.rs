@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Everything on a node that a pod can leave behind, in a form that can be compared.
+//! Snapshots of everything on a node that a pod can leave behind, which can be compared.
 //!
-//! Each thing is one line of text without what changes by itself (process ids, times, contents).
-//! Equal lines are counted, so a daemon that was started again is the same thing as before, and
-//! two of something are not one.
+//! Each thing is one line of text, without parts that change by themselves (process ids, times,
+//! contents). Equal lines are counted. So a restarted daemon is the same as before, and two equal
+//! things differ from one.
 
 use std::{
     collections::BTreeMap,
@@ -19,8 +19,8 @@ use walkdir::WalkDir;
 
 use crate::{Error, Process, Processes, Result};
 
-/// Where containerd, CNI and sandboxers keep files for a pod's lifetime. What is not there has
-/// nothing in it.
+/// The folders in which containerd, CNI and sandboxers keep files for a pod's lifetime. A missing
+/// folder counts as empty.
 const PLACES: [&str; 9] = [
     "/run",
     "/tmp",
@@ -40,7 +40,7 @@ const NAMESPACES: [&str; 4] = ["k8s.io", "default", "moby", "docker"];
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot(BTreeMap<String, usize>);
 
-/// What distinguishes two snapshots.
+/// The difference between two snapshots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
     /// Things that are there now and were not before.
@@ -50,8 +50,8 @@ pub struct Diff {
 }
 
 impl Snapshot {
-    /// Looks at everything: processes, mounts, cgroups, links, bound sockets, and files in the
-    /// places where a pod's files are. The calling process is left out.
+    /// Takes a snapshot of processes, mounts, cgroups, links, bound sockets, and the files of pods.
+    /// It leaves out the calling process.
     pub fn take() -> Result<Self> {
         let mut snapshot = Self::default();
         let me = std::process::id().cast_signed();
@@ -63,13 +63,13 @@ impl Snapshot {
             snapshot.add("mount", format!("{} {} {}", mount.mount_point.display(), mount.fs_type, mount.root));
         }
         for mount in mounts.iter().filter(is_cgroup) {
-            // containerd's parent of all containers without one is made by whoever comes first, in some hierarchies or in
-            // all of them, and stays. What is in it counts.
-            // So do our parents of all sandbox processes.
+            // containerd's parent of all containers without a parent of their own is made with the
+            // first of them, in some hierarchies or in all, and stays. Its content counts. Our
+            // parent of all sandbox processes stays as well.
             let sandboxes = mount.mount_point.join("magnetar-sandboxes");
             let shared = NAMESPACES.iter().flat_map(|name| [mount.mount_point.join(name), sandboxes.join(name)]);
             let shared: Vec<_> = shared.chain([sandboxes.clone()]).collect();
-            // Files of a cgroup come and go with it.
+            // The files of a cgroup come and go with its directory, so only directories count.
             for cgroup in below(&mount.mount_point).filter(|cgroup| !shared.contains(cgroup) && cgroup.is_dir()) {
                 snapshot.add("cgroup", cgroup.display());
             }
@@ -88,12 +88,12 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// What has changed since `before`.
+    /// The changes since `before`.
     pub fn since(&self, before: &Self) -> Diff {
         Diff { new: more(&self.0, &before.0), gone: more(&before.0, &self.0) }
     }
 
-    /// The same without the things of which `unwanted` is true.
+    /// The difference without the things for which `unwanted` is true.
     pub fn without(mut self, unwanted: impl Fn(&str) -> bool) -> Self {
         self.0.retain(|thing, _| !unwanted(thing));
         self
@@ -115,7 +115,7 @@ impl fmt::Display for Diff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (sign, things) in [('+', &self.new), ('-', &self.gone)] {
             for thing in things {
-                // What is below something that is named anyway tells nothing new.
+                // Do not show things below another one that is shown.
                 if !things.iter().any(|above| thing.strip_prefix(above.as_str()).is_some_and(|rest| rest.starts_with('/'))) {
                     writeln!(f, "  {sign} {thing}")?;
                 }
@@ -137,8 +137,8 @@ fn is_cgroup(mount: &&MountInfo) -> bool {
     matches!(mount.fs_type.as_str(), "cgroup" | "cgroup2")
 }
 
-/// Everything below a folder, without following links. What goes away meanwhile is not there, and what is in another
-/// filesystem is that mount's affair: a checkout below `/tmp` is one in the node.
+/// Everything below a folder, without following links. Files that disappear meanwhile are left out.
+/// So are other file systems, whose mounts are listed: in the node, a checkout below `/tmp` is one.
 fn below(place: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     WalkDir::new(place).min_depth(1).same_file_system(true).into_iter().flatten().map(walkdir::DirEntry::into_path)
 }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_below_something_new_is_not_shown() {
+    fn things_below_another_new_thing_are_not_shown() {
         let diff = snapshot(&["/a", "/a/b", "/a/b/c", "/ab"]).since(&snapshot(&[]));
         assert_eq!(diff.to_string(), "  + process /a\n  + process /ab\n");
     }

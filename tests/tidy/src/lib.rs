@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Layout and style as tests: `cargo test -p tidy` prints what it finds as `file:line: what`.
+//! Checks layout and style as tests: `cargo test -p tidy` prints its findings as `file:line: what`.
 //!
 //! ```text
 //!   git ls-files ──► Tree ──► text rules      paths, shell scripts, SPDX lines
 //!                     │  └──► source rules    length, names, docs, unsafe, allowances
 //!                     └─────► manifest rules  workspace-only dependencies and lints
-//!   cargo metadata ─────────► import rules    who may import whom
+//!   cargo metadata ─────────► import rules    which crate may import which
 //! ```
 //!
-//! What clippy can check is left to clippy; that it is asked to, is checked here. A rule is a pure
-//! function from what was read to findings, and has a unit test that it finds something. Where a
-//! rule makes a piece of code worse, change the rule here, for all to see.
+//! Checks that clippy has are left to clippy; this crate checks that they are enabled. A rule is a
+//! pure function from the files to findings, and has a unit test in which it finds something. If a
+//! rule makes code worse, change the rule here, where everybody sees it.
 
 mod rules;
 mod source;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The rules, by what they look at.
+//! The rules, by what they check.
 
 pub mod imports;
 pub mod manifest;

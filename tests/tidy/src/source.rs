@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A Rust source as tokens with lines, so that comments and strings are not taken for code.
+//! Parses a Rust source into tokens with line numbers, so that comments and strings are not taken
+//! for code.
 
 use std::{path::Path, str::FromStr};
 
@@ -8,21 +9,22 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 use crate::Text;
 
-/// One token; groups are flattened into their opening, content and closing.
+/// One token. A group is flattened into its opening bracket, its content and its closing bracket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     /// Counted from one.
     pub line: usize,
-    /// As it is written; of a literal only its first character, which tells what it is.
+    /// The token's text. Of a literal only the first character, which tells its kind.
     pub text: String,
 }
 
 /// A parsed source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source<'a> {
-    /// Where it comes from.
+    /// The file.
     pub file: &'a Text,
-    /// All of it but comments. Doc comments are the attributes that the compiler makes of them.
+    /// All tokens. Comments are left out; doc comments appear as the attributes that the compiler
+    /// makes of them.
     pub tokens: Vec<Token>,
 }
 
@@ -35,12 +37,12 @@ impl<'a> Source<'a> {
         Ok(Self { file, tokens })
     }
 
-    /// Where it comes from.
+    /// The path of the file.
     pub fn path(&self) -> &'a Path {
         &self.file.path
     }
 
-    /// Every place where these tokens follow each other: the index of the first.
+    /// The index of each place at which these tokens follow each other.
     pub fn find(&self, words: &[&str]) -> impl Iterator<Item = usize> {
         self.tokens
             .windows(words.len().max(1))
@@ -49,14 +51,14 @@ impl<'a> Source<'a> {
             .map(|(index, _)| index)
     }
 
-    /// The line on which a module of tests begins inside the file, if one does.
+    /// The line at which a module of tests begins inside the file, if it has one.
     pub fn tests_begin(&self) -> Option<usize> {
         let test = self.find(&["#", "[", "cfg", "(", "test", ")", "]", "mod"]).next()?;
         let inline = self.tokens.get(test + 9).is_some_and(|token| token.text == "{");
         inline.then(|| self.tokens.get(test).map(|token| token.line)).flatten()
     }
 
-    /// What is between the bracket at `open` and the one that closes it.
+    /// The tokens between the bracket at `open` and its closing bracket.
     pub fn inside(&self, open: usize) -> &[Token] {
         let mut depth = 0_usize;
         for (index, token) in self.tokens.iter().enumerate().skip(open) {
@@ -107,13 +109,13 @@ mod tests {
     }
 
     #[test]
-    fn comments_and_strings_are_no_code() {
+    fn comments_and_strings_are_not_code() {
         let file = text("// unsafe\nfn f() { g(\"unsafe\"); } /* unsafe */\n");
         assert_eq!(Source::parse(&file).unwrap().find(&["unsafe"]).count(), 0);
     }
 
     #[test]
-    fn lines_are_those_of_the_file() {
+    fn tokens_have_the_line_numbers_of_the_file() {
         let file = text("fn f() {\n    a::b();\n}\n");
         let source = Source::parse(&file).unwrap();
         let at = source.find(&["a", ":", ":", "b"]).next().unwrap();

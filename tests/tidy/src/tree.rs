@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The files of the checkout: what git has and what it would take in, nothing it ignores.
+//! Reads the files of the checkout: those in git and those that could be added, but none that git
+//! ignores.
 
 use std::{
     fs,
@@ -12,9 +13,9 @@ use anyhow::{Context, Result, ensure};
 /// One text file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Text {
-    /// Below the root of the checkout.
+    /// The path below the root of the checkout.
     pub path: PathBuf,
-    /// All of it.
+    /// The whole text.
     pub content: String,
 }
 
@@ -60,7 +61,7 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).map(Path::to_owned).unwrap_or_default()
 }
 
-/// None for what is no text, is a link, or was deleted and git does not know yet.
+/// `None` for a file that is not text, is a link, or was deleted without git knowing it yet.
 fn read(root: &Path, path: &Path) -> Option<Text> {
     let file = root.join(path);
     if !file.symlink_metadata().ok()?.is_file() {

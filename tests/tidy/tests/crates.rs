@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `images/crates`, on a target folder of our own making: what it keeps of compiled crates, and what it does with an archive that
-//! is damaged.
+//! Tests `images/crates` on an artificial target folder: which compiled crates it keeps, and what
+//! it does with a damaged archive.
 
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
@@ -10,15 +10,15 @@ use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 use walkdir::WalkDir;
 
-/// More than what is not worth an archive.
+/// The number of units, which is more than the least for which an archive is written.
 const UNITS: u64 = 30;
 
 /// A target folder and a cache.
 struct Machine(TempDir);
 
 impl Machine {
-    /// With what cargo leaves behind: units of a crate from a registry and of three of ours, a program of ours, and a file that
-    /// belongs to no unit.
+    /// Makes a target folder as cargo leaves it: units of a crate from a registry and of three
+    /// crates of the workspace, a program of the workspace, and a file that belongs to no unit.
     fn new() -> Result<Self> {
         let machine = Self(tempfile::tempdir()?);
         for hash in 0..UNITS {
@@ -44,7 +44,7 @@ impl Machine {
         Ok(fs::write(&path, path.as_os_str().as_encoded_bytes())?)
     }
 
-    /// One unit, with a folder that a build script has filled.
+    /// Makes one unit, with a folder as a build script fills it.
     fn unit(&self, profile: &str, package: &str, hash: u64) -> Result<()> {
         let name = package.replace('-', "_");
         self.write(&format!("{profile}/.fingerprint/{package}-{hash:016x}/lib-{name}"))?;
@@ -53,7 +53,7 @@ impl Machine {
         self.write(&format!("{profile}/deps/{name}-{hash:016x}.d"))
     }
 
-    /// Every file in the target folder, and when it was changed.
+    /// Every file in the target folder, with its time of change.
     fn files(&self) -> Result<Vec<(PathBuf, SystemTime)>> {
         let mut files = Vec::new();
         for entry in WalkDir::new(self.target()).sort_by_file_name() {
@@ -65,7 +65,7 @@ impl Machine {
         Ok(files)
     }
 
-    /// The exit status, and what was said.
+    /// Runs `images/crates`; returns its exit status and its output.
     fn crates(&self, verb: &str) -> Result<(Option<i32>, String)> {
         let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images/crates"))
             .arg(verb)
@@ -86,7 +86,7 @@ impl Machine {
 }
 
 #[test]
-fn third_party_crates_come_back_and_nothing_of_ours() -> Result<()> {
+fn only_third_party_crates_are_restored() -> Result<()> {
     let machine = Machine::new()?;
     let before = machine.files()?;
     let (status, said) = machine.crates("keep")?;
@@ -113,7 +113,7 @@ fn third_party_crates_come_back_and_nothing_of_ours() -> Result<()> {
 }
 
 #[test]
-fn a_damaged_archive_is_removed_and_said() -> Result<()> {
+fn a_damaged_archive_is_removed_and_reported() -> Result<()> {
     let damages: [fn(&mut Vec<u8>); 2] = [
         |archive| archive.truncate(archive.len() / 2),
         |archive| {
@@ -141,7 +141,7 @@ fn a_damaged_archive_is_removed_and_said() -> Result<()> {
 }
 
 #[test]
-fn a_target_folder_that_is_there_stays_as_it_is() -> Result<()> {
+fn an_existing_target_folder_is_not_changed() -> Result<()> {
     let machine = Machine::new()?;
     machine.crates("keep")?;
     machine.lose_the_target()?;
@@ -154,7 +154,7 @@ fn a_target_folder_that_is_there_stays_as_it_is() -> Result<()> {
 }
 
 #[test]
-fn the_same_units_are_kept_once_and_many_new_ones_again() -> Result<()> {
+fn an_archive_is_written_again_only_for_many_new_units() -> Result<()> {
     let machine = Machine::new()?;
     machine.crates("keep")?;
     let [ref archive] = machine.archives()?[..] else { anyhow::bail!("not one archive") };
@@ -171,7 +171,7 @@ fn the_same_units_are_kept_once_and_many_new_ones_again() -> Result<()> {
 }
 
 #[test]
-fn a_target_folder_that_has_seen_other_dependencies_is_not_kept() -> Result<()> {
+fn a_target_folder_of_other_dependencies_is_not_kept() -> Result<()> {
     let machine = Machine::new()?;
     File::options()
         .append(true)

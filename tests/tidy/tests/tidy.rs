@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The rules, applied to this checkout. Every test prints all that it finds.
+//! Applies the rules to this checkout. Every test prints all its findings.
 
 use anyhow::Result;
 use tidy::{Finding, Tree, imports, manifest, source_rules, text};
@@ -13,7 +13,7 @@ fn none(mut findings: Vec<Finding>) {
 }
 
 #[test]
-fn crates_import_only_whom_they_may() -> Result<()> {
+fn crates_import_only_allowed_crates() -> Result<()> {
     none(imports::check(&imports::members()?));
     Ok(())
 }

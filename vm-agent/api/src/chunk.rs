@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Bytes on a connection, both ways, with their ends.
+//! Carries two byte streams, one each way, over a connection, and marks their ends.
 //!
 //! ```text
 //! kind      1 byte
 //! length    2 bytes, the largest first
 //!   0  data     of that length, at least one byte
 //!   1  end      there is no more data; its length is 0
-//!   2  taken    data of that length, or with 0 the end, has reached whom it is for
+//!   2  taken    acknowledges: data of that length, or with 0 the end, has reached its receiver
 //! ```
 //!
-//! vsock has half-closed connections and flow control, but not every device that carries it to the host has both right.
-//! vhost-device-vsock 0.3 does not pass half-closes on, may lose what is on its way when a connection is closed, and takes
-//! only the first piece of a packet that the guest's kernel has in several, as Linux has those of more than 32 KiB. So the end
-//! is said in words, a connection is closed when both ends are known to have arrived, chunks are short, and whoever sends has no
-//! more than a window of data on its way, for which there is room everywhere.
+//! vsock has half-closed connections and flow control, but not every vsock device implements both
+//! correctly. vhost-device-vsock 0.3 does not pass half-closes on, and may lose data that is on its
+//! way when a connection is closed. It also takes only the first piece of a packet that the guest's
+//! kernel holds in several pieces, as Linux does with packets of more than 32 KiB. So here an end
+//! is a message, a connection is closed only when both ends are known to have arrived, chunks are
+//! short, and a sender has at most one window of data on its way, for which all buffers have room.
 
 use std::io::{Error, ErrorKind, Result};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,42 +24,43 @@ use tokio::sync::{Notify, mpsc};
 /// The longest data in one chunk, in bytes.
 pub const LONGEST: usize = (16 << 10) - 3;
 
-/// How much data may be on its way, in bytes. A device's own buffers are larger.
+/// How much data may be unacknowledged, in bytes. A device's own buffers are larger.
 pub const WINDOW: usize = 64 << 10;
 
-/// What a short chunk counts as: the kernel's buffers count its frame too.
+/// The least that a chunk counts in the window, in bytes: the kernel's buffers count its frame as
+/// well.
 const LEAST: usize = 1 << 10;
 
 const DATA: u8 = 0;
 const END: u8 = 1;
 const TAKEN: u8 = 2;
 
-/// What a chunk takes of the window.
+/// How much of the window a chunk uses, in bytes.
 fn cost(length: usize) -> usize {
     length.max(LEAST)
 }
 
-/// What the three halves of a connection know of each other.
+/// The state that the reader, the writer and the deliverer of a connection share.
 struct Shared {
     state: Mutex<State>,
-    /// For whoever writes to the connection.
+    /// Wakes the writer.
     changed: Notify,
 }
 
 #[derive(Default)]
 struct State {
-    /// What is on its way from us.
+    /// How much of the window our unacknowledged data uses.
     sent: usize,
-    /// What has come from them, and they are not told yet that it was taken.
-    theirs: usize,
-    /// What has been taken of it, and is to be told. Bounded by the window: who does not listen has no more of one.
-    owed: Vec<u16>,
+    /// How much of the window the peer's data uses that we have not acknowledged yet.
+    received: usize,
+    /// Acknowledgements still to be sent. The peer's window bounds them.
+    acknowledgements: Vec<u16>,
     /// Our end was sent.
-    ended: bool,
-    /// It has arrived.
-    end_taken: bool,
-    /// Their end has come, and this was told.
-    their_end_told: bool,
+    end_sent: bool,
+    /// The peer has acknowledged our end.
+    end_acknowledged: bool,
+    /// The peer's end has arrived and was acknowledged.
+    peer_end_acknowledged: bool,
 }
 
 impl Shared {
@@ -66,40 +68,42 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something has changed that whoever writes must know.
+    /// Changes the state and wakes the writer.
     fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state());
         self.changed.notify_one();
     }
 }
 
-/// Sends all that can be read from `from`, and writes all that arrives to `to`, each to its end, over `connection`, at whose
-/// other end this is called too. One way may end long before the other. `to` is closed when its end has come. Not cancel-safe:
-/// who cancels it ends the connection, and the other side fails.
+/// Sends all bytes of `from` over `connection`, and writes all bytes that arrive to `to`, each
+/// until its end. The peer calls this function as well. One direction may end long before the
+/// other. `to` is closed at its end. Not cancel-safe: cancelling ends the connection, and the peer
+/// fails.
 ///
 /// # Errors
-/// Where a side fails, which is the end of both ways: `UnexpectedEof` for a connection that has gone, `InvalidData` for one that
-/// makes no sense.
+/// When either side fails, which ends both directions: `UnexpectedEof` if the connection is lost,
+/// `InvalidData` if the peer breaks the protocol.
 pub async fn carry(from: impl AsyncRead + Unpin, to: impl AsyncWrite + Unpin, connection: impl AsyncRead + AsyncWrite) -> Result<()> {
     let (wire_in, wire_out) = tokio::io::split(connection);
     let shared = Shared { state: Mutex::default(), changed: Notify::new() };
-    // Never full while the other side keeps to the window.
+    // Never full while the peer keeps to the window.
     let (queue, queued) = mpsc::channel(WINDOW / LEAST + 1);
-    tokio::try_join!(hear(wire_in, queue, &shared), pass_on(queued, to, &shared), say(from, wire_out, &shared)).map(drop)
+    tokio::try_join!(receive(wire_in, queue, &shared), deliver(queued, to, &shared), transmit(from, wire_out, &shared)).map(drop)
 }
 
-/// Reads the connection, and waits for nothing else: what is told of the other direction must not wait behind data.
-async fn hear(mut wire: impl AsyncRead + Unpin, queue: mpsc::Sender<Vec<u8>>, shared: &Shared) -> Result<()> {
+/// Reads the connection, and waits for nothing else: acknowledgements of our data must not wait
+/// until the peer's data is delivered.
+async fn receive(mut wire: impl AsyncRead + Unpin, queue: mpsc::Sender<Vec<u8>>, shared: &Shared) -> Result<()> {
     let mut queue = Some(queue);
     loop {
-        if queue.is_none() && shared.state().end_taken {
+        if queue.is_none() && shared.state().end_acknowledged {
             return Ok(());
         }
         let kind = match wire.read_u8().await {
             Ok(kind) => kind,
-            // The other side has our end, or it would have waited; that it has told us was lost.
-            Err(_) if queue.is_none() && shared.state().ended => {
-                shared.change(|state| state.end_taken = true);
+            // The peer closes only when it has our end. Only its acknowledgement was lost.
+            Err(_) if queue.is_none() && shared.state().end_sent => {
+                shared.change(|state| state.end_acknowledged = true);
                 return Ok(());
             }
             Err(error) => return Err(error),
@@ -109,69 +113,71 @@ async fn hear(mut wire: impl AsyncRead + Unpin, queue: mpsc::Sender<Vec<u8>>, sh
             (DATA, length @ 1..=LONGEST) => {
                 let mut data = vec![0; length];
                 wire.read_exact(&mut data).await?;
-                let Some(queue) = &queue else { return Err(senseless("data after the end")) };
-                shared.state().theirs += cost(length);
-                if shared.state().theirs > WINDOW {
-                    return Err(senseless("more data than the window"));
+                let Some(queue) = &queue else { return Err(invalid("data after the end")) };
+                shared.state().received += cost(length);
+                if shared.state().received > WINDOW {
+                    return Err(invalid("more data than the window"));
                 }
-                queue.try_send(data).map_err(|_| senseless("more data than the window"))?;
+                queue.try_send(data).map_err(|_| invalid("more data than the window"))?;
             }
-            (END, 0) => drop(queue.take().ok_or_else(|| senseless("two ends"))?),
-            (TAKEN, 0) if shared.state().ended => shared.change(|state| state.end_taken = true),
+            (END, 0) => drop(queue.take().ok_or_else(|| invalid("two ends"))?),
+            (TAKEN, 0) if shared.state().end_sent => shared.change(|state| state.end_acknowledged = true),
             (TAKEN, length @ 1..) if shared.state().sent >= cost(length) => shared.change(|state| state.sent -= cost(length)),
-            _ => return Err(senseless("a chunk that is none")),
+            _ => return Err(invalid("a chunk of an unknown kind or length")),
         }
     }
 }
 
-/// Writes what has arrived to whom it is for.
-async fn pass_on(mut queued: mpsc::Receiver<Vec<u8>>, mut to: impl AsyncWrite + Unpin, shared: &Shared) -> Result<()> {
+/// Writes the data that has arrived to its receiver.
+async fn deliver(mut queued: mpsc::Receiver<Vec<u8>>, mut to: impl AsyncWrite + Unpin, shared: &Shared) -> Result<()> {
     while let Some(data) = queued.recv().await {
         to.write_all(&data).await?;
         to.flush().await?;
         // It is at most LONGEST.
-        shared.change(|state| state.owed.push(data.len() as u16));
+        shared.change(|state| state.acknowledgements.push(data.len() as u16));
     }
     to.shutdown().await?;
     drop(to);
-    shared.change(|state| state.owed.push(0));
+    shared.change(|state| state.acknowledgements.push(0));
     Ok(())
 }
 
-/// Writes to the connection: what was taken of theirs, and our data as long as there is a window.
-async fn say(mut from: impl AsyncRead + Unpin, mut wire: impl AsyncWrite + Unpin, shared: &Shared) -> Result<()> {
+/// Writes to the connection: acknowledgements, and our data while the window has room.
+async fn transmit(mut from: impl AsyncRead + Unpin, mut wire: impl AsyncWrite + Unpin, shared: &Shared) -> Result<()> {
     let mut chunk = vec![0; 3 + LONGEST];
     loop {
         let changed = shared.changed.notified();
-        let (owed, room, ended) = {
+        let (acknowledgements, room, end_sent) = {
             let mut state = shared.state();
-            if state.owed.is_empty() && state.their_end_told && state.end_taken {
+            if state.acknowledgements.is_empty() && state.peer_end_acknowledged && state.end_acknowledged {
                 return Ok(());
             }
-            let owed = std::mem::take(&mut state.owed);
-            // Before they are told: they may make use of it before we are told that they know.
-            state.theirs -= owed.iter().map(|&length| usize::from(length)).filter(|&length| length > 0).map(cost).sum::<usize>();
-            (owed, WINDOW.saturating_sub(state.sent).min(LONGEST), state.ended)
+            let acknowledgements = std::mem::take(&mut state.acknowledgements);
+            // Before the acknowledgement is sent: the peer may send more data before our write
+            // returns.
+            state.received -=
+                acknowledgements.iter().map(|&length| usize::from(length)).filter(|&length| length > 0).map(cost).sum::<usize>();
+            (acknowledgements, WINDOW.saturating_sub(state.sent).min(LONGEST), state.end_sent)
         };
-        if !owed.is_empty() {
-            let bytes: Vec<u8> = owed.iter().flat_map(|length| head(TAKEN, *length)).collect();
+        if !acknowledgements.is_empty() {
+            let bytes: Vec<u8> = acknowledgements.iter().flat_map(|length| head(TAKEN, *length)).collect();
             let told = wire.write_all(&bytes).await.and(wire.flush().await);
             let mut state = shared.state();
-            if told.is_err() && !state.end_taken {
+            if told.is_err() && !state.end_acknowledged {
                 return told;
             }
-            state.their_end_told |= owed.contains(&0);
+            state.peer_end_acknowledged |= acknowledgements.contains(&0);
             continue;
         }
         tokio::select! {
             () = changed => {}
-            read = from.read(&mut chunk[3..3 + room]), if room >= LEAST && !ended => {
+            read = from.read(&mut chunk[3..3 + room]), if room >= LEAST && !end_sent => {
                 let length = read?;
                 {
-                    // Before it is sent: it may be taken before we are told that it was sent.
+                    // Before it is sent: it may be acknowledged before our write returns.
                     let mut state = shared.state();
                     if length == 0 {
-                        state.ended = true;
+                        state.end_sent = true;
                     } else {
                         state.sent += cost(length);
                     }
@@ -189,7 +195,7 @@ fn head(kind: u8, length: u16) -> [u8; 3] {
     [kind, high, low]
 }
 
-fn senseless(what: &str) -> Error {
+fn invalid(what: &str) -> Error {
     Error::new(ErrorKind::InvalidData, what)
 }
 

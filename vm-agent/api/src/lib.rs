@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the host and the agent in a guest say to each other.
+//! The protocol between the host and the agent in a guest.
 //!
 //! ```text
 //! host ──vsock, port 1024──> agent
-//!      Opening, secret ────>            what this connection is for, in which version, and that it is the host's
-//!      <──────────── Opened             go on, or why not
+//!      Opening, secret ────>            the connection's purpose and version, and the proof that it is the host's
+//!      <──────────── Opened             accepted, or the reason why not
 //!      then, by purpose:
 //!        Control   Request ──> <── Answer, one after the other
 //!        Events    <── Event, Event, …
@@ -13,11 +13,12 @@
 //!        Forward   bytes of a TCP connection to a port in the guest
 //! ```
 //!
-//! Every connection is made by the host but one, [`READY_PORT`], and that only where the host waits for it: the guest has no way
-//! to ask for anything. Messages are JSON in frames ([`frame`]), bytes come in chunks ([`chunk`]). The [`secret`] is 32 bytes.
-//! The bundle of a container is told by [`Request::Bundle`]; all else about containers is the Task API.
+//! The host makes every connection but one, to [`READY_PORT`], which the guest makes only if the
+//! host waits for it. So the guest cannot ask for anything. Messages are JSON in frames
+//! ([`frame`]); bytes are sent in chunks ([`chunk`]). The [`secret`] is 32 bytes.
+//! [`Request::Bundle`] sends the bundle of a container; all else about containers is the Task API.
 //!
-//! Deliberately absent: names of files on the host, and any call that makes the host act.
+//! Deliberately absent: paths of the host, and any call that makes the host act.
 
 pub mod chunk;
 pub mod frame;
@@ -30,27 +31,29 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The version of this protocol. A change that the other side may not understand makes it another one.
+/// The version of this protocol. Raise it with each change that the other side may not understand.
 pub const VERSION: u32 = 2;
 
 /// The vsock port on which the agent listens.
 pub const PORT: u32 = 1024;
 
-/// The vsock port on which the host waits for the agent's first connection, which says nothing: that it comes is the news
-/// that the agent listens. Only a guest that is told [`HELLO`] makes it.
+/// The vsock port on which the host waits for the agent's first connection. It has no content: it
+/// only shows that the agent listens. Only a guest with [`HELLO`] on its command line makes it.
 pub const READY_PORT: u32 = 1025;
 
-/// What the agent says on the console when it ends the machine; behind it, `error=` and the reason.
+/// The message that the agent writes to the console when it ends the machine, followed by `error=`
+/// and the reason.
 pub const GIVES_UP: &str = "the guest cannot go on";
 
-/// A word of the guest's kernel command line: the host waits at [`READY_PORT`]. It does where the guest's vsock leads to a socket
-/// that is this guest's alone. Where all guests of a host could call the port, the host calls the agent until that answers.
+/// A word of the guest's kernel command line: the host waits at [`READY_PORT`]. It does so if the
+/// guest's vsock leads to a socket of this guest alone. If all guests of a host could connect to
+/// the port, the host instead connects to the agent until that answers.
 pub const HELLO: &str = "magnetar.hello";
 
 /// The tag of the file system that the host shares.
 pub const SHARE_TAG: &str = "magnetar";
 
-/// Where the guest has what the host shares: `<SHARE>/<container>/…`.
+/// The guest's mount point of the host's share: `<SHARE>/<container>/…`.
 pub const SHARE: &str = "/run/magnetar/share";
 
 /// Where the guest has the bundles of containers.
@@ -71,11 +74,11 @@ pub const PID_NAMESPACE: &str = "/run/magnetar/pid";
 /// The cgroup of all containers in the guest.
 pub const CGROUP: &str = "/pod";
 
-/// How long the guest's kernel may take to find a disk that is attached, in software emulation on a busy host. A bundle takes
-/// longer by so much for each of its disks.
+/// How long the guest's kernel may take to find an attached disk, in software emulation on a busy
+/// host. A bundle may take that much longer for each of its disks.
 pub const DISK_FOUND: Duration = Duration::from_secs(15);
 
-/// The first words on a connection. The secret follows them.
+/// The first message on a connection. The secret follows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Opening {
@@ -89,8 +92,9 @@ pub struct Opening {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Purpose {
-    /// [`Request`]s, one after the other. Connections for the guest's life: one for all, and one for [`Request::Ping`]
-    /// alone; and one for each [`Request::Release`], which may take long.
+    /// [`Request`]s, one after the other. Two connections last for the guest's life: one for
+    /// [`Request::Ping`] alone and one for all others. Each [`Request::Release`] has a connection
+    /// of its own, because it may take long.
     Control,
     /// [`Event`]s. One connection for the guest's life.
     Events,
@@ -105,7 +109,7 @@ pub enum Purpose {
     },
 }
 
-/// Which stream. To be opened before its process is made.
+/// Names a stream. Open it before its process is made.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StreamName {
@@ -129,8 +133,8 @@ pub enum StreamKind {
 }
 
 impl StreamName {
-    /// The file that stands for it in the guest, which the Task API is told. Ids have no slash and do not begin with a dot,
-    /// which both sides check.
+    /// The stream's file in the guest, as the Task API names it. Both sides check that ids have no
+    /// slash and do not begin with a dot.
     pub fn path(&self) -> String {
         let kind = match self.kind {
             StreamKind::Stdin => "stdin",
@@ -148,57 +152,58 @@ impl StreamName {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Opened {
-    /// Go on.
+    /// The connection is accepted.
     Ready,
     /// The connection ends here.
     Refused {
         /// [`VERSION`] of the agent.
         version: u32,
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// What the host asks for.
+/// A request of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Request {
-    /// Makes the guest the pod. Once.
+    /// Sets the guest up as the pod. Sent once.
     SetUp(Box<Setup>),
     /// Writes the bundle of a container, to be created by the Task API.
     Bundle(Bundle),
-    /// Removes what was made for a process beside it: its streams, and with a container all else that was made for it.
+    /// Removes a process's streams; for a container, also everything else that was made for it.
     Forget {
         /// The container.
         container: String,
         /// The exec; the container itself if there is none.
         exec: Option<String>,
     },
-    /// A disk is about to be taken away: waits until nothing in the guest uses it.
+    /// A disk is about to be detached. Waits until nothing in the guest uses it.
     Release {
         /// Its serial number.
         serial: String,
     },
-    /// Whether the agent lives. It sets its clock, which stood still if the machine was paused.
+    /// Checks that the agent lives. The agent sets its clock, which stood still if the machine was
+    /// paused.
     Ping {
         /// Nanoseconds since the epoch.
         now: u64,
     },
-    /// Ends all that runs and switches the guest off. It may not come to its answer.
+    /// Ends all processes and switches the guest off. There may be no answer.
     SwitchOff,
 }
 
-/// What comes of it.
+/// The answer to a [`Request`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Answer {
     /// It is done.
     Done,
-    /// It is not: gRPC's number of a status code, a space, and a sentence.
+    /// It failed: the number of a gRPC status code, a space, and a message.
     Failed(String),
 }
 
-/// What makes a guest a pod.
+/// The settings of a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Setup {
@@ -206,11 +211,11 @@ pub struct Setup {
     pub sandbox: String,
     /// Nanoseconds since the epoch.
     pub now: u64,
-    /// Its name in the network; the kernel's own if empty.
+    /// The hostname; if empty, the kernel's default stays.
     pub hostname: String,
     /// Sysctls, by their paths below /proc/sys.
     pub sysctls: BTreeMap<PathBuf, String>,
-    /// How many huge pages of 2 MiB are set aside, at least.
+    /// The least number of huge pages of 2 MiB to set aside.
     pub huge_pages: u32,
     /// Its interfaces, routes and neighbours.
     pub network: Network,
@@ -224,24 +229,28 @@ pub struct Bundle {
     pub container: String,
     /// Its OCI runtime specification, as JSON, for the guest: `config.json`.
     pub spec: String,
-    /// Volumes in memory that it uses, which are made where there is none of the name yet.
+    /// Volumes in memory that it uses. Those that do not exist yet are made.
     pub memory: Vec<Memory>,
-    /// How many huge pages of 2 MiB the containers of the pod may use together, this one among them: so many are set aside, at least.
+    /// How many huge pages of 2 MiB all containers of the pod, including this one, may use
+    /// together. At least so many are set aside.
     pub huge_pages: u32,
-    /// Disks that it uses, each attached already.
+    /// Disks that it uses. All are attached already.
     pub disks: Vec<Disk>,
-    /// Directories below [`SHARE`] on which the host has something mounted: file systems of their own in the guest too.
+    /// Directories below [`SHARE`] that are mount points on the host. In the guest they are file
+    /// systems of their own as well.
     pub submounts: Vec<String>,
-    /// Whether it joins the pod's PID namespace, [`PID_NAMESPACE`], which is made with the first that does.
+    /// Whether it joins the pod's PID namespace, [`PID_NAMESPACE`], which is made for the first
+    /// container that does.
     pub shared_pid: bool,
 }
 
-/// A disk of the machine, for a container. The specification has the host's device numbers, in `linux.devices` and in the rules of
-/// `linux.resources.devices`; the agent puts those of the guest in their place.
+/// A disk of the machine, for a container. The specification has the host's device numbers, in
+/// `linux.devices` and in the rules of `linux.resources.devices`; the agent replaces them by the
+/// guest's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
-    /// The disk's serial number: what the SCSI page "Unit Serial Number" says (SPC-4, page 0x80).
+    /// The disk's serial number, from the SCSI page "Unit Serial Number" (SPC-4, page 0x80).
     pub serial: String,
     /// The host's major number of the device.
     pub major: u32,
@@ -255,7 +264,7 @@ pub struct Disk {
 pub struct Memory {
     /// Its name: a number.
     pub name: u32,
-    /// What it can hold, in bytes. If not given, half of the guest's memory, or all huge pages.
+    /// Its size in bytes. If not given, half of the guest's memory, or all huge pages.
     pub size: Option<u64>,
     /// The mode of its directory.
     pub mode: u32,
@@ -263,11 +272,11 @@ pub struct Memory {
     pub huge: bool,
 }
 
-/// What the guest tells unasked.
+/// An event that the guest reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Event {
-    /// The kernel has killed a process of a container for memory.
+    /// The kernel's OOM killer has killed a process of a container.
     OutOfMemory {
         /// The container.
         container: String,

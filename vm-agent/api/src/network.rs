@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The guest's network: what the pod's network namespace has on the host, for the guest to have the same.
+//! The configuration of the guest's network. It is the same as in the pod's network namespace on
+//! the host.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
 
-/// All of it.
+/// The whole configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
     /// Interfaces beside the loopback.
     pub interfaces: Vec<Interface>,
-    /// All routes of the main table, in the order in which they can be made. No route follows from an address alone.
+    /// All routes of the main table, in an order in which they can be made. The kernel adds none
+    /// for an address.
     pub routes: Vec<Route>,
-    /// Neighbours that are known for good.
+    /// Permanent neighbour entries.
     pub neighbours: Vec<Neighbour>,
 }
 
@@ -45,19 +47,20 @@ pub struct Prefix {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
-    /// Where to. A default route has a length of 0.
+    /// The destination. A default route has a length of 0.
     pub to: Prefix,
-    /// By way of whom, who may be of the other family; none for what is on the link.
+    /// The gateway, which may be of the other address family; none if the destination is on the
+    /// link.
     pub gateway: Option<IpAddr>,
-    /// The [`Interface::name`] of where it leaves.
+    /// The [`Interface::name`] of the outgoing interface.
     pub interface: String,
     /// Preferred source address.
     pub source: Option<IpAddr>,
-    /// MTU of what goes there, in bytes; the interface's if none.
+    /// The route's MTU in bytes; the interface's if none.
     pub mtu: Option<u32>,
     /// Scope, as in rtnetlink(7): 0 is the universe, 253 the link.
     pub scope: u8,
-    /// Whether the gateway is on the link although no address says so.
+    /// Whether the gateway is on the link although no address covers it (`onlink`).
     pub on_link: bool,
     /// Metric; the kernel's choice if none.
     pub metric: Option<u32>,
@@ -67,7 +70,7 @@ pub struct Route {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Neighbour {
-    /// The [`Interface::name`] of where it is.
+    /// The [`Interface::name`] of its interface.
     pub interface: String,
     /// Its address.
     pub ip: IpAddr,

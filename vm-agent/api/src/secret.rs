@@ -1,49 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the host proves itself with. A guest's vsock may be open to all processes of the host, containers with host kernels
-//! among them: to the guest, all of them are the host.
+//! The secret with which a connection proves that it is from magnetar-vmm. All processes of the
+//! host, containers on the host's kernel included, may be able to connect to a guest's vsock, and
+//! the guest cannot tell them apart.
 
 use std::fmt;
 use std::io::Result;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// The file of the share in which the guest finds its secret when it boots. No container's folder can have the name.
+/// The file in the share from which the guest reads its secret at boot. No container's folder can
+/// have this name.
 pub const FILE: &str = ".secret";
 
-/// How long it is, in bytes.
+/// The length of a secret in bytes.
 pub const LENGTH: usize = 32;
 
-/// A pod's secret: bytes that nobody can guess.
+/// A pod's secret: random bytes.
 #[derive(Clone, Copy)]
 pub struct Secret([u8; LENGTH]);
 
 impl Secret {
-    /// A secret of random bytes.
+    /// A secret of these bytes, which must be random.
     pub fn new(random: [u8; LENGTH]) -> Self {
         Self(random)
     }
 
-    /// Its bytes, for [`FILE`].
+    /// The bytes, for [`FILE`].
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Says it. Not cancel-safe.
+    /// Sends the secret. Not cancel-safe.
     ///
     /// # Errors
-    /// Where the connection fails.
+    /// When the connection fails.
     pub async fn say(&self, to: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
         to.write_all(&self.0).await?;
         to.flush().await
     }
 
-    /// Hears whether the other side knows it. Not cancel-safe.
+    /// Receives bytes and tells whether they are the secret. Not cancel-safe.
     ///
     /// # Errors
-    /// Where the connection fails.
+    /// When the connection fails.
     pub async fn is_said(&self, from: &mut (impl AsyncRead + Unpin)) -> Result<bool> {
         let mut said = [0; LENGTH];
         from.read_exact(&mut said).await?;
-        // All of it is looked at: how long that takes tells nothing.
+        // Compares all bytes, so the time does not tell how many are right.
         Ok(self.0.iter().zip(&said).fold(0, |differences, (ours, theirs)| differences | (ours ^ theirs)) == 0)
     }
 }
@@ -59,7 +61,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_who_knows_it_can_say_it() {
+    async fn only_the_exact_secret_is_accepted() {
         let secret = Secret::new([7; LENGTH]);
         let mut wire = Vec::new();
         secret.say(&mut wire).await.unwrap();
@@ -73,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_in_no_log() {
+    fn a_secret_is_not_formatted() {
         assert_eq!(format!("{:?}", Secret::new([7; LENGTH])), "Secret");
     }
 }

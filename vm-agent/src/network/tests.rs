@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the kernel makes of it, in a network namespace of its own. That needs root, and is said where it is skipped.
+//! Tests the configuration in a network namespace of its own. That needs root; without it the tests
+//! say that they are skipped.
 
 use super::*;
 use magnetar_core::error::Code;
@@ -18,7 +19,7 @@ fn in_guest(test: impl AsyncFnOnce(Handle) -> Result<()> + Send) {
     std::thread::scope(|scope| {
         let body = move || {
             if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-                // Past the capture: a test that runs nothing says so.
+                // Written past libtest's capture, so that the log shows that this test ran nothing.
                 let _unheard = writeln!(std::io::stderr(), "skipped: a network namespace needs root ({error})");
                 return;
             }
@@ -55,7 +56,8 @@ async fn link(handle: &Handle, name: &str) -> LinkMessage {
     all(handle.link().get().match_name(name).execute()).await.unwrap().remove(0)
 }
 
-/// The addresses of an interface, as text. None waits for an answer of the network, none has brought a route.
+/// The addresses of an interface, as text. Asserts that none is checked for duplicates, and that
+/// none made a route.
 async fn addresses(handle: &Handle, index: u32) -> Vec<String> {
     let mut found: Vec<_> =
         all(handle.address().get().set_link_index_filter(index).execute()).await.unwrap().iter().map(describe_address).collect();
@@ -105,14 +107,14 @@ fn describe_route(message: &RouteMessage) -> String {
 }
 
 #[test]
-fn a_guest_becomes_what_the_pod_is() {
+fn the_guest_gets_the_pod_s_network() {
     in_guest(async |handle| {
         let on_link = Route { on_link: true, ..route("0.0.0.0/0", Some("169.254.1.1"), "eth0") };
         let narrow = Route { mtu: Some(1450), metric: Some(7), ..route("10.4.0.0/16", Some("10.3.0.1"), "eth1") };
         let from = Route { source: Some("10.3.0.2".parse().unwrap()), ..route("10.3.0.0/24", None, "eth1") };
         let network = Network {
             interfaces: vec![
-                // Each has the name that the other has now.
+                // Each gets the current name of the other.
                 interface("eth0", FIRST, &["10.2.0.9/32", "fe80::7:1/64", "2001:db8:2::9/64"]),
                 interface("eth1", SECOND, &["10.3.0.2/24", "fe80::7:2/64"]),
             ],
@@ -157,13 +159,13 @@ fn a_guest_becomes_what_the_pod_is() {
         assert_eq!((known.header.state, known.header.ifindex), (NeighbourState::Permanent, first));
         assert!(known.attributes.contains(&NeighbourAttribute::LinkLayerAddress(SECOND.0.to_vec())));
 
-        // A host that asks again is answered the same.
+        // A second request succeeds as well.
         configure(&network).await
     });
 }
 
 #[test]
-fn what_cannot_be_made_is_named() {
+fn an_error_names_the_interface_or_route() {
     in_guest(async |_handle| {
         let missing = Network { interfaces: vec![interface("net1", Mac([2, 0, 0, 0, 7, 3]), &[])], ..Network::default() };
         let error = configure(&missing).await.unwrap_err();

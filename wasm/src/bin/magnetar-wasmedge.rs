@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! magnetar-wasmedge: makes one container, or one process in it, for magnetar-wasm; where that is a Wasm module, it
-//! runs it with WasmEdge.
+//! magnetar-wasmedge: makes one container, or one process in it, for magnetar-wasm. If that is a
+//! Wasm module, it runs the module with WasmEdge.
 
 use magnetar_core::runtime::libcontainer::run_if_asked;
 use magnetar_wasm::engine::wasmedge::WasmEdge;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! magnetar-wasmtime: makes one container, or one process in it, for magnetar-wasm; where that is a Wasm module, it
-//! runs it with Wasmtime.
+//! magnetar-wasmtime: makes one container, or one process in it, for magnetar-wasm. If that is a
+//! Wasm module, it runs the module with Wasmtime.
 
 use magnetar_core::runtime::libcontainer::run_if_asked;
 use magnetar_wasm::engine::wasmtime::Wasmtime;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The cache's files: for each module its code, and beside it the code's digest (`.sha256`).
+//! The cache's files: for each module its code, and beside it a file with the code's digest
+//! (`.sha256`).
 
 use magnetar_core::error::{Context, Error, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
@@ -13,17 +14,18 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::time::SystemTime;
 
-/// The end of the name of a code's digest.
+/// The end of the name of a digest's file.
 const SUM: &str = ".sha256";
 
-/// A file that is still being written; what a crash has left of one is removed when it is as old as this, in seconds.
+/// The age in seconds at which a half-written file is taken for the remains of a crash, and
+/// removed.
 const ABANDONED: i64 = 3600;
 
-/// The folder of one engine, below that of all of them.
+/// The folder of one engine, in the folder of all engines.
 #[derive(Debug)]
 pub struct Folder(OwnedFd);
 
-/// A file that may have to go.
+/// A file that may be removed to keep the limit.
 struct Entry {
     folder: OwnedFd,
     name: OsString,
@@ -32,10 +34,10 @@ struct Entry {
 }
 
 impl Folder {
-    /// Opens `root` and `name` in it; makes them where they are not there.
+    /// Opens `root` and `name` in it, and makes them if they do not exist.
     ///
     /// # Errors
-    /// `PermissionDenied` where others could write to them.
+    /// `PermissionDenied` if others could write to them.
     pub fn open(root: &Path, name: &str) -> Result<Self> {
         if let Some(parent) = root.parent() {
             std::fs::create_dir_all(parent).context(|| format!("cannot make {}", parent.display()))?;
@@ -44,15 +46,16 @@ impl Folder {
         private(root.as_fd(), Path::new(name)).map(Self)
     }
 
-    /// The only descriptor that it has.
+    /// The folder's descriptor, the only one it has.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
-    /// The code for a digest, checked. What is damaged, or could be somebody else's, is removed.
+    /// Finds the code for a module's digest, and checks it. Removes a file that is damaged, or that
+    /// others could have written.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn find(&self, digest: &[u8; 32]) -> Result<Option<File>> {
         let name = hex(digest);
         let what = || format!("cannot read the cached code {name}");
@@ -72,15 +75,16 @@ impl Folder {
             last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
             last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
         };
-        // It may go a little earlier then.
+        // If this fails, the file may be removed a little earlier.
         let _not_noted = rustix::fs::futimens(&code, &now);
         Ok(Some(code))
     }
 
-    /// Keeps code. Whoever keeps the same at the same time writes the same.
+    /// Stores code. Two processes that store the same module at the same time write the same
+    /// content.
     ///
     /// # Errors
-    /// What the kernel says; then nothing is kept.
+    /// The kernel's error; nothing is stored then.
     pub fn store(&self, digest: &[u8; 32], code: &mut impl Read) -> Result<()> {
         let name = hex(digest);
         let temporary = |end: &str| format!(".{name}{end}.{}", std::process::id());
@@ -92,17 +96,18 @@ impl Folder {
         });
         if written.is_err() {
             for file in [&code_file, &sum_file] {
-                // Gone already, or found by a later clean-up.
+                // It may be gone already; otherwise a later clean-up removes it.
                 let _left = rustix::fs::unlinkat(&self.0, file.as_str(), AtFlags::empty());
             }
         }
         written
     }
 
-    /// Removes what was used longest ago until no more than `limit` bytes are left, and what was abandoned half-written.
+    /// Removes the code that was used longest ago until at most `limit` bytes are left, and
+    /// abandoned half-written files.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn prune(&self, limit: u64) -> Result<()> {
         let mut entries = self.entries()?;
         let mut total: u64 = entries.iter().map(|entry| entry.size).sum();
@@ -114,7 +119,8 @@ impl Folder {
                 let mut sum = entry.name.clone();
                 sum.push(SUM);
                 for name in [&entry.name, &sum] {
-                    // Somebody else may have been faster, and what is half-written has no digest.
+                    // Another process may have removed it already, and a half-written file has no
+                    // digest.
                     let _gone = rustix::fs::unlinkat(&entry.folder, name.as_os_str(), AtFlags::empty());
                 }
                 total = total.saturating_sub(entry.size);
@@ -130,7 +136,7 @@ impl Folder {
         for folder in names(&root)? {
             let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
             let Ok(folder) = rustix::fs::openat(&root, folder.as_os_str(), flags, Mode::empty()) else { continue };
-            // A digest goes with its code.
+            // A digest's file is removed with its code.
             for name in names(&folder)?.into_iter().filter(|name| name.as_encoded_bytes().starts_with(b".") || !is_sum(name)) {
                 let Ok(stat) = rustix::fs::statat(&folder, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW) else { continue };
                 let size = u64::try_from(stat.st_size).unwrap_or_default();
@@ -145,7 +151,7 @@ impl Folder {
         let file = match rustix::fs::openat(&self.0, name, flags, Mode::empty()) {
             Ok(file) => file,
             Err(Errno::NOENT) => return Ok(None),
-            // A link, which we make none of.
+            // A symbolic link, which we never make.
             Err(Errno::LOOP) => {
                 self.remove(name);
                 return Ok(None);
@@ -182,13 +188,13 @@ impl Folder {
 
     fn remove(&self, name: &str) {
         for end in ["", SUM] {
-            // What cannot be removed is not used either.
+            // A file that cannot be removed is not used either.
             let _left = rustix::fs::unlinkat(&self.0, format!("{name}{end}"), AtFlags::empty());
         }
     }
 }
 
-/// A folder that is ours alone.
+/// Opens a folder to which only root can write.
 fn private(parent: impl AsFd, path: &Path) -> Result<OwnedFd> {
     let what = || format!("cannot use {} as a cache", path.display());
     match rustix::fs::mkdirat(&parent, path, Mode::RWXU) {
@@ -199,7 +205,7 @@ fn private(parent: impl AsFd, path: &Path) -> Result<OwnedFd> {
     let folder = rustix::fs::openat(&parent, path, flags, Mode::empty()).context(what)?;
     let stat = rustix::fs::fstat(&folder).context(what)?;
     if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o022 != 0 {
-        let message = format!("{}: others can write to it; it must be root's alone", what());
+        let message = format!("{}: others can write to it; only root may", what());
         return Err(Error::new(magnetar_core::error::Code::PermissionDenied, message));
     }
     Ok(folder)
@@ -245,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_found_again() {
+    fn stored_code_is_found() {
         let (temporary, folder) = folder();
         assert_eq!(content(&folder, 1), None);
         for _ in 0..2 {
@@ -257,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_damaged_or_is_somebody_elses_is_not_used() {
+    fn damaged_or_foreign_code_is_not_used() {
         let (temporary, folder) = folder();
         let keep = || folder.store(&[1; 32], &mut &b"code"[..]).unwrap();
         keep();
@@ -285,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_goes_first() {
+    fn the_code_that_was_used_longest_ago_is_removed_first() {
         let (temporary, folder) = folder();
         for digest in 1..=4 {
             folder.store(&[digest; 32], &mut vec![digest; 1000].as_slice()).unwrap();

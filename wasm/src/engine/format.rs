@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What modules have to be, for all engines.
+//! Checks of modules that all engines need.
 
 use crate::payload::{Format, Module};
 use std::borrow::Cow;
 
-/// The binary format of a module that is not compiled.
+/// A module in the binary format; text is converted.
 ///
 /// # Errors
-/// What is wrong with its text, or that it is no module.
+/// The error in its text, or that it is not a module.
 pub fn binary<'a>(module: &Module, bytes: &'a [u8]) -> Result<Cow<'a, [u8]>, String> {
     let binary = match module.format() {
         Format::Text => wat::parse_bytes(bytes).map_err(|error| error.to_string())?,
@@ -25,12 +25,12 @@ pub fn is_component(binary: &[u8]) -> bool {
     binary.get(6..8) == Some(&[1, 0])
 }
 
-/// What is said of a module without the function that is to be called.
+/// The error for a module that lacks the function to call.
 pub fn no_function(name: &str) -> String {
     format!("it exports no function {name:?}")
 }
 
-/// What is said of a function that cannot be called by its name alone.
+/// The error for a function that takes parameters.
 pub fn with_parameters(name: &str) -> String {
     format!("its function {name:?} takes parameters: only one that takes none can be called")
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! WasmEdge: core modules with WASI preview 1 and WasmEdge's own sockets.
 //!
-//! Its library need not be installed where no pod asks for this engine, and only the process that runs a module loads it: it
-//! brings LLVM along.
+//! Its library need not be installed on nodes where no pod uses this engine. Only the process that
+//! runs a module loads it, because it loads LLVM as well.
 
 use super::format::{self, binary, is_component};
 use super::{COMMAND, End, Engine};
@@ -19,10 +19,10 @@ use wasmedge_sdk::error::{CoreError, WasmEdgeError};
 use wasmedge_sdk::wasi::WasiModule;
 use wasmedge_sdk::{AsInstance, ExternalInstanceType, Instance, LogManager, Store, Vm};
 
-/// The C interface of WasmEdge 0.15 and later, by the name that Debian's loader knows.
+/// The library's file name, with the version of its C interface since WasmEdge 0.15.
 const LIBRARY: &str = "libwasmedge.so.0";
 
-/// What version 0.17 has and those before it have not.
+/// A function that version 0.17 has and earlier ones lack.
 const NEWEST: &str = "WasmEdge_ConfigureSetRunMode";
 
 /// The name by which modules import WASI preview 1.
@@ -31,11 +31,12 @@ const WASI: &str = "wasi_snapshot_preview1";
 /// The unit of linear memory, in bytes (the WebAssembly specification, memory instances).
 const PAGE: u64 = 64 << 10;
 
-/// How much memory the engine may have beside a module's where the container has no limit, in bytes: its interpreter bounds
-/// no call stack, so calls without end would take all that the host has.
+/// How much memory the engine may have beside a module's if the container has no limit, in bytes.
+/// Its interpreter does not limit the call stack, so endless recursion would take all memory of the
+/// host.
 const UNLIMITED: u64 = 5 << 30;
 
-/// As after `abort`.
+/// The exit code as after abort(3).
 const ABORTED: i32 = 134;
 
 /// The engine.
@@ -65,7 +66,7 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
     if module.format() == Format::Precompiled {
         return Err(End::Refused("it is code that Wasmtime has compiled, for that engine alone".into()));
     }
-    // It would go to the module's standard output.
+    // The log would go to the module's standard output.
     LogManager::log_off();
     bound_memory(module, guest).map_err(|error| End::Refused(error.to_string()))?;
     let bytes = module.read(guest.memory).map_err(|error| End::Refused(error.to_string()))?;
@@ -87,19 +88,19 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
         vm.register_module(None, core).map_err(ended)?;
         vm.run_func(None, name, []).map_err(ended)?;
     }
-    // As the kernel does with a larger one.
+    // The kernel truncates larger exit codes as well.
     Ok(End::Exited(wasi.exit_code() as u8))
 }
 
-/// Has the engine run out of memory before the kernel finds that the container has, and say so. The limit is on what it may
-/// write to, beyond what it has now.
+/// Makes the engine run out of memory before the container does, so that it can report that, before
+/// the kernel kills it. The limit is on data memory (RLIMIT_DATA), beyond what the process has now.
 fn bound_memory(module: &Module, guest: &Guest) -> Result<()> {
     let what = || "cannot bound the engine's memory".to_string();
     let sizes = std::fs::read_to_string("/proc/self/statm").context(what)?;
     // Data and stack, in pages (proc_pid_statm(5)).
     let now: u64 = sizes.split(' ').nth(5).and_then(|pages| pages.parse().ok()).ok_or_else(|| Error::internal(what()))?;
     let limit = now * rustix::param::page_size() as u64 + guest.memory.unwrap_or(UNLIMITED);
-    // The container may have less already.
+    // The container may have a lower limit already.
     let before = rustix::process::getrlimit(Resource::Data);
     let limit = [before.current, before.maximum].into_iter().flatten().fold(limit, u64::min);
     let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
@@ -118,11 +119,11 @@ fn config(guest: &Guest) -> wasmedge_sdk::WasmEdgeResult<Config> {
     ConfigBuilder::new(CommonConfigOptions::default()).with_runtime_config(runtime).build()
 }
 
-/// What a module gets: what the container has.
+/// The module's environment: that of the container.
 fn surroundings(guest: &Guest) -> std::result::Result<WasiModule, End> {
     let env: Vec<String> = guest.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let root = format!("/:{GUEST_ROOT}");
-    // The library's crate does not expect them.
+    // The library's crate cannot handle zero bytes.
     if guest.args.iter().chain(&env).any(|text| text.contains('\0')) {
         return Err(End::Refused("an argument or a variable of its environment has a zero byte".into()));
     }
@@ -139,12 +140,12 @@ fn check_function(core: &wasmedge_sdk::Module, name: &str) -> std::result::Resul
     }
 }
 
-/// The engine's own message names none.
+/// Checks the imports, because the engine's own message does not name the missing one.
 fn check_imports(core: &wasmedge_sdk::Module, wasi: &Instance) -> std::result::Result<(), End> {
     for import in core.imports() {
         let (module, name) = (import.module_name(), import.name());
         if module != WASI || wasi.get_func(&name).is_err() {
-            return Err(End::Refused(format!("it imports {name:?} of {module:?}, which there is not: only functions of {WASI:?} are")));
+            return Err(End::Refused(format!("it imports {name:?} of {module:?}, which does not exist: only functions of {WASI:?} do")));
         }
     }
     Ok(())
@@ -154,7 +155,8 @@ fn refused(error: Box<WasmEdgeError>) -> End {
     End::Refused(error.to_string())
 }
 
-/// What stopped it while it ran, or while it was made: its start function runs then.
+/// How the module was stopped while it ran, or while it was instantiated, which runs its start
+/// function.
 fn ended(error: Box<WasmEdgeError>) -> End {
     match &*error {
         WasmEdgeError::Core(CoreError::Execution(error)) => End::Trapped(error.to_string()),

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Wasmtime: core modules with WASI preview 1, components with WASI 0.2.
 //!
-//! One thread runs a command and all that it asks for; the engine's own compiler takes more while it compiles.
+//! One thread runs a command and all its input and output. The engine's compiler uses more threads
+//! while it compiles.
 
 mod http;
 mod limits;
@@ -27,13 +28,13 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 #[derive(Debug, Clone, Copy)]
 pub struct Wasmtime;
 
-/// What belongs to one running module.
+/// The state of one running module.
 struct State<W> {
     wasi: W,
     limits: Limits,
 }
 
-/// What belongs to one running component.
+/// The WASI state of one running component.
 struct Preview2 {
     context: WasiCtx,
     http: WasiHttpCtx,
@@ -61,7 +62,7 @@ impl WasiHttpView for State<Preview2> {
 impl Engine for Wasmtime {
     const NAME: &'static str = "wasmtime";
 
-    // 128 and the number of SIGABRT.
+    // 128 plus the number of SIGABRT.
     const TRAPPED: u8 = 134;
 
     fn load() -> Result<()> {
@@ -80,7 +81,7 @@ impl Engine for Wasmtime {
     }
 }
 
-/// What there is to run.
+/// The code to run.
 enum Code {
     Core(wasmtime::Module),
     Component(Component),
@@ -90,7 +91,8 @@ fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
     let engine = engine()?;
     let code = code(&engine, module, guest)?;
     let answers = matches!(&code, Code::Component(component) if http::answers(&engine, component));
-    // A command has one thread, and nothing else runs in this process; requests are answered side by side.
+    // A command has one thread, and nothing else runs in this process. HTTP requests are answered
+    // in parallel.
     let mut event_loop = if answers { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
     let event_loop =
         event_loop.enable_all().build().map_err(|error| wasmtime::Error::msg(format!("cannot start the event loop: {error}")))?;
@@ -98,7 +100,7 @@ fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
         match &code {
             Code::Core(core) => run_core(&engine, core, module, guest).await,
             Code::Component(_) if module.function().is_some() => {
-                Err(wasmtime::Error::msg("it is a component, of which no function can be called"))
+                Err(wasmtime::Error::msg("it is a component: functions of components cannot be called by name"))
             }
             Code::Component(component) if answers => http::serve(&engine, component, guest).await.map(|never| match never {}),
             Code::Component(component) => run_component(&engine, component, guest).await,
@@ -106,10 +108,10 @@ fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
     })
 }
 
-/// A module's code: its own, the cache's, or freshly compiled and offered to the cache.
+/// A module's code: precompiled, from the cache, or freshly compiled and offered to the cache.
 fn code(engine: &wasmtime::Engine, module: &Module, guest: &Guest) -> wasmtime::Result<Code> {
     let offer = match module.take_cached() {
-        Some(Found::Code(kept)) => match compiled::of_cache(engine, &kept) {
+        Some(Found::Code(kept)) => match compiled::from_cache(engine, &kept) {
             Some(code) => return Ok(code.into()),
             None => None,
         },
@@ -118,7 +120,7 @@ fn code(engine: &wasmtime::Engine, module: &Module, guest: &Guest) -> wasmtime::
     };
     let bytes = module.read(guest.memory).map_err(wasmtime::Error::new)?;
     if module.format() == Format::Precompiled {
-        return compiled::of_image(engine, &bytes).map(Code::from);
+        return compiled::from_image(engine, &bytes).map(Code::from);
     }
     let binary = binary(module, &bytes).map_err(wasmtime::Error::msg)?;
     let code = if is_component(&binary) {
@@ -126,7 +128,7 @@ fn code(engine: &wasmtime::Engine, module: &Module, guest: &Guest) -> wasmtime::
     } else {
         wasmtime::Module::new(engine, &binary).map(Code::Core)?
     };
-    // Without it the next container compiles too, and a container has nobody else to tell.
+    // If it fails, the next container compiles again. A container has nowhere to report it.
     let _kept = offer.map(|offer| code.serialize().map(|code| offer.deliver(&bytes, &code)));
     Ok(code)
 }
@@ -186,18 +188,18 @@ fn store<W: Send + 'static>(engine: &wasmtime::Engine, wasi: W, budget: &Budget)
     store
 }
 
-/// What a module gets: what the container has. Its root is the container's, with everything that is mounted in it; what is
-/// read-only there, the kernel refuses to write.
+/// The module's environment: that of the container. Its root is the container's, with the volumes
+/// mounted in it. Where that is read-only, the kernel refuses writes.
 fn surroundings(guest: &Guest) -> wasmtime::Result<WasiCtxBuilder> {
     let mut wasi = WasiCtxBuilder::new();
     wasi.inherit_stdio().args(&guest.args).envs(&guest.env).initial_cwd(&guest.directory);
-    // The pod's network namespace is the border.
+    // The pod's network namespace is the boundary.
     wasi.inherit_network().allow_ip_name_lookup(true).allow_tcp(true).allow_udp(true);
     wasi.preopened_dir(GUEST_ROOT, "/", FsPerms::ReadWrite)?;
     Ok(wasi)
 }
 
-/// The same for one that has the thread for itself.
+/// The environment of a command, which has the thread for itself.
 fn command(guest: &Guest) -> wasmtime::Result<WasiCtxBuilder> {
     let mut wasi = surroundings(guest)?;
     wasi.allow_blocking_current_thread(true);
@@ -206,14 +208,14 @@ fn command(guest: &Guest) -> wasmtime::Result<WasiCtxBuilder> {
 
 fn ended(error: &wasmtime::Error) -> End {
     if let Some(I32Exit(code)) = error.downcast_ref() {
-        // As the kernel does with a larger one.
+        // The kernel truncates larger exit codes as well.
         return End::Exited(*code as u8);
     }
     if error.downcast_ref::<OutOfMemory>().is_some() {
         return End::Trapped(error.root_cause().to_string());
     }
     match error.downcast_ref::<Trap>() {
-        // With the functions that it was in.
+        // The debug format has the backtrace.
         Some(_) => End::Trapped(format!("{error:?}")),
         None => End::Refused(format!("{error:#}")),
     }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which devices the processes of a cgroup may use: the devices controller of version 1, and a program in the kernel that decides,
-//! which takes its place in version 2.
+//! Limits which devices the processes of a cgroup may use: by the devices controller in version 1,
+//! by a BPF program in version 2.
 //!
-//! The last rule that has something to say about an access decides, as the runtime specification wants it (config-linux.md, "Allowed
-//! Device list"): one that allows must allow all of the access, one that denies need deny only part of it.
+//! The last matching rule decides about an access, as the runtime specification requires
+//! (config-linux.md, "Allowed Device list"). A rule that allows matches if it covers the whole
+//! access; a rule that denies matches if it covers part of it.
 
 use super::Cgroup;
 use crate::error::{Context, Result};
@@ -12,46 +13,46 @@ use rustix::fs::{Mode, OFlags};
 use std::fs;
 use tracing::debug;
 
-/// To make a node: `BPF_DEVCG_ACC_MKNOD` of linux/bpf.h.
+/// Making a node: `BPF_DEVCG_ACC_MKNOD` of linux/bpf.h.
 pub const MAKE: i32 = 1;
-/// To read: `BPF_DEVCG_ACC_READ`.
+/// Reading: `BPF_DEVCG_ACC_READ`.
 pub const READ: i32 = 2;
-/// To write: `BPF_DEVCG_ACC_WRITE`.
+/// Writing: `BPF_DEVCG_ACC_WRITE`.
 pub const WRITE: i32 = 4;
-/// All of them.
+/// All accesses.
 pub const ALL: i32 = MAKE | READ | WRITE;
 /// A block device: `BPF_DEVCG_DEV_BLOCK`.
 pub const BLOCK: i32 = 1;
 /// A character device: `BPF_DEVCG_DEV_CHAR`.
 pub const CHARACTER: i32 = 2;
 
-/// What a rule says.
+/// A rule about devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
-    /// Of which kind of devices; of both if there is none.
+    /// The kind of devices; both kinds if `None`.
     pub kind: Option<i32>,
-    /// With which major number; with any if there is none.
+    /// The major number; any if `None`.
     pub major: Option<i32>,
-    /// With which minor number; with any if there is none.
+    /// The minor number; any if `None`.
     pub minor: Option<i32>,
-    /// Which accesses: the sum of some of [`ALL`].
+    /// The accesses: a sum of [`MAKE`], [`READ`] and [`WRITE`].
     pub access: i32,
     /// Whether they are allowed, or denied.
     pub allow: bool,
 }
 
 impl Rule {
-    /// A character device that may be used.
+    /// Allows a character device.
     pub const fn character(major: i32, minor: Option<i32>) -> Self {
         Self { kind: Some(CHARACTER), major: Some(major), minor, access: ALL, allow: true }
     }
 
-    /// That any node may be made. One that may not be used is harmless.
+    /// Allows making any node. A node of a device that may not be used is harmless.
     pub const fn any_node(kind: i32) -> Self {
         Self { kind: Some(kind), major: None, minor: None, access: MAKE, allow: true }
     }
 
-    /// Decides, or goes on behind its last instruction.
+    /// Instructions that decide, or continue after the last of them if the rule does not match.
     fn instructions(&self) -> Vec<Instruction> {
         let mut code = Vec::new();
         if let Some(kind) = self.kind {
@@ -79,7 +80,7 @@ impl Rule {
         code
     }
 
-    /// As the controller of version 1 reads it (the kernel's cgroup-v1/devices.rst).
+    /// The rule in the form of version 1's controller (the kernel's cgroup-v1/devices.rst).
     fn line(&self) -> String {
         let kind = match self.kind {
             Some(BLOCK) => 'b',
@@ -97,10 +98,11 @@ impl Rule {
     }
 }
 
-/// Leaves the processes of a cgroup, and of those below it, the devices that `rules` allow, and no others.
+/// Limits the processes of a cgroup, and of the cgroups below it, to the devices that `rules`
+/// allow.
 ///
 /// # Errors
-/// What the kernel says: without it nobody may run in there.
+/// The kernel's error. Then no process may run in the cgroup.
 pub fn confine(cgroup: &Cgroup, rules: &[Rule]) -> Result<()> {
     let what = || "cannot confine a cgroup to its devices".to_string();
     match cgroup {
@@ -109,15 +111,15 @@ pub fn confine(cgroup: &Cgroup, rules: &[Rule]) -> Result<()> {
             device_filter::attach(&program(rules), &dir).context(what)
         }
         Cgroup::V1 { .. } => {
-            // Where the node has no such hierarchy, it confines nobody.
+            // A node without this hierarchy does not confine devices at all.
             let Some(dir) = cgroup.controller_dir("devices") else { return Ok(()) };
             fs::write(dir.join("devices.deny"), "a").context(what)?;
             for rule in rules {
                 let file = if rule.allow { "devices.allow" } else { "devices.deny" };
                 match fs::write(dir.join(file), rule.line()) {
-                    // The node itself may not use it.
+                    // The node itself may not use the device.
                     Err(error) if rule.allow && error.kind() == std::io::ErrorKind::PermissionDenied => {
-                        debug!(rule = rule.line(), "a device that the node may not use");
+                        debug!(rule = rule.line(), "skipped a rule for a device that the node may not use");
                     }
                     written => written.context(what)?,
                 }
@@ -127,7 +129,8 @@ pub fn confine(cgroup: &Cgroup, rules: &[Rule]) -> Result<()> {
     }
 }
 
-/// The kernel gives the address of `struct bpf_cgroup_dev_ctx` in register 1, and takes the answer from register 0.
+/// The kernel passes the address of `struct bpf_cgroup_dev_ctx` in register 1, and reads the answer
+/// from register 0.
 const ANSWER: u8 = 0;
 const CONTEXT: u8 = 1;
 const DEVICE: u8 = 2;
@@ -146,7 +149,7 @@ const JEQ: u8 = 0x15;
 const SET: u8 = 0xb7;
 const EXIT: u8 = 0x95;
 
-/// The program that decides by these rules; without one, nothing is allowed.
+/// The program that decides by these rules. Without rules it allows nothing.
 pub fn program(rules: &[Rule]) -> Vec<Instruction> {
     let load = |register: u8, offset| Instruction { code: LOAD, registers: register | CONTEXT << 4, offset, immediate: 0 };
     let mut code = vec![
@@ -160,7 +163,7 @@ pub fn program(rules: &[Rule]) -> Vec<Instruction> {
     for rule in rules.iter().rev() {
         code.extend(rule.instructions());
         if rule.decides_all() {
-            // The verifier does not accept what can never run.
+            // The verifier rejects unreachable instructions.
             return code;
         }
     }
@@ -193,7 +196,7 @@ fn jump_if_equal(register: u8, immediate: i32) -> Instruction {
 pub(crate) mod tests {
     use super::*;
 
-    /// What the kernel would answer.
+    /// Runs the program as the kernel would.
     pub fn run(program: &[Instruction], kind: i32, access: i32, major: i32, minor: i32) -> bool {
         let context = [access << 16 | kind, major, minor];
         let mut registers = [0i32; 7];
@@ -232,7 +235,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn rules_have_the_words_of_version_1() {
+    fn rules_are_formatted_for_version_1() {
         assert_eq!(Rule::character(10, Some(232)).line(), "c 10:232 rwm");
         assert_eq!(Rule::any_node(BLOCK).line(), "b *:* m");
         assert_eq!(Rule { kind: None, major: None, minor: None, access: READ | WRITE, allow: false }.line(), "a *:* rw");

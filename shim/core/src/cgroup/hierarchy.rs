@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which cgroup hierarchies are mounted here, and where in them a process or a path is.
+//! Finds the mounted cgroup hierarchies, and in them the directory of a process or a path.
 //!
 //! Formats: /proc/PID/cgroup is described in cgroups(7), mountinfo in proc_pid_mountinfo(5), slices in systemd.slice(5).
 
@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
-/// The v1 controllers that say where a process belongs, most telling first: every runtime joins a freezer, since it pauses by it.
+/// The v1 controllers by which a process's own place is found, most reliable first: every runtime
+/// joins a freezer, because it pauses containers with it.
 pub(super) const DECISIVE: [&str; 5] = ["freezer", "memory", "pids", "cpu", "devices"];
 
 /// Mount options of v1 hierarchies that are not controllers (those with `=` apart).
@@ -20,7 +21,7 @@ const NOT_CONTROLLERS: [&str; 9] =
 /// The hierarchies of this mount namespace.
 #[derive(Debug, Default)]
 pub(super) struct Hierarchies {
-    /// The v1 ones by controller or name, and [`UNIFIED`] beside them.
+    /// The v1 hierarchies by controller or name, and a hybrid system's v2 as [`UNIFIED`].
     v1: BTreeMap<String, Vec<MountPoint>>,
     v2: Vec<MountPoint>,
 }
@@ -33,7 +34,8 @@ struct MountPoint {
 }
 
 impl Hierarchies {
-    /// The ones that are mounted. They are looked up once: they do not change, and a node's list of mounts is long.
+    /// The mounted hierarchies. They are read once, because they do not change and a node's list of
+    /// mounts is long.
     pub(super) fn mounted() -> Result<&'static Hierarchies> {
         static MOUNTED: OnceLock<Hierarchies> = OnceLock::new();
         if let Some(known) = MOUNTED.get() {
@@ -61,7 +63,7 @@ impl Hierarchies {
         }
     }
 
-    /// Whether the controllers are v1's. A named hierarchy alone (systemd's) does not make it so.
+    /// Whether the controllers are in v1. A named hierarchy alone (systemd's) does not count.
     fn is_v1(&self) -> bool {
         self.v1.keys().any(|key| !key.starts_with("name="))
     }
@@ -78,10 +80,11 @@ impl Hierarchies {
         Ok(Cgroup::V1 { dirs })
     }
 
-    /// `membership` is what /proc/PID/cgroup holds: lines of `<id>:<controllers>:<path>`, where v2 has no controllers.
+    /// `membership` is the content of /proc/PID/cgroup: lines of `<id>:<controllers>:<path>`, where
+    /// v2 has no controllers.
     pub(super) fn of_process(&self, membership: &str) -> Result<Cgroup> {
         let lines = || membership.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
-        let outside = |path: &str| Error::not_found(format!("cgroup {path:?} is gone or outside what is mounted here"));
+        let outside = |path: &str| Error::not_found(format!("cgroup {path:?} is gone, or outside of the mounted hierarchies"));
         if !self.is_v1() {
             let path = lines().find(|(controllers, _)| controllers.is_empty()).map_or("", |(_, path)| path);
             let dir = locate(&self.v2, path).ok_or_else(|| outside(path))?;
@@ -106,9 +109,11 @@ impl Hierarchies {
     }
 }
 
-/// The directory of a cgroup: the path says where it is in the hierarchy, the mount's root which part of that is mounted.
+/// The directory of a cgroup. `path` is its place in the hierarchy; a mount's root says which part
+/// of the hierarchy is mounted.
 fn locate(mount_points: &[MountPoint], path: &str) -> Option<PathBuf> {
-    // A process outside our cgroup namespace has a path of `/..` and so on; one whose cgroup was removed is ` (deleted)`.
+    // The path of a process outside our cgroup namespace begins with `/..`; that of a removed
+    // cgroup ends with ` (deleted)`.
     let goes_up = |path: &Path| path.components().any(|part| part == Component::ParentDir);
     let below_root =
         |mount: &MountPoint| Some(join(&mount.target, Path::new(path).strip_prefix(&mount.root).ok().filter(|rest| !goes_up(rest))?));
@@ -118,19 +123,19 @@ fn locate(mount_points: &[MountPoint], path: &str) -> Option<PathBuf> {
     }
 }
 
-/// `Path::join`, without the trailing slash that it gives to the empty path.
+/// `Path::join`, without the trailing slash that it appends for an empty path.
 fn join(base: &Path, rest: &Path) -> PathBuf {
     base.components().chain(rest.components()).collect()
 }
 
-/// The path below the root of the hierarchies that a cgroupfs path, a systemd triple or a slice means.
+/// Converts a cgroupfs path, a systemd triple or a slice to a path below the root of a hierarchy.
 fn relative_path(path: &str) -> Result<PathBuf> {
     if let Some(below) = path.strip_prefix('/') {
         let below = Path::new(below);
         let plain = below.components().all(|part| matches!(part, Component::Normal(_)));
         return match plain && !path.contains(['\0', '\n']) {
             true => Ok(below.components().collect()),
-            false => Err(Error::invalid(format!("cgroup path {path:?} goes somewhere other than down"))),
+            false => Err(Error::invalid(format!("cgroup path {path:?} must not have \"..\", a zero byte or a line break"))),
         };
     }
     match path.splitn(3, ':').collect::<Vec<_>>()[..] {
@@ -151,7 +156,8 @@ fn is_unit_part(part: &str) -> bool {
     !part.contains(['/', '\0', '\n']) && !part.starts_with('.')
 }
 
-/// A slice's place: `a-b.slice` is inside `a.slice`, and `-.slice` is the root (systemd.slice(5)).
+/// The path of a slice: `a-b.slice` is inside `a.slice`, and `-.slice` is the root
+/// (systemd.slice(5)).
 fn expand_slice(slice: &str) -> Result<PathBuf> {
     let invalid = || Error::invalid(format!("{slice:?} is not a systemd slice"));
     let name = slice.strip_suffix(".slice").ok_or_else(invalid)?;

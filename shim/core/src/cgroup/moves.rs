@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Moving this process between cgroups, where nobody waits for it.
+//! Moves this process between cgroups while no request waits for it.
 //!
-//! Whoever moves a process lets the kernel wait for an RCU grace period first, some 10 ms, unless
-//! somebody has just done so: the price is paid by the first of a burst (`cgroup_threadgroup_rwsem`,
-//! kernel/cgroup/cgroup.c and kernel/rcu/sync.c). A sandbox process moves to a cgroup of its own, and an OCI
-//! runtime moves each process that it makes. Both waits can be had while something else is done:
+//! Before a process is moved, the kernel waits for an RCU grace period, some 10 ms, unless another
+//! move has just done so. Only the first move of a burst pays for it (`cgroup_threadgroup_rwsem`,
+//! kernel/cgroup/cgroup.c and kernel/rcu/sync.c). A sandbox process moves to a cgroup of its own,
+//! and an OCI runtime moves each process that it makes. Both waits can happen while other work is
+//! done:
 //!
 //! - [`join_soon`] moves this process in a thread of its own, which ends with it;
 //! - [`warm_up`] makes a move that changes nothing while an OCI runtime is still being started.
 //!
-//! With v2 the runtimes make processes inside their cgroup, and there is nothing to warm up.
+//! With v2 the runtimes make processes inside their cgroup, so there is nothing to warm up.
 
 use super::{Cgroup, OwnedCgroup, owned};
 use crate::error::{Context, Result};
@@ -20,23 +21,25 @@ use tracing::debug;
 /// One move of this process at a time: a warm-up must not undo a move.
 static MOVES: Mutex<()> = Mutex::new(());
 
-/// A thread that writes one file needs little; pages that it touches are what it costs.
+/// The stack of a thread that only writes a file. Only the pages that it touches cost memory.
 const STACK: usize = 128 * 1024;
 
-/// Begins to move this process, and `others`, to the cgroup of a sandbox process, which is made; the receiver tells the outcome.
+/// Begins to move this process and `others` to the cgroup of a sandbox process, and makes that
+/// cgroup. The receiver gets the outcome.
 ///
 /// # Errors
-/// Where there can be no thread.
+/// When no thread can be started.
 pub fn join_soon(own: OwnedCgroup, others: Vec<u32>) -> Result<oneshot::Receiver<Result<()>>> {
     let (told, outcome) = oneshot::channel();
     in_thread(move || {
-        // Nobody may want to know any more.
+        // The receiver may have been dropped.
         let _unheard = told.send(join(&own, &others));
     })?;
     Ok(outcome)
 }
 
-/// Into the cgroup of all sandbox processes in every hierarchy first, then into its own, where the two differ.
+/// Joins the cgroup of all sandbox processes in every hierarchy first, and then its own, where the
+/// two differ.
 fn join(own: &OwnedCgroup, others: &[u32]) -> Result<()> {
     let _alone = MOVES.lock().unwrap_or_else(PoisonError::into_inner);
     let all = owned::sandboxes()?;
@@ -51,8 +54,8 @@ fn join(own: &OwnedCgroup, others: &[u32]) -> Result<()> {
     Ok(())
 }
 
-/// Has the kernel wait now for what the next mover would wait for. Returns at once; that it does not
-/// work costs nothing but time.
+/// Makes the kernel wait now, in a thread, so that the next move need not wait. Returns at once. A
+/// failure only costs time.
 pub fn warm_up() {
     let moved = in_thread(|| {
         let _alone = MOVES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,7 +64,7 @@ pub fn warm_up() {
         }
     });
     if let Err(error) = moved {
-        debug!(%error, "no warm-up");
+        debug!(%error, "cannot warm up the next move between cgroups");
     }
 }
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Kills for want of memory: as they happen, and how many there have been.
+//! OOM kills in a cgroup: reports them as they happen, and counts them.
 //!
-//! v2 says it by changing memory.events, which inotify sees. v1 signals an eventfd that was registered with cgroup.event_control; it
-//! signals every cgroup below the one that ran out, whether anything is killed there or not. So both kinds of signal only
-//! make us look at the counter, and it is the counter that decides.
+//! v2 changes memory.events, which inotify reports. v1 signals an eventfd that was registered with
+//! cgroup.event_control; it signals every cgroup below the one that ran out of memory, even if
+//! nothing is killed there. So both kinds of signal only trigger a look at the counter, and the
+//! counter decides.
 //!
 //! Sources: the kernel's admin-guide/cgroup-v2 ("memory.events", "[un]populated notification") and admin-guide/cgroup-v1/memory ("OOM Control").
 
@@ -25,27 +26,29 @@ use tokio_stream::Stream;
 /// With v1 the signal comes before the kill, and the counter after it.
 const KILL_DELAY: Duration = Duration::from_millis(10);
 
-/// How often the counter is looked at after a v1 signal before it is taken for somebody else's.
+/// How often the counter is read after a v1 signal until the signal is taken for one of another
+/// cgroup.
 const KILL_LOOKS: u32 = 10;
 
-/// How often an empty v2 cgroup is looked for: not every kernel tells when one is removed.
+/// The time between checks whether an empty v2 cgroup still exists: not every kernel reports its
+/// removal.
 const EMPTY_LOOK: Duration = Duration::from_secs(2);
 
-/// How many processes of the cgroup have been killed for want of memory, ever: 0 where nobody counts, and
-/// after the cgroup has gone. Look before removing it.
+/// How many processes of the cgroup the OOM killer has killed in all. It is 0 if the kernel does
+/// not count, and after the cgroup is gone: call it before removing the cgroup.
 pub fn oom_kills(cgroup: &Cgroup) -> u64 {
     read_kills(cgroup).unwrap_or(0)
 }
 
-/// Waits for processes of one cgroup to be killed for want of memory.
+/// Waits for OOM kills in one cgroup.
 pub struct OomWatch {
     cgroup: Cgroup,
     signal: AsyncFd<OwnedFd>,
-    /// v1 wants this one to stay open.
+    /// v1 requires this file to stay open.
     _control: Option<File>,
     /// The counter as last reported.
     seen: u64,
-    /// How often the counter is still to be looked at, after a v1 signal.
+    /// How often the counter will still be read after a v1 signal.
     looks_left: u32,
 }
 
@@ -74,9 +77,10 @@ impl OomWatch {
         futures_util::stream::unfold(self, |mut watch| async move { watch.next().await.map(|kills| (kills, watch)) })
     }
 
-    /// Waits for the next kill. Answers how many there have been in all, by now, or `None` when the cgroup has gone.
+    /// Waits for the next kill. Returns the number of kills so far, or `None` when the cgroup is
+    /// gone.
     ///
-    /// Cancel-safe: what a dropped call has seen, the next one reports.
+    /// Cancel-safe: the next call reports kills that a dropped call has seen.
     pub async fn next(&mut self) -> Option<u64> {
         loop {
             let kills = read_kills(&self.cgroup).ok()?;
@@ -100,7 +104,7 @@ impl OomWatch {
         }
     }
 
-    /// Waits until the kernel has signalled something, and takes all of its signals.
+    /// Waits for a signal of the kernel, and consumes all pending ones.
     async fn signalled(&self) -> Option<()> {
         loop {
             let mut ready = self.signal.readable().await.ok()?;
@@ -118,7 +122,7 @@ impl OomWatch {
     }
 }
 
-/// The counter, and 0 if the kernel keeps none (v1 before Linux 4.19).
+/// The counter, or 0 if the kernel keeps none (v1 before Linux 4.19).
 fn read_kills(cgroup: &Cgroup) -> Result<u64> {
     let file = match cgroup {
         Cgroup::V1 { .. } => "memory.oom_control",
@@ -129,7 +133,8 @@ fn read_kills(cgroup: &Cgroup) -> Result<u64> {
     Ok(pairs(&text).find(|(key, _)| *key == "oom_kill").map_or(0, |(_, value)| value))
 }
 
-/// Whether no process is in or below a v2 cgroup. Nothing is killed there: all that can come is life, or the end.
+/// Whether a v2 cgroup and those below it have no processes. Then no kill can happen: only a
+/// process can be added, or the cgroup be removed.
 fn is_empty(dir: &Path) -> bool {
     fs::read_to_string(dir.join("cgroup.events")).is_ok_and(|events| events.lines().any(|line| line == "populated 0"))
 }
@@ -138,7 +143,7 @@ fn memory_dir(cgroup: &Cgroup) -> Result<&Path> {
     cgroup.controller_dir("memory").ok_or_else(|| Error::unimplemented(format!("cgroup {cgroup}: there is no memory controller")))
 }
 
-/// The eventfd, and the file that it is about.
+/// The eventfd, and the file to which it is registered.
 fn watch_v1(dir: &Path) -> io::Result<(OwnedFd, File)> {
     let control = File::open(dir.join("memory.oom_control"))?;
     let signal = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -146,7 +151,7 @@ fn watch_v1(dir: &Path) -> io::Result<(OwnedFd, File)> {
     Ok((signal, control))
 }
 
-/// An inotify descriptor on the counter, and on whether there are processes.
+/// An inotify descriptor for the counter, and for the file that says whether there are processes.
 fn watch_v2(dir: &Path) -> io::Result<OwnedFd> {
     let signal = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
     let watch = |file: &str| inotify::add_watch(signal.as_fd(), PathBuf::from(dir).join(file), inotify::WatchFlags::MODIFY);
@@ -174,13 +179,13 @@ mod tests {
     }
 
     #[test]
-    fn a_kill_is_seen_and_so_is_the_end() {
+    fn a_kill_and_the_removal_of_the_cgroup_are_reported() {
         let Some(scratch) = Scratch::make("oom") else { return };
         limit_memory(&scratch);
         block_on(async {
             let mut watch = OomWatch::new(&scratch.0).unwrap();
             assert!(timeout(Duration::from_millis(50), watch.next()).await.is_err());
-            // tail keeps what it cannot find the end of.
+            // tail keeps all input until it finds the end of a line.
             let mut child = scratch.run("tail /dev/zero");
             assert!(matches!(timeout(SOON, watch.next()).await, Ok(Some(1..))));
             assert!(oom_kills(&scratch.0) > 0);
@@ -193,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_seen_while_waiting() {
+    fn the_removal_of_the_cgroup_ends_a_wait() {
         let Some(scratch) = Scratch::make("oom-end") else { return };
         block_on(async {
             let mut watch = OomWatch::new(&scratch.0).unwrap();
@@ -206,9 +211,9 @@ mod tests {
         });
     }
 
-    /// Ordinary files stand in for those of v2: inotify sees them alike.
+    /// Uses ordinary files in place of v2's, because inotify reports both alike.
     #[test]
-    fn v2_files_are_watched() {
+    fn changes_of_v2_files_are_reported() {
         let dir = tempfile::tempdir().unwrap();
         let write = |file: &str, content: &str| fs::write(dir.path().join(file), content).unwrap();
         write("memory.events", "low 0\noom 0\noom_kill 1\n");
@@ -230,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn nowhere_is_not_watched() {
+    fn a_cgroup_that_does_not_exist_cannot_be_watched() {
         block_on(async {
             let error = OomWatch::new(&Cgroup::at("/magnetar-test-nowhere").unwrap()).err().unwrap();
             assert_eq!(error.code(), crate::error::Code::NotFound);

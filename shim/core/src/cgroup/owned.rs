@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Cgroups that were made for one pod or container: only these are killed, frozen, thawed and removed.
+//! Cgroups that were made for one pod or container. Only these are killed, frozen, thawed and
+//! removed.
 //!
 //! ```text
-//! claim       before a container is made: nobody may be in its cgroup yet, so that whoever is in it later belongs to it
-//! named       from a record: the cgroup's last name must be the name of the pod or container
-//! find        without a record: every cgroup that bears such a name, where the name is long enough to be nobody else's
-//! of_sandbox  a sandbox process's own, whose place follows from the pod's names
+//! claim       before a container is made: its cgroup must be empty, so that all later processes in it belong to it
+//! recorded    from a record: the cgroup's last name must be the name of the pod or container
+//! find        without a record: every cgroup with that name, if the name is long enough to be unique
+//! of_sandbox  the cgroup of a sandbox process, whose place follows from the pod's names
 //! ```
 //!
-//! There is deliberately no way to own the cgroup that some process is in. A process that has ended, or has not been moved yet, is
-//! in somebody else's: in containerd's, or in the root with the whole host.
+//! Deliberately absent: a way to own the cgroup that some process is in. A process that has ended,
+//! or has not been moved yet, is in another cgroup: in containerd's, or in the root with the whole
+//! host.
 
 use super::hierarchy::Hierarchies;
 use super::tree::{has_gone, is_root, pids_in, subtree, write};
@@ -28,10 +30,11 @@ use std::time::{Duration, Instant};
 /// The cgroup that all sandbox processes are in, outside of those of pods and services.
 pub const SANDBOXES: &str = "/magnetar-sandboxes";
 
-/// A shorter name may be borne by two cgroups, so [`OwnedCgroup::find`] looks for none. containerd's own ids have 64 characters.
-const UNMISTAKABLE: usize = 32;
+/// The least length of a name for [`OwnedCgroup::find`]. Two cgroups may have the same shorter
+/// name. containerd's own ids have 64 characters.
+const UNIQUE_LENGTH: usize = 32;
 
-/// A cgroup that belongs to one pod or container, with all that is in it.
+/// A cgroup that belongs to one pod or container, with all its processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnedCgroup(Cgroup);
 
@@ -51,7 +54,7 @@ impl OwnedCgroup {
     pub fn claim(path: &str) -> Result<Self> {
         let owned = Self(Cgroup::at(path)?);
         let dir = owned.process_dir()?;
-        let present = pids_in(dir, true).context(|| format!("cannot tell who is in cgroup {}", dir.display()))?;
+        let present = pids_in(dir, true).context(|| format!("cannot list the processes of cgroup {}", dir.display()))?;
         if !present.is_empty() {
             return Err(Error::precondition(format!(
                 "cgroup {} already holds the processes {present:?}: a container needs one of its own",
@@ -61,14 +64,15 @@ impl OwnedCgroup {
         Ok(owned)
     }
 
-    /// The cgroup of the pod or container `name`, as a record has it. `claimed` says that [`claim`](Self::claim) has looked at it
-    /// before it was recorded; any other must bear the name.
+    /// The cgroup of the pod or container `name`, from a record. `claimed` says that
+    /// [`claim`](Self::claim) checked the cgroup before it was recorded. A cgroup that was not
+    /// claimed must have the name.
     ///
     /// # Errors
-    /// `FailedPrecondition` for a cgroup that nothing shows to be its own.
+    /// `FailedPrecondition` for a cgroup that may belong to another pod or container.
     pub fn recorded(path: &str, name: &str, claimed: bool) -> Result<Self> {
         let cgroup = Cgroup::at(path)?;
-        let named = cgroup.paths().iter().all(|dir| bears(dir, name));
+        let named = cgroup.paths().iter().all(|dir| is_named_for(dir, name));
         if !named && !claimed {
             return Err(Error::precondition(format!("cgroup {path} is not named for {name}, so it may be another's: it is left alone")));
         }
@@ -77,19 +81,20 @@ impl OwnedCgroup {
         Ok(owned)
     }
 
-    /// Every cgroup that bears the name of a pod or container. None for a name that two could have.
+    /// Every cgroup with the name of a pod or container. None for a name that is too short to be
+    /// unique.
     ///
     /// # Errors
     /// If a hierarchy cannot be read.
     pub fn find(name: &str) -> Result<Vec<Self>> {
-        if name.len() < UNMISTAKABLE {
+        if name.len() < UNIQUE_LENGTH {
             return Ok(Vec::new());
         }
         let mut found: BTreeMap<PathBuf, Self> = BTreeMap::new();
         let root = Cgroup::at("/")?;
         for top in root.paths() {
             let below = subtree(&top).context(|| format!("cannot look for cgroups of {name} below {}", top.display()))?;
-            for dir in below.into_iter().filter(|dir| bears(dir, name)) {
+            for dir in below.into_iter().filter(|dir| is_named_for(dir, name)) {
                 let path = dir.strip_prefix(&top).unwrap_or(&dir);
                 let owned = Self(Cgroup::at(&format!("/{}", path.display()))?);
                 found.entry(path.to_owned()).or_insert(owned);
@@ -98,8 +103,9 @@ impl OwnedCgroup {
         Ok(found.into_values().collect())
     }
 
-    /// The cgroup of a pod's sandbox process. With v1 it has a directory of its own only in the hierarchy that says which processes
-    /// there are; in the others all sandbox processes are together, or each pod would cost ten directories.
+    /// The cgroup of a pod's sandbox process. With v1 it has a directory of its own only in the
+    /// hierarchy by which its processes are found. In the other hierarchies all sandbox processes
+    /// share one, because each pod would cost ten directories.
     ///
     /// # Errors
     /// `FailedPrecondition` if no hierarchy is mounted.
@@ -117,11 +123,12 @@ impl OwnedCgroup {
         }))
     }
 
-    /// Kills all processes in and below it, again and again until there are none: a process may fork while it is being killed.
-    /// Stopping half-way (dropping the future) leaves nothing frozen.
+    /// Kills all processes in and below it, repeatedly until there are none, because a process may
+    /// fork while it is being killed. Dropping the future leaves nothing frozen.
     ///
     /// # Errors
-    /// `FailedPrecondition` where this process is inside; `DeadlineExceeded` if processes are left when the time is over.
+    /// `FailedPrecondition` if this process is inside; `DeadlineExceeded` if processes are left
+    /// when the time is over.
     pub async fn kill_all(&self, within: Duration) -> Result<()> {
         let mut pause = Pause::until(within);
         while !self.kill_once()? {
@@ -133,10 +140,11 @@ impl OwnedCgroup {
         Ok(())
     }
 
-    /// One round of [`kill_all`](Self::kill_all), without waiting: whether there was nobody left to kill.
+    /// One round of [`kill_all`](Self::kill_all), without waiting. Returns whether no process was
+    /// left to kill.
     ///
     /// # Errors
-    /// `FailedPrecondition` where this process is inside, else what the kernel says.
+    /// `FailedPrecondition` if this process is inside, or the kernel's error.
     pub fn kill_once(&self) -> Result<bool> {
         let dir = self.process_dir()?;
         let what = || format!("kill the processes of cgroup {}", dir.display());
@@ -145,16 +153,18 @@ impl OwnedCgroup {
             return Ok(true);
         }
         if pids.contains(&std::process::id()) {
-            return Err(Error::precondition(format!("cgroup {self} holds process {} itself, which cannot kill it", std::process::id())));
+            return Err(Error::precondition(format!("cannot kill cgroup {self}: process {} itself is in it", std::process::id())));
         }
-        // One write kills all there are, forking or not, from Linux 5.14 on.
+        // From Linux 5.14 on, one write kills all processes, even those that are forking.
         if matches!(self.0, Cgroup::V2 { .. }) && write(&dir.join("cgroup.kill"), "1").is_ok() {
             return Ok(false);
         }
-        // Frozen processes cannot fork away from the list. If they cannot be frozen, the next round gets the children.
+        // Frozen processes cannot fork. If they cannot be frozen, the next round kills the new
+        // children.
         let _unfrozen = self.set_frozen(true);
         let killed = signal_members(dir, libc::SIGKILL as u32);
-        // Death waits for the thaw, also in what had been frozen before: a paused container, or a cgroup that it froze itself.
+        // Killed processes end only when they are thawed. That includes cgroups that were frozen
+        // before: a paused container, or a cgroup that the container froze itself.
         let (file, thawed) = self.freezer_file(false);
         for level in self.freezer().and_then(|freezer| subtree(freezer).context(what)).into_iter().flatten() {
             let _gone = write(&level.join(file), thawed);
@@ -165,12 +175,12 @@ impl OwnedCgroup {
     /// Sends a signal to all processes in and below it.
     ///
     /// # Errors
-    /// `InvalidArgument` for a number that is no signal, else what the kernel says.
+    /// `InvalidArgument` for a number that is not a signal, or the kernel's error.
     pub fn signal(&self, signal: u32) -> Result<()> {
         let dir = self.process_dir()?;
         match signal_members(dir, signal) {
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
-                Err(Error::invalid(format!("{signal} is no signal: cannot send it to the processes of cgroup {self}")))
+                Err(Error::invalid(format!("{signal} is not a signal: cannot send it to the processes of cgroup {self}")))
             }
             sent => sent.context(|| format!("send signal {signal} to the processes of cgroup {self}")),
         }
@@ -179,14 +189,15 @@ impl OwnedCgroup {
     /// Stops all processes in and below it, until [`thaw`](Self::thaw). Not cancel-safe: after dropping the future, thaw.
     ///
     /// # Errors
-    /// `FailedPrecondition` where this process is inside; `DeadlineExceeded` after `within`, thawed again; `NotFound` if it does not exist.
+    /// `FailedPrecondition` if this process is inside; `DeadlineExceeded` after `within`, and the
+    /// cgroup is thawed again; `NotFound` if it does not exist.
     pub async fn freeze(&self, within: Duration) -> Result<()> {
         if pids_in(self.process_dir()?, true).is_ok_and(|pids| pids.contains(&std::process::id())) {
             return Err(Error::precondition(format!("cgroup {self}: freezing it would freeze process {} itself", std::process::id())));
         }
         let mut pause = Pause::until(within);
         loop {
-            // v1 wants to be asked again for as long as processes are just being made.
+            // With v1 the request must be repeated for as long as processes are being forked.
             self.set_frozen(true)?;
             if self.is_frozen()? {
                 return Ok(());
@@ -198,17 +209,19 @@ impl OwnedCgroup {
         }
     }
 
-    /// Lets the processes run again. Thawing what is not frozen is success.
+    /// Lets the processes run again. It is no error if they are not frozen.
     ///
     /// # Errors
-    /// As of [`freeze`](Self::freeze), except for the time.
+    /// Those of [`freeze`](Self::freeze), but for `DeadlineExceeded`.
     pub fn thaw(&self) -> Result<()> {
         self.set_frozen(false)
     }
 
-    /// Removes it and all cgroups below, in which no process is left. What does not exist is success.
+    /// Removes it and all cgroups below, which must have no processes. It is no error if they do
+    /// not exist.
     ///
-    /// The kernel calls a cgroup busy until the last process has quite gone, so that is tried again until the time is over.
+    /// A cgroup is busy until its last process is completely gone, so the removal is repeated until
+    /// the time is over.
     ///
     /// # Errors
     /// `DeadlineExceeded` if it is still busy.
@@ -223,10 +236,10 @@ impl OwnedCgroup {
         Ok(())
     }
 
-    /// One round of [`remove`](Self::remove), without waiting: whether it has gone.
+    /// One round of [`remove`](Self::remove), without waiting. Returns whether the cgroup is gone.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn remove_once(&self) -> Result<bool> {
         let mut gone = true;
         for dir in self.paths().iter().filter(|dir| !is_root(dir)) {
@@ -242,7 +255,7 @@ impl OwnedCgroup {
         Ok(gone)
     }
 
-    /// The one directory whose processes count as those of the cgroup. It is never the root of a hierarchy.
+    /// The directory whose processes count as the cgroup's. It is never the root of a hierarchy.
     fn process_dir(&self) -> Result<&Path> {
         self.0
             .process_dir()
@@ -255,7 +268,7 @@ impl OwnedCgroup {
         write(&self.freezer()?.join(file), value).context(|| format!("{value} to {file} of cgroup {self}"))
     }
 
-    /// Which file freezes or thaws, and what is written there.
+    /// The file that freezes or thaws, and the value to write.
     fn freezer_file(&self, frozen: bool) -> (&'static str, &'static str) {
         match (&self.0, frozen) {
             (Cgroup::V1 { .. }, true) => ("freezer.state", "FROZEN"),
@@ -279,7 +292,7 @@ impl OwnedCgroup {
         dir.ok_or_else(|| Error::unimplemented(format!("cgroup {self}: there is no freezer")))
     }
 
-    /// One that a test has made.
+    /// A cgroup that a test has made.
     #[cfg(test)]
     pub(super) fn made(cgroup: Cgroup) -> Self {
         Self(cgroup)
@@ -292,7 +305,7 @@ impl std::fmt::Display for OwnedCgroup {
     }
 }
 
-/// Where all sandbox processes are, in every hierarchy.
+/// The cgroup of all sandbox processes, in every hierarchy.
 ///
 /// # Errors
 /// `FailedPrecondition` if no hierarchy is mounted.
@@ -300,15 +313,17 @@ pub(super) fn sandboxes() -> Result<Cgroup> {
     Hierarchies::mounted()?.at(SANDBOXES)
 }
 
-/// Whether a directory is named for a pod or container, in the manner of cgroupfs (`<id>`) or of systemd (`cri-containerd-<id>.scope`).
-fn bears(dir: &Path, name: &str) -> bool {
+/// Whether a directory is named for a pod or container, as with cgroupfs (`<id>`) or systemd
+/// (`cri-containerd-<id>.scope`).
+fn is_named_for(dir: &Path, name: &str) -> bool {
     let Some(own) = dir.file_name().and_then(|own| own.to_str()) else { return false };
     let unit = || own.strip_suffix(".scope")?.strip_suffix(name);
     own == name || unit().is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('-'))
 }
 
-/// Sends a signal to whoever is in or below `dir`. Each process is taken hold of before it is looked for once more, so that an id
-/// which has gone to another process meanwhile is not that process's end.
+/// Sends a signal to all processes in and below `dir`. It opens a pidfd for each process and then
+/// checks once more that the process is a member. So a process that got a reused id meanwhile is
+/// not signalled.
 fn signal_members(dir: &Path, signal: u32) -> io::Result<()> {
     let hold = |pid: u32| Some((pid, pidfd_open(Pid::from_raw(pid.try_into().ok()?)?, PidfdFlags::empty())));
     let held: Vec<(u32, Result<OwnedFd, Errno>)> = pids_in(dir, true)?.into_iter().filter_map(hold).collect();
@@ -317,11 +332,11 @@ fn signal_members(dir: &Path, signal: u32) -> io::Result<()> {
         let sent = match process {
             Ok(process) => magnetar_sys::process::signal_pidfd(&process, signal),
             Err(Errno::SRCH) => continue,
-            // Out of descriptors, it is still a member.
+            // No descriptor is left for a pidfd: the id was a member a moment ago.
             Err(_) => magnetar_sys::process::signal(pid, signal),
         };
         match sent {
-            // A process that is gone has had its signal.
+            // A process that is gone needs no signal.
             Err(error) if error.raw_os_error() != Some(Errno::SRCH.raw_os_error()) => return Err(error),
             Ok(()) | Err(_) => {}
         }
@@ -329,7 +344,7 @@ fn signal_members(dir: &Path, signal: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits that grow, until the time is over.
+/// Growing waits, until the time is over.
 struct Pause {
     deadline: Instant,
     next: Duration,
@@ -340,7 +355,7 @@ impl Pause {
         Pause { deadline: Instant::now() + within, next: Duration::from_millis(1) }
     }
 
-    /// `false` if there is no time left to wait.
+    /// Waits; returns `false` if no time is left.
     async fn wait(&mut self) -> bool {
         let left = self.deadline.saturating_duration_since(Instant::now());
         tokio::time::sleep(self.next.min(left)).await;
@@ -354,14 +369,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cgroup_bears_its_containers_name_or_is_left_alone() {
+    fn only_a_cgroup_with_the_container_s_name_is_owned() {
         let (name, other) = ("0".repeat(64), "1".repeat(64));
         for own in [name.clone(), format!("{name}.scope"), format!("cri-containerd-{name}.scope")] {
-            assert!(bears(&Path::new("/sys/fs/cgroup/kubepods").join(&own), &name), "{own}");
-            assert!(!bears(&Path::new("/sys/fs/cgroup/kubepods").join(&own), &other), "{own}");
+            assert!(is_named_for(&Path::new("/sys/fs/cgroup/kubepods").join(&own), &name), "{own}");
+            assert!(!is_named_for(&Path::new("/sys/fs/cgroup/kubepods").join(&own), &other), "{own}");
         }
         for own in [format!("x{name}"), format!("cri-containerd{name}.scope"), format!("{name}.slice"), "kubepods".into()] {
-            assert!(!bears(&Path::new("/sys/fs/cgroup").join(&own), &name), "{own}");
+            assert!(!is_named_for(&Path::new("/sys/fs/cgroup").join(&own), &name), "{own}");
         }
         assert!(OwnedCgroup::recorded(&format!("/kubepods/{name}"), &name, false).is_ok());
         for lie in ["/kubepods".to_owned(), format!("/kubepods/{other}"), format!("/{name}/other")] {

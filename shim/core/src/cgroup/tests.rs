@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Against the cgroup filesystem of the machine, of whichever version. Needs root and says so where it is skipped.
+//! Tests on the cgroup filesystem of the machine, of either version. They need root, and say so
+//! when they are skipped.
 
 use super::*;
 use crate::error::Code;
@@ -7,7 +8,7 @@ use std::io::Write as _;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-/// A cgroup of our own that goes away with the test; `None` without the privilege to make one.
+/// A cgroup that is removed with the test; `None` without the privilege to make one.
 pub(super) struct Scratch(pub(super) OwnedCgroup);
 
 impl Scratch {
@@ -15,7 +16,7 @@ impl Scratch {
         Self::of(Cgroup::at(&format!("/magnetar-test-{}-{name}/inner", std::process::id())).unwrap())
     }
 
-    /// One of the machine's version, and on a hybrid system one that is v2 as well, if without controllers.
+    /// A cgroup of the machine's version; on a hybrid system also one of v2, without controllers.
     fn of_each_version(name: &str) -> Vec<Scratch> {
         let machines = Self::make(name);
         let unified = machines.as_ref().and_then(|scratch| match &*scratch.0 {
@@ -29,14 +30,14 @@ impl Scratch {
         match cgroup.create() {
             Ok(()) => Some(Scratch(OwnedCgroup::made(cgroup))),
             Err(error) => {
-                // Past the capture: a test that runs nothing says so.
+                // Written past libtest's capture, so that the log shows that this test ran nothing.
                 let _unheard = writeln!(std::io::stderr(), "skipped: a cgroup of our own needs root ({error})");
                 None
             }
         }
     }
 
-    /// A shell command inside the cgroup.
+    /// Runs a shell command inside the cgroup.
     pub(super) fn run(&self, script: &str) -> Child {
         let child = Command::new("sh").args(["-c", &format!("read go; {script}")]).stdin(std::process::Stdio::piped()).spawn().unwrap();
         self.0.join(child.id()).unwrap();
@@ -47,7 +48,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Whatever a failed test has left running holds the output that its reader waits for.
+        // Processes that a failed test left running hold the output open, for which its reader
+        // waits.
         for _ in 0..200 {
             if matches!(self.0.kill_once(), Ok(true)) && matches!(self.0.remove_once(), Ok(true)) {
                 break;
@@ -67,7 +69,7 @@ pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
 const SOON: Duration = Duration::from_secs(5);
 
 #[test]
-fn a_life() {
+fn a_cgroup_is_made_frozen_killed_and_removed() {
     for scratch in Scratch::of_each_version("life") {
         live(&scratch);
     }
@@ -79,7 +81,7 @@ fn live(scratch: &Scratch) {
     assert!(cgroup.exists());
     assert!(cgroup.pids(true).unwrap().is_empty());
 
-    // It leaves a child behind that ignores what can be ignored.
+    // It leaves a child behind that ignores signals.
     let mut child = scratch.run("trap '' TERM HUP; sleep 100 & sleep 100");
     while cgroup.pids(true).unwrap().len() < 3 {
         std::thread::sleep(Duration::from_millis(1));
@@ -144,7 +146,7 @@ fn fork_bombs_are_killed() {
 }
 
 #[test]
-fn what_is_paused_can_be_killed() {
+fn a_frozen_cgroup_can_be_killed() {
     for scratch in Scratch::of_each_version("paused") {
         let mut child = scratch.run("sleep 100");
         block_on(scratch.0.freeze(SOON)).unwrap();
@@ -155,7 +157,7 @@ fn what_is_paused_can_be_killed() {
 }
 
 #[test]
-fn the_host_is_left_alone() {
+fn the_root_cgroup_is_not_killed_or_removed() {
     let root = OwnedCgroup::made(Cgroup::at("/").unwrap());
     assert!(root.exists());
     for result in [root.kill_once(), root.signal(9).map(|()| false)] {
@@ -168,22 +170,22 @@ fn the_host_is_left_alone() {
 }
 
 #[test]
-fn who_is_in_a_cgroup_already_keeps_others_from_claiming_it() {
+fn a_cgroup_with_processes_cannot_be_claimed() {
     let Some(scratch) = Scratch::make("claim") else { return };
     let path = format!("/magnetar-test-{}-claim/inner", std::process::id());
-    assert_eq!(OwnedCgroup::claim(&path).unwrap(), scratch.0, "an empty one is nobody's");
-    // One process: what the shell leaves behind would take its own time to die.
+    assert_eq!(OwnedCgroup::claim(&path).unwrap(), scratch.0, "an empty cgroup can be claimed");
+    // One process: a shell's children would take more time to end.
     let mut child = scratch.run("exec sleep 100");
     let error = OwnedCgroup::claim(&path).unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition);
     assert!(error.to_string().contains(&child.id().to_string()), "{error}");
     scratch.0.signal(libc::SIGTERM as u32).unwrap();
     assert!(!child.wait().unwrap().success());
-    assert_eq!(scratch.0.signal(4711).map_err(|error| error.code()), Ok(()), "nobody is left to whom it could be sent");
+    assert_eq!(scratch.0.signal(4711).map_err(|error| error.code()), Ok(()), "no process is left to signal");
 }
 
 #[test]
-fn a_cgroup_is_found_by_the_name_it_bears() {
+fn a_cgroup_is_found_by_its_name() {
     let name = format!("{:064}", std::process::id());
     let cgroup = Cgroup::at(&format!("/magnetar-test-{}-find/test-{name}.scope", std::process::id())).unwrap();
     let Some(scratch) = Scratch::of(cgroup) else { return };
@@ -192,7 +194,7 @@ fn a_cgroup_is_found_by_the_name_it_bears() {
 }
 
 #[test]
-fn what_does_not_exist_can_still_be_asked() {
+fn a_cgroup_that_does_not_exist_is_empty() {
     let nowhere = OwnedCgroup::claim("/magnetar-test-nowhere/at/all").unwrap();
     assert!(!nowhere.exists());
     assert!(nowhere.pids(true).unwrap().is_empty());
@@ -205,13 +207,13 @@ fn what_does_not_exist_can_still_be_asked() {
 }
 
 #[test]
-fn a_process_that_has_gone_is_not_found() {
+fn the_cgroup_of_an_ended_process_is_not_found() {
     assert_eq!(Cgroup::of_process(u32::MAX).unwrap_err().code(), Code::NotFound);
     Cgroup::of_process(std::process::id()).unwrap();
 }
 
 #[test]
-fn it_survives_the_record() {
+fn a_cgroup_survives_serialization() {
     let cgroup = Cgroup::at("/k8s.io/x").unwrap();
     assert_eq!(serde_json::from_str::<Cgroup>(&serde_json::to_string(&cgroup).unwrap()).unwrap(), cgroup);
 }

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The cgroup filesystem as a tree of directories whose files do things.
+//! The cgroup filesystem: a tree of directories, whose files show and change cgroups.
 
 use crate::error::{Context, Result};
 use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-/// Writes to a file of the kernel's, which is never made.
+/// Writes to an existing file of the kernel. It never creates the file.
 pub(super) fn write(file: &Path, value: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
 }
 
-/// The root of a mounted hierarchy is a cgroup, and has none above it.
+/// Whether a directory is the root of a mounted hierarchy: it is a cgroup, and its parent is not.
 pub(super) fn is_root(dir: &Path) -> bool {
     let is_cgroup = |dir: &Path| dir.join("cgroup.procs").exists();
     is_cgroup(dir) && !dir.parent().is_some_and(is_cgroup)
 }
 
-/// A cgroup that has gone: its directory cannot be found, and its files that are still open say "no such device".
+/// Whether an error means that a cgroup is gone: its directory is not found, or its open files
+/// return "no such device".
 pub(super) fn has_gone(error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
 }
@@ -27,10 +28,10 @@ pub(super) fn pids_in(dir: &Path, recursive: bool) -> io::Result<Vec<u32>> {
     let mut pids = Vec::new();
     for dir in dirs {
         match fs::read_to_string(dir.join("cgroup.procs")) {
-            // Processes outside our pid namespace are listed as 0.
+            // Processes outside our PID namespace are listed as 0.
             Ok(list) => pids.extend(list.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0)),
             Err(error) if has_gone(&error) => {}
-            // A threaded cgroup: its processes are listed by the one above.
+            // A threaded cgroup: the cgroup above lists its processes.
             Err(error) if error.kind() == ErrorKind::Unsupported => {}
             Err(error) => return Err(error),
         }
@@ -40,10 +41,11 @@ pub(super) fn pids_in(dir: &Path, recursive: bool) -> io::Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// The directory and all below it, each before those in it. What has gone, or goes meanwhile, has nothing below.
+/// The directory and all directories below it, parents first. A directory that is gone, or
+/// disappears meanwhile, counts as empty.
 ///
 /// # Errors
-/// Where a directory cannot be read: that is not the same as one that is empty.
+/// When a directory cannot be read.
 pub(super) fn subtree(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = vec![dir.to_owned()];
     let mut next = 0;
@@ -71,8 +73,8 @@ fn directories(entries: fs::ReadDir) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Lets the cgroups on the way down to `dir` hand on their controllers. Where the kernel refuses one (a cgroup with processes of
-/// its own, a controller in use by v1), the others are still tried.
+/// Enables all controllers in the cgroups on the way down to `dir`. If the kernel refuses one (the
+/// cgroup has processes, or v1 uses the controller), the others are still tried.
 pub(super) fn enable_controllers(dir: &Path) {
     let above: Vec<_> = dir.ancestors().skip(1).collect();
     for level in above.into_iter().rev() {
@@ -86,7 +88,8 @@ pub(super) fn enable_controllers(dir: &Path) {
     }
 }
 
-/// With v1 a new cgroup has no CPUs and no memory nodes, and nothing can join it, until it is given those of the one above.
+/// Gives a new v1 cgroup the CPUs and memory nodes of its parent. It starts with none, and no
+/// process can join it then.
 pub(super) fn inherit_cpuset(dir: &Path) -> Result<()> {
     let levels: Vec<_> = dir.ancestors().take_while(|level| !is_root(level)).collect();
     for level in levels.into_iter().rev() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Records that are damaged or lie, and what must happen to the pod and to nobody else.
+//! Tests with damaged and lying records: the pod must be removed, and no other pod be harmed.
 
 use super::*;
 use crate::config::HandlerConfig;
@@ -7,7 +7,7 @@ use crate::ids::{Namespace, SandboxId};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A pod on disk, whose names are this test's own.
+/// A pod on disk, with names that only this test uses.
 struct Pod {
     state: tempfile::TempDir,
     dir: PodDir,
@@ -17,7 +17,7 @@ struct Pod {
 
 const DAMAGES: [&str; 8] = ["empty", "cut", "noise", "later", "directory", "fifo", "link", "another's"];
 
-/// A name that no other test uses: they run at the same time, and have cgroups.
+/// A name that no other test uses: tests run at the same time, and make cgroups.
 fn name(of: &str, kind: char) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -60,7 +60,7 @@ fn damage(path: &Path, how: &str, anothers: &Path) {
     }
 }
 
-/// A process in the container's cgroup; none where cgroups cannot be made.
+/// Starts a process in the container's cgroup; none if cgroups cannot be made.
 fn process_in(container: &ContainerRecord) -> Option<Child> {
     let cgroup = crate::cgroup::Cgroup::at(container.cgroup.as_deref().unwrap()).unwrap();
     if let Err(error) = cgroup.create() {
@@ -77,13 +77,14 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// Of two pods one has a damaged record: it goes with its process, the other stays with its own.
+/// Makes two pods and damages the record of one. That pod and its process must be removed; the
+/// other pod's must stay.
 fn removes_one_and_spares_the_other(how: &str, file_of: impl Fn(&Pod) -> PathBuf) {
     let (damaged, other) = (pod(&format!("{}a", &how[..3])), pod(&format!("{}b", &how[..3])));
     let Some(mut own) = process_in(&damaged.container) else { return };
     let mut others = process_in(&other.container).unwrap();
     damage(&file_of(&damaged), how, &file_of(&other));
-    // What an OCI runtime leaves is a trace of the container, too.
+    // The state of an OCI runtime is a trace of the container as well.
     std::fs::create_dir(damaged.dir.runtime_root().join(damaged.container.container.as_str())).unwrap();
     block_on(async {
         let reaped = std::thread::spawn(move || own.wait().unwrap());
@@ -114,10 +115,10 @@ fn a_pod_with_a_damaged_record_of_a_container_is_removed_and_no_other() {
 }
 
 #[test]
-fn a_record_that_names_anothers_cgroup_does_not_kill_who_is_in_it() {
+fn a_record_with_another_container_s_cgroup_does_not_kill_its_processes() {
     let (liar, other) = (pod("liar"), pod("victim"));
     let Some(mut child) = process_in(&other.container) else { return };
-    // As an earlier version wrote it, which claimed nothing.
+    // As an earlier version wrote it, which did not claim cgroups.
     let path = liar.dir.path().join(format!("containers/{}.json", liar.container.container));
     let mut text: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     (text["version"], text["claimed"], text["cgroup"]) = (1.into(), false.into(), other.container.cgroup.clone().into());

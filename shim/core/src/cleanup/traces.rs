@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What bears the name of a pod or container in the kernel's list of mounts and in containerd's directories, for a clean-up that has
-//! no record to go by. containerd makes such directories for one container or pod only, and names them for it.
+//! Finds everything that has the name of a pod or container in the kernel's list of mounts and in
+//! containerd's directories, for a clean-up without a record. containerd makes these directories
+//! for one container or pod only, and names them after it.
 
 use crate::config::Containerd;
 use crate::error::Result;
@@ -8,13 +9,13 @@ use crate::ids::{ContainerId, Namespace, SandboxId};
 use crate::mount::for_each_mount;
 use std::path::{Path, PathBuf};
 
-/// The folder in containerd's root and state directories that its bundles are in.
+/// The folder of bundles in containerd's root and state directories.
 const TASKS: &str = "io.containerd.runtime.v2.task";
 
-/// The folder there that the files of pods are in.
+/// The folder of pods' files in the same directories.
 const SANDBOXES: &str = "io.containerd.grpc.v1.cri/sandboxes";
 
-/// Whether a directory can only be the bundle of this container, or the working directory that belongs to it.
+/// Whether a directory can only be the bundle of this container, or its bundle's working directory.
 pub fn is_bundle(dir: &Path, namespace: Option<&Namespace>, id: &str) -> bool {
     let mut names = dir.components().rev().map(|component| component.as_os_str());
     let (own, of, tasks) = (names.next(), names.next(), names.next());
@@ -22,7 +23,8 @@ pub fn is_bundle(dir: &Path, namespace: Option<&Namespace>, id: &str) -> bool {
     dir.is_absolute() && named(Some(id), own) && named(namespace.map(Namespace::as_str), of) && named(Some(TASKS), tasks)
 }
 
-/// The bundles of a container: where something is mounted in one, and where containerd has them if nobody has told it otherwise.
+/// The bundles of a container: those with a mount in them, and the one in containerd's default
+/// directory.
 ///
 /// # Errors
 /// If the mounts cannot be read.
@@ -36,7 +38,8 @@ pub fn bundles(namespace: &Namespace, id: &ContainerId) -> Result<Vec<PathBuf>> 
     Ok(bundles)
 }
 
-/// The containerds that may have files of a pod: one at its usual place, and the one below whose state something of the pod is mounted.
+/// The containerds that may have files of a pod: the one with the default directories, and the one
+/// in whose state directory something of the pod is mounted.
 ///
 /// # Errors
 /// If the mounts cannot be read.
@@ -59,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bundle_is_known_by_its_place() {
+    fn a_bundle_is_recognised_by_its_path() {
         let namespace = Namespace::parse("k8s.io").unwrap();
         let bundle = Path::new("/run/containerd/io.containerd.runtime.v2.task/k8s.io/c1");
         assert!(is_bundle(bundle, Some(&namespace), "c1"));

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pod's namespaces: what is entered, what is made, and by whom.
+//! The pod's namespaces: which ones are entered, which ones are made, and by which process.
 //!
-//! Containers join them by way of `/proc/<pid>/ns` of the process that StartSandbox names, so that
-//! process must be in all of them. The sandbox process itself is, unless the pod has a PID namespace
-//! (whose process 1 must reap) or a user namespace (in which it would have no power over the host):
-//! then a holder is forked.
+//! Containers join them through `/proc/<pid>/ns` of the process that StartSandbox names, so that
+//! process must be in all of them. It is the sandbox process itself, unless the pod has a PID
+//! namespace (whose process 1 must reap) or a user namespace (in which the sandbox process would
+//! have no rights on the host). Then a holder is forked.
 
 use crate::error::{Context, Error, Result};
 use crate::home::namespace;
@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// What has to happen to be in the pod's namespaces.
+/// The steps into the pod's namespaces.
 #[derive(Debug)]
 pub struct Plan {
     network: Option<OwnedFd>,
@@ -29,10 +29,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Decides from the pod's configuration; opens what will be entered.
+    /// Plans by the pod's configuration, and opens the namespaces that will be entered.
     ///
     /// # Errors
-    /// `InvalidArgument` for sysctls that would change the host, and what the kernel says of the paths.
+    /// `InvalidArgument` for sysctls that would change the host, or the kernel's error for a path.
     pub fn new(request: &PodRequest) -> Result<Self> {
         let config = &request.config;
         let network = request.netns.as_deref().map(namespace).transpose()?;
@@ -42,12 +42,13 @@ impl Plan {
                 let owner = owning_user_namespace(network);
                 Some(owner.context(|| "cannot find the user namespace of the pod's network namespace".into())?)
             }
-            // With the host's network nobody has made one yet. Its root has no power over that network.
+            // With the host's network containerd has not made a user namespace. The root of ours
+            // has no rights over that network.
             (Some(userns), None) => Some(own_user_namespace(userns)?),
         };
         let mut unshare = CloneFlags::empty();
         unshare.set(CloneFlags::CLONE_NEWIPC, config.ipc != NamespaceMode::Node);
-        // As containerd's own sandboxes: the host's name goes with the host's network.
+        // As in containerd's own sandboxes, a pod with the host's network has the host's name.
         unshare.set(CloneFlags::CLONE_NEWUTS, network.is_some());
         let own_uts = unshare.contains(CloneFlags::CLONE_NEWUTS);
         if !own_uts && !config.hostname.is_empty() {
@@ -62,7 +63,7 @@ impl Plan {
         Ok(Self { network, user, unshare, new_pid_namespace: config.pid == NamespaceMode::Pod, hostname, sysctls })
     }
 
-    /// Whether a process of its own must hold them.
+    /// Whether a holder is needed.
     pub fn needs_holder(&self) -> bool {
         self.new_pid_namespace || self.user.is_some()
     }
@@ -75,11 +76,11 @@ impl Plan {
         })
     }
 
-    /// Puts the calling process into them.
+    /// Enters and makes the namespaces in the calling process.
     pub fn enter(&self) -> Result<()> {
         if let Some(user) = &self.user {
             setns(user, CloneFlags::CLONE_NEWUSER).context(|| "cannot enter the pod's user namespace".into())?;
-            // The pod's root, who owns its sysctls.
+            // The pod's root owns the pod's sysctls.
             nix::unistd::setgid(0.into()).context(|| "cannot become the pod's root group".into())?;
             nix::unistd::setuid(0.into()).context(|| "cannot become the pod's root".into())?;
         }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Id-mapped mounts: how a pod with a user namespace sees the files of an image as its own.
+//! Id-mapped mounts, by which a pod with a user namespace owns the files of its image.
 //!
-//! containerd's overlay snapshotter asks for them with `uidmap=` and `gidmap=` (`inside:outside:count`, several
-//! with commas) among the options. The upper directory belongs to the pod's root already; the lower
-//! ones are shared with other pods, so they are shown through an id-mapped copy of the mount that they are on.
-//! That copy is needed only until the overlay holds on to it: it is mounted beside the target, in the
-//! bundle, and taken away again.
+//! containerd's overlay snapshotter asks for them with the options `uidmap=` and `gidmap=`
+//! (`inside:outside:count`, several with commas). The upper directory belongs to the pod's root
+//! already. The lower directories are shared with other pods, so they are mounted from an id-mapped
+//! copy of their mount. The overlay keeps that copy alive. So the copy is mounted in the bundle,
+//! beside the target, only until the overlay is made.
 
 use super::{Kind, Mount, unmount};
 use crate::error::{Context, Error, Result};
@@ -23,10 +23,10 @@ pub(super) struct IdMaps {
 }
 
 impl IdMaps {
-    /// The maps among the options; none if there are none.
+    /// The maps among the options, if there are any.
     ///
     /// # Errors
-    /// `InvalidArgument` for one without the other, and for what is no map.
+    /// `InvalidArgument` for one map without the other, and for an invalid map.
     pub(super) fn parse(options: &[String]) -> Result<Option<Self>> {
         let map = |prefix: &str| options.iter().rev().find_map(|option| option.strip_prefix(prefix));
         match (map("uidmap="), map("gidmap=")) {
@@ -63,13 +63,14 @@ impl IdMaps {
             dirs.iter().map(|dir| copy.join(dir.strip_prefix(&common).unwrap_or(dir)).display().to_string()).collect();
         *option = format!("lowerdir={}", mapped.join(":"));
         let mounted = self.copy_mapped(&common, &copy).and_then(|()| overlay.mount_at(target));
-        // Whether or not the overlay came about; what cannot be taken away lies in the bundle, where clean-up looks.
+        // Also if the overlay failed. If the copy cannot be unmounted, it stays in the bundle,
+        // where clean-up finds it.
         unmount(&copy)?;
         std::fs::remove_dir(&copy).context(|| format!("cannot remove {}", copy.display()))?;
         mounted
     }
 
-    /// Mounts what `source` shows, with mapped ids, at `target`.
+    /// Mounts a copy of `source` with mapped ids at `target`.
     fn copy_mapped(&self, source: &Path, target: &Path) -> Result<()> {
         let what = || format!("cannot map the ids of {}", source.display());
         let user_namespace = namespace::user_namespace(&self.uids, &self.gids).context(what)?;
@@ -86,13 +87,13 @@ fn lines(map: &str) -> Result<String> {
         let mut numbers = entry.split(':').map(|number| number.parse::<u32>().ok());
         match (numbers.next().flatten(), numbers.next().flatten(), numbers.next().flatten(), numbers.next()) {
             (Some(inside), Some(outside), Some(count), None) if count > 0 => Ok(format!("{inside} {outside} {count}\n")),
-            _ => Err(Error::invalid(format!("{entry:?} is no id map of the form inside:outside:count"))),
+            _ => Err(Error::invalid(format!("{entry:?} is not an id map of the form inside:outside:count"))),
         }
     };
     map.split(',').map(line).collect()
 }
 
-/// The directory that all layers are below; a single layer is its own.
+/// The directory above all layers; for a single layer, that layer.
 fn common_parent(dirs: &[&Path]) -> Result<PathBuf> {
     let mut common = dirs.first().map(|dir| dir.to_path_buf()).unwrap_or_default();
     while !dirs.iter().all(|dir| dir.starts_with(&common)) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! mountinfo, line by line: a node with many pods has thousands of mounts, and nobody needs them all at once.
+//! Reads mountinfo line by line, because a node with many pods has thousands of mounts.
 //!
 //! The format is that of proc_pid_mountinfo(5).
 
@@ -12,7 +12,8 @@ use std::path::PathBuf;
 /// One mount of our mount namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountEntry {
-    /// Which directory of the filesystem is mounted: `/` unless it is a bind mount or a cgroup below our namespace's root.
+    /// The directory of the filesystem that is mounted: `/`, unless it is a bind mount or a cgroup
+    /// below our namespace's root.
     pub root: PathBuf,
     /// The mount point.
     pub target: PathBuf,
@@ -25,12 +26,12 @@ pub struct MountEntry {
 impl MountEntry {
     /// Reads one line: `36 35 98:0 /root /target rw,noatime master:1 - ext3 /dev/root rw,errors=continue`.
     ///
-    /// `None` for what is not such a line.
+    /// `None` for any other text.
     pub(super) fn parse(line: &[u8]) -> Option<MountEntry> {
         let mut fields = line.split(|byte| *byte == b' ');
         let root = path(fields.nth(3)?);
         let target = path(fields.next()?);
-        // Between the mount's own options and the dash stand any number of tags.
+        // Any number of tags may be between the mount's own options and the dash.
         let mut after_dash = fields.skip_while(|field| *field != b"-").skip(1);
         let fs_type = text(after_dash.next()?);
         let super_options = text(after_dash.nth(1)?);
@@ -44,7 +45,7 @@ impl MountEntry {
 ///
 /// If mountinfo cannot be read.
 pub fn for_each_mount(mut visit: impl FnMut(MountEntry)) -> Result<()> {
-    // A thread can have a mount namespace of its own, and /proc/self is the first thread's.
+    // A thread can have a mount namespace of its own, and /proc/self shows the first thread's.
     const MOUNTINFO: &str = "/proc/thread-self/mountinfo";
     let what = || MOUNTINFO.to_owned();
     let mut lines = BufReader::new(std::fs::File::open(MOUNTINFO).context(what)?);
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_no_mount() {
+    fn invalid_lines_are_not_mounts() {
         for line in ["", "36", "36 35 98:0 / /mnt rw", "36 35 98:0 / /mnt rw - ext3", "a b c d e f g h"] {
             assert_eq!(MountEntry::parse(line.as_bytes()), None, "{line:?}");
         }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Overlays of so many layers that their list does not fit in the page that mount(2) reads.
+//! Mounts overlays with so many layers that their list does not fit into the page that mount(2)
+//! reads.
 //!
-//! The kernel's newer interface (fsconfig) takes the layers one by one, from Linux 6.7 on. Elsewhere
-//! the list is shortened: the layers' common directory is opened, and named by its descriptor. Nothing
-//! here changes the working directory, which is the whole process's.
+//! From Linux 6.7 on, the newer interface (fsconfig) takes the layers one by one. On older kernels
+//! the list is shortened: the layers' common directory is opened, and the layers are named through
+//! its descriptor. The working directory is not changed, because all threads of the process share
+//! it.
 
 use super::{DATA_MAX, fd_path, mount_filesystem};
 use rustix::fs::{Mode, OFlags};
@@ -12,9 +14,9 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveM
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// Mounts an overlay whose `data` is longer than [`DATA_MAX`] on what `target` was opened from.
+/// Mounts an overlay whose `data` is longer than [`DATA_MAX`] on `target`.
 pub(super) fn mount_many_layers(source: &str, flags: MountFlags, data: &[String], target: &OwnedFd) -> io::Result<()> {
-    // Why the first way failed is of no interest: the second one meets the same obstacle, or none.
+    // The first error is not needed: the second way succeeds, or fails for the same reason.
     layer_by_layer(source, flags, data, target).or_else(|_| shortened(source, flags, data, target))
 }
 
@@ -61,7 +63,7 @@ fn layers_of(list: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The deepest directory that is above all layers; `None` if there is none but the root.
+/// The deepest directory above all layers; `None` if that is the root.
 fn common_directory(data: &[String]) -> Option<PathBuf> {
     let mut layers = data.iter().filter_map(|option| option.strip_prefix("lowerdir=")).flat_map(layers_of).map(Path::new);
     let mut common = layers.next()?.parent()?.to_owned();
@@ -87,7 +89,7 @@ fn shorten(data: &[String], directory: &Path, short: &str) -> Vec<String> {
         .collect()
 }
 
-/// The flags that belong to the mount, and not to the filesystem, in fsmount's terms.
+/// The flags of the mount, as opposed to those of the filesystem, for fsmount(2).
 fn attributes(flags: MountFlags) -> MountAttrFlags {
     [
         (MountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn both_ways_mount_what_a_page_does_not_hold() {
+    fn both_ways_mount_more_layers_than_a_page_holds() {
         in_private_mounts(|scratch| {
             let deep = scratch.join("a-rather-long-name-for-a-directory-of-layers".repeat(2));
             let mut layers = Vec::new();

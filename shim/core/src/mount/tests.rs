@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What parsing decides, and what the kernel makes of it. The latter needs root and says so where it is skipped.
+//! Tests the parser, and mounts on this kernel. The latter need root, and say so when they are
+//! skipped.
 
 use super::*;
 use nix::sched::{CloneFlags, unshare};
 
-/// Runs `test` with an empty directory on a tmpfs, in a mount namespace that ends with it.
+/// Runs `test` with an empty directory on a tmpfs, in a new mount namespace.
 ///
-/// Without the privilege to make one, says so and runs nothing.
+/// Without the privilege to make one, it says so and runs nothing.
 pub(crate) fn in_private_mounts(test: impl FnOnce(&Path) + Send) {
     std::thread::scope(|scope| {
         let body = move || {
@@ -29,7 +30,7 @@ fn parse(kind: &str, options: &[&str]) -> Result<Mount> {
 }
 
 #[test]
-fn flags_propagation_and_data_are_told_apart() {
+fn flags_propagation_and_data_are_separated() {
     let mount = parse("overlay", &["index=off", "ro", "nodev", "rslave", "lowerdir=/a:/b"]).unwrap();
     assert_eq!(mount.flags, MountFlags::RDONLY | MountFlags::NODEV);
     assert_eq!(mount.propagation, Some(MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC));
@@ -44,14 +45,14 @@ fn the_last_of_contradicting_flags_counts() {
 }
 
 #[test]
-fn a_bind_mount_is_known_by_type_or_option() {
+fn a_bind_mount_is_recognised_by_type_or_option() {
     assert!(parse("bind", &[]).unwrap().is_bind());
     assert!(parse("none", &["rbind"]).unwrap().flags.contains(MountFlags::REC));
     assert!(parse("rbind", &[]).unwrap().flags.contains(MountFlags::REC));
 }
 
 #[test]
-fn what_is_not_supported_is_refused_by_name() {
+fn unsupported_options_are_refused_by_name() {
     for option in ["loop", "remount"] {
         let error = parse("ext4", &[option]).unwrap_err();
         assert_eq!(error.code(), Code::Unimplemented);
@@ -102,7 +103,7 @@ fn a_mount_deep_in_a_directory_is_found() {
         std::os::unix::fs::symlink("/proc", dir.join("link")).unwrap();
         assert_eq!(mounted_in(&dir).unwrap(), None);
         assert_eq!(mounted_in(&dir.join("absent")).unwrap(), None);
-        // Of the same filesystem, which its device number does not tell.
+        // A bind mount of the same filesystem, which device numbers cannot show.
         let bind = Mount::parse("bind", scratch.join("dir/deep").to_str().unwrap(), &[]).unwrap();
         bind.mount_at(&deep).unwrap();
         assert_eq!(mounted_in(&dir).unwrap(), Some(deep.clone()));
@@ -112,7 +113,7 @@ fn a_mount_deep_in_a_directory_is_found() {
 }
 
 #[test]
-fn a_file_can_be_bound_on_a_file_and_everything_stacked_there_goes_at_once() {
+fn unmount_removes_all_bind_mounts_stacked_on_a_file() {
     in_private_mounts(|scratch| {
         let (source, target) = (scratch.join("source"), scratch.join("target"));
         std::fs::write(&source, "source").unwrap();
@@ -127,7 +128,7 @@ fn a_file_can_be_bound_on_a_file_and_everything_stacked_there_goes_at_once() {
 }
 
 #[test]
-fn a_symbolic_link_is_no_target() {
+fn a_symbolic_link_is_refused_as_a_target() {
     in_private_mounts(|scratch| {
         let (real, link) = (scratch.join("real"), scratch.join("link"));
         std::fs::create_dir(&real).unwrap();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From the wire to a checked [`PodConfig`]. Whatever is wrong is answered with `InvalidArgument` and the field's name.
+//! Converts wire messages to a checked [`PodConfig`]. Every error is `InvalidArgument` with the
+//! field's name.
 
 use super::{Dns, IdMap, NamespaceMode, PodConfig, PortMapping, Protocol, Resources, SecurityProfile, Selinux, UserNs, sysctl, wire};
 use crate::error::{Error, Result};
@@ -7,16 +8,17 @@ use prost::Message;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-/// HOST_NAME_MAX of Linux: what sethostname(2) takes.
+/// The longest hostname, in bytes: HOST_NAME_MAX of Linux, the limit of sethostname(2).
 const HOSTNAME_MAX: usize = 64;
 
-/// Names, uids and the like: far beyond what Kubernetes allows (253), because crictl's users need not obey it.
+/// The longest name, uid and the like, in bytes. It is far beyond Kubernetes's limit (253), which
+/// clients such as crictl need not keep.
 const NAME_MAX: usize = 1024;
 
-/// Paths, and everything else that is written to the kernel.
+/// The longest path, or other text that is written to the kernel, in bytes.
 const LINE_MAX: usize = 4096;
 
-/// How many ranges /proc/PID/uid_map takes (user_namespaces(7)).
+/// The most ranges in /proc/PID/uid_map (id_maps_of_user_namespaces_are_checked(7)).
 const ID_RANGES_MAX: usize = 340;
 
 pub(super) fn decode(value: &[u8]) -> Result<PodConfig> {
@@ -99,7 +101,7 @@ fn hostname(name: String) -> Result<String> {
     }
 }
 
-/// A path that goes nowhere but down.
+/// A path without `..`.
 fn descending(field: &str, path: String) -> Result<String> {
     match Path::new(&path).components().any(|part| part == Component::ParentDir) {
         true => Err(wrong(field, format_args!("{path:?} contains '..'"))),

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Sysctls: where each one is written, and whether a namespace keeps the effect inside the pod.
+//! Sysctls: the file of each one, and whether a namespace limits its effect to the pod.
 
 use super::{NamespaceMode, PodConfig};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What a sysctl changes. The kernel's documentation (admin-guide/sysctl) and namespaces(7) say which belongs where.
+/// What a sysctl changes (the kernel's admin-guide/sysctl, and namespaces(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SysctlScope {
     /// The writer's network namespace.
@@ -37,14 +37,15 @@ impl SysctlScope {
     }
 }
 
-/// What containerd sets for every pod with a network of its own, so that an unprivileged server can listen on port 80 and ping
-/// works; the second only where the pod's users are the host's, which are the ones it counts.
+/// The sysctls that containerd sets for every pod with its own network, so that an unprivileged
+/// server can listen on port 80 and ping works. The second is set only for pods without a user
+/// namespace, because it refers to the host's group ids.
 const LOW_PORTS: (&str, &str) = ("net/ipv4/ip_unprivileged_port_start", "0");
 const PING: (&str, &str) = ("net/ipv4/ping_group_range", "0 2147483647");
 
 impl PodConfig {
-    /// Refuses sysctls whose effect would leave the pod, for sandboxers whose pods run on the host's kernel. With `own_network`
-    /// the pod has a network namespace of its own.
+    /// Refuses sysctls that would affect more than the pod, for sandboxers whose pods run on the
+    /// host's kernel. `own_network` says that the pod has a network namespace of its own.
     ///
     /// # Errors
     ///
@@ -68,20 +69,22 @@ impl PodConfig {
         Ok(())
     }
 
-    /// What is to be written to which file below /proc/sys: the pod's sysctls, and those of every pod with a network of its own.
+    /// The files below /proc/sys and their values: the pod's sysctls, and those of every pod with
+    /// its own network.
     pub fn sysctl_files(&self, own_network: bool) -> BTreeMap<PathBuf, String> {
         let low_ports = own_network.then_some(LOW_PORTS);
         let ping = (own_network && self.userns.is_none()).then_some(PING);
         let every_pods = low_ports.into_iter().chain(ping).map(|(file, value)| (PathBuf::from(file), value.to_owned()));
         let own = self.sysctls.iter().map(|(name, value)| (relative_path(name), value.clone()));
-        // The pod's own wish comes last, and counts.
+        // The pod's own values come last, so they override the others.
         every_pods.chain(own).collect()
     }
 }
 
-/// Whether `name` is one: parts of `a-z`, `0-9`, `_` and `-`, joined by single separators, of which the kind does not matter.
+/// Whether `name` is the name of a sysctl: parts of `a-z`, `0-9`, `_` and `-`, joined by single
+/// separators of either kind.
 ///
-/// No part being empty, neither spelling of the name can climb out of /proc/sys.
+/// No part is empty, so the name cannot lead out of /proc/sys.
 pub(super) fn is_name(name: &str) -> bool {
     let is_part = |part: &str| !part.is_empty() && part.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'));
     name.len() <= 255 && name.contains(['.', '/']) && name.split(['.', '/']).all(is_part)
@@ -129,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_change_the_host_is_refused() {
+    fn sysctls_that_would_change_the_host_are_refused() {
         for inside in ["net.ipv4.ip_forward", "net/core/somaxconn", "kernel.shmmax", "fs.mqueue.msg_max", "kernel.domainname"] {
             pod(inside).refuse_host_sysctls(true).unwrap();
         }
@@ -148,6 +151,6 @@ mod tests {
         let ports = Path::new(LOW_PORTS.0);
         assert_eq!(PodConfig::default().sysctl_files(true)[ports], "0");
         assert!(PodConfig::default().sysctl_files(false).is_empty());
-        assert_eq!(pod("net.ipv4.ip_unprivileged_port_start").sysctl_files(true)[ports], "1", "the pod's own wish counts");
+        assert_eq!(pod("net.ipv4.ip_unprivileged_port_start").sysctl_files(true)[ports], "1", "the pod's own value overrides the default");
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What containerd sends is understood; what nobody should send is refused, and nothing makes the decoder panic.
+//! Tests that configurations of containerd are decoded, that invalid ones are refused, and that no
+//! bytes make the decoder panic.
 
 use super::*;
 use crate::error::Code;
@@ -43,7 +44,8 @@ fn refused(result: Result<PodConfig>, field: &str) {
     assert!(error.to_string().contains(field), "{error}");
 }
 
-/// A length-delimited field of protobuf, so that the numbers are tested against something other than themselves.
+/// A length-delimited field of protobuf, written by hand, so that the field numbers are tested
+/// against other code than their own.
 fn field(number: u8, content: impl AsRef<[u8]>) -> Vec<u8> {
     let content = content.as_ref();
     [&[number << 3 | 2, u8::try_from(content.len()).unwrap()], content].concat()
@@ -57,7 +59,7 @@ fn number(number: u8, value: u64) -> Vec<u8> {
 }
 
 #[test]
-fn the_bytes_of_a_pod() {
+fn a_message_of_handwritten_bytes_is_decoded() {
     let metadata = [field(1, "pod"), field(2, "u"), field(3, "dev"), number(4, 2)].concat();
     let namespaces = [number(1, 2), number(2, 1), number(3, 0)].concat();
     let resources = [number(1, 100_000), number(2, 50_000), number(4, 524_288)].concat();
@@ -94,7 +96,7 @@ fn an_empty_configuration_is_the_default() {
 }
 
 #[test]
-fn another_message_or_too_long_a_one_is_refused() {
+fn another_message_or_one_that_is_too_long_is_refused() {
     refused(PodConfig::decode("types.googleapis.com/runtime.v1.ContainerConfig", b""), "runtime.v1.ContainerConfig");
     refused(PodConfig::decode("", b""), "expected");
     refused(PodConfig::decode(URL, &vec![0; MAX_BYTES + 1]), "bytes");
@@ -102,7 +104,7 @@ fn another_message_or_too_long_a_one_is_refused() {
 }
 
 #[test]
-fn hostnames() {
+fn hostnames_are_checked() {
     assert_eq!(with(|raw| raw.hostname = "web-0.example_1".into()).unwrap().hostname, "web-0.example_1");
     for bad in ["a".repeat(65), "a b".into(), "a\n127.0.0.1 evil".into(), "é".into(), "a/b".into()] {
         refused(with(|raw| raw.hostname = bad), "hostname");
@@ -120,7 +122,7 @@ fn dns_entries_cannot_add_lines() {
 }
 
 #[test]
-fn paths_go_down_only() {
+fn paths_with_parent_directories_are_refused() {
     refused(with(|raw| raw.log_directory = "/var/log/../..".into()), "log_directory");
     refused(with(|raw| raw.log_directory = "logs".into()), "log_directory");
     refused(with_linux(|linux| linux.cgroup_parent = "/kubepods/../..".into()), "cgroup_parent");
@@ -129,7 +131,7 @@ fn paths_go_down_only() {
 }
 
 #[test]
-fn user_namespaces() {
+fn id_maps_of_user_namespaces_are_checked() {
     let pod = with_userns(0, &[(0, 65536, 65536), (65536, 0, 65536)]).unwrap();
     assert_eq!(pod.userns.unwrap().uids[0], IdMap { container_id: 0, host_id: 65536, length: 65536 });
     assert_eq!(with_userns(2, &[]).unwrap().userns, None);
@@ -145,7 +147,7 @@ fn user_namespaces() {
 }
 
 #[test]
-fn numbers_that_nothing_has_are_refused() {
+fn numbers_out_of_range_are_refused() {
     refused(with_security(|security| security.run_as_user = Some(wire::Int64Value { value: -1 })), "run_as_user");
     refused(with_security(|security| security.run_as_group = Some(wire::Int64Value { value: 1 })), "run_as_group");
     refused(with_security(|security| security.supplemental_groups = vec![1 << 32]), "supplemental_groups");
@@ -164,7 +166,7 @@ fn numbers_that_nothing_has_are_refused() {
 }
 
 #[test]
-fn it_survives_the_record() {
+fn a_configuration_survives_serialization() {
     let mut pod = with_userns(0, &[(0, 1000, 1)]).unwrap();
     pod.seccomp = Some(SecurityProfile::Localhost("/profile".into()));
     pod.selinux = Some(Selinux { kind: "spc_t".into(), ..Selinux::default() });

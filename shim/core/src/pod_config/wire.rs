@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `PodSandboxConfig` on the wire: the fields that we read, with the numbers of the published CRI.
 //!
-//! Source: kubernetes/cri-api, `pkg/apis/runtime/v1/api.proto`, package `runtime.v1` (checked against the copy in the crate
-//! k8s-cri 0.11.0). Each struct says which of its messages it is. Generated code for the whole CRI would be
-//! thousands of lines for these few messages. Fields that are left out are skipped by the decoder.
+//! Source: kubernetes/cri-api, `pkg/apis/runtime/v1/api.proto`, package `runtime.v1` (checked
+//! against the copy in the crate k8s-cri 0.11.0). Each struct names its message. Generated code for
+//! the whole CRI would be thousands of lines for these few messages. The decoder skips fields that
+//! are left out here.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whatever is asked in whatever order, the state machine keeps its promises.
+//! Tests that the state machine keeps its invariants under any changes in any order.
 
 use super::*;
 use proptest::prelude::*;
@@ -19,7 +19,7 @@ fn change() -> impl Strategy<Value = Change> {
 
 proptest! {
     #[test]
-    fn the_first_exit_is_the_exit(changes in prop::collection::vec(change(), 0..40)) {
+    fn the_first_exit_is_kept(changes in prop::collection::vec(change(), 0..40)) {
         let life = Life::new(Phase::Creating);
         let mut first: Option<Exit> = None;
         for change in changes {
@@ -37,7 +37,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_runs_without_start(changes in prop::collection::vec(change(), 0..40)) {
+    fn no_process_runs_without_start(changes in prop::collection::vec(change(), 0..40)) {
         let life = Life::new(Phase::Creating);
         let mut started = false;
         for change in changes {
@@ -49,7 +49,7 @@ proptest! {
 }
 
 #[test]
-fn a_second_start_says_why_not() {
+fn a_second_start_is_refused_with_the_phase() {
     let life = Life::new(Phase::Running { pid: 4 });
     let error = life.change(Change::Start).unwrap_err();
     assert_eq!(error.code(), crate::error::Code::FailedPrecondition);
@@ -67,7 +67,7 @@ async fn wait_is_answered_before_and_after_the_end() {
 }
 
 #[test]
-fn what_lives_in_a_frozen_container_is_frozen() {
+fn a_process_in_a_frozen_container_is_frozen() {
     let (frozen, pid) = (Phase::Paused { pid: 4 }, 5);
     let ended = Phase::Stopped { pid, exit: Exit { code: 3, at: std::time::SystemTime::UNIX_EPOCH } };
     for phase in [Phase::Created { pid }, Phase::Starting { pid }, Phase::Running { pid }] {

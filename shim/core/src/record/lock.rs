@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The lock on a pod's directory: who has it serves the pod, or cleans it up, alone.
+//! The lock on a pod's directory. Only the process that has it may serve the pod, or clean it up.
 //!
-//! It answers «is it alive?» without the races of process ids: the kernel lets go of it when the process ends. Which process that is
-//! says the kernel too (/proc/locks, proc_locks(5)), so that nothing needs to be believed of what a record says.
+//! It tells whether the sandbox process lives, without the races of process ids: the kernel
+//! releases it when the process ends. The kernel also says which process has it (/proc/locks,
+//! proc_locks(5)), so the id in the record need not be trusted.
 
 use super::PodDir;
 use crate::error::{Context, Result};
@@ -11,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
-/// Proof that this process is the one that serves, or cleans up, a pod.
+/// Holds a pod's lock: only this process may serve the pod, or clean it up.
 #[derive(Debug)]
 pub struct PodLock {
     _file: OwnedFd,
@@ -26,22 +27,22 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// Kills it. One that has ended meanwhile is fine.
+    /// Kills it. It is no error if it has ended meanwhile.
     pub fn kill(&self) {
         let _ended_meanwhile = pidfd_send_signal(&self.process, Signal::KILL);
     }
 
-    /// A descriptor that can be read from when it has ended.
+    /// A pidfd, which becomes readable when the process has ended.
     pub fn into_pidfd(self) -> OwnedFd {
         self.process
     }
 }
 
 impl PodDir {
-    /// Takes the pod's lock, or answers `None` while a living process has it.
+    /// Takes the pod's lock, or returns `None` while a living process has it.
     ///
     /// # Errors
-    /// `NotFound` where there is no such directory; else what the kernel says.
+    /// `NotFound` if there is no such directory, or the kernel's error.
     pub fn try_lock(&self) -> Result<Option<PodLock>> {
         let file = self.open()?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -51,10 +52,11 @@ impl PodDir {
         }
     }
 
-    /// The sandbox process that has the lock. None where nobody has, or where it is a process that cleans up.
+    /// The sandbox process that has the lock. `None` if no process has it, or if a process has it
+    /// that cleans up.
     ///
     /// # Errors
-    /// Only where one cannot look.
+    /// Only if the kernel's data cannot be read.
     pub fn holder(&self) -> Result<Option<Holder>> {
         let stat = rustix::fs::fstat(self.open()?).context(|| format!("cannot look at {}", self.path().display()))?;
         let locks = std::fs::read_to_string("/proc/locks").context(|| "cannot read /proc/locks".into())?;
@@ -62,9 +64,10 @@ impl PodDir {
             let process = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
                 Ok(process) => process,
                 Err(rustix::io::Errno::SRCH) => continue,
-                Err(error) => return Err(error).context(|| format!("cannot take hold of process {}", pid.as_raw_nonzero())),
+                Err(error) => return Err(error).context(|| format!("cannot open a pidfd of process {}", pid.as_raw_nonzero())),
             };
-            // Asked after it was taken hold of, so that the answer is about that process or one that is as much the pod's.
+            // Checked after the pidfd was opened, so the answer is about that process, or about
+            // another one that serves this pod.
             if self.serves(pid)? {
                 return Ok(Some(Holder { pid: pid.as_raw_nonzero().get() as u32, process }));
             }
@@ -84,22 +87,24 @@ impl PodDir {
         Ok(line.split(|byte| *byte == 0).any(|word| word == self.path().as_os_str().as_bytes()))
     }
 
-    /// The directory itself: a file for the lock could not be made on a full disk, where clean-up is needed most.
+    /// Opens the directory itself, which is locked: a separate file could not be made on a full
+    /// disk, where clean-up is needed most.
     fn open(&self) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         rustix::fs::open(self.path(), flags, Mode::empty()).context(|| format!("cannot open {}", self.path().display()))
     }
 }
 
-/// The process that a line of /proc/locks names, if the line is of an flock on this inode. The device is not compared: for some
-/// filesystems stat(2) tells another one. A process must say that it serves the pod, too.
+/// The process in a line of /proc/locks, if the line is about an flock on this inode. The device is
+/// not compared, because stat(2) returns another one for some filesystems. The process's command
+/// line is checked as well.
 fn flock_of(line: &str, inode: u64) -> Option<Pid> {
     // 1: FLOCK  ADVISORY  WRITE 708 00:1a:1234 0 EOF
     let mut words = line.split_whitespace();
     let (_number, kind) = (words.next()?, words.next()?);
     let (pid, place) = (words.nth(2)?, words.next()?);
     let of_this = kind == "FLOCK" && place.rsplit(':').next()?.parse() == Ok(inode);
-    // It is not positive for a process that is not seen from here.
+    // The id is not positive for a process that is not visible in our PID namespace.
     Pid::from_raw(pid.parse().ok().filter(|pid| of_this && *pid > 0)?)
 }
 
@@ -108,22 +113,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn locks_are_read_as_the_kernel_writes_them() {
+    fn lines_of_proc_locks_are_parsed() {
         let line = "1: FLOCK  ADVISORY  WRITE 708 00:1a:1234 0 EOF";
         assert_eq!(flock_of(line, 1234), Pid::from_raw(708));
-        // Whoever waits has an arrow, and not the lock.
+        // A line with an arrow is of a process that waits for the lock.
         for other in ["1: -> FLOCK  ADVISORY  WRITE 708 00:1a:1234 0 EOF", "2: POSIX  ADVISORY  WRITE 708 00:1a:1234 0 EOF", "", "x"] {
             assert_eq!(flock_of(other, 1234), None, "{other}");
         }
         assert_eq!(flock_of(line, 4), None);
-        assert_eq!(flock_of("1: FLOCK  ADVISORY  WRITE -1 00:1a:1234 0 EOF", 1234), None, "of a process that is not seen from here");
+        assert_eq!(
+            flock_of("1: FLOCK  ADVISORY  WRITE -1 00:1a:1234 0 EOF", 1234),
+            None,
+            "of a process that is not visible in our PID namespace"
+        );
     }
 
     #[test]
-    fn whoever_locks_without_serving_the_pod_is_nobody_to_kill() {
+    fn a_process_that_only_has_the_lock_is_not_the_holder() {
         let state = tempfile::tempdir().unwrap();
         let dir = PodDir::existing(state.path().to_owned());
         let _lock = dir.try_lock().unwrap().unwrap();
-        assert!(dir.holder().unwrap().is_none(), "this test is no sandbox process");
+        assert!(dir.holder().unwrap().is_none(), "this test is not a sandbox process");
     }
 }

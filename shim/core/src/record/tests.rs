@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a crash may leave, and what a second owner may not do.
+//! Tests what is left after a crash, and that a second owner is refused.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn record() -> PodRecord {
 }
 
 #[test]
-fn a_pod_is_made_once() {
+fn a_second_make_is_refused() {
     let (_state, dir) = pod();
     dir.make().unwrap();
     assert_eq!(dir.make().unwrap_err().code(), Code::AlreadyExists);
@@ -61,7 +61,8 @@ fn a_damaged_or_later_record_is_an_error() {
     later.version = VERSION + 1;
     dir.write_pod(&later).unwrap();
     assert!(dir.pod().unwrap_err().to_string().contains("version"));
-    // One of an earlier version is read: its pods live on when this program comes in its place.
+    // A record of an earlier version is read: its pods live on when this program replaces that
+    // version.
     let mut earlier = serde_json::to_value(record()).unwrap();
     earlier["version"] = 1.into();
     earlier.as_object_mut().unwrap().remove("parent");

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Containers through the OCI command line: runc, crun and whatever takes the same words.
+//! Makes containers through the OCI command line of runc, crun and compatible programs.
 //!
-//! The command line is the one that runc documents and crun follows. The runtime logs JSON, and the last error in it is what the
-//! caller gets to read. Its log is a memory file of this process, not a file on the host: an exec has it open for a moment where the
-//! container's other processes may see it. Its processes are reaped by the [`Reaper`] like any other child.
+//! The command line is the one that runc documents and crun follows. The runtime logs JSON, and the
+//! caller gets the last error in the log. The log is a memory file of this process, not a file on
+//! the host, because an exec has it open for a moment in which the container's other processes may
+//! see it. The [`Reaper`] reaps the runtime's processes like any other child.
 
 use super::{Checkpoint, Creation, Execution, Made, Runtime, Streams};
 use crate::config::RuntimeConfig;
@@ -24,7 +25,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task;
 use tokio::sync::oneshot;
 
-/// How much of the runtime's log is read for its last error, in bytes. Each call has a log of its own.
+/// How many bytes of the runtime's log are searched for its last error. Each call has a log of its
+/// own.
 const LOG: usize = 64 * 1024;
 
 /// An OCI runtime as a program.
@@ -41,7 +43,7 @@ impl CommandLine {
     /// The runtime that `config` names, with its state in the pod's directory.
     ///
     /// # Errors
-    /// `NotFound` where the program is not installed.
+    /// `NotFound` if the program is not installed.
     pub fn new(config: &RuntimeConfig, pod: &PodDir, reaper: Reaper) -> Result<Self> {
         Ok(Self {
             program: find(&config.name)?,
@@ -56,8 +58,8 @@ impl CommandLine {
         self.program.file_name().is_some_and(|name| name == "runc")
     }
 
-    /// A path in the pod's directory that no other call uses. Not a container's name: a socket's
-    /// path must stay short.
+    /// A path in the pod's directory that no other call uses. It is not made of the container's
+    /// name, because a socket's path must stay short.
     fn scratch(&self, kind: &str) -> PathBuf {
         self.root.join(format!(".{}.{kind}", self.calls.fetch_add(1, Ordering::Relaxed)))
     }
@@ -65,7 +67,7 @@ impl CommandLine {
     async fn run(&self, what: &str, arguments: &[OsString], streams: ChildStreams) -> Result<()> {
         let log = rustix::fs::memfd_create("log", MemfdFlags::CLOEXEC).context(|| "cannot make a log for the OCI runtime".into())?;
         let log = std::fs::File::from(log);
-        // The runtime opens it by itself: it is not inherited.
+        // The runtime opens the log by this path. It does not inherit the descriptor.
         let path = format!("/proc/{}/fd/{}", std::process::id(), log.as_raw_fd());
         let mut command = Command::new(&self.program);
         command.arg("--root").arg(&self.root).args(["--log", &path, "--log-format", "json"]);
@@ -74,18 +76,18 @@ impl CommandLine {
         }
         command.args(arguments).stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr);
         let child = command.spawn().context(|| format!("cannot run {}", self.program.display()))?;
-        // Nothing was awaited since the spawn, so the reaper cannot have come first.
+        // Nothing was awaited since the spawn, so the reaper cannot have reaped it yet.
         let exit = Running { pid: child.id(), exit: self.reaper.watch(child.id()), reaper: &self.reaper }.await;
         // The command holds our copies of the container's streams.
         drop(command);
         match exit {
             Ok(exit) if exit.code == 0 => Ok(()),
             Ok(exit) => Err(failure(&self.program, what, exit.code, &log)),
-            Err(_) => Err(Error::internal(format!("{} {what}: nobody saw it end", self.program.display()))),
+            Err(_) => Err(Error::internal(format!("{} {what}: its exit status was lost", self.program.display()))),
         }
     }
 
-    /// Runs a command that makes a process, and learns its id.
+    /// Runs a command that makes a process, and reads the process's id.
     async fn make(&self, what: &str, mut arguments: Vec<OsString>, container: &ContainerId, streams: Streams) -> Result<Made> {
         let pid_file = Scratch(self.scratch("pid"));
         arguments.extend(["--pid-file".into(), pid_file.0.clone().into()]);
@@ -168,8 +170,9 @@ impl Runtime for CommandLine {
         self.simple("delete", container, &["--force".into()]).await
     }
 
-    /// runc moves the first process of an exec while that still starts its threads: where the pod has all the processes that it may
-    /// have, those that come after the move are refused, and the exec fails (`procReady not received`, seen with 1.3.6).
+    /// runc moves the first process of an exec while that process still starts threads. If the pod
+    /// is at its limit of processes, threads after the move are refused, and the exec fails
+    /// (`procReady not received`, seen with 1.3.6).
     fn execs_into_warm_cgroups(&self) -> bool {
         !self.is_runc()
     }
@@ -183,7 +186,7 @@ impl Runtime for CommandLine {
     }
 }
 
-/// The runtime at work; it is killed when nobody waits for it any more.
+/// The running runtime. It is killed when this is dropped.
 struct Running<'a> {
     pid: u32,
     exit: oneshot::Receiver<Exit>,
@@ -204,23 +207,23 @@ impl Drop for Running<'_> {
     }
 }
 
-/// A file that goes with its owner.
+/// A file that is removed when this is dropped.
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // It may never have been made; what is left goes with the pod's directory.
+        // It may never have been made. A file that stays is removed with the pod's directory.
         let _gone = std::fs::remove_file(&self.0);
     }
 }
 
-/// The program for a name of the configuration.
+/// The program for a name in the configuration.
 ///
-/// `auto` prefers crun, which makes a container in less than half of runc's time, and takes runc
-/// where crun cannot work: it refuses a hybrid cgroup hierarchy.
+/// `auto` prefers crun, which makes a container in less than half of runc's time. It takes runc
+/// where crun does not work: crun refuses a hybrid cgroup hierarchy.
 ///
 /// # Errors
-/// `NotFound`, with what was looked for.
+/// `NotFound`, with the programs that were searched.
 pub fn find(name: &str) -> Result<PathBuf> {
     let hybrid = Path::new("/sys/fs/cgroup/unified/cgroup.procs").exists();
     let candidates: &[&str] = match name {
@@ -233,7 +236,7 @@ pub fn find(name: &str) -> Result<PathBuf> {
     })
 }
 
-/// Looks a program up as a shell does; an absolute path stands for itself.
+/// Searches a program as a shell does. An absolute path is taken as it is.
 pub fn in_path(name: &str) -> Option<PathBuf> {
     let executable = |path: &Path| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
     if name.starts_with('/') {
@@ -242,7 +245,7 @@ pub fn in_path(name: &str) -> Option<PathBuf> {
     search_path().iter().map(|dir| Path::new(dir).join(name)).find(|path| executable(path))
 }
 
-/// `PATH`, and the usual places where a service manager gave none.
+/// `PATH`, or the usual folders if the service manager has not set it.
 fn search_path() -> Vec<String> {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut dirs: Vec<String> = path.split(':').filter(|dir| dir.starts_with('/')).map(String::from).collect();
@@ -254,14 +257,14 @@ fn search_path() -> Vec<String> {
     dirs
 }
 
-/// The runtime's own words on why it failed, as an error with a fitting code.
+/// The runtime's own message about its failure, as an error with a fitting code.
 fn failure(program: &Path, what: &str, code: u32, log: &std::fs::File) -> Error {
     let mut text = vec![0; LOG];
-    // A log that cannot be read says as little as an empty one.
+    // A log that cannot be read counts as empty.
     let length = log.read_at(&mut text, 0).unwrap_or_default();
     let said = last_error(&text[..length]);
     let message = match &said {
-        // docker's client tells a missing program by runc's words for it.
+        // docker's client recognises a missing program by runc's message for it.
         Some(said) if said.starts_with("executable file") => {
             format!("{} {what} failed: {said}: executable file not found", program.display())
         }
@@ -271,8 +274,8 @@ fn failure(program: &Path, what: &str, code: u32, log: &std::fs::File) -> Error 
     Error::new(code_of(said.as_deref().unwrap_or_default()), message)
 }
 
-/// The last message of level error (or above) in a log of JSON objects: one a line with runc, over
-/// several lines with crun.
+/// The last message of level error or above in a log of JSON objects. runc writes one a line; crun
+/// writes them over several lines.
 fn last_error(log: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Entry {
@@ -287,8 +290,8 @@ fn last_error(log: &[u8]) -> Option<String> {
         .last()
 }
 
-/// The command line knows only one exit code for all failures; these two are told apart because
-/// containerd acts on them.
+/// The code of a message. All failures have the same exit code; these two are recognised by their
+/// text, because containerd acts on them.
 fn code_of(said: &str) -> Code {
     if said.contains("does not exist") {
         Code::NotFound

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Containers through the libcontainer crate: no OCI runtime has to be installed.
+//! Makes containers through the libcontainer crate, so that no OCI runtime has to be installed.
 //!
 //! ```text
 //! sandbox process ──Request, streams──> maker ──libcontainer──> init ──start──> the user's program
@@ -7,20 +7,20 @@
 //!        └──────────── Answers ───────────┴───────────────────────┘
 //! ```
 //!
-//! Whoever forks must have one thread, and the sandbox process may have more. So containers are made
-//! by a *maker*: a program that is executed for one deed and ends when it is done. What it has made is
-//! then a child of the sandbox process, a subreaper, like with any OCI runtime. Only the maker is
-//! compiled with libcontainer (the feature of that name); it may be the sandboxer itself, but the
-//! relocations of libcontainer alone are 250 KiB of private memory, in every pod.
+//! A process that forks must have one thread, and the sandbox process may have more. So containers
+//! are made by a *maker*: a program that is executed for one task and then ends. The process that
+//! it made becomes a child of the sandbox process, a subreaper, as with any OCI runtime. Only the
+//! maker is compiled with libcontainer (the feature of that name): the relocations of libcontainer
+//! alone are 250 KiB of private memory, in every pod if the sandboxer itself had them.
 //!
-//! Why not a helper that was forked at the start and stays: executing costs about a millisecond, and saves the memory of a second
-//! process per pod; what libcontainer changes of its own process (`oom_score_adj` among it, which without CAP_SYS_RESOURCE cannot be
-//! changed back) is gone with it; and one that crashes is the failure of one call, after which there is nothing to repair.
+//! Why not a helper that is forked once and stays? Executing costs about a millisecond, and saves
+//! the memory of a second process per pod. Changes to the maker's process end with it (such as
+//! `oom_score_adj`, which needs CAP_SYS_RESOURCE to be changed back). A crash fails only one call.
 //!
-//! Start does without a maker: init waits at a FIFO. It holds the maker's answers open until it runs the user's program, so that
-//! Start ends when that runs.
+//! Start needs no maker: init waits at a FIFO. Init keeps the answers' socket open until it runs
+//! the user's program, so Start knows that the program runs when the socket is closed.
 //!
-//! Deliberately absent: checkpoints, which with libcontainer end in CRIU alone and without a restore.
+//! Deliberately absent: checkpoints. libcontainer needs CRIU for them, and cannot restore them.
 
 #[cfg(feature = "libcontainer")]
 mod adapt;
@@ -52,7 +52,7 @@ mod process;
 mod report;
 #[cfg(feature = "libcontainer")]
 mod root;
-#[cfg_attr(not(feature = "libcontainer"), allow(dead_code, reason = "the half of it that is the maker's"))]
+#[cfg_attr(not(feature = "libcontainer"), allow(dead_code, reason = "only the maker uses the other half"))]
 mod wire;
 
 #[cfg(feature = "libcontainer")]
@@ -88,8 +88,8 @@ use wire::{Answer, Making, Request, Task};
 /// `runtime.name` for containers made this way.
 pub const NAME: &str = "libcontainer";
 
-/// What containers made this way can do, as the JSON of an OCI runtime's `features` (the runtime specification,
-/// features-linux.md), as far as anybody acts on it.
+/// The features of containers made this way, as the JSON of an OCI runtime's `features` (the
+/// runtime specification, features-linux.md). It has only the features that containerd reads.
 pub fn features() -> Vec<u8> {
     let features = serde_json::json!({
         "ociVersionMin": "1.0.0",
@@ -111,13 +111,13 @@ pub fn features() -> Vec<u8> {
     features.to_string().into_bytes()
 }
 
-/// The FIFO in a container's state at which its init waits for Start.
+/// The FIFO in a container's state directory at which its init waits for Start.
 const START: &str = "start";
 
 /// `notify_socket::NOTIFY_FILE` of libcontainer, for the few containers that its builder makes.
 const NOTIFY: &str = "notify.sock";
 
-/// Where the images of containers can be asked for.
+/// Where to ask for the images of containers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Images {
     /// containerd's socket.
@@ -130,7 +130,7 @@ pub struct Images {
 #[derive(Debug)]
 pub struct Libcontainer {
     program: PathBuf,
-    /// The same, as it is run.
+    /// The maker's program on a read-only mount, from which it is run.
     sealed: OwnedFd,
     root: PathBuf,
     systemd_cgroup: bool,
@@ -148,12 +148,12 @@ struct Created {
 }
 
 impl Libcontainer {
-    /// Containers with their state in the pod's directory, made by the program `maker`, whose `main`
-    /// calls `run_if_asked`.
+    /// A runtime whose containers have their state in the pod's directory, and are made by the
+    /// program `maker`. The maker's `main` calls `run_if_asked`.
     ///
     /// # Errors
-    /// `InvalidArgument` where libcontainer cannot do what the configuration asks for on this host,
-    /// `NotFound` where there is no such program.
+    /// `InvalidArgument` if libcontainer cannot do what the configuration asks for on this host,
+    /// `NotFound` if there is no such program.
     pub fn new(config: &RuntimeConfig, pod: &PodDir, reaper: Reaper, maker: PathBuf) -> Result<Self> {
         if config.systemd_cgroup && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
             return Err(Error::invalid(
@@ -174,13 +174,13 @@ impl Libcontainer {
         })
     }
 
-    /// The same where the maker may ask for images.
+    /// Lets the maker ask for images.
     #[must_use]
     pub fn with_images(self, images: Images) -> Self {
         Self { images: Some(images), ..self }
     }
 
-    /// Has a maker do something, and returns what it says when it is done, with the rest of its words.
+    /// Runs a maker for a task. Returns its final answer, and the socket for later answers.
     async fn call(&self, container: &ContainerId, task: Task, streams: Option<ChildStreams>) -> Result<(Answer, Answers)> {
         let what = || "cannot call the process that makes containers".to_string();
         let request = Request {
@@ -201,13 +201,13 @@ impl Libcontainer {
         let mut command = Command::new(format!("/proc/self/fd/{}", self.sealed.as_raw_fd()));
         command.arg(wire::FLAG).env_clear().stdin(file).stdout(theirs).stderr(Stdio::inherit());
         let child = command.spawn().context(what)?;
-        // Nothing was awaited since the spawn, so the reaper cannot have come first.
+        // Nothing was awaited since the spawn, so the reaper cannot have reaped it yet.
         let ended = self.reaper.watch(child.id());
-        // These hold copies of what must have one holder: the other side.
+        // Close our copies, so that only the maker and the container have these descriptors.
         drop((command, streams));
         let mut answers = Answers::new(ours)?;
         let answer = answers.last().await;
-        // Only then is what it has made a child of ours.
+        // The new process becomes our child only when the maker has ended.
         let exit = ended.await;
         match (answer, exit) {
             (Some(Answer::Failed(error)), _) => Err(answers.explained(error)),
@@ -215,17 +215,17 @@ impl Libcontainer {
             (None, Ok(exit)) => {
                 Err(answers.explained(Error::internal(format!("the process that makes containers ended with code {}", exit.code))))
             }
-            (None, Err(_)) => Err(Error::internal("the process that makes containers ended, and nobody saw how")),
+            (None, Err(_)) => Err(Error::internal("the process that makes containers ended, and its exit status was lost")),
         }
     }
 
-    /// [`call`](Self::call) for a task that makes nothing.
+    /// [`call`](Self::call) for a task that makes no process.
     async fn simple(&self, container: &ContainerId, task: Task) -> Result<()> {
         self.call(container, task, None).await.map(drop)
     }
 
-    /// [`call`](Self::call) for a task that makes a process. `begin` is told what comes after it: the
-    /// end of the answers is the beginning of the user's program.
+    /// [`call`](Self::call) for a task that makes a process. `begin` gets the socket for later
+    /// answers: when it is closed, the user's program runs.
     async fn make(
         &self,
         container: &ContainerId,
@@ -242,7 +242,7 @@ impl Libcontainer {
         };
         let path = console.as_ref().map(|socket| socket.path().to_owned());
         let (answer, answers) = self.call(container, task(path), streams).await?;
-        let Answer::Made(making) = answer else { return Err(Error::internal("the process that makes containers made none")) };
+        let Answer::Made(making) = answer else { return Err(Error::internal("the process that makes containers did not make a process")) };
         begin(&making, answers).await?;
         let terminal = console.map(|socket| socket.receive().and_then(|master| give_terminal(master, making.owner))).transpose()?;
         Ok(Made { pid: making.pid, terminal })
@@ -274,7 +274,7 @@ impl Runtime for Libcontainer {
 
     async fn start(&self, container: &ContainerId) -> Result<()> {
         let created = self.created().remove(container);
-        let created = created.ok_or_else(|| Error::precondition("it does not wait for its start"))?;
+        let created = created.ok_or_else(|| Error::precondition("the container is not waiting to be started"))?;
         notify(&self.root.join(container.as_str()))?;
         created.answers.end().await?;
         if created.hooks_after_start {
@@ -285,7 +285,7 @@ impl Runtime for Libcontainer {
 
     async fn exec(&self, execution: Execution<'_>) -> Result<Made> {
         let process = String::from_utf8(execution.process.to_vec());
-        let process = process.map_err(|_| Error::invalid(format!("the process of exec {} is no UTF-8", execution.exec)))?;
+        let process = process.map_err(|_| Error::invalid(format!("the process of exec {} is not UTF-8", execution.exec)))?;
         let task = |console| Task::Exec { process, console };
         self.make(execution.container, execution.streams, task, async |_, answers| answers.end().await).await
     }
@@ -296,7 +296,7 @@ impl Runtime for Libcontainer {
 
     async fn update(&self, container: &ContainerId, resources: &[u8]) -> Result<()> {
         let resources = String::from_utf8(resources.to_vec());
-        let resources = resources.map_err(|_| Error::invalid(format!("the new limits of container {container} are no UTF-8")))?;
+        let resources = resources.map_err(|_| Error::invalid(format!("the new limits of container {container} are not UTF-8")))?;
         self.simple(container, Task::Update(resources)).await
     }
 
@@ -327,11 +327,11 @@ fn no_checkpoints() -> Error {
     Error::new(Code::Unimplemented, "no checkpoints with runtime.name = \"libcontainer\": use runc, with criu installed")
 }
 
-/// Tells the init that waits to go on: at a FIFO, or at a socket where libcontainer's builder has made it. The socket's path is too
-/// long for its address, so it is reached through its directory.
+/// Lets the waiting init go on: through its FIFO, or through a socket if libcontainer's builder
+/// made it. The socket's path is too long for an address, so it is reached through its directory.
 fn notify(state: &Path) -> Result<()> {
     let what = || "cannot reach the init, which has ended".to_string();
-    // Without waiting: nobody reads from it once the init has ended.
+    // Non-blocking, because the FIFO has no reader if the init has ended.
     match rustix::fs::open(state.join(START), OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
         Ok(fifo) => return rustix::io::write(&fifo, b"!").map(drop).context(what),
         Err(rustix::io::Errno::NXIO) => return Err(Error::precondition(what())),
@@ -344,7 +344,7 @@ fn notify(state: &Path) -> Result<()> {
     init.write_all(b"start container").context(what)
 }
 
-/// Makes a terminal belong to the user who is to reopen it by its name.
+/// Makes a terminal belong to the user who may reopen it by its name.
 fn give_terminal(master: OwnedFd, owner: u32) -> Result<OwnedFd> {
     if owner != 0 {
         let what = || "cannot give the terminal to the container's user".to_string();
@@ -368,7 +368,7 @@ impl Answers {
         Ok(Self { socket, notes: Vec::new() })
     }
 
-    /// What is said last, but for notes; `None` where the other side is gone before.
+    /// The final answer, without notes; `None` if the other side ends without one.
     async fn last(&mut self) -> Option<Answer> {
         let mut buffer = vec![0; wire::MAX_ANSWER];
         loop {
@@ -390,7 +390,7 @@ impl Answers {
         }
     }
 
-    /// An error of libcontainer's outermost layer with what was logged first, its cause.
+    /// Adds the first note, which is the cause, to an error of libcontainer's outermost layer.
     fn explained(&self, error: Error) -> Error {
         match self.notes.first() {
             Some(note) if error.code() == Code::Internal => Error::internal(format!("{error} ({note})")),

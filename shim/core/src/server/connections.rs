@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Connections that are bounded, and that can be waited for.
+//! Connections that are limited in number, and whose end can be awaited.
 //!
-//! - Only so many are open at once. Who comes when all are taken waits, first in the kernel's queue.
-//! - Who says nothing for too long after connecting is hung up on: there are clients that connect and forget.
-//! - The answer to ShutdownSandbox has arrived when the caller, who has no more to say, hangs up.
+//! - Only a limited number is open at once. Further clients wait, first in the kernel's queue.
+//! - A client that sends nothing for too long after connecting is disconnected: some clients
+//!   connect and forget.
+//! - The answer to ShutdownSandbox has arrived when the client disconnects.
 
 use std::io;
 use std::pin::Pin;
@@ -19,14 +20,14 @@ use tokio_stream::{Stream, StreamExt};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// How long who connects may take for the first word. Clients of ttrpc and gRPC say it at once.
-const FIRST_WORD: Duration = Duration::from_secs(60);
+/// How long a client may take to send its first byte. Clients of ttrpc and gRPC send it at once.
+const FIRST_BYTE: Duration = Duration::from_secs(60);
 
-/// A connection. It has its place, and is counted, for as long as it is open.
+/// A connection. It occupies its place, and is counted, for as long as it is open.
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
-    /// Until when something must be said, if nothing was said yet.
+    /// The deadline for the first byte, until that has arrived.
     silent: Option<Pin<Box<Sleep>>>,
     _place: Option<OwnedSemaphorePermit>,
     _open: TaskTrackerToken,
@@ -43,9 +44,9 @@ pub fn bounded(
         let (places, open) = (places.clone(), open.clone());
         async move {
             let stream = stream?;
-            // It fails for a semaphore that is closed, which this one never is.
+            // It fails only for a closed semaphore, and this one is never closed.
             let place = places.acquire_owned().await.ok();
-            Ok(Connection { stream, silent: Some(Box::pin(sleep(FIRST_WORD))), _place: place, _open: open.token() })
+            Ok(Connection { stream, silent: Some(Box::pin(sleep(FIRST_BYTE))), _place: place, _open: open.token() })
         }
     });
     Box::pin(connections)
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_comes_when_all_places_are_taken_waits_until_one_is_free() {
+    async fn a_client_beyond_the_limit_waits_until_a_connection_is_closed() {
         let (dir, mut accepted, open) = listening(2);
         let mut clients = Vec::new();
         for _ in 0..3 {
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_says_nothing_is_hung_up_on_and_who_has_spoken_may_be_silent() {
+    async fn a_client_that_never_sends_is_disconnected_and_one_that_has_sent_may_idle() {
         let (dir, mut accepted, _open) = listening(8);
         let mut client = UnixStream::connect(dir.path().join("socket")).await.unwrap();
         let mut connection = accepted.next().await.unwrap().unwrap();
@@ -121,6 +122,6 @@ mod tests {
         let mut connection = accepted.next().await.unwrap().unwrap();
         client.write_all(b"a").await.unwrap();
         assert_eq!(connection.read_u8().await.unwrap(), b'a');
-        assert!(tokio::time::timeout(FIRST_WORD * 10, connection.read_u8()).await.is_err(), "it may be silent now");
+        assert!(tokio::time::timeout(FIRST_BYTE * 10, connection.read_u8()).await.is_err(), "it may be silent now");
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A sandboxer to test with: this test program itself, executed by a script on whose name it acts.
+//! A fake sandboxer: scripts execute this test program itself, and the script's name tells it what
+//! to do wrong.
 
 use async_trait::async_trait;
 use containerd_shim_protos::protobuf::MessageField;
@@ -15,7 +16,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::asynchronous::transport::Listener;
 
-/// What a sandboxer can do wrong, each in a kind of its own.
+/// The kinds of fake sandboxer, each of which does something else wrong.
 pub const KINDS: [&str; 8] = ["good", "refuses", "dies", "hangs", "unready", "slow", "silent", "fixed"];
 
 /// Makes a script for each kind.
@@ -29,15 +30,15 @@ pub fn install(folder: &Path) {
     }
 }
 
-/// Not a test but the sandboxer, when the environment says so.
+/// Not a test, but the fake sandboxer itself if the environment says so.
 #[test]
 fn sandboxer() {
     let (Ok(kind), Ok(pod)) = (std::env::var("FAKE_KIND"), std::env::var("FAKE_POD")) else { return };
-    // A test that fails must not leave it behind.
+    // A test that fails must not leave this process behind.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
     let dir = PodDir::existing(pod.into());
     if kind == "silent" {
-        // Alive, but no process has said so yet.
+        // Alive, but without the lock and without an id in the record.
         std::thread::sleep(std::time::Duration::from_secs(60));
     }
     let _lock = dir.try_lock().unwrap().unwrap();

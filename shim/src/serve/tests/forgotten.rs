@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pods that containerd has forgotten, with a real socket to ask it and real processes to remove.
+//! Tests the removal of pods that containerd has forgotten, with a fake store on a real socket and
+//! with real processes.
 
 use super::store::{FakeStore, Says};
 use super::*;
 
-/// All at once, as far as a machine under load can.
+/// Short times, which a machine under load can still keep.
 const RHYTHM: Rhythm = Rhythm {
     unstarted: Duration::from_secs(600),
     first: [Duration::from_millis(20); 3],
@@ -17,7 +18,7 @@ impl Node {
         self.0.path().join("containerd.sock")
     }
 
-    /// Pods that are started from now on belong to the node's containerd.
+    /// Makes pods that are started from now on belong to this node's fake containerd.
     fn configure(&self) {
         std::fs::create_dir(self.0.path().join("config")).unwrap();
         let text = format!("sandboxer = \"good\"\n[containerd]\naddress = {:?}\n", self.containerd());
@@ -26,7 +27,7 @@ impl Node {
 }
 
 #[test]
-fn an_orphan_of_an_earlier_serve_is_removed_and_nothing_else() {
+fn only_orphans_of_an_earlier_serve_are_removed() {
     let node = Node::new();
     node.configure();
     let mut orphan = 0;
@@ -55,7 +56,7 @@ fn an_orphan_of_an_earlier_serve_is_removed_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_pod_is_an_orphan_once_nobody_waits_for_it() {
+async fn a_forgotten_pod_is_removed_once_its_wait_call_ends() {
     let node = Node::new();
     node.configure();
     let store = FakeStore::serve(&node.containerd(), &[("a", Says::Unavailable)]);
@@ -67,12 +68,13 @@ async fn a_pod_is_an_orphan_once_nobody_waits_for_it() {
     let mut waits = JoinSet::new();
     let mut client = serve.client.clone();
     waits.spawn(async move { client.wait(ask(ControllerWaitRequest { sandbox_id: "a".into(), ..Default::default() })).await });
-    // One connection carries both calls, in order; a question that was under way may still come to its end.
+    // Both calls are on one connection and arrive in order, so the Wait is there when Status is
+    // answered. A question to the store that was under way may still end.
     serve.status("a").await.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     let asked = store.asked("a");
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(store.asked("a"), asked, "nobody asks for a pod that somebody waits for");
+    assert_eq!(store.asked("a"), asked, "containerd is not asked about a pod with a Wait call");
     drop(store);
     let store = FakeStore::serve(&node.containerd(), &[]);
     waits.shutdown().await;
@@ -81,12 +83,13 @@ async fn a_pod_is_an_orphan_once_nobody_waits_for_it() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn nothing_is_removed_while_containerd_is_away() {
+async fn no_pod_is_removed_while_containerd_cannot_be_asked() {
     let node = Node::new();
     node.configure();
     let serve = node.serve_in(RHYTHM);
     let pid = serve.run("a", "good").await;
-    // Nothing there, nobody there, not containerd there, and another service there.
+    // In turn: no socket, a socket that answers garbage, a socket without a listener, another
+    // service.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let listener = tokio::net::UnixListener::bind(node.containerd()).unwrap();
     for answer in [&b""[..], b"HTTP/1.1 404 Not Found\r\n\r\n", &[0; 100]] {
@@ -102,7 +105,7 @@ async fn nothing_is_removed_while_containerd_is_away() {
     std::os::unix::fs::symlink(other, node.containerd()).unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!((serve.pods(), serve.status("a").await.unwrap().pid), (vec!["a".to_string()], pid));
-    // And then it is there again.
+    // Then containerd is there again.
     std::fs::remove_file(node.containerd()).unwrap();
     let _store = FakeStore::serve(&node.containerd(), &[]);
     within("the pod is removed", || serve.pods().is_empty()).await;

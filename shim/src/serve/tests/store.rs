@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! containerd's sandbox store to test with, on a socket of its own. The generated code has no server
-//! for it, so this is one written by hand, for the one call that is used.
+//! A fake of containerd's sandbox store, on a socket of its own. The generated code has no server
+//! for it, so this one is written by hand, for the one call that is used.
 
 use containerd_client::services::v1::sandbox::{StoreGetRequest, StoreGetResponse};
 use containerd_client::types::Sandbox;
@@ -19,16 +19,16 @@ use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-/// What the store says of pods that it was told of; others do not exist.
+/// The store's answer about a pod. For pods without an entry it answers that they do not exist.
 #[derive(Debug, Clone, Copy)]
 pub enum Says {
-    /// The pod is there.
+    /// The pod exists.
     Known,
-    /// Not now.
+    /// The store cannot answer now.
     Unavailable,
 }
 
-/// The store, which ends when it is dropped.
+/// The store. It ends when it is dropped.
 pub struct FakeStore {
     service: StoreService,
     _tasks: JoinSet<()>,
@@ -58,7 +58,7 @@ impl FakeStore {
         self.service.entries.lock().unwrap().insert(id.into(), says);
     }
 
-    /// How often a pod was asked for.
+    /// How often the store was asked about a pod.
     pub fn asked(&self, id: &str) -> usize {
         self.service.asked.lock().unwrap().iter().filter(|asked| *asked == id).count()
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! When containerd is asked, and what comes of it, without containerd and without waiting.
+//! Tests when containerd is asked and what its answers lead to, without containerd and in paused
+//! time.
 
 use super::*;
 use magnetar_core::ids::{Namespace, SandboxId};
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A pod on disk, and the questions about it.
+/// A pod on disk, and the times at which containerd was asked about it.
 struct Scene {
     pod: Pod,
     interest: Interest,
@@ -46,8 +47,8 @@ impl Scene {
         self.begin.elapsed().as_secs()
     }
 
-    /// Looks after the pod for some hours; `answer` is what containerd says to question number n. Returns
-    /// after how many seconds it turned out to be unwanted.
+    /// Watches the pod for ten hours; `answer` is containerd's answer to question number n. Returns
+    /// after how many seconds the pod turned out to be unwanted.
     async fn watch(&self, answer: impl Fn(usize) -> Option<bool>) -> Option<u64> {
         let knows = || {
             let mut asked = self.asked.borrow_mut();
@@ -64,21 +65,21 @@ impl Scene {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_is_denied_twice_is_unwanted() {
+async fn a_pod_that_containerd_denies_twice_is_unwanted() {
     let scene = Scene::new(Stage::Started);
     assert_eq!(scene.watch(|_| Some(false)).await, Some(5));
     assert_eq!(scene.asked(), [3, 5]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_known_pod_stays_and_is_asked_for_ever_less_often() {
+async fn a_known_pod_stays_and_is_checked_less_and_less_often() {
     let scene = Scene::new(Stage::Started);
     assert_eq!(scene.watch(|_| Some(true)).await, None);
     assert_eq!(scene.asked()[..5], [3, 10, 30, 330, 630]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_answer_is_no_denial() {
+async fn a_missing_answer_does_not_count_as_a_denial() {
     let scene = Scene::new(Stage::Started);
     assert_eq!(scene.watch(|_| None).await, None);
     let scene = Scene::new(Stage::Started);
@@ -89,7 +90,7 @@ async fn no_answer_is_no_denial() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_is_asked_for_a_pod_that_somebody_waits_for() {
+async fn containerd_is_not_asked_about_a_pod_with_a_wait_call() {
     let scene = Scene::new(Stage::Started);
     let waits = async {
         sleep(Duration::from_secs(2)).await;
@@ -100,11 +101,11 @@ async fn nobody_is_asked_for_a_pod_that_somebody_waits_for() {
         drop(second);
     };
     let (ended, ()) = tokio::join!(scene.watch(|_| Some(false)), waits);
-    assert_eq!((ended, scene.asked()), (Some(7207), vec![7205, 7207]), "not before containerd's last Wait has broken off");
+    assert_eq!((ended, scene.asked()), (Some(7207), vec![7205, 7207]), "not before the last Wait call has ended");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_comes_before_a_second_denial() {
+async fn a_wait_call_after_the_first_denial_keeps_the_pod() {
     let scene = Scene::new(Stage::Started);
     let waits = async {
         sleep(Duration::from_secs(4)).await;
@@ -116,7 +117,7 @@ async fn a_wait_comes_before_a_second_denial() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_created_pod_is_asked_for_too() {
+async fn a_created_pod_is_unwanted_if_denied_or_not_started() {
     let scene = Scene::new(Stage::Created);
     assert_eq!((scene.watch(|_| Some(false)).await, scene.asked()), (Some(5), vec![3, 5]));
     let scene = Scene::new(Stage::Created);

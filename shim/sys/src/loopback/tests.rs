@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! In network namespaces of their own, as root.
+//! Each test runs as root, in a network namespace of its own.
 
 use super::*;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
@@ -8,13 +8,15 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 
-/// Runs `test` in a network namespace with nothing but a loopback that is up, and 10.1.2.3 on it. Without the privilege to
-/// make one, says so and runs nothing.
+/// Runs `test` in a new network namespace. Its only interface is a loopback that is up and has the
+/// address 10.1.2.3 as well. Without the privilege to make a namespace, it says so and runs
+/// nothing.
 fn in_network(test: impl FnOnce() + Send) {
     let body = move || {
-        // SAFETY: the thread gives up nothing that is shared with others but its network namespace, and ends here.
+        // SAFETY: the thread leaves only the network namespace that it shares with others, and ends
+        // here.
         if let Err(error) = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) } {
-            // Past the capture: a test that runs nothing says so.
+            // Written past libtest's capture, so that the log shows that this test ran nothing.
             let _unheard = writeln!(std::io::stderr(), "skipped: a network namespace needs root ({error})");
             return;
         }
@@ -42,7 +44,8 @@ fn listen(address: IpAddr) -> TcpListener {
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
-/// Whether a connection to `address` is one of `listener`, which knows where it was to go.
+/// Whether `listener` gets a connection to `address`. The accepted socket must show that address as
+/// its own.
 fn arrives(listener: &TcpListener, address: SocketAddr) -> bool {
     let mut client = match TcpStream::connect(address) {
         Ok(client) => client,
@@ -62,7 +65,7 @@ fn arrives(listener: &TcpListener, address: SocketAddr) -> bool {
 }
 
 #[test]
-fn every_port_of_the_loopback_has_one_listener() {
+fn every_port_of_the_loopback_is_steered_until_the_steering_is_dropped() {
     in_network(|| {
         let (v4, v6) = (listen(V4), listen(V6));
         let own = v4.local_addr().unwrap().port();
@@ -82,7 +85,7 @@ fn every_port_of_the_loopback_has_one_listener() {
 }
 
 #[test]
-fn a_listener_of_ours_comes_before_any_other() {
+fn a_steered_listener_takes_precedence_over_others() {
     in_network(|| {
         let (ours, other) = (listen(V4), listen(V4));
         let address = other.local_addr().unwrap();
@@ -92,7 +95,7 @@ fn a_listener_of_ours_comes_before_any_other() {
 }
 
 #[test]
-fn what_is_not_the_loopback_is_left_alone() {
+fn other_addresses_and_protocols_are_not_steered() {
     in_network(|| {
         let (ours, other) = (listen(V4), listen(Ipv4Addr::UNSPECIFIED.into()));
         let _steering = steer(ours.as_fd(), None).unwrap();
@@ -109,7 +112,7 @@ fn what_is_not_the_loopback_is_left_alone() {
 }
 
 #[test]
-fn a_listener_that_is_closed_listens_no_more() {
+fn connections_are_not_steered_to_a_closed_listener() {
     in_network(|| {
         let (v4, v6) = (listen(V4), listen(V6));
         let _steering = steer(v4.as_fd(), Some(v6.as_fd())).unwrap();
@@ -123,7 +126,7 @@ fn a_listener_that_is_closed_listens_no_more() {
 }
 
 #[test]
-fn other_namespaces_are_not_concerned() {
+fn other_namespaces_are_not_steered() {
     in_network(|| {
         let ours = listen(V4);
         let _steering = steer(ours.as_fd(), None).unwrap();

@@ -37,7 +37,7 @@ impl ContainerSpec {
         })
     }
 
-    /// The configuration as it is sent, but for the pod's namespace modes.
+    /// The configuration as it is sent, without the pod's namespace modes.
     pub fn config(&self) -> &ContainerConfig {
         &self.config
     }
@@ -48,7 +48,7 @@ impl ContainerSpec {
         self
     }
 
-    /// What is run in place of the image's entrypoint.
+    /// The command that replaces the image's entrypoint.
     pub fn command<S: Into<String>>(self, words: impl IntoIterator<Item = S>) -> Self {
         self.edit(|c| c.command = words.into_iter().map(Into::into).collect())
     }
@@ -63,7 +63,7 @@ impl ContainerSpec {
         self.edit(|c| c.envs.push(KeyValue { key: key.to_owned(), value: value.to_owned() }))
     }
 
-    /// Where the process starts.
+    /// The working directory.
     pub fn working_dir(self, path: &str) -> Self {
         self.edit(|c| c.working_dir = path.to_owned())
     }
@@ -78,7 +78,7 @@ impl ContainerSpec {
         self.mount_with(host, container, true, MountPropagation::PropagationPrivate)
     }
 
-    /// A file or folder of the node with everything said.
+    /// A file or folder of the node with all settings.
     pub fn mount_with(self, host: &str, container: &str, readonly: bool, propagation: MountPropagation) -> Self {
         self.edit(|c| {
             c.mounts.push(Mount {
@@ -196,7 +196,7 @@ impl ContainerSpec {
         self.seccomp(ProfileType::Localhost, path)
     }
 
-    /// Changes the security context beyond what the methods here can say.
+    /// Changes settings of the security context that have no method here.
     pub fn security(self, change: impl FnOnce(&mut LinuxContainerSecurityContext)) -> Self {
         self.linux(|l| change(l.security_context.get_or_insert_default()))
     }

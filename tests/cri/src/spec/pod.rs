@@ -12,8 +12,8 @@ use k8s_cri::v1::{
     NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol, UserNamespace,
 };
 
-/// A pod to be run: nothing is in it that was not asked for, except a unique id and a folder
-/// for its logs.
+/// The configuration of a pod. It has nothing that the test does not set, but for a unique id and a
+/// folder for the pod's logs.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
     handler: String,
@@ -57,17 +57,17 @@ impl PodSpec {
         self.namespaces(|n| n.network = NamespaceMode::Node.into())
     }
 
-    /// Uses the node's process ids.
+    /// Uses the node's PID namespace.
     pub fn host_pid(self) -> Self {
         self.namespaces(|n| n.pid = NamespaceMode::Node.into())
     }
 
-    /// One set of process ids for all containers of the pod.
+    /// One PID namespace for all containers of the pod.
     pub fn shared_pid(self) -> Self {
         self.namespaces(|n| n.pid = NamespaceMode::Pod.into())
     }
 
-    /// A set of process ids for each container: what Kubernetes asks for by default.
+    /// A PID namespace for each container, which is the default of Kubernetes.
     pub fn own_pid(self) -> Self {
         self.namespaces(|n| n.pid = NamespaceMode::Container.into())
     }
@@ -90,7 +90,7 @@ impl PodSpec {
         self.edit(|c| c.hostname = name.to_owned())
     }
 
-    /// What resolv.conf shall say.
+    /// The content of resolv.conf.
     pub fn dns(self, servers: &[&str], searches: &[&str], options: &[&str]) -> Self {
         self.edit(|c| {
             c.dns_config = Some(DnsConfig { servers: owned(servers), searches: owned(searches), options: owned(options) });
@@ -123,7 +123,7 @@ impl PodSpec {
         self.linux(|l| l.cgroup_parent = parent.to_owned())
     }
 
-    /// What the sandbox itself is given on top of its containers.
+    /// The resources of the sandbox itself, beyond those of its containers.
     pub fn overhead(self, resources: LinuxContainerResources) -> Self {
         self.linux(|l| l.overhead = Some(resources))
     }
@@ -172,7 +172,7 @@ fn owned(words: &[&str]) -> Vec<String> {
     words.iter().map(|&w| w.to_owned()).collect()
 }
 
-/// Unique on this node for as long as its containerd keeps anything of an earlier run.
+/// A name that is unique on this node, also among earlier runs.
 fn unique() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);

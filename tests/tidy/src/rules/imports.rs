@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Who may import whom, from cargo's own view of the workspace.
+//! Checks which crate imports which, by cargo's own view of the workspace.
 //!
-//! A crate's folder says what it is; each kind may import what is listed for it and nothing
-//! else of ours. A folder that is not listed is a finding, too: the layout is decided here.
+//! A crate is identified by its folder. It may import the crates that are listed for it, and no
+//! others of the workspace. A folder that is not listed is a finding as well: the layout is decided
+//! here.
 
 use std::path::{Path, PathBuf};
 
@@ -11,8 +12,8 @@ use cargo_metadata::{Metadata, MetadataCommand};
 
 use crate::{Finding, tree::root};
 
-/// What a member may import of ours, by folders. `tests/…` may look at the core's formats, never
-/// at a sandboxer.
+/// The crates of the workspace that a member may import, by folder. `tests/…` may use the core's
+/// formats, but never a sandboxer.
 const ALLOWED: [(&str, &[&str]); 18] = [
     ("shim/sys", &[]),
     ("shim/core", &["shim/sys"]),
@@ -69,7 +70,8 @@ pub fn check(members: &[Member]) -> Vec<Finding> {
 fn member(metadata: &Metadata, package: &cargo_metadata::Package) -> Member {
     let below = |path: &Path| path.strip_prefix(&metadata.workspace_root).unwrap_or(path).to_owned();
     let folder = package.manifest_path.parent().map(|folder| below(folder.as_std_path())).unwrap_or_default();
-    // Of every kind: a test that imports a sandboxer ties it down as much as code does.
+    // Dependencies of every kind: a test that imports a sandboxer couples to it as much as code
+    // does.
     let imports = package.dependencies.iter().filter_map(|dependency| dependency.path.as_ref()).map(|path| below(path.as_std_path()));
     Member { folder, imports: imports.collect() }
 }
@@ -94,12 +96,12 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_folder_is_found() {
+    fn an_unlisted_folder_is_found() {
         assert_eq!(findings("somewhere", &[]), 1);
     }
 
     #[test]
-    fn cargo_shows_this_very_crate() {
+    fn cargo_metadata_lists_this_crate() {
         let members = members().unwrap();
         assert!(members.contains(&Member { folder: "tests/tidy".into(), imports: Vec::new() }), "{members:?}");
     }

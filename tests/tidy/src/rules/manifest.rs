@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Rules on the members' manifests: versions, lints and editions are the workspace's.
+//! Rules on the members' manifests: they inherit versions, lints and editions from the workspace.
 
 use std::path::Path;
 
@@ -11,13 +11,13 @@ use crate::{Finding, Text, Tree};
 const INHERITED: [&str; 5] = ["version", "edition", "license", "rust-version", "publish"];
 const DEPENDENCIES: [&str; 3] = ["dependencies", "dev-dependencies", "build-dependencies"];
 
-/// What clippy denies everywhere; tests are excepted in clippy.toml.
+/// The lints that clippy must deny everywhere; clippy.toml makes exceptions for tests.
 const DENIED: &[&str] = &["unwrap_used", "expect_used", "panic", "todo", "unimplemented", "dbg_macro"];
 /// The one crate with lints of its own, because it holds the unsafe code.
 const EDGE: &str = "shim/sys";
 const DENIED_AT_THE_EDGE: &[&str] = &["undocumented_unsafe_blocks"];
 
-/// Every manifest of the tree.
+/// Checks every manifest of the tree.
 pub fn all(tree: &Tree) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for file in tree.files.iter().filter(|file| file.path == Path::new("Cargo.toml")) {
@@ -32,7 +32,7 @@ pub fn all(tree: &Tree) -> Result<Vec<Finding>> {
 
 fn check(file: &Text) -> Result<Vec<Finding>> {
     let manifest: Table = file.content.parse().with_context(|| file.path.display().to_string())?;
-    // A fuzz crate is a workspace of its own: cargo-fuzz wants it so.
+    // A fuzz crate is a workspace of its own, as cargo-fuzz requires.
     if manifest.contains_key("workspace") {
         return Ok(Vec::new());
     }
@@ -65,7 +65,7 @@ fn missing(file: &Text, lints: Option<&Value>, names: &[&str]) -> Vec<Finding> {
     missing.map(|name| finding(file, "[workspace.lints", format!("clippy must deny `{name}`"))).collect()
 }
 
-/// All dependencies of a manifest, those for some targets only, too.
+/// All dependencies of a manifest, including those for certain targets only.
 fn dependencies(manifest: &Table) -> impl Iterator<Item = (&str, &Value)> {
     let targets = manifest.get("target").and_then(Value::as_table).into_iter().flat_map(Table::values).filter_map(Value::as_table);
     std::iter::once(manifest)
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_manifest_is_good() {
+    fn a_correct_manifest_has_no_findings() {
         assert_eq!(lines(GOOD), NONE);
     }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Rules on Rust sources: STYLE.md as far as clippy does not know it.
+//! Rules on Rust sources: the parts of STYLE.md that clippy cannot check.
 
 use std::path::Path;
 
@@ -7,13 +7,13 @@ use anyhow::Result;
 
 use crate::{Finding, Source, Tree};
 
-/// Lines of a source without its tests.
+/// The most lines of a source without its tests.
 const LONGEST: usize = 400;
-/// The same where all that one hypervisor can do is in one file.
+/// The most lines of a hypervisor's file, which has everything of that hypervisor.
 const LONGEST_HYPERVISOR: usize = 600;
-/// Lines of tests inside a source; longer ones go to a file of their own.
+/// The most lines of tests inside a source; longer tests need a file of their own.
 const LONGEST_TESTS: usize = 100;
-/// Names of drawers: what is in them has no name yet.
+/// Names of drawers: modules that say nothing about their content.
 const DRAWERS: [&str; 8] = ["util", "utils", "common", "helper", "helpers", "manager", "misc", "shared"];
 /// Crates whose types are a protocol's.
 const WIRE: [&str; 2] = ["containerd_shim_protos", "containerd_client"];
@@ -76,7 +76,11 @@ fn length(source: &Source) -> Vec<Finding> {
     let code = source.tests_begin().map_or(all, |line| line - 1);
     let mut findings = Vec::new();
     if code > longest {
-        findings.push(Finding::new(path, longest + 1, format!("{code} lines without tests; {longest} are the most, one idea a file")));
+        findings.push(Finding::new(
+            path,
+            longest + 1,
+            format!("{code} lines without tests; at most {longest} are allowed: split the file by ideas"),
+        ));
     }
     if all - code > LONGEST_TESTS {
         let beside = path.with_extension("").join("tests.rs");
@@ -109,7 +113,7 @@ fn documentation(source: &Source) -> Vec<Finding> {
     let opening = source.file.content.lines().find(|line| !line.trim().is_empty() && !line.starts_with("// "));
     match opening {
         Some(line) if line.starts_with("//!") => Vec::new(),
-        Some(_) | None => vec![Finding::new(source.path(), 2, "a source opens with `//!`: what is here, and why")],
+        Some(_) | None => vec![Finding::new(source.path(), 2, "a source must open with `//!`: say what the module does, and why")],
     }
 }
 

@@ -5,10 +5,11 @@ use crate::{Finding, Text, Tree};
 
 const SPDX: &str = "SPDX-License-Identifier: Apache-2.0";
 
-/// Folders that exist on somebody's machine only. In pieces: this file is checked, too.
+/// Folders that exist only on certain machines. Written in pieces, because this file is checked as
+/// well.
 const PRIVATE: [&str; 4] = [concat!("/", "home/"), concat!("/", "Users/"), concat!("/", "work/"), concat!("/", "root/")];
 
-/// Every Rust source begins with its licence, every script has it near its top.
+/// Every Rust source begins with its licence line; every script has it among its first lines.
 pub fn licence(tree: &Tree) -> Vec<Finding> {
     let sources = tree.rust().filter(|file| file.content.lines().next() != Some(&format!("// {SPDX}")));
     let scripts = tree.files.iter().filter(|file| is_shell(file) && !file.content.lines().take(3).any(|line| line.contains(SPDX)));
@@ -16,20 +17,24 @@ pub fn licence(tree: &Tree) -> Vec<Finding> {
     sources.chain(scripts.map(|file| Finding::new(&file.path, 1, format!("one of the first lines must be `# {SPDX}`")))).collect()
 }
 
-/// No path of a machine that is not everybody's. A user's folder is `$HOME`.
+/// No file has a path that exists only on certain machines. A user's folder is `$HOME`.
 pub fn private_paths(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     for file in &tree.files {
         for (number, line) in file.content.lines().enumerate() {
             if let Some(path) = PRIVATE.iter().find(|&&path| starts_a_path(line, path)) {
-                findings.push(Finding::new(&file.path, number + 1, format!("a path below `{path}` is one machine's own")));
+                findings.push(Finding::new(
+                    &file.path,
+                    number + 1,
+                    format!("a path below `{path}` exists only on certain machines: use a variable"),
+                ));
             }
         }
     }
     findings
 }
 
-/// A failed command must not go unseen.
+/// A script must not ignore a failed command.
 pub fn strict_shell(tree: &Tree) -> Vec<Finding> {
     let scripts = tree.files.iter().filter(|file| is_shell(file) && has_shebang(file));
     let lax = scripts.filter(|file| !file.content.lines().map(str::trim).any(|line| is_strict(line, file)));
@@ -56,10 +61,10 @@ fn has_shebang(file: &Text) -> bool {
     first.starts_with("#!") && (first.ends_with("/bash") || first.ends_with("/sh") || first.ends_with(" bash") || first.ends_with(" sh"))
 }
 
-/// The folder stands at the beginning of a path, and not in the middle of a longer one.
+/// Whether a path in the line begins with the folder, as opposed to having it in the middle.
 fn starts_a_path(line: &str, folder: &str) -> bool {
     line.match_indices(folder).any(|(at, _)| {
-        // A home in an image's list of users is nobody's.
+        // A home in an image's list of users is not a path of this machine.
         if line[..at].ends_with("::") {
             return false;
         }
@@ -81,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_licence_line_is_missed() {
+    fn a_missing_licence_line_is_found() {
         assert_eq!(lines(licence, "a.rs", "//! Docs.\n"), [1]);
         assert_eq!(lines(licence, "a.rs", "// SPDX-License-Identifier: Apache-2.0\n"), NONE);
         assert_eq!(lines(licence, "a.sh", "echo\n"), [1]);

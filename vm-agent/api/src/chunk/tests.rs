@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use std::time::Duration;
 use tokio::io::{DuplexStream, duplex, empty, sink, split};
 
-/// One side, between what it is given and the wire.
+/// Runs one side, between the plain streams and the wire.
 async fn side(plain: DuplexStream, wire: DuplexStream) -> Result<()> {
     let (from, to) = split(plain);
     carry(from, to, wire).await
@@ -22,14 +22,14 @@ async fn bytes_arrive_with_their_end_through_the_smallest_wire() {
 }
 
 #[tokio::test]
-async fn no_more_than_a_window_is_on_its_way() {
+async fn no_more_than_a_window_is_unacknowledged() {
     for size in [1, 1000, LONGEST] {
         let (wire, mut other) = duplex(1 << 20);
         let ((from, mut source), (to, _kept)) = (duplex(size), duplex(1));
         let carried = carry(from, to, wire);
         let talk = async {
             let mut offered = 0;
-            // Whoever offers more is held up.
+            // A writer of more than a window has to wait.
             while tokio::time::timeout(std::time::Duration::from_millis(20), source.write_all(&vec![7; size])).await.is_ok() {
                 offered += cost(size);
                 assert!(offered <= WINDOW + 2 * cost(size), "{offered}");
@@ -37,7 +37,7 @@ async fn no_more_than_a_window_is_on_its_way() {
             let mut head = [0; 3];
             other.read_exact(&mut head).await.unwrap();
             assert_eq!(head[0], DATA);
-            // What is taken makes room.
+            // An acknowledgement makes room.
             other.write_all(&[TAKEN, head[1], head[2]]).await.unwrap();
             source.write_all(&vec![7; size]).await.unwrap();
         };
@@ -49,7 +49,7 @@ async fn no_more_than_a_window_is_on_its_way() {
 }
 
 #[tokio::test]
-async fn each_way_has_an_end_of_its_own() {
+async fn each_direction_ends_by_itself() {
     for client_first in [true, false] {
         let ((mut client, near), (wire, other_wire), (far, mut server)) = (duplex(9), duplex(9), duplex(9));
         let (first, last) = if client_first { (&mut client, &mut server) } else { (&mut server, &mut client) };
@@ -71,10 +71,10 @@ async fn each_way_has_an_end_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_way_that_nobody_reads_does_not_hold_up_the_other() {
+async fn an_unread_direction_does_not_block_the_other() {
     let ((mut client, near), (wire, other_wire), (far, mut server)) = (duplex(9), duplex(9), duplex(9));
     let talk = async {
-        // Fills the way to the client, who does not read.
+        // Fills the direction to the client, which does not read.
         while tokio::time::timeout(std::time::Duration::from_millis(20), server.write_all(&[1; 4096])).await.is_ok() {}
         let (mut server_in, _server_out) = split(server);
         let mut text = vec![0; 200_000];
@@ -113,7 +113,7 @@ async fn the_connection_is_kept_until_the_end_has_arrived() {
 }
 
 #[tokio::test]
-async fn who_has_gone_with_our_end_was_content() {
+async fn a_peer_that_closes_after_our_end_is_no_error() {
     let (wire, mut other) = duplex(99);
     other.write_all(&[END, 0, 0]).await.unwrap();
     let gone = async {
@@ -126,7 +126,7 @@ async fn who_has_gone_with_our_end_was_content() {
 }
 
 #[tokio::test]
-async fn a_connection_that_fails_is_the_end_of_both_ways() {
+async fn a_failed_connection_ends_both_directions() {
     let too_long = (LONGEST as u16 + 1).to_be_bytes();
     for (said, kind) in [
         (&[][..], ErrorKind::UnexpectedEof),
@@ -150,9 +150,9 @@ async fn a_connection_that_fails_is_the_end_of_both_ways() {
 }
 
 #[tokio::test]
-async fn who_sends_more_than_the_window_is_refused() {
+async fn a_peer_that_exceeds_the_window_is_refused() {
     let ((_client, plain), (wire, mut other)) = (duplex(1), duplex(1 << 20));
-    // One is taken, as much as its reader has room for.
+    // One byte is delivered: its receiver has room for one.
     for _ in 0..=WINDOW / LEAST + 1 {
         other.write_all(&[DATA, 0, 1, 7]).await.unwrap();
     }
@@ -160,21 +160,21 @@ async fn who_sends_more_than_the_window_is_refused() {
 }
 
 #[tokio::test]
-async fn who_does_not_hear_what_was_taken_is_not_listened_to_for_long() {
+async fn a_peer_that_reads_no_acknowledgements_is_not_read_for_long() {
     let (wire, mut other) = duplex(99);
     let talk = async {
         let mut sent = 0;
-        // All of it is taken at once, and there is no room on the wire to say so.
+        // All data is delivered at once, and the wire has no room for the acknowledgements.
         while other.write_all(&[DATA, 0, 1, 7]).await.is_ok() {
             sent += 1;
-            assert!(sent < 4 * WINDOW / LEAST, "the other side keeps an account of what it owes without a bound");
+            assert!(sent < 4 * WINDOW / LEAST, "acknowledgements pile up without a bound");
         }
     };
     let (carried, ()) = tokio::join!(carry(empty(), sink(), wire), talk);
     assert_eq!(carried.unwrap_err().kind(), ErrorKind::InvalidData);
 }
 
-/// What the other side may say, in order or not.
+/// What a peer may send, valid or not.
 #[derive(Debug, Clone)]
 enum Said {
     Data(Vec<u8>),
@@ -204,17 +204,17 @@ impl Said {
     }
 }
 
-/// The data that was said up to the first end, or to what is neither.
+/// The data up to the first end, or up to the first invalid chunk.
 fn data(said: &[Said]) -> Vec<u8> {
     let sense = said.iter().take_while(|said| !matches!(said, Said::End | Said::Other(_)));
     sense.filter_map(|said| if let Said::Data(data) = said { Some(data.as_slice()) } else { None }).collect::<Vec<_>>().concat()
 }
 
-/// What must not take longer than this, does not end. The clock stands still while anything runs, and jumps when nothing can: what
-/// hangs is found at once, and a thousand times over while a failure is made smaller.
+/// A future that takes longer than this hangs. In paused time the clock only moves when nothing can
+/// run, so a hang is found at once, even a thousand times while proptest shrinks a failure.
 const WATCH: Duration = Duration::from_secs(20);
 
-/// How long someone stays who does not listen.
+/// How long a peer stays that does not read.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -224,7 +224,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 proptest! {
     #[test]
-    fn whatever_the_other_side_says_is_data_or_an_error(
+    fn any_chunks_of_the_peer_are_data_or_an_error(
         said in vec(Said::any(), 0..40), ours in vec(any::<u8>(), 0..3000), room in 1..500_usize, hears: bool,
     ) {
         let (wire, other) = duplex(room);
@@ -239,12 +239,13 @@ proptest! {
                 }
                 other_out.shutdown().await
             };
-            // Where we go away, they fail.
+            // The peer fails when we go away.
             let _gone = if hears {
                 let mut unread = sink();
                 tokio::join!(say, tokio::io::copy(&mut other_in, &mut unread)).0
             } else {
-                // Who says that our end has arrived and does not read it, is not listened to any more, and could wait for ever.
+                // A peer that acknowledges our end before it reads it is not read any more, and
+                // could wait for ever.
                 tokio::time::timeout(PATIENCE, say).await.unwrap_or(Ok(()))
             };
         };

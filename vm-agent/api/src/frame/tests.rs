@@ -19,7 +19,7 @@ async fn a_message_arrives_whole() {
 }
 
 #[tokio::test]
-async fn what_a_guest_may_not_say_is_refused() {
+async fn invalid_messages_of_a_guest_are_refused() {
     let long = ((FROM_GUEST + 1) as u32).to_be_bytes();
     assert_eq!(read::<Answer>(&mut &long[..], FROM_GUEST).await.unwrap_err().kind(), ErrorKind::InvalidData);
     for text in ["", "{", r#"{"Exited":{"container":"a","code":-1}}"#, r#"{"Exited":{"container":"a","exec":null,"code":1,"x":1}}"#] {
@@ -115,7 +115,7 @@ fn request() -> impl Strategy<Value = Request> {
     ]
 }
 
-/// What can happen to bytes on their way.
+/// A change of the bytes on their way.
 #[derive(Debug, Clone)]
 enum Damage {
     Replaced(prop::sample::Index, u8),
@@ -156,7 +156,8 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
-/// A message, or an error of a kind that is documented, from no more bytes than its length says and than are allowed.
+/// Checks that reading gives a message or a documented error, and takes no more bytes than the
+/// length says and the limit allows.
 fn makes_sense_or_not<T: Serialize + DeserializeOwned + PartialEq + Debug>(
     wire: &[u8],
     longest: usize,
@@ -165,7 +166,7 @@ fn makes_sense_or_not<T: Serialize + DeserializeOwned + PartialEq + Debug>(
     match block_on(read::<T>(&mut rest, longest)) {
         Ok(message) => {
             prop_assert!(wire.len() - rest.len() <= 4 + longest);
-            // What was understood is what is meant.
+            // The parsed message is the same when it is sent again.
             let mut again = Vec::new();
             block_on(write(&mut again, &message)).unwrap();
             prop_assert_eq!(block_on(read::<T>(&mut again.as_slice(), FROM_HOST)).unwrap(), message);
@@ -175,7 +176,7 @@ fn makes_sense_or_not<T: Serialize + DeserializeOwned + PartialEq + Debug>(
     Ok(())
 }
 
-/// The message arrives, and what has happened to it on its way is said or has done nothing.
+/// Checks that the message arrives, and that a damaged one is an error or still a valid message.
 fn arrives<T>(message: &T, longest: usize, damage: &[Damage]) -> std::result::Result<(), TestCaseError>
 where
     T: Serialize + DeserializeOwned + PartialEq + Debug,
@@ -187,7 +188,7 @@ where
         damage.happens_to(&mut wire);
     }
     makes_sense_or_not::<T>(&wire, longest)?;
-    // The same with its length set right.
+    // The same damage, with the correct length.
     if let Some(text) = wire.get(4..) {
         let right = [&(text.len() as u32).to_be_bytes(), text].concat();
         makes_sense_or_not::<T>(&right, longest)?;

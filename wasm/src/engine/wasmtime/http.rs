@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Components of the world `wasi:http/proxy`, served on a port: each request gets an instance of its own, so that none sees
-//! what another has left, and one that traps is the failure of one request.
+//! Serves components of the world `wasi:http/proxy` on a port. Each request gets an instance of its
+//! own. So no request sees data of another, and a trap fails only one request.
 //!
-//! HTTP/1.1. TLS is the business of what stands before the pod.
+//! It speaks HTTP/1.1. TLS is left to a proxy before the pod.
 
 use super::limits::Budget;
 use super::{Preview2, State, store, surroundings};
@@ -30,19 +30,19 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
-/// What such a component exports (the interface of WASI HTTP 0.2; its version follows).
+/// The interface that such a component exports (WASI HTTP 0.2; its version follows).
 const HANDLER: &str = "wasi:http/incoming-handler@";
 
-/// How many clients are listened to at a time. More wait in the kernel's queue.
+/// How many clients are served at a time. More wait in the kernel's queue.
 const CLIENTS: usize = 1024;
 
-/// How many instances there are at a time: they may go on when they have answered.
+/// How many instances may exist at a time. An instance may go on after its answer.
 const INSTANCES: usize = 1024;
 
 /// How long a client may take to send the head of a request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long to wait after the kernel could not give a connection, for want of memory or descriptors.
+/// How long to wait after accept(2) failed for lack of memory or descriptors.
 const RECOVERY: Duration = Duration::from_millis(100);
 
 /// Whether a component answers HTTP requests.
@@ -53,15 +53,15 @@ pub fn answers(engine: &Engine, component: &Component) -> bool {
 /// Answers requests until the process ends.
 ///
 /// # Errors
-/// Where the component imports what there is not, or the port cannot be had.
+/// When an import of the component does not exist, or the port cannot be used.
 pub async fn serve(engine: &Engine, component: &Component, guest: &Guest) -> wasmtime::Result<Infallible> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     let pre = ProxyPre::new(linker.instantiate_pre(component)?)?;
-    let port = guest.port.clone().map_err(|text| wasmtime::Error::msg(format!("{text:?} is no port to answer HTTP on")))?;
+    let port = guest.port.clone().map_err(|text| wasmtime::Error::msg(format!("{text:?} is not a port number on which to answer HTTP")))?;
     let listener = listen(port).await?;
-    say(&format!("answers HTTP on port {port}"));
+    log_line(&format!("answers HTTP on port {port}"));
     let server = Arc::new(Server {
         pre,
         guest: guest.clone(),
@@ -76,7 +76,7 @@ pub async fn serve(engine: &Engine, component: &Component, guest: &Guest) -> was
         let client = match listener.accept().await {
             Ok((client, _)) => client,
             Err(error) => {
-                say(&format!("cannot accept a connection: {error}"));
+                log_line(&format!("cannot accept a connection: {error}"));
                 tokio::time::sleep(RECOVERY).await;
                 continue;
             }
@@ -89,10 +89,11 @@ pub async fn serve(engine: &Engine, component: &Component, guest: &Guest) -> was
     }
 }
 
-/// All addresses of the pod, where it has IPv6 or not.
+/// Listens on all addresses of the pod, with or without IPv6.
 async fn listen(port: u16) -> wasmtime::Result<TcpListener> {
     let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
-        // Without IPv6 the kernel knows neither the family nor the address, as it is configured.
+        // Without IPv6 the kernel refuses the address family or the address, depending on its
+        // configuration.
         Err(error) if !matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::PermissionDenied) => {
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
         }
@@ -111,7 +112,7 @@ struct Server {
 }
 
 impl Server {
-    /// Answers all requests of a client.
+    /// Answers all requests of a client's connection.
     async fn talk(self: Arc<Self>, client: TcpStream) {
         let service = service_fn(move |request| {
             let server = self.clone();
@@ -119,20 +120,20 @@ impl Server {
         });
         let mut connection = http1::Builder::new();
         connection.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-        // What is wrong with a connection is the client's affair.
+        // A broken connection is no error here: the client sees it.
         let _gone = connection.serve_connection(TokioIo::new(client), service).await;
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<HyperOutgoingBody> {
         let what = format!("{} {}", request.method(), request.uri());
         self.ask(request, what.clone()).await.unwrap_or_else(|error| {
-            say(&format!("{what}: {error:?}"));
+            log_line(&format!("{what}: {error:?}"));
             failed()
         })
     }
 
-    /// Has the component answer. It may go on when it has answered, above all to send the body; where the client leaves before,
-    /// it ends.
+    /// Lets the component answer. It may go on after the answer, for example to send the body. If
+    /// the client leaves before the answer, it is cancelled.
     async fn ask(&self, request: Request<Incoming>, what: String) -> wasmtime::Result<Response<HyperOutgoingBody>> {
         let place = self.places.clone().acquire_owned().await?;
         let mut store = store(self.pre.engine(), Preview2::new(surroundings(&self.guest)?.build()), &self.budget);
@@ -148,27 +149,27 @@ impl Server {
                 proxy.wasi_http_incoming_handler().call_handle(&mut store, request, out).await
             };
             let outcome = outcome.await;
-            // The memory before the news.
+            // Free the memory before the outcome is reported.
             drop((store, place));
-            // Nobody listens any more when there was an answer.
+            // If there was an answer, the receiver is gone.
             if let Err(outcome) = told.send(outcome) {
-                say_afterwards(&late, outcome);
+                log_end_after_answer(&late, outcome);
             }
         });
         let run = AbortOnDropHandle::new(run);
         match answered.await {
             Ok(Ok(response)) => {
                 tells.close();
-                // It may have been quicker.
+                // The answer may have arrived just before the close.
                 if let Ok(outcome) = tells.try_recv() {
-                    say_afterwards(&what, outcome);
+                    log_end_after_answer(&what, outcome);
                 }
                 run.detach();
                 Ok(response)
             }
             Ok(Err(code)) => Err(wasmtime::Error::msg(format!("it answers with an error: {code:?}"))),
             Err(_) => match tells.await? {
-                Ok(()) => Err(wasmtime::Error::msg("it has not answered")),
+                Ok(()) => Err(wasmtime::Error::msg("it ended without an answer")),
                 Err(error) => Err(error),
             },
         }
@@ -183,15 +184,15 @@ fn failed() -> Response<HyperOutgoingBody> {
     response
 }
 
-/// Says how an instance has ended that had answered.
-fn say_afterwards(what: &str, outcome: wasmtime::Result<()>) {
+/// Logs how an instance ended after its answer.
+fn log_end_after_answer(what: &str, outcome: wasmtime::Result<()>) {
     if let Err(error) = outcome {
-        say(&format!("{what}, after its answer: {error:?}"));
+        log_line(&format!("{what}, after its answer: {error:?}"));
     }
 }
 
-/// A line of the container's log.
-fn say(text: &str) {
+/// Writes a line to the container's log.
+fn log_line(text: &str) {
     // A container may have closed its standard error.
     let _unheard = writeln!(std::io::stderr(), "wasmtime: {}", text.trim_end());
 }

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How much memory the modules of a container may take, all together.
+//! Limits the memory of all modules of a container together.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use wasmtime::ResourceLimiter;
 
-/// What there is for all instances of a container.
+/// The memory for all instances of a container.
 #[derive(Debug, Clone)]
 pub struct Budget {
-    /// In bytes; without it, as much as the host has.
+    /// The limit in bytes; without it, the memory is unlimited.
     limit: Option<usize>,
     used: Arc<AtomicUsize>,
 }
 
-/// What one store has taken, which is given back when the store ends.
+/// The memory that one store has taken. It is given back when the store ends.
 #[derive(Debug)]
 pub struct Limits {
     budget: Budget,
     taken: usize,
 }
 
-/// A module wanted more memory than the container has for it.
+/// The error of a module that needs more memory than the container allows.
 #[derive(Debug)]
 pub struct OutOfMemory {
     wanted: usize,
@@ -34,14 +34,15 @@ impl Budget {
         Self { limit: limit.and_then(|limit| usize::try_from(limit).ok()), used: Arc::default() }
     }
 
-    /// For one more store.
+    /// The limits of one more store.
     pub fn limits(&self) -> Limits {
         Limits { budget: self.clone(), taken: 0 }
     }
 }
 
 impl Limits {
-    /// An end that says why, where the kernel would just kill.
+    /// Takes bytes from the budget. The error ends the module with a reason, before the kernel
+    /// would kill it without one.
     fn take(&mut self, bytes: usize) -> wasmtime::Result<bool> {
         let Some(limit) = self.budget.limit else { return Ok(true) };
         let before = self.budget.used.fetch_add(bytes, Ordering::Relaxed);
@@ -61,7 +62,7 @@ impl Drop for Limits {
 
 impl ResourceLimiter for Limits {
     fn memory_growing(&mut self, now: usize, wanted: usize, most: Option<usize>) -> wasmtime::Result<bool> {
-        // The engine looks at that later, and would not give back.
+        // The engine checks this only later, and would not give the bytes back.
         if most.is_some_and(|most| wanted > most) {
             return Ok(false);
         }
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn instances_share_what_the_container_has() {
+    fn instances_share_the_container_s_budget() {
         let budget = Budget::new(Some(100));
         let (mut one, mut other) = (budget.limits(), budget.limits());
         assert!(one.memory_growing(0, 60, None).unwrap());
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_memory_cannot_have_costs_nothing() {
+    fn growth_beyond_a_memory_s_own_maximum_takes_nothing() {
         let mut limits = Budget::new(Some(100)).limits();
         for _ in 0..3 {
             assert!(!limits.memory_growing(0, 60, Some(50)).unwrap());
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_all_is_granted() {
+    fn without_a_limit_all_growth_is_allowed() {
         assert!(Budget::new(None).limits().memory_growing(0, usize::MAX, None).unwrap());
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the files of real systems say.
+//! Tests with the files of real systems.
 
 use super::*;
 use crate::error::Code;
@@ -52,7 +52,7 @@ fn a_hybrid_system_is_v1() {
 }
 
 #[test]
-fn a_named_hierarchy_beside_v2_is_v2() {
+fn a_system_with_v2_and_a_named_hierarchy_is_v2() {
     assert_eq!(v2_dir(v2().at("/k8s.io/x/")), "/sys/fs/cgroup/k8s.io/x");
     assert_eq!(v2_dir(v2().at("/")), "/sys/fs/cgroup");
     assert_eq!(v2_dir(v2().of_process("1:name=systemd:/init.scope\n0::/user.slice/a:b.scope\n")), "/sys/fs/cgroup/user.slice/a:b.scope");
@@ -60,17 +60,17 @@ fn a_named_hierarchy_beside_v2_is_v2() {
 }
 
 #[test]
-fn a_process_owns_the_v1_hierarchies_where_it_is_at_one_place() {
+fn a_process_owns_the_v1_hierarchies_in_which_it_has_the_same_place() {
     let membership = "9:name=systemd:/system.slice/containerd.service\n6:freezer:/pod/c\n4:memory:/pod/c\n2:cpu,cpuacct:/pod/c\n0::/\n";
     let keys: Vec<_> = v1_dirs(hybrid().of_process(membership)).into_iter().map(|(key, _)| key).collect();
     assert_eq!(keys, ["cpu", "cpuacct", "freezer", "memory"]);
-    // The machine that this was written on: only memory is not at the root.
+    // From the machine on which this was written: only memory is not at the root.
     let dirs = v1_dirs(hybrid().of_process("9:name=systemd:/\n6:freezer:/\n4:memory:/api/x\n1:cpu:/\n0::/\n"));
     assert_eq!(dirs, [("memory".to_owned(), "/sys/fs/cgroup/memory/api/x".to_owned())]);
 }
 
 #[test]
-fn part_of_a_hierarchy_is_mounted() {
+fn paths_are_found_if_part_of_a_hierarchy_is_mounted() {
     let inside = hierarchies(&[("/docker/1", "/sys/fs/cgroup", "cgroup2", "rw")]);
     assert_eq!(v2_dir(inside.of_process("0::/docker/1/sub")), "/sys/fs/cgroup/sub");
     assert_eq!(v2_dir(inside.of_process("0::/docker/1")), "/sys/fs/cgroup");
@@ -81,7 +81,7 @@ fn part_of_a_hierarchy_is_mounted() {
 }
 
 #[test]
-fn what_is_outside_or_gone_is_not_found() {
+fn cgroups_outside_of_the_mount_or_removed_are_not_found() {
     for line in ["0::/../other", "0::/a/../../b", "0::/gone (deleted)", "0::", "", "garbage"] {
         assert_eq!(v2().of_process(line).unwrap_err().code(), Code::NotFound, "{line:?}");
     }

@@ -1,20 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A bundle as libcontainer 0.7 needs it: what it would get wrong is done here, or put in other words.
+//! Adapts a bundle for libcontainer 0.7. What libcontainer would get wrong is done here, or
+//! expressed differently.
 //!
-//! - An `oomScoreAdj` that the kernel refuses is fatal there. A sandbox process without
-//!   CAP_SYS_RESOURCE may not lower its own, and a container without it is better than none.
-//! - `noNewPrivileges: false` makes it load the seccomp filter when the privileges for that are gone;
-//!   left out, it means the same and works.
-//! - Without `HOME` it asks the C library for the user, inside of the container, where that may load
-//!   the container's own name service modules into a static program. We read `passwd` from outside: see [`env`].
-//! - It reads no specification with a capability that it does not know.
-//! - A mount of type `cgroup` with v1 fails there where the container joins a PID namespace by its path,
-//!   and is writable where it should not be: we say which directories are to be bound.
-//! - `rootfsPropagation` is known there without its `r`, and always recursive. The propagation of single
-//!   mounts is not known, and "slave" what none means: where nobody wants the host's later mounts, we say private.
+//! - An `oomScoreAdj` that the kernel refuses is fatal in libcontainer. A sandbox process without
+//!   CAP_SYS_RESOURCE cannot lower its own, and a container without the setting is better than
+//!   none.
+//! - With `noNewPrivileges: false` it loads the seccomp filter when the privileges for that are
+//!   gone. Without the field, which means the same, it works.
+//! - Without `HOME` it asks the C library for the user, inside the container. There the C library
+//!   may load the container's own name service modules into a static program. We read `passwd` from
+//!   outside: see [`env`].
+//! - It refuses a specification with a capability that it does not know.
+//! - With v1, a mount of type `cgroup` fails if the container joins a PID namespace by its path,
+//!   and it is writable where it should not be. We bind the directories instead.
+//! - It knows `rootfsPropagation` without the leading `r`, and always applies it recursively. It
+//!   ignores the propagation of single mounts, and without any it uses "slave". If the container
+//!   must not get the host's later mounts, we set "private".
 //! - Mounts with mapped ids: see [`binds`].
-//! - Namespaces that are given by path beside a user namespace are opened there when that has been entered,
-//!   from which the path is closed: we open them before, and say which descriptors they are.
+//! - If the container has a user namespace, libcontainer enters that before it opens other
+//!   namespaces by path, and then may not reach the paths. We open them before, and name the
+//!   descriptors.
 
 use super::{binds, env, init};
 use crate::cgroup::Cgroup;
@@ -29,25 +34,25 @@ use std::path::{Path, PathBuf};
 pub const CONTROLLERS: [&str; 12] =
     ["cpu", "cpuacct", "cpuset", "devices", "hugetlb", "memory", "pids", "perf_event", "blkio", "net_prio", "net_cls", "freezer"];
 
-/// A bundle that was adapted.
+/// An adapted bundle.
 #[derive(Debug)]
 pub struct Adapted {
     /// The specification.
     pub spec: Spec,
-    /// The same, with what libcontainer does not read.
+    /// The same as JSON, with the fields that libcontainer does not read.
     pub json: Value,
     /// Whether the container is made by [`init`](super::init), and not by libcontainer's builder.
     pub is_plain: bool,
-    /// What to write to `oom_score_adj`.
+    /// The value for `oom_score_adj`.
     pub oom_score_adj: Option<i64>,
-    /// What the specification refers to, to be kept open until the container is made.
+    /// The namespaces to which the specification refers, kept open until the container is made.
     _namespaces: Vec<OwnedFd>,
 }
 
-/// Writes the adapted specification of `bundle`, as `prepare` wants it, to `to`.
+/// Adapts the specification of `bundle`, changes it by `prepare`, and writes it to `to`.
 ///
 /// # Errors
-/// Where the specification cannot be read or written, or has no `root`, and those of `prepare`.
+/// When the specification cannot be read or written, or has no `root`, and those of `prepare`.
 pub fn write(bundle: &Path, to: &Path, prepare: impl FnOnce(&mut Value) -> Result<()>) -> Result<Adapted> {
     let path = bundle.join("config.json");
     let text = std::fs::read(&path).context(|| format!("cannot read {}", path.display()))?;
@@ -58,7 +63,8 @@ pub fn write(bundle: &Path, to: &Path, prepare: impl FnOnce(&mut Value) -> Resul
     let invalid = |e: serde_json::Error| Error::invalid(format!("{} is no OCI specification: {e}", path.display()));
     let is_plain = init::is_for(&serde_json::from_value(spec.clone()).map_err(invalid)?);
     if !is_plain {
-        // Not beside the specification: the container's root, who is to find them, can enter only the bundle.
+        // In the bundle and not beside the specification, because the container's root can enter
+        // only the bundle.
         binds::prepare(&mut spec, &bundle.join(".binds"))?;
     }
     if let Some(path) = spec.pointer("/linux/cgroupsPath").and_then(Value::as_str)
@@ -112,17 +118,18 @@ fn adapt(spec: &mut Value, bundle: &Path, home_in: impl FnOnce(&Path, u64) -> Op
     let uid = process.get("user").and_then(|user| user.get("uid")).and_then(Value::as_u64).unwrap_or_default();
     let given = process.get("env").and_then(Value::as_array).into_iter().flatten();
     let given = given.filter_map(|variable| variable.as_str().map(String::from)).collect();
-    process.insert("env".into(), env::settled(given, || home_in(&rootfs, uid).unwrap_or_else(env::home_of_nobody))?.into());
+    process.insert("env".into(), env::settled(given, || home_in(&rootfs, uid).unwrap_or_else(env::default_home))?.into());
     let cwd = process.get("cwd").and_then(Value::as_str).unwrap_or_default();
     if !cwd.is_empty() && !cwd.starts_with('/') {
-        return Err(Error::invalid(format!("the working directory {cwd:?} is no absolute path")));
+        return Err(Error::invalid(format!("the working directory {cwd:?} is not an absolute path")));
     }
     leave_out_unknown(process);
     Ok(oom_score_adj)
 }
 
-/// Leaves out the capabilities of a process that libcontainer does not know, for which it would not read the specification: runc
-/// warns of them, and somebody may ask for those of another kernel.
+/// Leaves out a process's capabilities that libcontainer does not know, because it would refuse the
+/// specification. runc only warns about them, and a client may ask for capabilities of a newer
+/// kernel.
 pub fn leave_out_unknown(process: &mut serde_json::Map<String, Value>) {
     let known = |capability: &Value| serde_json::from_value::<Capability>(capability.clone()).is_ok();
     let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
@@ -131,8 +138,8 @@ pub fn leave_out_unknown(process: &mut serde_json::Map<String, Value>) {
     }
 }
 
-/// Replaces mounts of type `cgroup` by what they mean with v1: a directory with the container's own
-/// cgroup of each controller in it.
+/// Replaces mounts of type `cgroup` by their meaning with v1: a directory in which the container's
+/// own cgroup of each controller is bound.
 fn bind_cgroups<'a>(spec: &mut Value, dirs: impl Iterator<Item = (&'a str, &'a PathBuf)> + Clone) {
     let Some(mounts) = spec.get_mut("mounts").and_then(Value::as_array_mut) else { return };
     let mut adapted = Vec::new();
@@ -145,7 +152,7 @@ fn bind_cgroups<'a>(spec: &mut Value, dirs: impl Iterator<Item = (&'a str, &'a P
         adapted.push(json!({
             "destination": destination, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "noexec", "nodev", "mode=755"],
         }));
-        // A hierarchy without controllers is called by its name: systemd's is.
+        // A hierarchy without controllers, such as systemd's, is mounted by its name.
         let names = dirs.clone().filter_map(|(controller, dir)| match controller.strip_prefix("name=") {
             Some(name) => Some((name, dir)),
             None => CONTROLLERS.contains(&controller).then_some((controller, dir)),
@@ -161,7 +168,8 @@ fn bind_cgroups<'a>(spec: &mut Value, dirs: impl Iterator<Item = (&'a str, &'a P
     *mounts = adapted;
 }
 
-/// The host's id of the user that the container's program runs as; one that is not mapped is nobody.
+/// The host's id of the user as whom the container's program runs. A user that is not mapped is
+/// nobody (65534).
 pub fn owner(spec: &Spec) -> u32 {
     let uid = spec.process().as_ref().map(|process| process.user().uid()).unwrap_or_default();
     let mappings = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().as_deref()).unwrap_or_default();
@@ -186,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_libcontainer_would_get_wrong_is_gone() {
+    fn fields_that_libcontainer_gets_wrong_are_replaced() {
         let text = r#"{"root":{"path":"rootfs"},"process":{"noNewPrivileges":false,"oomScoreAdj":-997,"args":["x"],"env":["A=1"]},"linux":{"rootfsPropagation":"rshared"}}"#;
         let (spec, oom_score_adj) = adapted(text, Some("/house"));
         assert_eq!(oom_score_adj, Some(-997));
@@ -195,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_stays() {
+    fn given_values_are_kept() {
         let (spec, _) =
             adapted(r#"{"root":{"path":"/else"},"process":{"noNewPrivileges":true,"env":["HOME=/x"],"user":{"uid":5}}}"#, Some("/y"));
         assert_eq!(spec["root"]["path"], "/else");
@@ -237,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_are_the_hosts() {
+    fn owners_are_ids_of_the_host() {
         let mapped = r#"{"ociVersion":"1.1.0","root":{"path":"r"},"process":{"user":{"uid":5,"gid":5},"args":["x"],"cwd":"/"},
             "linux":{"uidMappings":[{"containerID":0,"hostID":100000,"size":10}]}}"#;
         let spec = |text: &str| serde_json::from_str::<Spec>(text).unwrap();

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Binds for a container with a user namespace, and mounts with ids of their own.
+//! Prepares bind mounts of a container with a user namespace, and mounts with mapped ids.
 //!
-//! libcontainer 0.7 makes binds as the container's root, to whom the host's directories may be closed, and
-//! checks mapped ids but does not make them. So the maker brings them to where that root can go. The maker makes them in a mount namespace of its own, where only the container's init will find
-//! them: whatever happens to either, nothing is left mounted on the host.
+//! libcontainer 0.7 makes bind mounts as the container's root, who may not be allowed to enter the
+//! host's directories. It also checks mapped ids but does not apply them. So the maker mounts such
+//! sources at a place that the container's root can reach. It does so in a mount namespace of its
+//! own, which only the container's init shares. So nothing stays mounted on the host, whatever
+//! happens to either process.
 
 use crate::error::{Context, Error, Result};
 use magnetar_sys::namespace;
@@ -13,7 +15,7 @@ use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// What is to be brought.
+/// A source to be mounted where the container's root can reach it.
 #[derive(Debug, PartialEq, Eq)]
 struct Bind {
     source: PathBuf,
@@ -22,10 +24,10 @@ struct Bind {
     ids: Option<(String, String)>,
 }
 
-/// Makes such mounts of `spec` below `dir`, and lets it bind those.
+/// Mounts such sources of `spec` below `dir`, and makes `spec` bind them from there.
 ///
 /// # Errors
-/// `InvalidArgument` for maps that are none, and what the kernel says.
+/// `InvalidArgument` for invalid maps, or the kernel's error.
 pub fn prepare(spec: &mut Value, dir: &Path) -> Result<()> {
     let mut alone = false;
     let namespaces = spec.pointer("/linux/namespaces").and_then(Value::as_array);
@@ -35,7 +37,7 @@ pub fn prepare(spec: &mut Value, dir: &Path) -> Result<()> {
         if !alone {
             unshare(CloneFlags::CLONE_NEWNS).context(|| "cannot make a mount namespace".into())?;
             let downstream = MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM;
-            rustix::mount::mount_change("/", downstream).context(|| "cannot keep mounts to this process".into())?;
+            rustix::mount::mount_change("/", downstream).context(|| "cannot keep this process's mounts from the host".into())?;
             std::fs::create_dir_all(dir).context(|| format!("cannot make {}", dir.display()))?;
             alone = true;
         }
@@ -46,7 +48,8 @@ pub fn prepare(spec: &mut Value, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What is to be brought of a mount, which is then a plain bind.
+/// Takes the source and the maps out of a mount that needs it, and leaves a plain bind mount.
+/// `None` for other mounts.
 fn take(mount: &mut Value, has_users: bool) -> Result<Option<Bind>> {
     let ids = id_maps(mount)?;
     let options = mount["options"].as_array();
@@ -70,22 +73,22 @@ fn take(mount: &mut Value, has_users: bool) -> Result<Option<Bind>> {
     Ok(Some(Bind { source, recursive, ids }))
 }
 
-/// The maps of a mount for users and groups, as the lines of a `uid_map`; none if it has none.
+/// A mount's maps for users and groups, as the lines of a `uid_map`; `None` if it has none.
 ///
 /// # Errors
-/// `InvalidArgument` for maps that are none.
+/// `InvalidArgument` for invalid maps.
 pub fn id_maps(mount: &Value) -> Result<Option<(String, String)>> {
     Ok(lines(&mount["uidMappings"])?.zip(lines(&mount["gidMappings"])?))
 }
 
-/// Maps of the OCI specification as the lines of a `uid_map`; `None` if there are none.
+/// Converts maps of the OCI specification to the lines of a `uid_map`; `None` if there are none.
 fn lines(maps: &Value) -> Result<Option<String>> {
     let Some(maps) = maps.as_array().filter(|maps| !maps.is_empty()) else { return Ok(None) };
     let line = |map: &Value| {
         let number = |key: &str| map.get(key).and_then(Value::as_u64);
         match (number("containerID"), number("hostID"), number("size")) {
             (Some(inside), Some(outside), Some(size)) => Ok(format!("{inside} {outside} {size}\n")),
-            _ => Err(Error::invalid(format!("{map} is no id map"))),
+            _ => Err(Error::invalid(format!("{map} is not an id map"))),
         }
     };
     maps.iter().map(line).collect::<Result<String>>().map(Some)
@@ -93,7 +96,7 @@ fn lines(maps: &Value) -> Result<Option<String>> {
 
 impl Bind {
     fn show_at(&self, place: &Path) -> Result<()> {
-        let what = || format!("cannot bring {} to the container", self.source.display());
+        let what = || format!("cannot mount {} where the container's root can reach it", self.source.display());
         if self.source.is_dir() {
             std::fs::create_dir_all(place).context(what)?;
         } else {
@@ -118,7 +121,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_was_taken_is_a_plain_bind() {
+    fn a_mount_with_mapped_ids_becomes_a_plain_bind() {
         let map = json!([{"containerID": 0, "hostID": 100000, "size": 65536}]);
         let mut mount = json!({"source": "/v", "options": ["rbind", "idmap", "ro"], "uidMappings": map, "gidMappings": map});
         let bind = take(&mut mount, false).unwrap().unwrap();
@@ -129,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn with_a_user_namespace_all_binds_are_brought() {
+    fn with_a_user_namespace_all_bind_mounts_are_taken() {
         let mut mount = json!({"source": "/v", "options": ["bind"]});
         assert_eq!(take(&mut mount, false).unwrap(), None);
         assert_eq!(take(&mut mount, true).unwrap(), Some(Bind { source: "/v".into(), recursive: false, ids: None }));

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which devices a container may use, with cgroup v2.
+//! Limits the devices that a container may use, with cgroup v2.
 //!
 //! libcontainer 0.7 can do that only with a C library for BPF programs (its feature
-//! `cgroupsv2_devices`); without it, whoever has CAP_MKNOD, as containers have by default, could read the host's disks.
-//! The program is short, so we write it ourselves. It is attached while init waits for Start.
+//! `cgroupsv2_devices`). Without the limit, a container with CAP_MKNOD, which is a default, could
+//! read the host's disks. The program is short, so we write it ourselves. It is attached while init
+//! waits for Start.
 
 use crate::cgroup::Cgroup;
 use crate::cgroup::devices::{self, BLOCK, CHARACTER, MAKE, READ, Rule, WRITE};
 use crate::error::{Error, Result};
 use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
-/// What every container may use besides: making any node, and the standard devices, as with runc.
+/// The rules of every container, as with runc: it may make any node, and use the standard devices.
 const ALWAYS: [Rule; 11] = [
     Rule::any_node(CHARACTER),
     Rule::any_node(BLOCK),
@@ -25,10 +26,11 @@ const ALWAYS: [Rule; 11] = [
     Rule::character(136, None),  // terminals
 ];
 
-/// Confines a container, which waits for Start, to the devices of its specification. With v1 libcontainer has done it.
+/// Limits a container that waits for Start to the devices of its specification. With v1
+/// libcontainer has done it.
 ///
 /// # Errors
-/// `InvalidArgument` for rules that are none, and what the kernel says: without it no container may run.
+/// `InvalidArgument` for invalid rules, or the kernel's error. The container must not run then.
 pub fn confine(spec: &Spec) -> Result<()> {
     let cgroup = match cgroup_of(spec)? {
         Some(cgroup @ Cgroup::V2 { .. }) => cgroup,
@@ -44,7 +46,7 @@ pub fn confine(spec: &Spec) -> Result<()> {
     devices::confine(&cgroup, &rules)
 }
 
-/// The cgroup that the specification names, in which libcontainer has put the container.
+/// The cgroup in the specification, into which libcontainer has put the container.
 pub fn cgroup_of(spec: &Spec) -> Result<Option<Cgroup>> {
     let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref()).and_then(|path| path.to_str());
     path.filter(|path| !path.is_empty()).map(Cgroup::at).transpose()
@@ -56,19 +58,19 @@ fn rule(rule: &LinuxDeviceCgroup) -> Result<Rule> {
         LinuxDeviceType::A => None,
         LinuxDeviceType::B => Some(BLOCK),
         LinuxDeviceType::C | LinuxDeviceType::U => Some(CHARACTER),
-        LinuxDeviceType::P => return Err(Error::invalid("a device rule about a FIFO")),
+        LinuxDeviceType::P => return Err(Error::invalid("a device rule is about a FIFO, which is not a device")),
     };
-    // Negative is the wildcard of old specifications.
+    // Negative numbers are the wildcard in old specifications.
     let number = |number: Option<i64>| match number.filter(|number| *number >= 0) {
         None => Ok(None),
-        Some(number) => i32::try_from(number).map(Some).map_err(|_| Error::invalid(format!("{number} is no device number"))),
+        Some(number) => i32::try_from(number).map(Some).map_err(|_| Error::invalid(format!("{number} is not a device number"))),
     };
     let letters = rule.access().as_deref().unwrap_or("rwm");
     let access = letters.chars().try_fold(0, |access, letter| match letter {
         'r' => Ok(access | READ),
         'w' => Ok(access | WRITE),
         'm' => Ok(access | MAKE),
-        other => Err(Error::invalid(format!("{other:?} is no access to a device"))),
+        other => Err(Error::invalid(format!("{other:?} is not an access to a device: use r, w or m"))),
     })?;
     Ok(Rule { kind, major: number(rule.major())?, minor: number(rule.minor())?, access, allow: rule.allow() })
 }
@@ -85,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_of_containerd_leaves_the_disks_alone() {
+    fn containerd_s_default_rules_do_not_allow_disks() {
         let mut rules = rules(r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":10,"minor":229,"access":"r"}]"#);
         rules.extend(ALWAYS);
         let program = program(&rules);
@@ -99,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_rules_are_refused() {
         let nonsense: LinuxDeviceCgroup = serde_json::from_str(r#"{"allow":true,"access":"x"}"#).unwrap();
         assert!(rule(&nonsense).is_err());
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The variables of a container's process, as runc makes them: each once, the last word counts, and `HOME` is never missing or empty
-//! where the container's `passwd` knows better.
+//! The environment of a container's process, as runc makes it: the last value of each variable
+//! counts, and a missing or empty `HOME` is taken from the container's `passwd`.
 
 use crate::error::{Error, Result};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -9,16 +9,16 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-/// A `passwd` larger than this is not searched to its end.
+/// How many bytes of `passwd` are searched.
 const MAX_PASSWD: u64 = 1 << 20;
 
-/// The variables that a process gets. `home` is asked where nobody has said a home.
+/// The variables that a process gets. `home` is called if `HOME` is missing or empty.
 ///
 /// # Errors
-/// `InvalidArgument` for what is no variable.
+/// `InvalidArgument` for an invalid variable.
 pub fn settled(given: Vec<String>, home: impl FnOnce() -> String) -> Result<Vec<String>> {
     let (mut names, mut settled) = (HashSet::new(), Vec::new());
-    // From the end: what was said last counts, and stands where it was said.
+    // From the end: the last value counts, and keeps its position.
     for variable in given.into_iter().rev() {
         let name = variable.split_once('=').map(|(name, _)| name.to_owned());
         let name = name.ok_or_else(|| Error::invalid(format!("invalid environment variable {variable:?}: it has no \"=\"")))?;
@@ -37,13 +37,14 @@ pub fn settled(given: Vec<String>, home: impl FnOnce() -> String) -> Result<Vec<
     Ok(settled)
 }
 
-/// The home of a user, as the `passwd` of the container with this root has it. Links in it lead nowhere but into it.
+/// A user's home by the `passwd` of the container with this root. Links cannot lead out of the
+/// root.
 pub fn home_in(rootfs: &Path, uid: u64) -> Option<String> {
     let dir = rustix::fs::open(rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     home_below(&dir, uid)
 }
 
-/// [`home_in`] for a root that is open, or for this process's own.
+/// [`home_in`] for an open root.
 pub fn home_below(root: impl AsFd, uid: u64) -> Option<String> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
@@ -53,14 +54,14 @@ pub fn home_below(root: impl AsFd, uid: u64) -> Option<String> {
     home_of(&String::from_utf8_lossy(&text), uid)
 }
 
-/// The home of a user in the container that this process has entered.
+/// A user's home in the container that this process has entered.
 pub fn home_here(uid: u64) -> Option<String> {
     let root = rustix::fs::openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     home_below(root, uid)
 }
 
-/// The home of a user whom the container does not know.
-pub fn home_of_nobody() -> String {
+/// The home of a user that is not in the container's `passwd`.
+pub fn default_home() -> String {
     "/".into()
 }
 
@@ -79,25 +80,25 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_on_a_variable_counts() {
+    fn the_last_value_of_a_variable_counts() {
         assert_eq!(made(&["A=1", "HOME=/x", "B=2", "A=", "C=a=b"]).unwrap(), ["HOME=/x", "B=2", "A=", "C=a=b"]);
     }
 
     #[test]
-    fn a_home_that_is_missing_or_empty_comes_from_elsewhere() {
+    fn a_missing_or_empty_home_is_looked_up() {
         assert_eq!(made(&["A=1"]).unwrap(), ["A=1", "HOME=/house"]);
         assert_eq!(made(&["HOME=", "A=1"]).unwrap(), ["A=1", "HOME=/house"]);
         assert_eq!(made(&["HOME=/x", "HOME="]).unwrap(), ["HOME=/house"]);
     }
 
     #[test]
-    fn what_is_no_variable_is_refused() {
+    fn invalid_variables_are_refused() {
         assert!(made(&["A"]).unwrap_err().to_string().contains("no \"=\""));
         assert!(made(&["=x"]).unwrap_err().to_string().contains("no name"));
     }
 
     #[test]
-    fn homes_come_from_passwd() {
+    fn homes_are_read_from_passwd() {
         let passwd = "root:x:0:0::/root:/bin/sh\nbroken\nweb:x:33:33::/var/www:\nnone:x:34:34:::\n";
         assert_eq!(home_of(passwd, 33).as_deref(), Some("/var/www"));
         assert_eq!(home_of(passwd, 34).as_deref(), Some(""));

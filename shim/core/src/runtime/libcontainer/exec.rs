@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A further process in a running container.
+//! Starts an exec: another process in a running container.
 //!
 //! libcontainer 0.7 has a builder for it, which is not used: its processes get no seccomp filter,
-//! do not enter the container's user namespace (they are root on the host), and each leaves a socket
-//! behind. What it has besides is used: capabilities, seccomp, AppArmor, terminals.
+//! do not enter the container's user namespace (they are root on the host), and each leaves a
+//! socket behind. The crate's other parts are used: capabilities, seccomp, AppArmor, terminals.
 //!
 //! ```text
-//! maker   joins all namespaces of init, forks, says the process id and ends
-//!  └─ copy   joins the cgroup, terminal or streams, privileges down, becomes the program; now in the PID namespace too
+//! maker   joins all namespaces of init, forks, reports the process id and ends
+//!  └─ copy   is in the PID namespace too; joins the cgroup, sets terminal or streams, drops privileges, becomes the program
 //! ```
 
 use super::adapt;
@@ -38,7 +38,7 @@ const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
 /// Starts `process`, JSON, in `container`.
 ///
 /// # Errors
-/// What stands in the way of the copy; from then on the copy itself tells.
+/// Why the copy cannot be made. Later errors are reported by the copy itself.
 pub fn run(
     container: &Container,
     process: &str,
@@ -60,21 +60,24 @@ pub fn run(
         give_to(&spec, streams)?;
     }
     let console = console.map(UnixStream::connect).transpose().context(|| "cannot reach the terminal's socket".into())?;
-    // Not for the container's processes to look into (CVE-2016-9962).
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context(|| "cannot hide from the container".into())?;
-    // Not this process: where the container has as many as it may have, it could not fork the next one.
+    // The container's processes must not look into this one (CVE-2016-9962).
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .context(|| "cannot protect the maker from the container's processes".into())?;
+    // Only the copy joins the cgroup: if the container is at its limit of processes, this process
+    // could not fork the copy in there.
     let cgroup = entrance(&spec, init)?;
     enter(&spec, init)?;
     let pid = magnetar_sys::fork::spawn(|| {
         let Err(error) = become_program(&spec, container.id(), cgroup, console, streams, executor);
         report::failed(error);
-        // As a shell says that a program cannot be run.
+        // A shell's exit code for a program that cannot be run.
         126
     });
     Ok(Making { pid: pid.context(|| "cannot fork".into())?, owner, hooks_after_start: false })
 }
 
-/// What libcontainer does for an init, and nobody has asked for in an exec.
+/// Refuses settings that libcontainer has for an init only. No client has asked for them in an
+/// exec.
 fn refuse_unsupported(process: &Process) -> Result<()> {
     let asked = [
         ("scheduler", process.scheduler().is_some()),
@@ -109,8 +112,9 @@ fn enter(spec: &Spec, init: Pid) -> Result<()> {
     Ok(())
 }
 
-/// The way into the container's cgroup. With v2 a container may have moved its processes further down (systemd does), and then nobody
-/// can join the cgroup itself: then where its init is, if that is below.
+/// Opens the container's cgroup for joining. With v2 a container may have moved its processes into
+/// cgroups below (systemd does), and then no process can join the cgroup itself. In that case it is
+/// the cgroup of init, if that is below.
 fn entrance(spec: &Spec, init: Pid) -> Result<Vec<OwnedFd>> {
     let Some(cgroup) = devices::cgroup_of(spec)? else { return Ok(Vec::new()) };
     if let Cgroup::V2 { dir } = &cgroup
@@ -137,7 +141,7 @@ pub(super) fn flags(namespaces: &[LinuxNamespace]) -> CloneFlags {
     namespaces.iter().map(flag).collect()
 }
 
-/// In the copy.
+/// Runs in the copy.
 fn become_program(
     spec: &Spec,
     container: &str,
@@ -166,19 +170,21 @@ fn become_program(
     }
 }
 
-/// Gives this process the ring of keys that all processes of the container have, and no others. Named as with runc.
+/// Joins the session keyring of the container's processes, which no other container has. It has the
+/// same name as with runc.
 pub(super) fn join_keys(container: &str, join: fn(&CStr) -> std::io::Result<()>) -> Result<()> {
     let what = || "cannot join the container's ring of keys".to_string();
     let name = CString::new(format!("_ses.{container}")).map_err(|_| Error::internal(what()))?;
     match join(&name) {
-        // A kernel without keys.
+        // The kernel has no keyrings.
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
         joined => joined.context(what),
     }
 }
 
-/// Makes a new terminal this process's own and sends its master through `socket`; with `mount`, it is the container's console too. It
-/// belongs to the user that `process` becomes, who could not open it otherwise.
+/// Makes a new terminal the controlling terminal of this process, and sends its master through
+/// `socket`. With `mount`, it is the container's console as well. It belongs to the user that
+/// `process` becomes, who could not open it otherwise.
 pub(super) fn set_console(socket: UnixStream, mount: bool, process: Option<&Process>) -> Result<()> {
     let syscall = SyscallType::Linux.create_syscall();
     tty::setup_console(syscall.as_ref(), socket.into_raw_fd(), mount).map_err(|e| Error::internal(chain(&e)))?;
@@ -194,8 +200,9 @@ pub(super) fn set_streams(streams: &ChildStreams) -> Result<()> {
     rustix::stdio::dup2_stderr(&streams.stderr).context(what)
 }
 
-/// Becomes the user of the specification's process, with what it may do and no more, in its working directory. What needs privileges
-/// comes before they go, and the seccomp filter last that can be.
+/// Switches to the user, capabilities and working directory of the specification's process. Steps
+/// that need privileges come before the privileges are dropped. The seccomp filter comes as late as
+/// possible.
 pub(super) fn give_up_privileges(spec: &Spec) -> Result<()> {
     let process = spec.process().as_ref().ok_or_else(|| Error::internal("no process"))?;
     let syscall = SyscallType::Linux.create_syscall();
@@ -234,7 +241,8 @@ pub(super) fn give_up_privileges(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// Whether it is there now. Root may not be allowed where the user is, as on NFS: then the user tries again.
+/// Changes to the working directory; returns whether that worked. Root may not be allowed where the
+/// user is, as on NFS; then it is tried again as the user.
 fn change_dir(process: &Process, as_user: bool) -> Result<bool> {
     let dir = process.cwd();
     if dir.as_os_str().is_empty() {
@@ -263,13 +271,13 @@ fn filter_calls(spec: &Spec) -> Result<()> {
     seccomp::initialize_seccomp(filter).map(drop).map_err(|e| Error::internal(chain(&e)))
 }
 
-/// The specification with the variables that the process gets.
+/// The specification with the process's final environment.
 fn with_variables(spec: &Spec) -> Result<Spec> {
     let mut spec = spec.clone();
     if let Some(process) = spec.process_mut() {
         let uid = process.user().uid().into();
         let given = process.env().clone().unwrap_or_default();
-        process.set_env(Some(env::settled(given, || env::home_here(uid).unwrap_or_else(env::home_of_nobody))?));
+        process.set_env(Some(env::settled(given, || env::home_here(uid).unwrap_or_else(env::default_home))?));
     }
     Ok(spec)
 }
@@ -280,7 +288,7 @@ mod tests {
     use libcontainer::oci_spec::runtime::LinuxNamespaceBuilder;
 
     #[test]
-    fn an_exec_enters_all_that_the_container_has() {
+    fn an_exec_enters_all_namespaces_of_the_container() {
         let namespace = |typ| LinuxNamespaceBuilder::default().typ(typ).build().unwrap();
         let all = [LinuxNamespaceType::User, LinuxNamespaceType::Mount, LinuxNamespaceType::Time].map(namespace);
         assert_eq!(flags(&all), CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS | CLONE_NEWTIME);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The last step: the process becomes the user's program.
 //!
-//! Looks the program up before the container counts as created, so that a missing one is an error of
-//! Create with its name in it. An `execve` that fails is a program that ends with 255 and a line.
+//! The program is searched before the container counts as created, so that Create fails with the
+//! name of a missing program. A failed `execve` counts as a program that ended with 255 and a
+//! message.
 
 use super::{Images, label, report};
 use crate::error::{Code, Error, Result};
@@ -17,19 +18,19 @@ use std::ffi::CString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Where programs are looked for in a container whose environment does not say.
+/// The folders in which programs are searched if the container's environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// How a file ends that may be executed and that the kernel does not execute.
+/// The exit code of an executable file that the kernel cannot execute.
 const NO_PROGRAM: i32 = 255;
 
-/// What the process of a container becomes.
+/// The program that a container's process becomes.
 pub trait Program: Executor + Clone + 'static {
-    /// Looks at the container on the host before it is made: at its specification, which it may change, and at the bundle,
-    /// whose root is mounted. Its image can be asked for at `images`.
+    /// Prepares on the host, before the container is made. It may change the specification. The
+    /// bundle's root is mounted. `images` says where to ask for the container's image.
     ///
     /// # Errors
-    /// Why there can be no such container.
+    /// Why the container cannot be made.
     fn prepare(&mut self, spec: &mut Value, bundle: &Path, images: Option<&Images>) -> Result<()>;
 }
 
@@ -52,7 +53,7 @@ impl Executor for Native {
     }
 
     fn setup_envs(&self, _: HashMap<String, String>) -> std::result::Result<(), ExecutorSetEnvsError> {
-        // The environment goes with execve; ours was empty from the start.
+        // execve passes the environment. This process's own is empty.
         Ok(())
     }
 
@@ -63,7 +64,7 @@ impl Executor for Native {
     }
 }
 
-/// Looks for a container's program, from inside of the container.
+/// Searches a container's program, inside the container.
 ///
 /// # Errors
 /// `NotFound` or `PermissionDenied`, with the program's name.
@@ -85,8 +86,8 @@ fn run(process: &Process) -> Result<std::convert::Infallible> {
     let (args, env) = (strings(process.args())?, strings(process.env())?);
     label::for_next_program(process.selinux_label().as_deref())?;
     let Err(errno) = execve(&path, &args, &env);
-    // A script without `#!` or whose interpreter is missing, a program for another processor, more arguments than there may be. As
-    // with runc, it counts as a program that has run and has ended so.
+    // For example a script without `#!` or with a missing interpreter, a program for another
+    // processor, or too many arguments. As with runc, it counts as a program that ran and ended.
     report::program_runs();
     let _unheard = writeln!(std::io::stderr(), "exec {}: {}", program.display(), errno.desc().to_lowercase());
     std::process::exit(NO_PROGRAM);
@@ -97,12 +98,13 @@ fn find(process: &Process) -> Result<PathBuf> {
     let name = process.args().as_ref().and_then(|args| args.first()).map(String::as_str);
     let name = name.ok_or_else(|| Error::invalid("no program was given: there are no arguments"))?;
     if name.is_empty() {
-        return Err(Error::invalid("cannot run \"\": a program without a name is not looked for in $PATH"));
+        return Err(Error::invalid("cannot run \"\": a program without a name cannot be found in $PATH"));
     }
     let mut worst = Errno::ENOENT;
     for candidate in candidates(name, process.env().iter().flatten().map(String::as_str)) {
         match may_execute(&candidate) {
-            // A PATH with such an element runs whatever somebody has left in a working directory.
+            // A PATH with a relative element would run any file that someone has left in the
+            // working directory.
             Ok(()) if !candidate.is_dir() && !candidate.is_absolute() && !name.contains('/') => {
                 return Err(Error::invalid(format!("cannot run {name:?}: it was found only in the working directory, by PATH")));
             }
@@ -115,16 +117,18 @@ fn find(process: &Process) -> Result<PathBuf> {
     Err(failure(Path::new(name), worst))
 }
 
-/// Asked with the rights that the process has, and not with those of its real user: it may have been given more.
+/// Checks with the rights of the process, and not with those of its real user: the process may have
+/// more.
 fn may_execute(program: &Path) -> nix::Result<()> {
     match faccessat(AT_FDCWD, program, AccessFlags::X_OK, AtFlags::AT_EACCESS) {
-        // A kernel, or a seccomp filter, that does not know the call.
+        // The kernel, or the seccomp filter, does not know the call.
         Err(Errno::ENOSYS | Errno::EPERM) => access(program, AccessFlags::X_OK),
         asked => asked,
     }
 }
 
-/// Where a shell looks for a program, with this environment; what is not absolute is below the working directory.
+/// The paths at which a shell searches a program, with this environment. Relative ones are below
+/// the working directory.
 pub fn candidates<'a>(name: &str, mut env: impl Iterator<Item = &'a str>) -> Vec<PathBuf> {
     if name.contains('/') {
         return vec![name.into()];
@@ -154,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_found_as_a_shell_finds_them() {
+    fn programs_are_searched_as_by_a_shell() {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/bin/sh", dir.path().join("shell")).unwrap();
         std::fs::create_dir(dir.path().join("folder")).unwrap();

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The first process of a container, made without libcontainer's builder.
+//! Makes the first process of a container, without libcontainer's builder.
 //!
 //! ```text
-//! maker     takes hold of what will be mounted; forks, and waits for a word of each
-//!  ├─ entrance   joins the cgroup and the namespaces, leaves the host's root; makes init beside itself, and ends
-//!  └─ init       mounts, devices, links by descriptor beneath its root; privileges down; waits for Start; becomes the program
+//! maker     opens everything that will be mounted; forks, and waits for a line from each process
+//!  ├─ entrance   joins the cgroup and the namespaces, leaves the host's root; forks init as its sibling, and ends
+//!  └─ init       makes mounts, devices, links by descriptor beneath its root; drops privileges; waits for Start; becomes the program
 //! ```
 //!
-//! The builder makes devices along paths of the host, which another container of the pod can swap while they are made, and what it
-//! makes is in sight of a shared PID namespace before it has left the host's root. Here init is made when the host's root is out of
-//! reach. What the builder has besides is used: cgroups, capabilities, seccomp, AppArmor, terminals, the state on disk.
+//! The builder makes devices by paths of the host, which another container of the pod can exchange
+//! meanwhile. Its processes are also visible in a shared PID namespace before they have left the
+//! host's root. Here init is forked only after the host's root was left. Other parts of the crate
+//! are used: cgroups, capabilities, seccomp, AppArmor, terminals, the state on disk.
 //!
-//! Start is one byte in a FIFO, and all that init needs for it is `read`, which every seccomp filter allows.
+//! Start is one byte in a FIFO. Init needs only `read` for it, which every seccomp filter allows.
 //!
-//! Deliberately absent: what no container of the CRI has by default, for which there is the builder ([`is_for`]).
+//! Deliberately absent: settings that no container of the CRI has by default. The builder makes
+//! containers with those ([`is_for`]).
 
 use super::START;
 use super::exec::{become_user, flags, give_up_privileges, join_keys, set_streams};
@@ -43,27 +45,27 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-/// What a container is made from.
+/// The inputs for making a container.
 pub struct Order<'a> {
     /// Its name.
     pub container: &'a ContainerId,
-    /// Its state's directory, which is made.
+    /// The directory of its state, which is made here.
     pub dir: &'a Path,
     /// The adapted bundle.
     pub bundle: &'a Path,
     /// Whether its cgroup is made through systemd.
     pub systemd_cgroup: bool,
-    /// Where its terminal's master goes.
+    /// The socket for its terminal's master.
     pub console: Option<UnixStream>,
     /// Its streams, if it has no terminal.
     pub streams: Option<ChildStreams>,
 }
 
-/// Whether a specification asks only for what is made here.
+/// Whether a specification has only settings that are implemented here.
 pub fn is_for(spec: &Spec) -> bool {
     let hooks = spec.hooks().as_ref().is_some_and(|hooks| {
         let before_the_program = [hooks.create_runtime(), hooks.create_container(), hooks.start_container()];
-        #[allow(deprecated, reason = "what is deprecated is still asked for")]
+        #[allow(deprecated, reason = "clients still set the deprecated fields")]
         let prestart = hooks.prestart();
         before_the_program.into_iter().chain([prestart]).any(|hooks| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty()))
     });
@@ -90,7 +92,7 @@ pub fn is_for(spec: &Spec) -> bool {
 /// Makes the container up to the point where its init waits for Start. Returns init's process id; it is a child of this process.
 ///
 /// # Errors
-/// What stands in the way; then nothing of it is left but its cgroup.
+/// Why it cannot be made. Only its cgroup is left then.
 pub fn make<P: Program>(order: Order<'_>, spec: &Spec, json: &Value, program: P) -> Result<u32> {
     let Order { container, dir, bundle, systemd_cgroup, console, streams } = order;
     rustix::fs::mkdir(dir, Mode::RWXU).context(|| format!("cannot make {}", dir.display()))?;
@@ -107,13 +109,14 @@ pub fn make<P: Program>(order: Order<'_>, spec: &Spec, json: &Value, program: P)
         Ok(pid)
     })();
     if made.is_err() {
-        // It is said above why there is no container; what is left is found again by Delete.
+        // The error above is reported. If the directory stays, Delete removes it.
         let _left = std::fs::remove_dir_all(dir);
     }
     made
 }
 
-/// The FIFO that init waits at, open so that it never ends for want of a writer.
+/// Makes the FIFO at which init waits. It is opened for reading and writing, so that it never ends
+/// for lack of a writer.
 fn start_fifo(dir: &Path) -> Result<OwnedFd> {
     let path = dir.join(START);
     let what = || format!("cannot make {}", path.display());
@@ -121,7 +124,7 @@ fn start_fifo(dir: &Path) -> Result<OwnedFd> {
     rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(what)
 }
 
-/// All that is taken hold of on the host before anything of the container is in sight.
+/// Everything that is opened on the host before any process of the container exists.
 struct Init {
     cgroup: CgroupConfig,
     root: OwnedFd,
@@ -156,7 +159,7 @@ impl Init {
         let has_users = entered.iter().any(|(kind, _)| *kind == CloneFlags::CLONE_NEWUSER);
         let tree = mounts::copy(root.path(), true)?;
         let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
-        namespace::set_attributes(&tree, private, true).context(|| "cannot keep the container's mounts to itself".into())?;
+        namespace::set_attributes(&tree, private, true).context(|| "cannot make the container's mounts private".into())?;
         Ok(Self {
             cgroup: CgroupConfig {
                 cgroup_path: linux.cgroups_path().clone().unwrap_or_else(|| PathBuf::from(container.as_str())),
@@ -176,37 +179,39 @@ impl Init {
     fn spawn<P: Program>(self, spec: &Spec, program: P) -> Result<u32> {
         let what = || "cannot make the container's first process".to_string();
         let (words, says) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(what)?;
-        let entrance = magnetar_sys::fork::spawn(|| tell(self.enter(spec, program, &says))).context(what)?;
+        let entrance = magnetar_sys::fork::spawn(|| exit_code(self.enter(spec, program, &says))).context(what)?;
         drop(says);
-        let mut heard = Heard::default();
-        // Init keeps the other end until it becomes the program, or the program until its end: so the words are what ends this.
+        let mut lines = Lines::default();
+        // Init keeps the other end until it becomes the program, and some programs until their end.
+        // So do not wait for the pipe's end, but for the lines.
         let mut words = File::from(words);
         let mut byte = [0];
-        while heard.pid.is_none() || !heard.ready {
+        while lines.pid.is_none() || !lines.ready {
             match words.read(&mut byte) {
-                Ok(1) => heard.take(byte[0]),
+                Ok(1) => lines.take(byte[0]),
                 Ok(_) | Err(_) => break,
             }
         }
         wait(entrance);
-        match (heard.pid, heard.ready) {
+        match (lines.pid, lines.ready) {
             (Some(pid), true) => Ok(pid),
             (pid, _) => {
                 if let Some(pid) = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
-                    // It is our child and has not been waited for: the id is its own.
+                    // It is our child and has not been reaped, so no other process can have its id.
                     let _ended_already = rustix::process::kill_process(pid, Signal::KILL);
                     let _reaped = rustix::process::waitpid(Some(pid), WaitOptions::empty());
                 }
-                // Whichever of them has failed has told why before; this is read only if it could not.
-                Err(Error::internal("the container's first process has ended before it was ready"))
+                // The process that failed has usually reported why. This error is for a process
+                // that could not.
+                Err(Error::internal("the container's first process ended before it was ready"))
             }
         }
     }
 
-    /// In the entrance.
+    /// Runs in the entrance.
     fn enter<P: Program>(self, spec: &Spec, program: P, says: &OwnedFd) -> Result<i32> {
         let manager = create_cgroup_manager(self.cgroup.clone()).map_err(|e| Error::internal(chain(&e)))?;
-        // Its type is of another version of nix, which has no other way here.
+        // The id's type is of another version of nix, so it is made this way.
         let own = Container::default().set_pid(std::process::id() as i32).pid().ok_or_else(|| Error::internal("no process id"))?;
         manager.add_task(own).map_err(|e| Error::internal(format!("cannot join the container's cgroup: {}", chain(&e))))?;
         if let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
@@ -219,7 +224,8 @@ impl Init {
             syscall.set_rlimit(limit).map_err(|e| Error::internal(format!("cannot set the limit {:?}: {e}", limit.typ())))?;
         }
         let users = self.entered.iter().find(|(kind, _)| *kind == CloneFlags::CLONE_NEWUSER);
-        // With the host's power, because some may be the host's: a pod's name is, where its network is.
+        // With the host's rights, because some namespaces may be the host's: for example UTS, in a
+        // pod with the host's network.
         for (kind, fd) in self.entered.iter().filter(|(kind, _)| *kind != CloneFlags::CLONE_NEWUSER) {
             setns(fd, *kind).context(|| format!("cannot enter a namespace of the container ({kind:?})"))?;
         }
@@ -238,24 +244,25 @@ impl Init {
         }
         let has_users = users.is_some();
         let downstream = MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM;
-        rustix::mount::mount_change("/", downstream).context(|| "cannot keep mounts to the container".into())?;
+        rustix::mount::mount_change("/", downstream).context(|| "cannot keep the container's mounts from the host".into())?;
         let old = mounts::enter(&self.root)?;
-        // In a user namespace /proc can be mounted only where one is in sight that hides nothing.
+        // In a user namespace, /proc can be mounted only while another one is visible that hides
+        // nothing.
         let old = if has_users { Some(old) } else { mounts::forget(old).map(|()| None)? };
         let init = magnetar_sys::fork::sibling(|| match self.become_program(spec, old, program, says) {
             Ok(never) => match never {},
             Err(error) => {
                 report::failed(error);
-                // As a shell says that a program cannot be run.
+                // A shell's exit code for a program that cannot be run.
                 126
             }
         });
         let pid = init.context(|| "cannot fork the container's first process".into())?;
-        say(says, &format!("pid {pid}\n"))?;
+        report_line(says, &format!("pid {pid}\n"))?;
         Ok(0)
     }
 
-    /// In init.
+    /// Runs in init.
     fn become_program<P: Program>(
         mut self,
         spec: &Spec,
@@ -272,7 +279,7 @@ impl Init {
         give_up_privileges(spec)?;
         program.validate(spec).map_err(|e| Error::invalid(chain(&e)))?;
         program.setup_envs(std::collections::HashMap::new()).map_err(|e| Error::invalid(chain(&e)))?;
-        say(says, READY)?;
+        report_line(says, READY)?;
         wait_for_start(&self.start)?;
         match program.exec(spec) {
             Ok(()) => Err(Error::internal("the program was not run")),
@@ -281,18 +288,18 @@ impl Init {
     }
 }
 
-/// The last word of an init that waits for Start.
+/// The line of an init that waits for Start.
 const READY: &str = "ready\n";
 
-/// What the two have said so far, in whichever order: a line each.
+/// The lines of the two processes so far, in either order.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Heard {
+struct Lines {
     line: String,
     pid: Option<u32>,
     ready: bool,
 }
 
-impl Heard {
+impl Lines {
     fn take(&mut self, byte: u8) {
         self.line.push(char::from(byte));
         if byte == b'\n' {
@@ -303,13 +310,13 @@ impl Heard {
     }
 }
 
-fn say(says: &OwnedFd, word: &str) -> Result<()> {
-    // Kept by value: writing to a pipe does not need more.
-    rustix::io::write(says, word.as_bytes()).map(drop).context(|| "cannot tell that the container's first process is there".into())
+fn report_line(says: &OwnedFd, word: &str) -> Result<()> {
+    // A short write to a pipe is atomic.
+    rustix::io::write(says, word.as_bytes()).map(drop).context(|| "cannot report the container's first process to the maker".into())
 }
 
-/// What a forked process ends with. Why, it has told.
-fn tell(outcome: Result<i32>) -> i32 {
+/// The exit code of a forked process. Reports an error.
+fn exit_code(outcome: Result<i32>) -> i32 {
     outcome.unwrap_or_else(|error| {
         report::failed(error);
         126
@@ -344,19 +351,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn either_of_the_two_may_speak_first() {
+    fn the_lines_are_understood_in_either_order() {
         for words in ["pid 7\nready\n", "ready\npid 7\n"] {
-            let mut heard = Heard::default();
-            words.bytes().for_each(|byte| heard.take(byte));
-            assert_eq!((heard.pid, heard.ready), (Some(7), true), "{words:?}");
+            let mut lines = Lines::default();
+            words.bytes().for_each(|byte| lines.take(byte));
+            assert_eq!((lines.pid, lines.ready), (Some(7), true), "{words:?}");
         }
-        let mut heard = Heard::default();
-        "pid seven\nrea".bytes().for_each(|byte| heard.take(byte));
-        assert_eq!((heard.pid, heard.ready), (None, false));
+        let mut lines = Lines::default();
+        "pid seven\nrea".bytes().for_each(|byte| lines.take(byte));
+        assert_eq!((lines.pid, lines.ready), (None, false));
     }
 
     #[test]
-    fn what_is_rare_is_left_to_the_builder() {
+    fn specifications_with_rare_settings_are_left_to_the_builder() {
         let spec = |linux: &str, more: &str| {
             let text = format!(
                 r#"{{"ociVersion":"1.1.0","root":{{"path":"r"}},"process":{{"user":{{"uid":0,"gid":0}},"args":["x"],"cwd":"/"}},"linux":{{{linux}}}{more}}}"#

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is made in the root of a container: mounts, devices, links, and what of them is hidden or read-only. Taken hold of on the
-//! host by the maker, and made by the container's first process, which has left the host's root by then.
+//! The content of a container's root: mounts, devices, links, and hidden and read-only paths. The
+//! maker opens what is needed on the host. The container's first process makes them, after it has
+//! left the host's root.
 
 use super::exec::set_console;
 use super::label;
@@ -18,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// All that will be in the container's root.
+/// Everything that will be made in the container's root.
 #[derive(Debug)]
 pub struct Inside {
     mounts: Vec<Prepared>,
@@ -29,11 +30,11 @@ pub struct Inside {
 }
 
 impl Inside {
-    /// Takes hold of what is needed of the host. With `bind_devices`, nobody will be able to make nodes. A new terminal's master goes
-    /// to `console`.
+    /// Opens what is needed on the host. With `bind_devices`, the host's device nodes are bound,
+    /// because the container cannot make nodes. A new terminal's master is sent to `console`.
     ///
     /// # Errors
-    /// `NotFound` for what is not there, `InvalidArgument` for what cannot be.
+    /// `NotFound` for a missing file, `InvalidArgument` for invalid settings.
     pub fn prepare(spec: &Spec, json: &Value, bind_devices: bool, console: Option<UnixStream>) -> Result<Self> {
         let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().clone());
         let label = label.filter(|label| !label.is_empty() && label::is_enabled());
@@ -51,10 +52,10 @@ impl Inside {
         })
     }
 
-    /// Makes all of it. `old` is the host's root, if it has not been let go of yet.
+    /// Makes all of it. `old` is the host's root, if it has not been unmounted yet.
     ///
     /// # Errors
-    /// What stands in the way.
+    /// The first failure.
     pub fn set_up(mut self, spec: &Spec, old: Option<OwnedFd>) -> Result<()> {
         let process = spec.process().as_ref().ok_or_else(|| Error::internal("no process"))?;
         let linux = spec.linux().as_ref().ok_or_else(|| Error::internal("no linux"))?;
@@ -65,7 +66,7 @@ impl Inside {
         for mount in self.mounts.drain(..) {
             mount.mount(&root)?;
         }
-        // A /dev of the host's is as the host has it.
+        // A /dev that is bound from the host stays as it is.
         if !is_bound {
             nodes::make(&root, &self.devices)?;
         }
@@ -77,7 +78,7 @@ impl Inside {
             mounts::close(&root, Path::new("/dev"))?;
         }
         let null = match nodes::null(&root) {
-            // Whoever brings a /dev of his own may leave it out.
+            // A container with a /dev of its own may have no /dev/null.
             Err(error) if is_bound && error.errno() == Some(libc::ENOENT) => None,
             null => Some(null?),
         };
@@ -112,7 +113,7 @@ fn is_dev(destination: &Path) -> bool {
     destination.components().eq(Path::new("/dev").components())
 }
 
-/// Streams that are the host's /dev/null become the container's.
+/// Replaces streams that are the host's /dev/null by the container's.
 fn replace_null(null: &OwnedFd) -> Result<()> {
     let what = || "cannot set the process's streams".to_string();
     let number = rustix::fs::fstat(null).context(what)?.st_rdev;
@@ -131,19 +132,21 @@ fn replace_null(null: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// Who sees what the container mounts. The words are without `r`, as `adapt` leaves them.
+/// Sets the propagation of the container's root. The values have no leading `r`, which `adapt` has
+/// removed.
 fn set_propagation(root: &Root, propagation: Option<&str>) -> Result<()> {
     let propagation = match propagation {
         Some("shared") => libc::MS_SHARED,
         Some("unbindable") => libc::MS_UNBINDABLE,
         Some("private" | "slave") | None => return Ok(()),
-        Some(other) => return Err(Error::invalid(format!("{other:?} is no propagation of a root filesystem"))),
+        Some(other) => return Err(Error::invalid(format!("{other:?} is not a propagation of a root filesystem"))),
     };
     let attributes = Attributes { propagation, ..Attributes::default() };
     namespace::set_attributes(root, attributes, false).context(|| "cannot set the propagation of the container's root".into())
 }
 
-/// Sysctls of the container's own namespaces, through the kernel's own /proc and nothing that the image may have put there.
+/// Sets sysctls of the container's own namespaces, through the kernel's /proc and not through a
+/// file that the image has put there.
 fn set_sysctls<'a>(root: &Root, sysctls: impl Iterator<Item = (&'a String, &'a String)>) -> Result<()> {
     for (name, value) in sysctls {
         let what = || format!("cannot set the sysctl {name} = {value:?}");
@@ -157,13 +160,14 @@ fn set_sysctls<'a>(root: &Root, sysctls: impl Iterator<Item = (&'a String, &'a S
     Ok(())
 }
 
-/// One that is missing is made, as runc does: the program runs in it.
+/// Makes a missing working directory, as runc does, because the program runs in it.
 fn make_working_directory(root: &Root, cwd: &Path) -> Result<()> {
     if cwd.as_os_str().is_empty() {
         return Ok(());
     }
     match root.make_dir(&root.resolve(cwd)?) {
-        // Whoever runs there says what is wrong with it: it may be somebody's whom root is nobody to, as on NFS.
+        // The process itself reports what is wrong when it changes to the directory. On NFS, for
+        // example, root may not be allowed where the user is.
         Err(error) if matches!(error.errno(), Some(libc::EPERM | libc::EACCES | libc::EROFS | libc::EEXIST | libc::ENOTDIR)) => Ok(()),
         made => made.map(drop),
     }

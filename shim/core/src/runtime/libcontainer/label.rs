@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The SELinux label of a program, which libcontainer does not know.
+//! Sets the SELinux label of a program, which libcontainer does not support.
 
 use crate::error::{Context, Result};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 static ENABLED: OnceLock<bool> = OnceLock::new();
 
-/// Looks whether this host has SELinux. To be called where the host's files are still in sight.
+/// Checks whether this host has SELinux. Call it while the host's files are still visible.
 pub fn look() {
     let _the_first_counts = ENABLED.set(Path::new("/sys/fs/selinux/enforce").exists());
 }
@@ -17,10 +17,11 @@ pub fn is_enabled() -> bool {
     ENABLED.get().copied().unwrap_or_default()
 }
 
-/// Has the kernel give `label` to the next program that this process runs.
+/// Makes the kernel give `label` to the next program that this process executes.
 ///
 /// # Errors
-/// Where the policy does not know or allow it: a container must not run with less than it was given.
+/// When the policy does not know the label or does not allow it: a container must not run with less
+/// confinement than it was given.
 pub fn for_next_program(label: Option<&str>) -> Result<()> {
     match label {
         Some(label) if !label.is_empty() && is_enabled() => {

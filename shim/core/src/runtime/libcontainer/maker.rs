@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The maker: a program that is executed for one deed.
+//! The maker: a program that is executed for one task.
 //!
-//! It has one thread because it never starts another, so what it forks is sound; it inherits nothing
-//! but the three descriptors that it was given; and what libcontainer changes of the process that it
-//! runs in (the working directory, `oom_score_adj`, being dumpable) ends with the deed.
+//! It never starts a second thread, so it can fork safely. It inherits only its three descriptors.
+//! Changes that libcontainer makes to the process (the working directory, `oom_score_adj`, the
+//! dumpable flag) end with the task.
 
 use super::adapt;
 use super::devices;
@@ -31,8 +31,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Does the deed if this process was started for one; then `main` has nothing else to do. Call it
-/// first in `main`. `program` is what the container's process becomes.
+/// Performs the task if this process was started for one; `main` must then return the exit code.
+/// Call it first in `main`. `program` is what the container's process becomes.
 pub fn run_if_asked<P: Program>(program: P) -> Option<ExitCode> {
     let asked = std::env::args_os().nth(1).is_some_and(|argument| argument == wire::FLAG);
     asked.then(|| match begin().and_then(|(request, streams)| perform(request, streams, program)) {
@@ -61,7 +61,8 @@ fn begin() -> Result<(Request, Option<ChildStreams>)> {
     rustix::stdio::dup2_stdin(&null).context(what)?;
     rustix::stdio::dup2_stdout(&null).context(what)?;
     report::start(socket);
-    // What is forked from here on may be seen by the container's processes, who have no business with our log. Errors are told.
+    // The container's processes may see processes that are forked from here on, and must not get
+    // our log. Errors go through the socket.
     rustix::stdio::dup2_stderr(&null).context(what)?;
     label::look();
     let request = serde_json::from_slice(&text).map_err(|e| Error::internal(format!("{}: {e}", what())))?;
@@ -81,7 +82,7 @@ fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut prog
             let spec = &adapted.spec;
             join_rest(spec)?;
             if let Some(process) = spec.process() {
-                report::where_to(process.cwd());
+                report::remember_directory(process.cwd());
             }
             if let Some(streams) = &streams {
                 give_to(spec, streams)?;
@@ -125,23 +126,24 @@ fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut prog
     }
 }
 
-/// What is told of a container that waits for Start, when it can use its devices and no others.
+/// Limits a container that waits for Start to its devices, and returns the answer about it.
 fn made(spec: &Spec, pid: u32) -> Result<Answer> {
     devices::confine(spec)?;
     let hooks_after_start = spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_ref()).is_some_and(|hooks| !hooks.is_empty());
     Ok(Answer::Made(Making { pid, owner: adapt::owner(spec), hooks_after_start }))
 }
 
-/// Makes the container's cgroup with v1, and joins it in the hierarchies that libcontainer leaves alone, systemd's among them. What this
-/// process forks is there then, and not among the host's own processes.
+/// With v1, makes the container's cgroup, and joins it in the hierarchies that libcontainer does
+/// not use, systemd's among them. So the processes that this one forks are in the container's
+/// cgroup there, and not among the host's.
 fn join_rest(spec: &Spec) -> Result<()> {
     let Some(cgroup @ Cgroup::V1 { .. }) = devices::cgroup_of(spec)? else { return Ok(()) };
     cgroup.create()?;
     cgroup.without(&adapt::CONTROLLERS).join(std::process::id())
 }
 
-/// The container, started. libcontainer would note that in a file which nobody else needs; so it is
-/// noted when it matters.
+/// Loads the container as a running one. libcontainer would write that state to a file at Start,
+/// which only later tasks need. So it is set when such a task needs it.
 fn running(dir: &Path) -> Result<Container> {
     let mut container = Container::load(dir.to_owned()).map_err(failure)?;
     match container.status() {
@@ -172,7 +174,7 @@ fn delete(dir: &Path) -> Result<Answer> {
     if dir.exists() {
         match Container::load(dir.to_owned()) {
             Ok(mut container) => container.delete(true).map_err(failure)?,
-            // It was never made to the end: there is no process that its state would name.
+            // It was never completed, so its state names no process.
             Err(_) => std::fs::remove_dir_all(dir).context(|| format!("cannot remove {}", dir.display()))?,
         }
     }

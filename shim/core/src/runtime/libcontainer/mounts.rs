@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The mounts of a container: what is bound is taken hold of on the host, before anything of the container is in sight; all is
-//! mounted beneath the container's root, to what is open there and not to a path (see [`root`](super::root)).
+//! Makes the mounts of a container. Sources of bind mounts are opened on the host, before any
+//! process of the container exists. All mounts are made beneath the container's root, on an open
+//! descriptor and not on a path (see [`root`](super::root)).
 //!
-//! As with runc, what a mount is mounted on is made where it is missing, and nothing but the kernel's own is mounted on `/proc`.
+//! As with runc, a missing mount point is made, and only `proc` itself can be mounted on `/proc`.
 
 use super::binds;
 use super::root::{Inner, Root};
@@ -18,7 +19,8 @@ use serde_json::Value;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// What may be mounted over in `/proc`: files that only tell, as runc allows it.
+/// The files in `/proc` that may be mounted over, because they only show data. runc allows the
+/// same.
 const IN_PROC: [&str; 11] = [
     "cpuinfo",
     "diskstats",
@@ -46,18 +48,18 @@ pub struct Prepared {
 
 #[derive(Debug)]
 enum What {
-    /// A copy of a tree of the host's, mounted nowhere yet.
+    /// A detached copy of a tree of the host.
     Bind { tree: OwnedFd, is_dir: bool },
-    /// A filesystem of its own.
+    /// A new filesystem.
     New { kind: String, source: String, data: Vec<String> },
 }
 
 impl Prepared {
-    /// Takes hold of what a mount needs of the host. `maps` has the mount's id maps as the specification has them, `label` is for
-    /// filesystems that have none of their own.
+    /// Opens what a mount needs on the host. `maps` has the mount's id maps from the specification;
+    /// `label` is for filesystems without labels of their own.
     ///
     /// # Errors
-    /// `NotFound` for a source that is not there, `InvalidArgument` for options that cannot be.
+    /// `NotFound` for a missing source, `InvalidArgument` for invalid options.
     pub fn new(mount: &Mount, maps: &Value, label: Option<&str>) -> Result<Self> {
         let destination = mount.destination().clone();
         let options = parse_mount(mount).map_err(|e| Error::invalid(format!("the mount at {}: {e}", destination.display())))?;
@@ -65,29 +67,29 @@ impl Prepared {
         let what = if is_bind(mount) {
             bind(mount, maps)?
         } else if kind == "cgroup" || kind == "cgroup2" {
-            // Those of v1 are binds by now.
+            // `adapt` has replaced those of v1 by bind mounts.
             What::New { kind: "cgroup2".into(), source: "cgroup".into(), data: Vec::new() }
         } else {
             let mut data = options.data.clone();
-            // The kernel's own have their labels from the policy.
+            // proc and sysfs get their labels from the policy.
             data.extend(label.filter(|_| kind != "proc" && kind != "sysfs").map(|label| format!("context={label}")));
             let source = mount.source().as_ref().map(|source| source.display().to_string()).unwrap_or_else(|| kind.clone());
             What::New { kind, source, data }
         };
         let all = options.rec_attr.map(|all| Attributes { set: all.attr_set, clear: all.attr_clr, propagation: 0 });
-        // Of another version of the crate.
+        // The flags' type is of another version of the crate.
         let own = attributes(MsFlags::from_bits_retain(options.flags.bits()));
         let own = if is_bind(mount) { as_asked(own, mount.options().as_deref().unwrap_or_default()) } else { own };
         let (propagation, recursively) = propagation(mount.options().as_deref().unwrap_or_default());
         Ok(Self { destination, what, own, all, propagation, recursively })
     }
 
-    /// Where it will be, as the specification has it.
+    /// Its destination, from the specification.
     pub fn destination(&self) -> &Path {
         &self.destination
     }
 
-    /// Whether it is a part of the host's tree.
+    /// Whether it is a bind mount.
     pub fn is_bind(&self) -> bool {
         matches!(self.what, What::Bind { .. })
     }
@@ -95,12 +97,12 @@ impl Prepared {
     /// Makes the mount.
     ///
     /// # Errors
-    /// `InvalidArgument` for what may not be mounted there, else what the kernel says.
+    /// `InvalidArgument` if it may not be mounted there, or the kernel's error.
     pub fn mount(self, root: &Root) -> Result<()> {
         let what = format!("cannot mount {}", self.destination.display());
         let inner = root.resolve(&self.destination)?;
         self.check(&inner)?;
-        // A directory of devices is made read-only when they are in it.
+        // /dev is made read-only later, when the devices are in it.
         let on_dev = inner.path() == Path::new("/dev") && !self.is_bind();
         let own = if on_dev { Attributes { set: self.own.set & !libc::MOUNT_ATTR_RDONLY, ..self.own } } else { self.own };
         let (tree, place) = match &self.what {
@@ -113,7 +115,7 @@ impl Prepared {
             }
         };
         match namespace::set_attributes(&tree, own, false) {
-            // In a user namespace some of the node's are locked: those stay.
+            // In a user namespace some of the node's restrictions are locked, and stay.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) && own.clear & RESTRICTIONS != 0 => {
                 namespace::set_attributes(&tree, Attributes { clear: own.clear & !RESTRICTIONS, ..own }, false)
             }
@@ -127,13 +129,13 @@ impl Prepared {
         namespace::set_attributes(&tree, propagation, self.recursively).context(|| what.clone())?;
         match attach(&tree, &place) {
             Err(Errno::NOTDIR) => {
-                Err(Error::invalid(format!("{what}: one of its source and its destination is a directory, and the other is none")))
+                Err(Error::invalid(format!("{what}: one of its source and its destination is a directory, and the other is not")))
             }
             attached => attached.context(|| what),
         }
     }
 
-    /// Whether it is to be read-only after all has been made in it.
+    /// Whether it has to be made read-only after everything was made in it.
     pub fn is_read_only(&self) -> bool {
         self.own.set & libc::MOUNT_ATTR_RDONLY != 0
     }
@@ -141,13 +143,13 @@ impl Prepared {
     fn check(&self, inner: &Inner) -> Result<()> {
         let path = inner.path();
         if path == Path::new("/") {
-            // It would be beneath the root that is there, and nobody would see it.
+            // A mount on the root would have no effect: processes keep the root that they have.
             return Err(Error::invalid(format!("{:?} cannot be mounted on: it is the container's root", self.destination.display())));
         }
         if let What::New { kind, .. } = &self.what
             && (kind == "proc" || kind == "sysfs")
         {
-            // Through a link of the image, masked paths would be elsewhere.
+            // With a link of the image, the masked paths would be elsewhere.
             let asked: PathBuf = Path::new("/").join(self.destination.strip_prefix("/").unwrap_or(&self.destination));
             return match path == asked {
                 true => Ok(()),
@@ -172,10 +174,10 @@ impl Prepared {
     }
 }
 
-/// Makes a mount read-only in which everything has been made.
+/// Makes a mount read-only, after everything was made in it.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn close(root: &Root, path: &Path) -> Result<()> {
     let what = || format!("cannot make {} read-only", path.display());
     let mounted = root.open(&root.resolve(path)?, OFlags::PATH | OFlags::DIRECTORY).context(what)?;
@@ -183,10 +185,10 @@ pub fn close(root: &Root, path: &Path) -> Result<()> {
     namespace::set_attributes(mounted, ro, false).context(what)
 }
 
-/// Makes what is at a place read-only, by mounting it over itself.
+/// Makes a path read-only, by mounting it over itself.
 ///
 /// # Errors
-/// What the kernel says; a place that is not there is fine.
+/// The kernel's error. It is no error if the path does not exist.
 pub fn read_only(root: &Root, path: &Path) -> Result<()> {
     let what = || format!("cannot make {} read-only", path.display());
     let place = match root.open(&root.resolve(path)?, OFlags::PATH | OFlags::NOFOLLOW) {
@@ -201,10 +203,10 @@ pub fn read_only(root: &Root, path: &Path) -> Result<()> {
     attach(&tree, &place).context(what)
 }
 
-/// Hides what is at a place: a directory by an empty one, anything else by `/dev/null` of the container.
+/// Hides a path: a directory by an empty one, anything else by the container's `/dev/null`.
 ///
 /// # Errors
-/// What the kernel says; a place that is not there is fine.
+/// The kernel's error. It is no error if the path does not exist.
 pub fn mask(root: &Root, path: &Path, null: Option<&OwnedFd>, label: Option<&str>) -> Result<()> {
     let what = || format!("cannot hide {}", path.display());
     let place = match root.open(&root.resolve(path)?, OFlags::PATH | OFlags::NOFOLLOW) {
@@ -225,49 +227,50 @@ pub fn mask(root: &Root, path: &Path, null: Option<&OwnedFd>, label: Option<&str
     attach(&tree, &place).context(what)
 }
 
-/// A copy of the tree at a path of the host's, mounted nowhere yet.
+/// Makes a detached copy of the tree at a path of the host.
 ///
 /// # Errors
-/// `NotFound` where there is nothing, else what the kernel says.
+/// `NotFound` if the path does not exist, or the kernel's error.
 pub fn copy(source: &Path, recursive: bool) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    rustix::mount::open_tree(CWD, source, flags).context(|| format!("cannot take hold of {}", source.display()))
+    rustix::mount::open_tree(CWD, source, flags).context(|| format!("cannot open {} for a mount", source.display()))
 }
 
-/// Mounts a tree that is mounted nowhere at what is open as `place`.
+/// Mounts a detached tree on the open file or directory `place`.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn attach(tree: impl AsFd, place: impl AsFd) -> rustix::io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(tree, "", place, "", flags)
 }
 
-/// Moves this process, whose mounts are its own, into the tree as its root. The answer is what was the root until now: it stays
-/// mounted until [`forget`] is called.
+/// Makes the tree the root of this process, which must have its own mount namespace. Returns the
+/// old root, which stays mounted until [`forget`] is called.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn enter(tree: impl AsFd) -> Result<OwnedFd> {
     let what = || "cannot enter the container's root".to_string();
     let old = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty()).context(what)?;
-    // Any directory that is there: nobody sees what it covers.
+    // Any existing directory will do: nothing needs what the mount covers.
     let place = rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty()).context(what)?;
     attach(&tree, &place).context(what)?;
     rustix::process::fchdir(&tree).context(what)?;
-    // pivot_root(2), "pivot_root(".", ".")": the old root is mounted over the new one, and `/` is the new one all the same.
+    // pivot_root(2), "pivot_root(".", ".")": the old root is mounted over the new one, but `/` is
+    // the new one.
     rustix::process::pivot_root(".", ".").context(what)?;
     rustix::process::chdir("/").context(what)?;
     Ok(old)
 }
 
-/// Lets go of what was the root before [`enter`].
+/// Unmounts the root from before [`enter`].
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn forget(old: OwnedFd) -> Result<()> {
     let what = || "cannot leave the host's root".to_string();
     rustix::process::fchdir(&old).context(what)?;
@@ -283,7 +286,7 @@ fn bind(mount: &Mount, maps: &Value) -> Result<What> {
         return Err(Error::unimplemented(format!("the mount of {} with ridmap: only idmap is supported here", source.display())));
     }
     let tree = copy(&source, options.iter().any(|option| option == "rbind"))?;
-    let what = || format!("cannot take hold of {}", source.display());
+    let what = || format!("cannot open {} for a mount", source.display());
     if let Some((uids, gids)) = binds::id_maps(maps)? {
         let user_namespace = namespace::user_namespace(&uids, &gids).context(what)?;
         namespace::map_ids(&tree, &user_namespace).context(what)?;
@@ -292,7 +295,7 @@ fn bind(mount: &Mount, maps: &Value) -> Result<What> {
     Ok(What::Bind { tree, is_dir })
 }
 
-/// A filesystem of its own, mounted nowhere yet (fsopen(2)).
+/// Makes a new, detached filesystem (fsopen(2)).
 fn filesystem(kind: &str, source: &str, data: &[String]) -> Result<OwnedFd> {
     let what = || format!("cannot make a filesystem {kind}");
     let config = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).context(what)?;
@@ -308,7 +311,7 @@ fn filesystem(kind: &str, source: &str, data: &[String]) -> Result<OwnedFd> {
     rustix::mount::fsmount(&config, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).context(what)
 }
 
-/// A tmpfs without a mode has that of the directory that it covers, as with runc.
+/// Gives a tmpfs without a mode the mode of the directory that it covers, as runc does.
 fn with_mode(kind: &str, data: &[String], place: impl AsFd) -> rustix::io::Result<Vec<String>> {
     let mut data = data.to_vec();
     if kind == "tmpfs" && !data.iter().any(|option| option.starts_with("mode=")) {
@@ -324,8 +327,9 @@ fn named(error: Error, what: &str) -> Error {
     }
 }
 
-/// Who sees what is mounted below, and whether that is so for all that is there already. What nobody asks for is as with runc: the
-/// host's later mounts are seen, and none of the container's. libcontainer reads these options as nothing.
+/// The propagation type in the options, and whether it applies to the existing mounts below as
+/// well. The default is that of runc: the container gets the host's later mounts, and the host gets
+/// none of the container's. libcontainer ignores these options.
 fn propagation(options: &[String]) -> (u64, bool) {
     let asked = options.iter().rev().find_map(|option| {
         let (kind, recursively) = option.strip_prefix('r').map_or((option.as_str(), false), |kind| (kind, true));
@@ -340,11 +344,12 @@ fn propagation(options: &[String]) -> (u64, bool) {
     asked.unwrap_or((libc::MS_SLAVE, true))
 }
 
-/// What a mount may forbid.
+/// The attributes by which a mount restricts its use.
 const RESTRICTIONS: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
 
-/// A part of the node's tree for which somebody says what it may do may do just that, whatever the node's own mount forbids: it is so
-/// with runc, which mounts it anew with the options that were given. Pods run programs from volumes on such mounts.
+/// If the options of a bind mount say what it may do, clears all other restrictions, even those of
+/// the node's own mount. runc does the same, because it remounts with the given options. Pods run
+/// programs from volumes on such mounts.
 fn as_asked(own: Attributes, options: &[String]) -> Attributes {
     const SAYS: [&str; 8] = ["ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec"];
     let says = options.iter().any(|option| SAYS.contains(&option.as_str()));
@@ -379,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_on_propagation_counts() {
+    fn the_last_propagation_option_counts() {
         assert_eq!(propagation(&options(&["rbind", "rprivate", "ro"])), (libc::MS_PRIVATE, true));
         assert_eq!(propagation(&options(&["shared"])), (libc::MS_SHARED, false));
         assert_eq!(propagation(&options(&["rslave", "rshared"])), (libc::MS_SHARED, true));
@@ -387,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_become_attributes_and_a_kind_of_access_time_clears_the_others() {
+    fn flags_become_attributes_and_one_access_time_flag_clears_the_others() {
         let ro = attributes(MsFlags::MS_RDONLY | MsFlags::MS_NOSUID);
         assert_eq!((ro.set, ro.clear), (libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID, 0));
         let strict = attributes(MsFlags::MS_STRICTATIME);
@@ -395,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bind_that_says_what_it_may_do_forbids_nothing_else() {
+    fn a_bind_with_options_has_no_other_restrictions() {
         let own = attributes(MsFlags::MS_RDONLY);
         let said = as_asked(own, &options(&["rbind", "ro"]));
         assert_eq!((said.set, said.clear), (libc::MOUNT_ATTR_RDONLY, RESTRICTIONS & !libc::MOUNT_ATTR_RDONLY));
@@ -404,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_the_kernels_own_is_mounted_on_proc() {
+    fn only_proc_itself_is_mounted_on_proc() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("root/proc/sys")).unwrap();
         std::os::unix::fs::symlink("/proc", dir.path().join("root/link")).unwrap();

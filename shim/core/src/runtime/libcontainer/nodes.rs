@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The device nodes of a container, and the links beside them. Made by descriptor beneath the container's root: a device may be
-//! wanted below a volume in which another container exchanges directories and links (see [`root`](super::root)).
+//! Makes the device nodes of a container, and the usual links in /dev. They are made by descriptor
+//! beneath the container's root, because a device may be below a volume in which another container
+//! exchanges directories and links (see [`root`](super::root)).
 
 use super::mounts;
 use super::root::{Node, Root};
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// Links that every container finds, as runc makes them.
+/// The links in every container, as runc makes them.
 const LINKS: [(&str, &str); 4] = [
     ("/dev/fd", "/proc/self/fd"),
     ("/dev/stdin", "/proc/self/fd/0"),
@@ -26,14 +27,15 @@ const LINKS: [(&str, &str); 4] = [
 pub struct Device {
     path: PathBuf,
     node: Node,
-    /// The host's node, where nobody may make one: in a user namespace.
+    /// The host's node, if the container cannot make one because it has a user namespace.
     bound: Option<OwnedFd>,
 }
 
-/// The devices of a specification, and those that every container has. With `bind`, the host's nodes of them are taken hold of.
+/// The devices of a specification, and those that every container has. With `bind`, the host's
+/// nodes are opened.
 ///
 /// # Errors
-/// `InvalidArgument` for numbers that are none, `NotFound` for a node that the host does not have.
+/// `InvalidArgument` for invalid numbers, `NotFound` for a node that the host does not have.
 pub fn of(spec: &Spec, bind: bool) -> Result<Vec<Device>> {
     let given = spec.linux().as_ref().and_then(|linux| linux.devices().as_deref()).unwrap_or_default();
     let mut all: BTreeMap<PathBuf, LinuxDevice> = default_devices().into_iter().map(|device| (device.path().clone(), device)).collect();
@@ -48,10 +50,10 @@ impl Device {
             LinuxDeviceType::B => FileType::BlockDevice,
             LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
             LinuxDeviceType::P => FileType::Fifo,
-            LinuxDeviceType::A => return Err(Error::invalid(format!("device {} is of no single type", path.display()))),
+            LinuxDeviceType::A => return Err(Error::invalid(format!("device {} must have a single type", path.display()))),
         };
         let number = |number: i64| {
-            u32::try_from(number).map_err(|_| Error::invalid(format!("{number} is no number of a device, as of {}", path.display())))
+            u32::try_from(number).map_err(|_| Error::invalid(format!("{number} is not a device number, for {}", path.display())))
         };
         let numbers = match kind {
             FileType::Fifo => 0,
@@ -75,10 +77,10 @@ impl Device {
     }
 }
 
-/// Makes all of them, with the links that belong to them. The caller's umask must not be in the way.
+/// Makes all devices and links. The caller's umask must be 0.
 ///
 /// # Errors
-/// What stands in the way of one.
+/// The first failure.
 pub fn make(root: &Root, devices: &[Device]) -> Result<()> {
     for device in devices {
         device.make(root)?;
@@ -89,7 +91,8 @@ pub fn make(root: &Root, devices: &[Device]) -> Result<()> {
     if root.open(&root.resolve(Path::new("/proc/kcore"))?, OFlags::PATH).is_ok() {
         root.make_link(&root.resolve_parent(Path::new("/dev/core"))?, "/proc/kcore")?;
     }
-    // The container's own terminals, and not the host's, whatever the image has there.
+    // Replace whatever the image has there, so that the container uses its own terminals and not
+    // the host's.
     let ptmx = root.resolve_parent(Path::new("/dev/ptmx"))?;
     root.remove_file(&ptmx)?;
     root.make_link(&ptmx, "pts/ptmx")
@@ -110,16 +113,16 @@ pub fn null(root: &Root) -> Result<OwnedFd> {
 }
 
 impl Root {
-    /// Where a path of the container leads, but for its last name, which may be a link itself.
+    /// Resolves a path of the container without its last name, which may be a link itself.
     ///
     /// # Errors
-    /// As [`resolve`](Self::resolve).
+    /// Those of [`resolve`](Self::resolve).
     fn resolve_parent(&self, path: &Path) -> Result<super::root::Inner> {
         let name = path.file_name().ok_or_else(|| Error::invalid(format!("{} has no name", path.display())))?;
         Ok(self.resolve(path.parent().unwrap_or(Path::new("/")))?.join(name))
     }
 
-    /// Removes a file or link; one that is not there is fine.
+    /// Removes a file or link. It is no error if it does not exist.
     fn remove_file(&self, inner: &super::root::Inner) -> Result<()> {
         let what = || format!("cannot remove {} of the container", inner.path().display());
         let Some((parent, name)) = inner.split() else { return Err(Errno::ISDIR).context(what) };
@@ -136,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_given_replaces_what_every_container_has() {
+    fn a_given_device_replaces_a_default_one() {
         let text = r#"{"ociVersion":"1.1.0","root":{"path":"r"},"linux":{"devices":[
             {"path":"/dev/null","type":"c","major":1,"minor":3,"fileMode":384,"uid":5,"gid":6},
             {"path":"/blk","type":"b","major":7,"minor":0}]}}"#;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a process is given before it is a container's, be it the first or an exec.
+//! Settings that a process gets before it joins a container, as its first process or as an exec.
 
 use super::report;
 use crate::error::{Context, Result};
@@ -7,8 +7,8 @@ use crate::stdio::ChildStreams;
 use libcontainer::oci_spec::runtime::Spec;
 use rustix::fs::{FileType, Gid, Uid};
 
-/// Makes pipes belong to the user who is to reopen them, by way of `/dev/stdout`: the process's in `spec`, an exec's own. In a
-/// user namespace the caller of the runtime has seen to it.
+/// Makes pipes belong to the user of the process in `spec`, who may reopen them through
+/// `/dev/stdout`. For a user namespace the caller of the runtime has done it.
 pub fn give_to(spec: &Spec, streams: &ChildStreams) -> Result<()> {
     let Some(process) = spec.process() else { return Ok(()) };
     let mapped = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().as_ref()).is_some_and(|mappings| !mappings.is_empty());
@@ -26,7 +26,8 @@ pub fn give_to(spec: &Spec, streams: &ChildStreams) -> Result<()> {
     Ok(())
 }
 
-/// Lowering it needs CAP_SYS_RESOURCE, which a node may lack; the container is none the worse.
+/// Sets `oom_score_adj`. Lowering it needs CAP_SYS_RESOURCE, which a node may lack, so a failure is
+/// only noted.
 pub fn adjust_oom_score(adjustment: i64) {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", adjustment.to_string()) {
         report::note(format!("cannot set oom_score_adj to {adjustment}: {error}"));

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How the maker, and every process that it forks, tells the sandbox process what went wrong.
+//! Reports errors of the maker, and of every process that it forks, to the sandbox process.
 //!
-//! libcontainer passes an error between its processes as the text of its outermost layer ("failed to
-//! prepare rootfs"); the cause is only in its log. So its log comes along: as [`Answer::Note`]s, which
-//! are read when something has failed.
+//! libcontainer passes an error between its processes as the text of its outermost layer ("failed
+//! to prepare rootfs"). The cause is only in its log. So errors in the log are sent as
+//! [`Answer::Note`]s, which are used when something has failed.
 
 use super::wire::{self, Answer};
 use crate::error::{Code, Error};
@@ -19,10 +19,10 @@ use tracing::{Event, Level, Metadata, Subscriber};
 static SOCKET: Mutex<Option<OwnedFd>> = Mutex::new(None);
 static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
 
-/// Begins: from here on errors that are logged, and panics, are told through `socket`.
+/// From now on, sends logged errors and panics through `socket`.
 pub fn start(socket: OwnedFd) {
     set_socket(Some(socket));
-    // The first one counts, and there is only one.
+    // Only the first call has an effect, and there is only one.
     let _first = tracing::subscriber::set_global_default(Notes);
     std::panic::set_hook(Box::new(|panic| failed(Error::internal(format!("libcontainer panicked: {panic}")))));
 }
@@ -31,39 +31,39 @@ fn set_socket(socket: Option<OwnedFd>) {
     *SOCKET.lock().unwrap_or_else(PoisonError::into_inner) = socket;
 }
 
-/// Tells the sandbox process.
+/// Sends an answer to the sandbox process.
 pub fn answer(answer: &Answer) {
     if let Some(socket) = &*SOCKET.lock().unwrap_or_else(PoisonError::into_inner) {
         wire::answer(socket, answer);
     }
 }
 
-/// Tells why it cannot be done.
+/// Reports a failure.
 pub fn failed(error: Error) {
     answer(&Answer::Failed(Error::new(error.code(), wire::cut(error.to_string()))));
 }
 
-/// Remembers the working directory that is to be changed to: libcontainer's log does not name it.
-pub fn where_to(directory: &Path) {
+/// Remembers the next working directory, because libcontainer's log does not name it.
+pub fn remember_directory(directory: &Path) {
     let _the_first_counts = DIRECTORY.set(directory.to_owned());
 }
 
-/// Tells what may become a cause.
+/// Sends a note, which may be the cause of a later failure.
 pub fn note(text: String) {
     answer(&Answer::Note(wire::cut(text)));
 }
 
-/// Says that the user's program runs. For an executor that is the program: others close the socket when
-/// they execute it. Nothing is told from here on.
+/// Reports that the user's program runs, by closing the socket. Nothing can be reported afterwards.
+/// Call it in an executor that is the program itself; others close the socket with execve.
 ///
-/// Closes this process's copy of the socket, and does not shut the socket down: the maker may not have said yet that it has
-/// made this process.
+/// It closes only this process's copy of the socket and does not shut the socket down, because the
+/// maker may not have reported this process yet.
 pub fn program_runs() {
     drop(std::panic::take_hook());
     set_socket(None);
 }
 
-/// An error with its causes, each said once.
+/// An error with its causes, without repetitions.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -125,7 +125,7 @@ impl Subscriber for Notes {
     fn exit(&self, _: &Id) {}
 }
 
-/// The message first, then what it was about.
+/// A log line: the message first, then the fields.
 #[derive(Default)]
 struct Line(String);
 

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The root of a container that is being made, as a descriptor. What is in it is the image's and the volumes', hostile, and may change
-//! at any moment: another container of the pod may write to a volume that this one has mounted already.
+//! The root of a container that is being made, as a descriptor. Its content comes from the image
+//! and the volumes. It may be hostile, and may change at any moment: another container of the pod
+//! may write to a volume that this one has mounted already.
 //!
-//! So nothing here goes by a path of the host. A path of the container is [resolved](Root::resolve) beneath the root, which gives one
-//! without links; and it is [walked](Root::open) without following any, so that whatever is swapped in between is an error and not
-//! a way out. Where the last parts do not exist, links that lead there are followed all the same, as runc follows them: an image may
-//! have `/etc/resolv.conf` point to a file that only a running system has.
+//! So no path of the host is used here. A path of the container is [resolved](Root::resolve)
+//! beneath the root, which gives a path without links. That path is then [opened](Root::open)
+//! without following links. So a link that is swapped in meanwhile is an error and not a way out of
+//! the root. Links to paths that do not exist are followed as well, as runc does: an image's
+//! `/etc/resolv.conf` may point to a file that only a running system has.
 
 use crate::error::{Context, Error, Result};
 use rustix::fs::{AtFlags, Dev, FileType, Gid, Mode, OFlags, RawMode, ResolveFlags, Uid};
@@ -16,10 +18,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-/// How many links may be followed on one path: the kernel's own limit (path_resolution(7)).
+/// The most links that are followed on one path: the kernel's own limit (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
-/// What directories that are made for a mount have: as with runc.
+/// The mode of directories that are made for a mount, as with runc.
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 
 /// A container's root.
@@ -31,17 +33,17 @@ pub struct Root(OwnedFd);
 pub struct Inner(PathBuf);
 
 impl Inner {
-    /// The path as the container has it.
+    /// The absolute path in the container.
     pub fn path(&self) -> PathBuf {
         Path::new("/").join(&self.0)
     }
 
-    /// The same with one more name, which may be that of a link.
+    /// The path with one more name, which may be a link.
     pub fn join(&self, name: &OsStr) -> Self {
         Self(self.0.join(name))
     }
 
-    /// Its parent and its last name; none for the root itself.
+    /// The parent and the last name; `None` for the root itself.
     pub fn split(&self) -> Option<(Inner, &OsStr)> {
         Some((Inner(self.0.parent()?.into()), self.0.file_name()?))
     }
@@ -53,10 +55,10 @@ impl Root {
         Self(fd)
     }
 
-    /// Where a path of the container leads. It need not exist.
+    /// Resolves a path of the container. It need not exist.
     ///
     /// # Errors
-    /// `InvalidArgument` for a path with too many links, else what the kernel says.
+    /// `InvalidArgument` for a path with too many links, or the kernel's error.
     pub fn resolve(&self, path: &Path) -> Result<Inner> {
         let what = || format!("cannot follow {} in the container's root", path.display());
         let (mut resolved, mut links) = (PathBuf::new(), 0);
@@ -85,7 +87,7 @@ impl Root {
         Ok(Inner(resolved))
     }
 
-    /// Where a link leads to; none for what is no link, or does not exist.
+    /// The target of a link; `None` if the path is not a link or does not exist.
     fn link(&self, path: &Path) -> rustix::io::Result<Option<PathBuf>> {
         let opened = match self.walk(path, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(opened) => opened,
@@ -99,25 +101,25 @@ impl Root {
         Ok(Some(PathBuf::from(OsStr::from_bytes(target.as_bytes()))))
     }
 
-    /// Opens what a path without links leads to.
+    /// Opens a path without links.
     ///
     /// # Errors
-    /// `ELOOP` where somebody has put a link there meanwhile, else what the kernel says.
+    /// `ELOOP` if a link was put there meanwhile, or the kernel's error.
     pub fn open(&self, inner: &Inner, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         self.walk(&inner.0, flags)
     }
 
     fn walk(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        // The last name itself may be a link where it is opened with NOFOLLOW, and then it is what is opened.
+        // With PATH and NOFOLLOW the last name may be a link, which itself is opened then.
         let links = if flags.contains(OFlags::PATH | OFlags::NOFOLLOW) { ResolveFlags::NO_MAGICLINKS } else { ResolveFlags::NO_SYMLINKS };
         rustix::fs::openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT | links)
     }
 
-    /// Makes a directory with all that is above it, unless it is there. The answer is that directory.
+    /// Makes a directory and its parents, unless they exist, and opens it.
     ///
     /// # Errors
-    /// Where something else is in the way, and what the kernel says.
+    /// When something else has the name, or the kernel's error.
     pub fn make_dir(&self, inner: &Inner) -> Result<OwnedFd> {
         let what = || format!("cannot make the directory {} in the container's root", inner.path().display());
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
@@ -136,10 +138,10 @@ impl Root {
         Ok(at)
     }
 
-    /// Makes an empty file with all directories above it, unless something is there. The answer is what is there.
+    /// Makes an empty file and its parents, unless the path exists, and opens it.
     ///
     /// # Errors
-    /// As [`make_dir`](Self::make_dir).
+    /// Those of [`make_dir`](Self::make_dir).
     pub fn make_file(&self, inner: &Inner) -> Result<OwnedFd> {
         let what = || format!("cannot make the file {} in the container's root", inner.path().display());
         match self.walk(&inner.0, OFlags::PATH | OFlags::NOFOLLOW) {
@@ -156,10 +158,10 @@ impl Root {
         beneath(&parent, name, OFlags::PATH | OFlags::NOFOLLOW).context(what)
     }
 
-    /// Makes a device node, or a FIFO, with this owner, unless the same is there already.
+    /// Makes a device node, or a FIFO, with this owner, unless the same one exists.
     ///
     /// # Errors
-    /// `EEXIST` where something else is there, and what the kernel says.
+    /// `EEXIST` if something else has the name, or the kernel's error.
     pub fn make_node(&self, inner: &Inner, node: Node) -> Result<()> {
         let what = || format!("cannot make the device {} in the container's root", inner.path().display());
         let (parent, name) = inner.split().ok_or(Errno::ISDIR).context(what)?;
@@ -168,7 +170,7 @@ impl Root {
         if !matches!(made, Ok(()) | Err(Errno::EXIST)) {
             return made.context(what);
         }
-        // From here on it is what is open, whatever becomes of the name.
+        // From here on the descriptor is used, in case the name is exchanged.
         let opened = beneath(&parent, name, OFlags::PATH | OFlags::NOFOLLOW).context(what)?;
         let stat = rustix::fs::fstat(&opened).context(what)?;
         if FileType::from_raw_mode(stat.st_mode) != node.kind || (node.kind != FileType::Fifo && stat.st_rdev != node.device) {
@@ -181,10 +183,10 @@ impl Root {
         Ok(())
     }
 
-    /// Makes a symbolic link, unless something is there. The directory above must be there.
+    /// Makes a symbolic link, unless the path exists. Its parent directory must exist.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn make_link(&self, inner: &Inner, target: &str) -> Result<()> {
         let what = || format!("cannot make the link {} in the container's root", inner.path().display());
         let (parent, name) = inner.split().ok_or(Errno::ISDIR).context(what)?;
@@ -215,7 +217,7 @@ pub struct Node {
     pub owner: (u32, u32),
 }
 
-/// Opens a name in a directory, and nothing that the name may lead to.
+/// Opens a name in a directory, without following a link.
 fn beneath(dir: impl AsFd, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat2(dir, name, flags | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
 }
@@ -247,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn links_lead_nowhere_but_into_the_root() {
+    fn links_cannot_lead_out_of_the_root() {
         let (dir, root) = root();
         let inside = dir.path().join("root");
         fs::create_dir_all(inside.join("etc/static")).unwrap();
@@ -271,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_made_and_what_is_there_stays() {
+    fn missing_paths_are_made_and_existing_ones_kept() {
         let (dir, root) = root();
         let inside = dir.path().join("root");
         symlink("/var/lib/app", inside.join("data")).unwrap();
@@ -304,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_has_its_owner_and_nothing_else_is_taken_for_it() {
+    fn a_node_gets_its_owner_and_another_file_is_refused() {
         let (dir, root) = root();
         let inner = root.resolve(Path::new("/dev/fifo")).unwrap();
         let own = fs::metadata(dir.path()).unwrap();

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the sandbox process and the maker say to each other.
+//! The messages between the sandbox process and the maker.
 //!
 //! ```text
 //! fd 0 of the maker   a memory file with one Request: it may be as large as a process's environment
 //! fd 1                a packet socket: the container's streams come in, each packet out is an Answer
 //! ```
 //!
-//! The maker's children inherit the socket until they run the user's program, so its end is the
-//! news that the program runs, and an [`Answer::Failed`] before it the reason why it does not.
+//! The maker's children inherit the socket until they run the user's program. So the end of the
+//! socket means that the program runs, and an [`Answer::Failed`] before it is the reason why it
+//! does not.
 
 use super::Images;
 use crate::error::{Code, Error};
@@ -26,12 +27,12 @@ use std::path::{Path, PathBuf};
 
 /// The first argument of a maker.
 pub const FLAG: &str = "--make-container";
-/// An answer is cut so that it fits in this, in bytes.
+/// The longest answer in bytes. Longer ones are truncated.
 pub const MAX_ANSWER: usize = 8192;
-/// The longest text in an answer: JSON may need six bytes for one.
+/// The longest text in an answer, in bytes. JSON may need six bytes for one.
 const MAX_TEXT: usize = MAX_ANSWER / 8;
 
-/// What a maker is to do.
+/// The request to a maker.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Request {
     /// The directory with the containers' states.
@@ -40,14 +41,14 @@ pub struct Request {
     pub container: String,
     /// Whether its cgroup is made through systemd.
     pub systemd_cgroup: bool,
-    /// Where its image can be asked for.
+    /// Where to ask for the container's image.
     #[serde(default)]
     pub images: Option<Images>,
-    /// The deed.
+    /// The task.
     pub task: Task,
 }
 
-/// One deed.
+/// A maker's task.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Task {
     /// Makes the container; its init then waits.
@@ -57,38 +58,38 @@ pub enum Task {
         /// Where its terminal's master goes, if it is to have one.
         console: Option<PathBuf>,
     },
-    /// Runs what is to run after the start.
+    /// Runs the hooks after the start.
     Started,
-    /// Starts a further process.
+    /// Starts another process in the container.
     Exec {
         /// `process` of the OCI specification, as JSON.
         process: String,
         /// Where its terminal's master goes, if it is to have one.
         console: Option<PathBuf>,
     },
-    /// Freezes or thaws.
+    /// Freezes (`true`) or thaws the container.
     Freeze(bool),
     /// Changes limits: `linux.resources` of the OCI specification, as JSON.
     Update(String),
-    /// Kills and forgets.
+    /// Kills the container and removes its state.
     Delete,
 }
 
-/// What comes back, one a packet.
+/// An answer; each packet has one.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// Something that went wrong on the way; whether it matters is said later.
+    /// A logged error, which may be the cause of a later failure.
     Note(String),
-    /// The process exists.
+    /// The process was made.
     Made(Making),
-    /// It is done.
+    /// The task is done.
     Done,
-    /// It is not.
+    /// The task failed.
     #[serde(with = "FailureDef")]
     Failed(Error),
 }
 
-/// What is to be known of a process that was made.
+/// Data about a process that was made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Making {
     /// Its id on the host.
@@ -99,7 +100,7 @@ pub struct Making {
     pub hooks_after_start: bool,
 }
 
-/// Error with its code on the wire.
+/// The form of an error on the wire, with its code.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Error")]
 struct FailureDef {
@@ -130,25 +131,25 @@ enum CodeDef {
     Internal,
 }
 
-/// Where the adapted bundle of a container is. No container has a name that begins with a dot.
+/// The directory of a container's adapted bundle. Names of containers never begin with a dot.
 pub fn bundle_dir(root: &Path, container: &ContainerId) -> PathBuf {
     root.join(format!(".{container}.bundle"))
 }
 
-/// The two ends. Ours does not block.
+/// Makes the two ends of the socket. Ours is non-blocking.
 ///
 /// # Errors
-/// Where descriptors ran out.
+/// When no descriptors are left.
 pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     rustix::io::ioctl_fionbio(&ours, true)?;
     Ok((ours, theirs))
 }
 
-/// Sends a process's streams ahead of the maker that will take them.
+/// Sends a process's streams, before the maker is started that will receive them.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn send_streams(socket: impl AsFd, streams: &ChildStreams) -> Result<(), Errno> {
     let fds: [BorrowedFd<'_>; 3] = [streams.stdin.as_fd(), streams.stdout.as_fd(), streams.stderr.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
@@ -159,10 +160,10 @@ pub fn send_streams(socket: impl AsFd, streams: &ChildStreams) -> Result<(), Err
     rustix::net::sendmsg(socket, &[IoSlice::new(b"s")], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// Takes the streams that were sent ahead, if there are any.
+/// Receives the streams that were sent before, if there are any.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn receive_streams(socket: impl AsFd) -> Result<Option<ChildStreams>, Errno> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
@@ -184,14 +185,14 @@ pub fn receive_streams(socket: impl AsFd) -> Result<Option<ChildStreams>, Errno>
     }
 }
 
-/// Sends an answer. That nobody listens any more is not the sender's trouble.
+/// Sends an answer. It is no error if the receiver is gone.
 pub fn answer(socket: impl AsFd, answer: &Answer) {
     if let Ok(bytes) = serde_json::to_vec(answer) {
         let _unheard = rustix::net::send(socket, &bytes, SendFlags::NOSIGNAL);
     }
 }
 
-/// `text`, cut so that an answer can hold it.
+/// Truncates `text` so that it fits into an answer.
 pub fn cut(mut text: String) -> String {
     if text.len() > MAX_TEXT {
         let end = (0..=MAX_TEXT).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_go_through_and_none_are_none() {
+    fn streams_are_received_if_they_were_sent() {
         let (ours, theirs) = pair().unwrap();
         assert!(receive_streams(&theirs).unwrap().is_none());
         send_streams(&ours, &ChildStreams::null().unwrap()).unwrap();

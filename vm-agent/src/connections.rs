@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The host's connections. Each says what it is for, and has a task of its own.
+//! Accepts the host's connections. Each states its purpose and is served by a task of its own.
 
 use crate::streams::Streams;
 use crate::{events, pod};
@@ -26,24 +26,26 @@ use ttrpc::asynchronous::transport::Listener;
 /// How many connections for the Task API may wait to be served.
 const QUEUE: usize = 8;
 
-/// How long whoever connects may take to prove to be the host.
-const PROVED: Duration = Duration::from_secs(10);
+/// How long a peer may take to prove that it is the host.
+const PROOF: Duration = Duration::from_secs(10);
 
-/// How many connections may be about to do so. One more, and the oldest is closed: whoever is the host proves it at once.
+/// How many connections may be unproved at a time. For one more the oldest is closed: the real host
+/// proves itself at once.
 const UNPROVED: usize = 64;
 
-/// After a connection that could not be accepted, as when there are too many already.
+/// How long to wait after a connection could not be accepted, for example because there are too
+/// many.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Where a forwarded port is looked for.
+/// The addresses at which a forwarded port is tried.
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
-/// All that a connection may be for.
-pub struct Doors {
+/// Listens for the host's connections and has everything that they may use.
+pub struct Connections {
     listener: VsockListener,
     tasks: TaskTracker,
     inside: Arc<Inside>,
-    /// What serves the Task API.
+    /// Serves the Task API.
     server: ttrpc::asynchronous::Server,
 }
 
@@ -52,12 +54,12 @@ struct Inside {
     containers: Containers<Libcontainer>,
     streams: Streams,
     calls: mpsc::Sender<std::io::Result<VsockStream>>,
-    /// Taken by the one connection that is for them.
+    /// Taken by the only connection for events.
     events: Mutex<Option<mpsc::UnboundedReceiver<(SystemTime, Event)>>>,
 }
 
-impl Doors {
-    /// Listens.
+impl Connections {
+    /// Listens on the agent's port.
     pub fn open(
         sandbox: SandboxId,
         secret: Secret,
@@ -74,14 +76,14 @@ impl Doors {
         Ok(Self { listener, tasks, inside, server })
     }
 
-    /// Tells the host, who waits for it, that there is somebody to talk to.
+    /// Tells the host, which waits for it, that the agent listens.
     pub async fn announce(&self) -> Result<()> {
         let address = VsockAddr::new(VMADDR_CID_HOST, api::READY_PORT);
-        // That there was a connection is all there is to know.
-        VsockStream::connect(address).await.map(drop).context(|| "cannot reach the host".into())
+        // The connection itself is the message.
+        VsockStream::connect(address).await.map(drop).context(|| format!("cannot connect to the host at vsock port {}", api::READY_PORT))
     }
 
-    /// Takes connections until the host wants the guest to end.
+    /// Serves connections until the host switches the guest off.
     pub async fn serve(mut self) -> Result<()> {
         self.server.start().await?;
         let (off, mut switched_off) = mpsc::channel(1);
@@ -90,9 +92,9 @@ impl Doors {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) if is_host(peer) => {
-                        self.tasks.spawn(take(self.inside.clone(), unproved.add(), stream, off.clone()));
+                        self.tasks.spawn(serve_connection(self.inside.clone(), unproved.add(), stream, off.clone()));
                     }
-                    Ok((_, peer)) => warn!(cid = peer.cid(), "a connection that is not the host's"),
+                    Ok((_, peer)) => warn!(cid = peer.cid(), "refused a connection that is not from the host"),
                     Err(error) => {
                         warn!(%error, "cannot accept a connection");
                         tokio::time::sleep(AGAIN).await;
@@ -112,7 +114,8 @@ impl Doors {
 struct Unproved(VecDeque<Weak<CancellationToken>>);
 
 impl Unproved {
-    /// One more. It is one of them as long as what is returned is kept, which is cancelled when there are too many after it.
+    /// Adds a connection. It counts as unproved for as long as the returned token is kept. The
+    /// token is cancelled when too many later connections are unproved.
     fn add(&mut self) -> Arc<CancellationToken> {
         self.0.retain(|connection| connection.strong_count() > 0);
         while self.0.len() >= UNPROVED {
@@ -126,23 +129,24 @@ impl Unproved {
     }
 }
 
-/// Whether a connection is the host's, whatever carries the vsock. A process in the guest can connect to the agent's port only by
-/// the kernel's loopback, which gives such connections the loopback's address, even where they were bound to another one.
+/// Whether a connection is from the host, whichever vsock device is used. A process in the guest
+/// can reach the agent's port only through the kernel's loopback. Its connections have the
+/// loopback's address, even if they were bound to another one.
 fn is_host(peer: VsockAddr) -> bool {
     peer.cid() == VMADDR_CID_HOST
 }
 
-/// One connection, from its first word to its end.
-async fn take(inside: Arc<Inside>, unproved: Arc<CancellationToken>, mut stream: VsockStream, off: mpsc::Sender<()>) {
-    let proved = tokio::time::timeout(PROVED, proved(&inside.secret, &mut stream));
-    let opening = match unproved.run_until_cancelled(proved).await {
+/// Serves one connection, from its first message to its end.
+async fn serve_connection(inside: Arc<Inside>, unproved: Arc<CancellationToken>, mut stream: VsockStream, off: mpsc::Sender<()>) {
+    let authenticated = tokio::time::timeout(PROOF, authenticate(&inside.secret, &mut stream));
+    let opening = match unproved.run_until_cancelled(authenticated).await {
         Some(Ok(Ok(opening))) => opening,
         Some(Ok(Err(error))) => {
-            warn!(%error, "a connection is not the host's, or says nothing");
+            warn!(%error, "refused a connection that did not prove to be the host's");
             return;
         }
         Some(Err(_)) | None => {
-            warn!("a connection that does not say what it is for");
+            warn!("closed a connection that did not prove in time to be the host's");
             return;
         }
     };
@@ -158,12 +162,12 @@ async fn take(inside: Arc<Inside>, unproved: Arc<CancellationToken>, mut stream:
             match events {
                 Some(events) => match welcome(&mut stream).await {
                     Ok(()) => {
-                        events::tell(stream, events).await;
+                        events::send(stream, events).await;
                         Ok(())
                     }
                     gone => gone,
                 },
-                None => frame::write(&mut stream, &refuse("somebody is told events already".into())).await,
+                None => frame::write(&mut stream, &refuse("another connection for events exists".into())).await,
             }
         }
         Purpose::Tasks => match welcome(&mut stream).await {
@@ -187,18 +191,18 @@ async fn take(inside: Arc<Inside>, unproved: Arc<CancellationToken>, mut stream:
         },
     };
     if let Err(error) = ended {
-        debug!(%error, "a connection has ended");
+        debug!(%error, "a connection failed");
     }
 }
 
-/// What a connection is for, if it is the host's. One that is not is told why.
-async fn proved(secret: &Secret, stream: &mut VsockStream) -> std::io::Result<Opening> {
+/// Reads a connection's opening and checks that it is from the host. Answers the reason otherwise.
+async fn authenticate(secret: &Secret, stream: &mut VsockStream) -> std::io::Result<Opening> {
     let opening = frame::read::<Opening>(stream, frame::FROM_ANYONE).await?;
     let reason = if opening.version != api::VERSION {
         format!("the agent speaks version {} of the guest protocol, not {}", api::VERSION, opening.version)
     } else if !secret.is_said(stream).await? {
-        // On the host, all processes have the host's address.
-        "it does not know the pod's secret".into()
+        // All processes of the host have the host's address.
+        "the connection does not know the pod's secret".into()
     } else {
         return Ok(opening);
     };
@@ -210,7 +214,8 @@ fn refuse(reason: String) -> Opened {
     Opened::Refused { version: api::VERSION, reason }
 }
 
-/// Carries a connection to its end. What fails is reset: an end would say that all has been said.
+/// Forwards a TCP connection until both directions have ended. On a failure it resets the TCP
+/// connection, because a regular close would mean that all data has arrived.
 async fn forward(mut tcp: TcpStream, stream: VsockStream) -> std::io::Result<()> {
     tcp.set_nodelay(true)?;
     let (from, to) = tcp.split();
@@ -230,21 +235,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_too_many_that_prove_nothing_the_oldest_goes() {
+    fn beyond_the_limit_the_oldest_unproved_connection_is_closed() {
         let mut unproved = Unproved::default();
         let mut kept: Vec<_> = (0..UNPROVED).map(|_| unproved.add()).collect();
         drop(kept.remove(1));
         let one_more = unproved.add();
-        assert!(kept.iter().all(|connection| !connection.is_cancelled()), "there was a place");
+        assert!(kept.iter().all(|connection| !connection.is_cancelled()), "there was room for one more");
         let another = unproved.add();
         assert!(kept[0].is_cancelled());
         assert!(kept[1..].iter().chain([&one_more, &another]).all(|connection| !connection.is_cancelled()));
     }
 
     #[test]
-    fn only_the_host_is_the_host() {
+    fn only_the_host_s_address_is_the_host() {
         assert!(is_host(VsockAddr::new(2, 1024)));
-        // The hypervisor, the loopback, a guest, and what stands for any.
+        // The hypervisor, the loopback, a guest, and the wildcard.
         for cid in [0, 1, 3, VMADDR_CID_ANY] {
             assert!(!is_host(VsockAddr::new(cid, 1024)), "{cid}");
         }

@@ -1,25 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Huge pages of 2 MiB, as this kernel sets them aside: memory that nobody else gets (Documentation/admin-guide/mm/hugetlbpage.rst in
-//! the kernel).
+//! Sets huge pages of 2 MiB aside in the guest's kernel. They cannot be used as other memory
+//! (Documentation/admin-guide/mm/hugetlbpage.rst in the kernel).
 
 use magnetar_core::error::{Code, Context, Error, Result};
 use std::fs;
 
-/// How long one is, in KiB.
+/// The size of a page in KiB.
 const KIB: u64 = 2 << 10;
 
 const COUNT: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
-/// How many are set aside at a time: the kernel may have to move what is in their place, and meanwhile nobody is answered.
+/// How many pages are set aside at a time: the kernel may have to move memory for them, and
+/// meanwhile this thread answers no request.
 const AT_A_TIME: u32 = 16;
 
-/// What must be left of the memory, in KiB: less, and the kernel would end processes to have some.
+/// How much memory must stay free, in KiB. With less, the OOM killer would kill processes.
 const LEFT: u64 = 32 << 10;
 
-/// Sees to it that there are `pages`, at least. They are never given back: they are the pod's until it ends.
+/// Sets aside pages until there are at least `pages`. They stay set aside until the pod ends.
 ///
 /// # Errors
-/// `ResourceExhausted` where there is not enough memory, or none in one piece; then there are as many as before.
+/// `ResourceExhausted` if there is not enough memory, or not enough in one piece. The number of
+/// pages is then unchanged.
 pub async fn set_aside(pages: u32) -> Result<()> {
     let before = if pages == 0 { return Ok(()) } else { count()? };
     let mut there = before;
@@ -46,12 +48,12 @@ pub async fn set_aside(pages: u32) -> Result<()> {
     ))
 }
 
-/// What the kernel could give, in KiB (proc(5)).
+/// The available memory in KiB (proc(5)).
 fn available() -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo").context(|| "cannot read /proc/meminfo".into())?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let number = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
-    number.ok_or_else(|| Error::internal("/proc/meminfo does not say what is available"))
+    number.ok_or_else(|| Error::internal("/proc/meminfo has no MemAvailable"))
 }
 
 fn count() -> Result<u32> {
@@ -59,7 +61,7 @@ fn count() -> Result<u32> {
     text.trim().parse().map_err(|_| Error::internal(format!("{COUNT} has no number: {text:?}")))
 }
 
-/// The kernel may set aside fewer.
+/// Sets the number of pages. The kernel may set aside fewer.
 fn set(pages: u32) -> Result<()> {
     fs::write(COUNT, pages.to_string()).context(|| format!("cannot write {pages} to {COUNT}"))
 }
