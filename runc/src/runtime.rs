@@ -9,7 +9,6 @@ use magnetar_core::record::PodDir;
 use magnetar_core::runtime::cli::CommandLine;
 use magnetar_core::runtime::libcontainer::{self, Libcontainer};
 use magnetar_core::runtime::{Checkpoint, Creation, Execution, Made, Runtime};
-use std::path::Path;
 
 /// The maker's program, in the folder of this one.
 const MAKER: &str = "magnetar-maker";
@@ -96,13 +95,6 @@ impl Runtime for PodRuntime {
         match self {
             Self::CommandLine(runtime) => runtime.undoes_hooks(),
             Self::Libcontainer(runtime) => runtime.undoes_hooks(),
-        }
-    }
-
-    fn program(&self) -> &Path {
-        match self {
-            Self::CommandLine(runtime) => runtime.program(),
-            Self::Libcontainer(runtime) => runtime.program(),
         }
     }
 }

@@ -8,6 +8,9 @@
 //!   host       keeper: only if it is sealed ──> store
 //! ```
 //!
+//! Each tenant has a cache of its own. A module is compiled in its tenant's container, and a module that takes over the compiler could
+//! deliver any code. That code reaches only containers of the same namespace.
+//!
 //! The process that compiles is in the container, within its limits. No other process of the
 //! container can trace it or open its files (`program.rs`). It delivers the code before the module
 //! runs, compiled from exactly the bytes that have the digest, and the code cannot be changed
@@ -86,13 +89,15 @@ impl Found {
 }
 
 impl Cache {
-    /// The cache of engines that are `compatible`: a name for everything on which their code
-    /// depends.
+    /// The cache of engines that are `compatible`, a name for everything on which their code
+    /// depends, for the containers of `tenant`.
     ///
     /// # Errors
     /// When others than root could write to the folder, or it cannot be made.
-    pub fn open(root: &Path, compatible: &str) -> Result<Self> {
-        Ok(Self { folder: Folder::open(root, compatible)? })
+    pub fn open(root: &Path, compatible: &str, tenant: &str) -> Result<Self> {
+        // A tenant's name may have any form; a part of its digest does as a folder's name.
+        let tenant: String = Sha256::digest(tenant).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { folder: Folder::open(root, &format!("{compatible}-{tenant}"))? })
     }
 
     /// Looks for the code of a module, which must be read from its beginning. The process must have

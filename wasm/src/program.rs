@@ -66,7 +66,7 @@ impl<E: Engine> Program for WasmOrNative<E> {
         check_confinement(spec, &module)?;
         E::load()?;
         if module.format() != Format::Precompiled && !may_be_traced(spec) {
-            look_in_cache::<E>(&module);
+            look_in_cache::<E>(&module, &tenant(spec, images));
         }
         mount_guest_root(spec, bundle)?;
         self.module = Some(Arc::new(module));
@@ -169,9 +169,17 @@ fn check_confinement(spec: &Value, module: &Module) -> Result<()> {
     }
 }
 
-fn look_in_cache<E: Engine>(module: &Module) {
+/// Whose container it is, as far as its code is shared: the pod's Kubernetes namespace, or else containerd's namespace. The annotation
+/// is containerd's own (`io.kubernetes.cri.sandbox-namespace`); it overrides what a pod says.
+fn tenant(spec: &Value, images: Option<&Images>) -> String {
+    let kubernetes = spec["annotations"]["io.kubernetes.cri.sandbox-namespace"].as_str();
+    let containerd = images.map(|images| images.namespace.as_str());
+    format!("{}/{}", containerd.unwrap_or_default(), kubernetes.unwrap_or_default())
+}
+
+fn look_in_cache<E: Engine>(module: &Module, tenant: &str) {
     let look = |name: String| {
-        let found = Cache::open(Path::new(cache::ROOT), &name).and_then(|cache| cache.look(module.reader()))?;
+        let found = Cache::open(Path::new(cache::ROOT), &name, tenant).and_then(|cache| cache.look(module.reader()))?;
         found.protected()
     };
     match E::compatibility().and_then(|name| name.map(look).transpose()) {
@@ -253,6 +261,15 @@ fn mount_guest_root(spec: &mut Value, bundle: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tenant_is_a_namespace_of_kubernetes_or_of_containerd() {
+        let images = |namespace: &str| Images { address: "/c.sock".into(), namespace: namespace.into() };
+        let pod = |namespace: &str| json!({"annotations": {"io.kubernetes.cri.sandbox-namespace": namespace}});
+        assert_eq!(tenant(&pod("shop"), Some(&images("k8s.io"))), "k8s.io/shop");
+        assert_ne!(tenant(&pod("shop"), Some(&images("k8s.io"))), tenant(&pod("bank"), Some(&images("k8s.io"))));
+        assert_eq!(tenant(&json!({}), Some(&images("default"))), "default/");
+    }
 
     #[test]
     fn a_module_sees_only_the_image_and_the_volumes() {

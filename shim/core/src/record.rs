@@ -91,8 +91,6 @@ pub struct ContainerRecord {
     /// Whether that cgroup was checked to be empty before the container was made.
     #[serde(default)]
     pub claimed: bool,
-    /// The OCI runtime that knows it.
-    pub runtime: PathBuf,
 }
 
 impl PodDir {
@@ -302,9 +300,9 @@ impl PodRecord {
 
 impl ContainerRecord {
     /// The record of a container that is about to be made. Its cgroup was claimed for it.
-    pub fn new(container: ContainerId, bundle: PathBuf, rootfs: Option<PathBuf>, cgroup: Option<String>, runtime: PathBuf) -> Self {
+    pub fn new(container: ContainerId, bundle: PathBuf, rootfs: Option<PathBuf>, cgroup: Option<String>) -> Self {
         let claimed = cgroup.is_some();
-        Self { version: VERSION, container, bundle, rootfs, cgroup, claimed, runtime }
+        Self { version: VERSION, container, bundle, rootfs, cgroup, claimed }
     }
 }
 

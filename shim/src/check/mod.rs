@@ -141,9 +141,6 @@ fn report(sections: Vec<Section>) -> Report {
     if kernel_fits && vsock && vmm.iter().all(|(title, name)| state(title, name) != State::No) {
         usable.push("vmm");
     }
-    if kernel_fits && state("sandboxers", "quark") != State::No && state("kernel", "KVM") == State::Yes {
-        usable.push("quark");
-    }
     Report { usable, obstacles, sections }
 }
 

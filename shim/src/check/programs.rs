@@ -16,7 +16,6 @@ pub fn sandboxers(places: &Places) -> Vec<Finding> {
         ("runc", "no pods in plain namespaces (magnetar-runc)"),
         ("wasm", "no pods with WebAssembly modules (magnetar-wasm)"),
         ("vmm", "no pods in microVMs (magnetar-vmm)"),
-        ("quark", "no pods in app kernels (magnetar-quark)"),
     ];
     let look = |(kind, cost): (&str, &str)| match places.find(kind) {
         Ok(path) => Finding::yes(kind, path.display().to_string()),

@@ -21,9 +21,6 @@ use std::time::Duration;
 /// How long the agent may take for what needs no waiting.
 pub const ASKED: Duration = Duration::from_secs(30);
 
-/// What makes and removes containers of virtual machines, for their records: no program does.
-const PROGRAM: &str = "vm-agent";
-
 impl Relay {
     /// Records a container that is made when it is started, and refuses what could not be made then.
     pub(super) fn announce(&self, container: &Container, request: CreateRequest) -> Result<()> {
@@ -37,7 +34,7 @@ impl Relay {
 
     fn record(&self, container: &Container) -> Result<()> {
         let (id, bundle) = (container.id.clone(), container.bundle.clone());
-        self.0.pod.write_container(&ContainerRecord::new(id, bundle, None, None, PathBuf::from(PROGRAM)))
+        self.0.pod.write_container(&ContainerRecord::new(id, bundle, None, None))
     }
 
     pub(super) async fn make(&self, running: &Running, container: &Container, request: &CreateRequest) -> Result<()> {

@@ -35,7 +35,7 @@ fn pod(of: &str) -> Pod {
     dir.write_pod(&record).unwrap();
     let id = ContainerId::parse(name(of, 'c')).unwrap();
     let cgroup = format!("/{id}");
-    let container = ContainerRecord::new(id, state.path().join("bundle"), None, Some(cgroup), "/usr/bin/crun".into());
+    let container = ContainerRecord::new(id, state.path().join("bundle"), None, Some(cgroup));
     dir.write_container(&container).unwrap();
     Pod { state, dir, record, container }
 }

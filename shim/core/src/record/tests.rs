@@ -42,7 +42,7 @@ fn containers_are_listed_until_removed() {
     let (_state, dir) = pod();
     dir.make().unwrap();
     let id = ContainerId::parse("c1").unwrap();
-    let container = ContainerRecord::new(id.clone(), "/b".into(), None, Some("/k8s.io/c1".into()), "/usr/bin/crun".into());
+    let container = ContainerRecord::new(id.clone(), "/b".into(), None, Some("/k8s.io/c1".into()));
     dir.write_container(&container).unwrap();
     assert!(dir.has_container(&id));
     assert_eq!(dir.container_records().unwrap(), vec![container]);

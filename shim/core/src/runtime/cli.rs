@@ -180,10 +180,6 @@ impl Runtime for CommandLine {
     fn undoes_hooks(&self) -> bool {
         self.is_runc()
     }
-
-    fn program(&self) -> &Path {
-        &self.program
-    }
 }
 
 /// The running runtime. It is killed when this is dropped.

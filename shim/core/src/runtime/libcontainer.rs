@@ -129,7 +129,6 @@ pub struct Images {
 /// libcontainer as a runtime.
 #[derive(Debug)]
 pub struct Libcontainer {
-    program: PathBuf,
     /// The maker's program on a read-only mount, from which it is run.
     sealed: OwnedFd,
     root: PathBuf,
@@ -164,7 +163,6 @@ impl Libcontainer {
         std::fs::create_dir_all(&root).context(|| format!("cannot make {}", root.display()))?;
         Ok(Self {
             sealed: magnetar_sys::sealed::read_only(&maker).context(|| format!("cannot mount {} read-only", maker.display()))?,
-            program: maker,
             root,
             systemd_cgroup: config.systemd_cgroup,
             images: None,
@@ -316,10 +314,6 @@ impl Runtime for Libcontainer {
             }
             Ok(()) | Err(_) => Ok(()),
         }
-    }
-
-    fn program(&self) -> &Path {
-        &self.program
     }
 }
 

@@ -175,9 +175,6 @@ pub trait Runtime: Send + Sync + 'static {
     fn undoes_hooks(&self) -> bool {
         false
     }
-
-    /// The program that can delete the container if this process dies.
-    fn program(&self) -> &Path;
 }
 
 /// A container's cgroup, for what needs one.

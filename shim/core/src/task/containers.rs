@@ -115,13 +115,7 @@ impl<R: Runtime> Containers<R> {
             Some(cgroup) => container.set_cgroup(cgroup),
             None => warn!(container = %container.id, "its specification names no cgroup: there are no statistics and no OOM reports"),
         }
-        let record = ContainerRecord::new(
-            container.id.clone(),
-            container.bundle.clone(),
-            container.rootfs.clone(),
-            path.map(String::from),
-            self.0.runtime.program().to_owned(),
-        );
+        let record = ContainerRecord::new(container.id.clone(), container.bundle.clone(), container.rootfs.clone(), path.map(String::from));
         self.0.pod.write_container(&record)?;
         self.0.files.get().map_or(Ok(()), SandboxFiles::publish)?;
         self.ready_to_make(true).await;

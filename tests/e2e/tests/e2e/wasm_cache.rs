@@ -83,6 +83,25 @@ fn compiled_code_is_kept_and_damaged_code_is_made_again() {
 }
 
 #[test]
+fn what_one_namespaces_pods_have_compiled_another_namespaces_do_not_use() {
+    on_node(async |case| {
+        clear()?;
+        let own = pod(case, "cache-own").await?;
+        run(case, &own, "compiles").await?;
+        let file = one_is_kept(case).await?;
+        let spec = PodSpec::new("cache-other", "magnetar-wasmtime").own_pid().host_network();
+        let spec = spec.edit(|config| config.metadata.get_or_insert_default().namespace = "another-tenant".into());
+        let other = case.node().run_pod(&spec).await?;
+        run(case, &other, "compiles-anew").await?;
+        eventually("the other namespace's code to be kept", case.soon(), async || Ok((kept()?.len() == 2).then_some(()))).await?;
+        let (name, places) = (file.file_name(), kept()?);
+        ensure!(places.iter().all(|place| place.file_name() == name), "one module, kept once for each: {places:?}");
+        own.remove().await?;
+        Ok(other.remove().await?)
+    });
+}
+
+#[test]
 fn compiled_components_are_kept_too() {
     on_node(async |case| {
         clear()?;

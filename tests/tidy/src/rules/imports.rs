@@ -14,7 +14,7 @@ use crate::{Finding, tree::root};
 
 /// The crates of the workspace that a member may import, by folder. `tests/…` may use the core's
 /// formats, but never a sandboxer.
-const ALLOWED: [(&str, &[&str]); 18] = [
+const ALLOWED: [(&str, &[&str]); 17] = [
     ("shim/sys", &[]),
     ("shim/core", &["shim/sys"]),
     ("shim", &["shim/core", "shim/sys"]),
@@ -22,7 +22,6 @@ const ALLOWED: [(&str, &[&str]); 18] = [
     ("vm-agent", &["shim/core", "shim/sys", "vm-agent/api"]),
     ("runc", &["shim/core", "shim/sys"]),
     ("wasm", &["shim/core", "shim/sys"]),
-    ("quark", &["shim/core", "shim/sys"]),
     ("vmm", &["shim/core", "shim/sys", "vm-agent/api"]),
     ("tests/tidy", &[]),
     ("tests/cri", &[]),

@@ -42,9 +42,6 @@ impl Runtime for Kernel {
     async fn delete(&self, _container: &ContainerId) -> Result<()> {
         Ok(())
     }
-    fn program(&self) -> &Path {
-        Path::new("/nowhere/kernel")
-    }
     fn ended(&self, _process: Subject<'_>, _reaper: &Reaper) -> impl Future<Output = Exit> + Send + 'static + use<> {
         let (ends, ended) = oneshot::channel();
         *self.ends.lock().unwrap() = Some(ends);
