@@ -34,6 +34,7 @@ impl PodRuntime {
     }
 }
 
+/// Both make processes of this host, for which the defaults of the other methods are.
 impl Runtime for PodRuntime {
     async fn create(&self, creation: Creation<'_>) -> Result<Made> {
         match self {

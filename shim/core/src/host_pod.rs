@@ -93,15 +93,18 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
 
     async fn start(&mut self) -> Result<u32> {
         if self.is_single {
+            self.containers.start_sandbox().await?;
             return Ok(std::process::id());
         }
         // The pod is ready before this process has moved; its first container waits for the move.
         self.containers.hold_until(Home::move_in(&self.record, self.record.holder.into_iter().collect())?);
+        self.containers.start_sandbox().await?;
         Ok(self.record.holder.unwrap_or_else(std::process::id))
     }
 
     async fn stop(&mut self) -> Result<()> {
         self.containers.kill_all().await?;
+        self.containers.stop_sandbox().await?;
         self.stop_holder().await?;
         if let Some(files) = &self.files {
             files.remove()?;
@@ -117,8 +120,11 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
 
     /// Namespaces do not end by themselves, but the holder can be killed.
     async fn died(&mut self) -> Death {
-        let Some(holder) = &mut self.holder else { return std::future::pending().await };
-        let exit = holder.await.unwrap_or_else(|_| Exit::killed());
+        let Some(holder) = &mut self.holder else { return self.containers.sandbox_died().await };
+        let exit = tokio::select! {
+            exit = holder => exit.unwrap_or_else(|_| Exit::killed()),
+            death = self.containers.sandbox_died() => return death,
+        };
         self.holder = None;
         Death { exit, reason: format!("the process that held the pod's namespaces has ended with code {}", exit.code).into() }
     }

@@ -15,6 +15,7 @@ use crate::cgroup::stats::{self, Metrics};
 use crate::error::{Code, Error, Result};
 use crate::ids::{ContainerId, ExecId};
 use crate::reaper::{Exit, Reaper};
+use crate::sandbox::Death;
 use crate::stdio::ChildStreams;
 use crate::task::subject;
 use std::os::fd::OwnedFd;
@@ -94,6 +95,22 @@ pub type Kills = Pin<Box<dyn Stream<Item = u64> + Send>>;
 ///
 /// The methods with defaults are for containers that are processes of this host.
 pub trait Runtime: Send + Sync + 'static {
+    /// Runs the process that the pod's containers will live in, where they live in one, as in an app kernel. Called once, before the
+    /// first container is made. [`stop_sandbox`](Self::stop_sandbox) removes what a failed call has made.
+    fn start_sandbox(&self) -> impl Future<Output = Result<()>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    /// Ends that process, when no container is left. Idempotent, and called also where it was not started.
+    fn stop_sandbox(&self) -> impl Future<Output = Result<()>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    /// Waits until that process has ended by itself, and says how. Cancel-safe.
+    fn sandbox_died(&self) -> impl Future<Output = Death> + Send {
+        std::future::pending()
+    }
+
     /// Makes a container whose init waits for [`start`](Self::start).
     fn create(&self, creation: Creation<'_>) -> impl Future<Output = Result<Made>> + Send;
 

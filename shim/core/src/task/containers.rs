@@ -24,6 +24,7 @@ use crate::process::{Change, Phase};
 use crate::reaper::{Exit, Reaper};
 use crate::record::{ContainerRecord, PodDir};
 use crate::runtime::{self, Checkpoint, Creation, Made, Runtime, Streams};
+use crate::sandbox::Death;
 use crate::sandbox_files::SandboxFiles;
 use crate::server::Parts;
 use crate::stdio::StdioSpec;
@@ -144,6 +145,27 @@ impl<R: Runtime> Containers<R> {
         }
         self.0.tasks.spawn(self.clone().init_ended(container.clone(), ended));
         Ok(pid)
+    }
+
+    /// Runs what the containers will live in, if their runtime has such a process.
+    ///
+    /// # Errors
+    /// What the runtime says.
+    pub async fn start_sandbox(&self) -> Result<()> {
+        self.0.runtime.start_sandbox().await
+    }
+
+    /// Ends it. Idempotent.
+    ///
+    /// # Errors
+    /// What the runtime says.
+    pub async fn stop_sandbox(&self) -> Result<()> {
+        self.0.runtime.stop_sandbox().await
+    }
+
+    /// Waits for its end, if nobody has asked for that. Cancel-safe.
+    pub async fn sandbox_died(&self) -> Death {
+        self.0.runtime.sandbox_died().await
     }
 
     /// Kills every container, and returns when all have ended. No more can be made.

@@ -8,6 +8,7 @@ use crate::idle::Idle;
 use crate::ids::{Namespace, SandboxId};
 use crate::runtime::{Execution, Kills, Subject};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 use tokio::sync::mpsc;
 
@@ -16,12 +17,23 @@ const PID: u32 = u32::MAX;
 
 #[derive(Default)]
 struct Kernel {
+    /// Whether what the containers live in runs.
+    runs: AtomicBool,
     ends: Mutex<Option<oneshot::Sender<Exit>>>,
     signals: Mutex<Vec<(u32, bool)>>,
 }
 
 impl Runtime for Kernel {
+    async fn start_sandbox(&self) -> Result<()> {
+        self.runs.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+    async fn stop_sandbox(&self) -> Result<()> {
+        self.runs.store(false, Ordering::Relaxed);
+        Ok(())
+    }
     async fn create(&self, _creation: Creation<'_>) -> Result<Made> {
+        assert!(self.runs.load(Ordering::Relaxed), "it has nothing to live in");
         Ok(Made { pid: PID, terminal: None })
     }
     async fn start(&self, _container: &ContainerId) -> Result<()> {
@@ -90,6 +102,7 @@ async fn a_runtime_answers_for_containers_that_are_no_processes_of_this_host() {
     let ((events, mut told), (idle, _give_back)) = (Events::queue(), Idle::new());
     let parts = Parts { reaper, events, idle, tasks: TaskTracker::new() };
     let containers = Containers::new(Kernel::default(), pod, &parts);
+    containers.start_sandbox().await.unwrap();
     let id = ContainerId::parse("c").unwrap();
     let stdio = StdioSpec::parse("", "", "", false).unwrap();
     let request = CreateRequest { container: id.clone(), bundle, rootfs: Vec::new(), stdio, checkpoint: None };
@@ -109,4 +122,6 @@ async fn a_runtime_answers_for_containers_that_are_no_processes_of_this_host() {
     assert!(matches!(next(&mut told).await, Event::Exited { pid: PID, exec: None, exit: Exit { code: 137, .. }, .. }));
     assert_eq!(containers.delete(&id, None).await.unwrap().1.code, 137);
     assert!(!containers.any());
+    containers.stop_sandbox().await.unwrap();
+    assert!(!containers.0.runtime.runs.load(Ordering::Relaxed));
 }
