@@ -81,6 +81,16 @@ fn the_file_that_we_ship_holds_the_defaults() {
 }
 
 #[test]
+fn the_examples_are_options() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/options");
+    let files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!files.is_empty());
+    for file in files {
+        HandlerConfig::read(&file).unwrap();
+    }
+}
+
+#[test]
 fn what_is_wrong_is_said() {
     for (type_url, value, word) in [
         ("containerd.runc.v1.Options", any("", "x = 1"), "runtime_type"),
