@@ -5,7 +5,7 @@
 //! signals every cgroup below the one that ran out, whether anything is killed there or not. So both kinds of signal only
 //! make us look at the counter, and it is the counter that decides.
 //!
-//! Sources: the kernel's admin-guide/cgroup-v2 ("memory.events", "[un]populated notification") and admin-guide/cgroup-v1/memory ("OOM Control").
+//! Sources: the kernel's admin-guide/cgroup-v2 ("memory.events", "\[un\]populated notification") and admin-guide/cgroup-v1/memory ("OOM Control").
 
 use super::Cgroup;
 use super::stats::pairs;
