@@ -89,7 +89,7 @@ clippy: deps ## no warnings, in all that is compiled
 	wasm/cargo-engines clippy --quiet -- -D warnings
 
 doc: deps ## the documentation of our crates, without warnings
-	RUSTDOCFLAGS='-D warnings' wasm/cargo-engines doc --quiet
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' wasm/cargo-engines doc --quiet
 
 clean:
 	cargo clean

@@ -6,7 +6,7 @@
 //! - `noNewPrivileges: false` makes it load the seccomp filter when the privileges for that are gone;
 //!   left out, it means the same and works.
 //! - Without `HOME` it asks the C library for the user, inside of the container, where that may load
-//!   the container's own name service modules into a static program. We read `passwd` from outside: see [`env`].
+//!   the container's own name service modules into a static program. We read `passwd` from outside: see [`mod@env`].
 //! - It reads no specification with a capability that it does not know.
 //! - A mount of type `cgroup` with v1 fails there where the container joins a PID namespace by its path,
 //!   and is writable where it should not be: we say which directories are to be bound.
@@ -36,7 +36,7 @@ pub struct Adapted {
     pub spec: Spec,
     /// The same, with what libcontainer does not read.
     pub json: Value,
-    /// Whether the container is made by [`init`](super::init), and not by libcontainer's builder.
+    /// Whether the container is made by [`init`], and not by libcontainer's builder.
     pub is_plain: bool,
     /// What to write to `oom_score_adj`.
     pub oom_score_adj: Option<i64>,
