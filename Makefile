@@ -16,7 +16,7 @@ KINDS := runc wasmtime wasmedge qemu
 OWN_GUEST := $(OUT)/share/magnetar/guest-own
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: build clippy install deps kernel demo test test-unit test-e2e test-vm soak conformance bench node lint clean
+.PHONY: build clippy install deps kernel demo test test-unit test-e2e test-vm soak conformance bench node lint doc clean
 
 deps: ## what building needs and a fresh machine lacks, and third-party crates that another checkout has compiled
 	@images/host-packages
@@ -80,11 +80,16 @@ node: build ## a shell in the node, with containerd up and crictl at hand
 	@images/node/node start
 	@images/node/node shell; images/node/node stop
 
-lint: clippy
+lint: clippy doc ## all that is checked without running our code: format, warnings, documentation, dependencies that nobody uses, scripts
 	cargo fmt --all --check
+	@tests/unused
+	@tests/scripts || [ $$? = 77 ]
 
 clippy: deps ## no warnings, in all that is compiled
 	wasm/cargo-engines clippy --quiet -- -D warnings
+
+doc: deps ## the documentation of our crates, without warnings
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' wasm/cargo-engines doc --quiet
 
 clean:
 	cargo clean

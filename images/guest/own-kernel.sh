@@ -27,9 +27,9 @@ fetch_source() {
 # configure SOURCE OBJECTS - nothing but what is asked for, and what that selects. A symbol that cannot be had (it was renamed, or
 # needs another one) is silently left out by the kernel's own tool, and would be missed by some pod, some day.
 configure() {
-    local source=$1 objects=$2 wanted=$guest/own-kernel.config missing
-    make -s -C "$source" O="$objects" KCONFIG_ALLCONFIG="$wanted" allnoconfig >/dev/null
-    missing=$(grep '^CONFIG_' "$wanted" | grep -vxFf "$objects/.config" | tr '\n' ' ') || true
+    local source=$1 objects=$2 asked=$guest/own-kernel.config missing
+    make -s -C "$source" O="$objects" KCONFIG_ALLCONFIG="$asked" allnoconfig >/dev/null
+    missing=$(grep '^CONFIG_' "$asked" | grep -vxFf "$objects/.config" | tr '\n' ' ') || true
     [[ ! $missing ]] || fail "this kernel does not give us $missing"
 }
 

@@ -65,7 +65,7 @@ pub struct Serve {
     /// Where the records of pods are kept
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
-    /// Where the options of runtime handlers are: <kind>.toml for the handler magnetar-<kind>
+    /// Where the options of runtime handlers are: `<kind>.toml` for the handler `magnetar-<kind>`
     #[arg(long, value_name = "DIR", default_value = CONFIG_DIR)]
     pub config_dir: PathBuf,
     /// Look for sandboxers in this folder too

@@ -204,6 +204,19 @@ mod tests {
     }
 
     #[test]
+    fn the_files_for_virtual_machines_that_we_ship_and_the_examples_parse() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for folder in ["shim/etc/magnetar", "examples/options"] {
+            for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+                let file = entry.unwrap().path();
+                let config = magnetar_core::config::HandlerConfig::read(&file).unwrap();
+                let outcome = VmConfig::parse(&config.vm);
+                assert!(outcome.is_ok(), "{}: {outcome:?}", file.display());
+            }
+        }
+    }
+
+    #[test]
     fn the_guests_files_are_beside_this_program() {
         let program = Path::new("/usr/local/libexec/magnetar/magnetar-vmm");
         let installed = VmConfig::guest_file(None, "guest", "vmlinux", program);

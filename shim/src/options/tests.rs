@@ -81,6 +81,16 @@ fn the_shipped_runc_file_equals_the_defaults() {
 }
 
 #[test]
+fn the_examples_are_options() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/options");
+    let files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!files.is_empty());
+    for file in files {
+        HandlerConfig::read(&file).unwrap();
+    }
+}
+
+#[test]
 fn an_error_names_what_is_wrong_in_the_options() {
     for (type_url, value, word) in [
         ("containerd.runc.v1.Options", any("", "x = 1"), "runtime_type"),

@@ -9,7 +9,7 @@
 //!   gone. Without the field, which means the same, it works.
 //! - Without `HOME` it asks the C library for the user, inside the container. There the C library
 //!   may load the container's own name service modules into a static program. We read `passwd` from
-//!   outside: see [`env`].
+//!   outside: see [`mod@env`].
 //! - It refuses a specification with a capability that it does not know.
 //! - With v1, a mount of type `cgroup` fails if the container joins a PID namespace by its path,
 //!   and it is writable where it should not be. We bind the directories instead.
@@ -41,7 +41,7 @@ pub struct Adapted {
     pub spec: Spec,
     /// The same as JSON, with the fields that libcontainer does not read.
     pub json: Value,
-    /// Whether the container is made by [`init`](super::init), and not by libcontainer's builder.
+    /// Whether the container is made by [`init`], and not by libcontainer's builder.
     pub is_plain: bool,
     /// The value for `oom_score_adj`.
     pub oom_score_adj: Option<i64>,
