@@ -34,7 +34,9 @@ fn anchor(heading: &str) -> String {
 fn plain(path: &Path) -> PathBuf {
     path.components().fold(PathBuf::new(), |mut path, component| {
         match component {
-            Component::ParentDir => drop(path.pop()),
+            Component::ParentDir => {
+                path.pop();
+            }
             Component::Normal(name) => path.push(name),
             Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
         }
