@@ -31,7 +31,6 @@ mod network;
 mod pod;
 mod processes;
 mod program;
-mod random;
 mod relay;
 mod share;
 mod socket;
