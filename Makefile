@@ -10,8 +10,10 @@ HANDLER ?= magnetar-runc
 NEWER := /opt/containerd-next/bin
 TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 CARGO_TARGET ?= $(or $(CARGO_TARGET_DIR),target)
-BINARIES := containerd-shim-magnetar-v2 magnetar-runc magnetar-wasm magnetar-vmm magnetar-vm-agent
+BINARIES := containerd-shim-magnetar-v2 magnetar-runc magnetar-wasm magnetar-vmm magnetar-vm-agent magnetar-guest-image
 KINDS := runc wasmtime wasmedge qemu
+# What a microVM boots, from the agent and by our tool for it.
+GUEST := $(CARGO_TARGET)/$(TARGET)/release/vm-agent $(CARGO_TARGET)/$(TARGET)/release/guest-image
 # The guest with a kernel of our own, if there is one.
 OWN_GUEST := $(OUT)/share/magnetar/guest-own
 export CARGO_TERM_COLOR ?= never
@@ -30,9 +32,9 @@ build: deps ## all binaries and configuration, as an install prefix in out/
 	@for kind in $(KINDS); do ln -sfn containerd-shim-magnetar-v2 $(OUT)/bin/containerd-shim-magnetar-$$kind-v2; done
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-{runc,maker,wasm,vmm}
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-{wasmtime,wasmedge}
-	@images/guest/build $(OUT)/share/magnetar/guest $(CARGO_TARGET)/$(TARGET)/release/vm-agent
+	@images/guest/build $(OUT)/share/magnetar/guest $(GUEST)
 	@[ ! -f $(OWN_GUEST)/vmlinux ] || images/host-packages --kernel
-	@[ ! -f $(OWN_GUEST)/vmlinux ] || images/guest/build --own-kernel $(OWN_GUEST) $(CARGO_TARGET)/$(TARGET)/release/vm-agent
+	@[ ! -f $(OWN_GUEST)/vmlinux ] || images/guest/build --own-kernel $(OWN_GUEST) $(GUEST)
 	@install -Dm644 -t $(OUT)/etc/magnetar shim/etc/magnetar/*.toml
 	@install -Dm644 -t $(OUT)/etc/containerd/conf.d shim/etc/containerd/conf.d/magnetar.toml
 	@install -Dm644 -t $(OUT)/etc/kubernetes shim/etc/kubernetes/runtimeclasses.yaml
@@ -46,7 +48,7 @@ install: build ## copies out/ to PREFIX, and its etc/ to DESTDIR/etc
 
 kernel: build ## a second kernel for microVMs, compiled with a minimal configuration: out/share/magnetar/guest-own
 	@images/host-packages --kernel
-	@images/guest/build --own-kernel $(OWN_GUEST) $(CARGO_TARGET)/$(TARGET)/release/vm-agent
+	@images/guest/build --own-kernel $(OWN_GUEST) $(GUEST)
 
 demo: build ## a pod of every kind, in a node of its own
 	@tests/demo/run

@@ -29,7 +29,7 @@ on_demand=(
 declare -A parameters=([dummy]=numdummies=0 [ifb]=numifbs=0)
 
 kernel_dir() {
-    printf '%s/guest/%s\n' "$cache" "$({ echo "$suite"; recipe images/guest/kernel.sh images/guest/package.sh; } | sha256sum | cut -c1-16)"
+    printf '%s/guest/%s\n' "$cache" "$({ echo "$suite"; recipe images/guest/kernel.sh images/guest/package.sh images/guest/src; } | sha256sum | cut -c1-16)"
 }
 
 # fetch APT DIR - unpacks the kernel's packages. Only those with a version in their name hold something: the kernel, its
@@ -43,23 +43,6 @@ fetch() {
     mapfile -t names <<<"$names"
     (cd "$apt/archives" && APT_CONFIG=$apt/apt.conf apt-get download -qq "${names[@]}")
     find "$apt/archives" -name '*.deb' -exec dpkg-deb -x {} "$dir" \;
-}
-
-# field FILE OFFSET SIZE - a number in a bzImage's header (Documentation/arch/x86/boot.rst in the kernel).
-field() { od -An -v -t "u$3" -j "$2" -N "$3" "$1" | tr -d ' '; }
-
-# unpack BZIMAGE VMLINUX - the ELF file that a bzImage unpacks at every boot, which an emulated processor takes seconds for.
-# It has a note with the entry for PVH. What is lost is the address randomisation, which the unpacker does.
-unpack() {
-    local image=$1 vmlinux=$2 start length
-    [[ $(field "$image" $((0x202)) 4) == $((0x53726448)) ]] || fail "not a bzImage: $image" # "HdrS"
-    start=$((($(field "$image" $((0x1f1)) 1) + 1) * 512 + $(field "$image" $((0x248)) 4)))
-    length=$(field "$image" $((0x24c)) 4)
-    [[ $(field "$image" "$start" 4) == $((0xfd2fb528)) ]] || fail "the kernel is not packed by zstd: $image"
-    # The payload's last four bytes are not zstd's: they are the size of what is packed.
-    dd if="$image" bs=1M iflag=skip_bytes,count_bytes skip="$start" count=$((length - 4)) status=none | zstd -dcq >"$vmlinux"
-    [[ $(stat -c %s "$vmlinux") == $(field "$image" $((start + length - 4)) 4) ]] || fail "the kernel is torn: $image"
-    enterable "$vmlinux"
 }
 
 # files ROOT RELEASE MODULE… - the modules' files and those of what they need, in the order of loading. The machine's own
@@ -98,24 +81,22 @@ aliases() {
 }
 
 build_kernel() {
-    local dir=$1 work=$1/work modules release file names later n=100
+    local dir=$1 work=$1/work modules release names later
     say "fetching a kernel from $(mirror) $suite"
     private_apt "$work/apt"
     fetch "$work/apt" "$work"
     ln -s usr/lib "$work/lib" # where modprobe looks, whether or not its Debian has it merged
     modules=("$work"/usr/lib/modules/*)
     release=${modules[0]##*/}
-    unpack "${modules[0]}/vmlinuz" "$dir/vmlinux"
+    "$tool" kernel "${modules[0]}/vmlinuz" "$dir/vmlinux"
     /usr/sbin/depmod --basedir "$work" "$release"
     names=$(files "$work" "$release" "${wanted[@]}")
+    mapfile -t names <<<"$names"
     mkdir "$dir/modules"
-    for file in $names; do
-        # Unpacked here, once, and not by an emulated processor at every boot.
-        xz -dc "$file" >"$dir/modules/$n-$(basename "$file" .xz)"
-        n=$((n + 1))
-    done
-    names=$(files "$work" "$release" "${on_demand[@]}")
-    mapfile -t later <<<"$names"
+    # Unpacked here, once, and not by an emulated processor at every boot.
+    "$tool" modules "$dir/modules" "${names[@]}"
+    later=$(files "$work" "$release" "${on_demand[@]}")
+    mapfile -t later <<<"$later"
     mkdir "$dir/modules/later"
     # Packed as they are: the kernel can unpack them, and few guests ever load one.
     cp "${later[@]}" "$dir/modules/later/"

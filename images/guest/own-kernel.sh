@@ -44,7 +44,7 @@ build_own_kernel() {
     KBUILD_BUILD_USER=magnetar KBUILD_BUILD_HOST=magnetar KBUILD_BUILD_TIMESTAMP=$(LC_ALL=C date -u -d "@$packed") \
         nice make -s -C "$work/source" O="$work/objects" -j"$(nproc)" vmlinux >"$work/log" 2>&1 ||
         { tail -n 20 "$work/log" >&2 && fail 'the kernel did not compile'; }
-    enterable "$work/objects/vmlinux"
+    "$tool" enterable "$work/objects/vmlinux"
     strip -o "$dir/vmlinux" "$work/objects/vmlinux"
     cp "$work/objects/.config" "$dir/config"
     mkdir "$dir/modules"

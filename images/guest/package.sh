@@ -29,9 +29,6 @@ END
     apt-config dump | grep -E '^Acquire::(http|https|ftp)::' >>"$dir/apt.conf" || true
 }
 
-# enterable VMLINUX - fails for a kernel that a hypervisor cannot enter directly: the address is in a note of Xen's.
-enterable() { [[ $(LC_ALL=C readelf -n "$1") == *Xen* ]] || fail "the kernel has no entry for PVH: $1"; }
-
 # seal DIR - the checksums of all that is in it.
 # shellcheck disable=SC2094 # the file that is written is not among those that are read
 seal() { (cd "$1" && find . -type f ! -name sums -print0 | sort -z | xargs -0 sha256sum >sums); }

@@ -13,13 +13,20 @@ environment() {
 
 # execute NAME CMD… - becomes CMD in the node.
 execute() {
-    local name=$1 run=$cache/run/$1 variables call=()
+    local name=$1 run=$cache/run/$1 variables command terminal=()
     shift
     running "$name" || fail "node $name is not running"
     join_cgroups "$name"
     mapfile -t variables < <(environment "$name")
-    ! is_vm "$name" || call=(/magnetar/images/node/vm/call)
+    variables+=("TERM=${TERM:-dumb}")
+    command=("$@")
+    if is_vm "$name"; then
+        [[ ! -t 0 || ! -t 1 ]] || terminal=(-t)
+        command=(setpriv --pdeathsig TERM -- /usr/local/libexec/node/vm/run env -i "${variables[@]}" "$@")
+        # ssh gives the words to a shell in the machine as one line.
+        command=(ssh -F /magnetar/images/node/vm/ssh_config "${terminal[@]}" machine "cd / && exec ${command[*]@Q}")
+    fi
     # When the caller is killed, CMD must not live on in the node.
     exec nsenter --target "$(<"$run/pid")" --mount --pid --net --uts --ipc --cgroup -- \
-        env -i "${variables[@]}" "TERM=${TERM:-dumb}" setpriv --pdeathsig TERM -- ${call[@]+"${call[@]}"} "$@"
+        env -i "${variables[@]}" setpriv --pdeathsig TERM -- "${command[@]}"
 }

@@ -112,6 +112,8 @@ build_rootfs() {
     in_chroot "$root" apt-get clean
     rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/* "$root"/usr/share/{doc,man,info}/* "$root"/var/log/*
     rm -rf "$root"/usr/sbin/policy-rc.d "$root"/etc/nginx/sites-enabled/* "$root"/etc/cni
+    # Each virtual machine has a host key of its own (vm/machine).
+    rm -f "$root"/etc/ssh/ssh_host_*
     # Places where a node mounts something: the lower layer has them, so that an upper one need not.
     mkdir -p "$root"/magnetar "$root"/var/lib/{containerd,registry} "$root"/usr/local/libexec
     : >"$root/etc/resolv.conf"

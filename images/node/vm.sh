@@ -28,7 +28,7 @@ lay_out_vm() {
 
     libexec=$inner/usr/local/libexec/node settings=$inner/usr/local/share/node
     mkdir -p "$libexec/vm"
-    cp "$here"/vm/{boot,agent,Channel.pm} "$here"/{mounts,cgroups}.sh "$libexec/vm/"
+    cp "$here"/vm/{boot,run,sshd_config} "$here"/{mounts,cgroups}.sh "$libexec/vm/"
     environment "$name" >"$settings/environment"
     shares | cut -d : -f 2 >"$settings/shares"
     {

@@ -23,7 +23,6 @@ mod host;
 mod hypervisor;
 mod machine;
 mod pod;
-mod random;
 mod relay;
 
 use config::{HypervisorName, VmConfig};

@@ -14,7 +14,6 @@
 //! All of it is in a mount namespace of this process, which is gone with the process: there is nothing to clean up after a
 //! crash, and nothing on the host that could be removed through it. Mounts that are made on the host appear in here as well.
 
-use crate::random;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::ids::ContainerId;
 use magnetar_core::mount::{self, Mount};
@@ -22,6 +21,7 @@ use magnetar_vm_agent_api::secret::{self, Secret};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{AtFlags, CWD, FileType};
 use rustix::mount::{MountPropagationFlags, mount_change, mount_move};
+use rustix::rand::{GetRandomFlags, getrandom};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -82,7 +82,9 @@ impl Share {
     /// # Errors
     /// What the kernel says.
     pub fn tell_secret(&self) -> Result<Secret> {
-        let secret = Secret::new(random::bytes()?);
+        let mut bytes = [0; secret::LENGTH];
+        getrandom(&mut bytes, GetRandomFlags::empty()).context(|| "cannot get random bytes for the pod's secret".into())?;
+        let secret = Secret::new(bytes);
         let file = fs::File::options().write(true).create_new(true).mode(0o400).open(self.places.join(secret::FILE));
         file.and_then(|mut file| file.write_all(secret.bytes())).context(|| "cannot leave the pod's secret for the guest".into())?;
         Ok(secret)

@@ -11,9 +11,9 @@
 //! thread, in the pod's, so it makes no difference here.
 
 use crate::machine::devices::VSOCK_DEVICE;
-use crate::random;
-use magnetar_core::error::{Error, Result};
+use magnetar_core::error::{Context, Error, Result};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::ErrorKind;
@@ -157,9 +157,15 @@ fn take() -> Result<Cid, String> {
     // What runs us may forbid it.
     rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|error| format!("there are no vsock sockets: {error}"))?;
-    let number =
-        take_from(TRIES, || random::bytes().map(u32::from_ne_bytes), |number| magnetar_sys::vsock::set_guest_cid(device.as_fd(), number))?;
+    let number = take_from(TRIES, random, |number| magnetar_sys::vsock::set_guest_cid(device.as_fd(), number))?;
     Ok(Cid { number, device: Arc::new(device.into()) })
+}
+
+/// A random number, so that few tries meet an address that another guest has.
+fn random() -> Result<u32> {
+    let mut bytes = [0; 4];
+    getrandom(&mut bytes, GetRandomFlags::empty()).context(|| "cannot get random bytes for the guest's address".into())?;
+    Ok(u32::from_ne_bytes(bytes))
 }
 
 /// The first of `tries` addresses that is not somebody else's.
