@@ -19,6 +19,9 @@ use std::io::{Error, ErrorKind, Result};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
+use tokio_stream::StreamExt;
+use tokio_util::bytes::{Buf, BytesMut};
+use tokio_util::codec::{Decoder, FramedRead};
 
 /// The longest data in one chunk, in bytes.
 pub const LONGEST: usize = (16 << 10) - 3;
@@ -28,6 +31,9 @@ pub const WINDOW: usize = 64 << 10;
 
 /// What a short chunk counts as: the kernel's buffers count its frame too.
 const LEAST: usize = 1 << 10;
+
+/// How long the head of a chunk is, in bytes.
+const HEAD: usize = 3;
 
 const DATA: u8 = 0;
 const END: u8 = 1;
@@ -89,43 +95,43 @@ pub async fn carry(from: impl AsyncRead + Unpin, to: impl AsyncWrite + Unpin, co
 }
 
 /// Reads the connection, and waits for nothing else: what is told of the other direction must not wait behind data.
-async fn hear(mut wire: impl AsyncRead + Unpin, queue: mpsc::Sender<Vec<u8>>, shared: &Shared) -> Result<()> {
+async fn hear(wire: impl AsyncRead + Unpin, queue: mpsc::Sender<BytesMut>, shared: &Shared) -> Result<()> {
+    let mut chunks = FramedRead::new(wire, Chunks);
     let mut queue = Some(queue);
     loop {
         if queue.is_none() && shared.state().end_taken {
             return Ok(());
         }
-        let kind = match wire.read_u8().await {
-            Ok(kind) => kind,
+        let chunk = match chunks.next().await.unwrap_or_else(|| Err(ErrorKind::UnexpectedEof.into())) {
+            Ok(chunk) => chunk,
             // The other side has our end, or it would have waited; that it has told us was lost.
-            Err(_) if queue.is_none() && shared.state().ended => {
+            Err(error) if error.kind() != ErrorKind::InvalidData && queue.is_none() && shared.state().ended => {
                 shared.change(|state| state.end_taken = true);
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
-        let length = wire.read_u16().await?;
-        match (kind, usize::from(length)) {
-            (DATA, length @ 1..=LONGEST) => {
-                let mut data = vec![0; length];
-                wire.read_exact(&mut data).await?;
+        match chunk {
+            Chunk::Data(data) => {
                 let Some(queue) = &queue else { return Err(senseless("data after the end")) };
-                shared.state().theirs += cost(length);
+                shared.state().theirs += cost(data.len());
                 if shared.state().theirs > WINDOW {
                     return Err(senseless("more data than the window"));
                 }
                 queue.try_send(data).map_err(|_| senseless("more data than the window"))?;
             }
-            (END, 0) => drop(queue.take().ok_or_else(|| senseless("two ends"))?),
-            (TAKEN, 0) if shared.state().ended => shared.change(|state| state.end_taken = true),
-            (TAKEN, length @ 1..) if shared.state().sent >= cost(length) => shared.change(|state| state.sent -= cost(length)),
-            _ => return Err(senseless("a chunk that is none")),
+            Chunk::End => drop(queue.take().ok_or_else(|| senseless("two ends"))?),
+            Chunk::Taken(0) if shared.state().ended => shared.change(|state| state.end_taken = true),
+            Chunk::Taken(length @ 1..) if shared.state().sent >= cost(length.into()) => {
+                shared.change(|state| state.sent -= cost(length.into()));
+            }
+            Chunk::Taken(_) => return Err(senseless("more was taken than was sent")),
         }
     }
 }
 
 /// Writes what has arrived to whom it is for.
-async fn pass_on(mut queued: mpsc::Receiver<Vec<u8>>, mut to: impl AsyncWrite + Unpin, shared: &Shared) -> Result<()> {
+async fn pass_on(mut queued: mpsc::Receiver<BytesMut>, mut to: impl AsyncWrite + Unpin, shared: &Shared) -> Result<()> {
     while let Some(data) = queued.recv().await {
         to.write_all(&data).await?;
         to.flush().await?;
@@ -184,7 +190,50 @@ async fn say(mut from: impl AsyncRead + Unpin, mut wire: impl AsyncWrite + Unpin
     }
 }
 
-fn head(kind: u8, length: u16) -> [u8; 3] {
+/// A chunk that has arrived.
+enum Chunk {
+    Data(BytesMut),
+    End,
+    Taken(u16),
+}
+
+/// The wire format, as it is read.
+struct Chunks;
+
+impl Decoder for Chunks {
+    type Item = Chunk;
+    type Error = Error;
+
+    fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<Chunk>> {
+        let Some(&[kind, high, low]) = bytes.first_chunk() else { return Ok(None) };
+        let length = u16::from_be_bytes([high, low]);
+        let chunk = match (kind, usize::from(length)) {
+            (DATA, size @ 1..=LONGEST) => {
+                if bytes.len() < HEAD + size {
+                    bytes.reserve(HEAD + size - bytes.len());
+                    return Ok(None);
+                }
+                bytes.advance(HEAD);
+                return Ok(Some(Chunk::Data(bytes.split_to(size))));
+            }
+            (END, 0) => Chunk::End,
+            (TAKEN, _) => Chunk::Taken(length),
+            _ => return Err(senseless("a chunk that is none")),
+        };
+        bytes.advance(HEAD);
+        Ok(Some(chunk))
+    }
+
+    /// At the end of the connection. In the middle of a chunk that is an error of its own.
+    fn decode_eof(&mut self, bytes: &mut BytesMut) -> Result<Option<Chunk>> {
+        match self.decode(bytes)? {
+            None if !bytes.is_empty() => Err(ErrorKind::UnexpectedEof.into()),
+            chunk => Ok(chunk),
+        }
+    }
+}
+
+fn head(kind: u8, length: u16) -> [u8; HEAD] {
     let [high, low] = length.to_be_bytes();
     [kind, high, low]
 }

@@ -51,7 +51,9 @@ pub async fn read<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin), long
     let mut rest = from.take(length.into());
     let text = loop {
         // The codec refuses a length above the bound before it reserves memory for the message.
-        let decoded = codec.decode(&mut bytes).map_err(|error| Error::new(error.kind(), format!("a message of {length} bytes, more than {longest}")))?;
+        let decoded = codec
+            .decode(&mut bytes)
+            .map_err(|error| Error::new(error.kind(), format!("a message of {length} bytes, more than {longest}")))?;
         if let Some(text) = decoded {
             break text;
         }
