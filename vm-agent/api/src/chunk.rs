@@ -20,6 +20,9 @@ use std::io::{Error, ErrorKind, Result};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc};
+use tokio_stream::StreamExt;
+use tokio_util::bytes::{Buf, BytesMut};
+use tokio_util::codec::{Decoder, FramedRead};
 
 /// The longest data in one chunk, in bytes.
 pub const LONGEST: usize = (16 << 10) - 3;
@@ -30,6 +33,9 @@ pub const WINDOW: usize = 64 << 10;
 /// The least that a chunk counts in the window, in bytes: the kernel's buffers count its frame as
 /// well.
 const LEAST: usize = 1 << 10;
+
+/// How long the head of a chunk is, in bytes.
+const HEAD: usize = 3;
 
 const DATA: u8 = 0;
 const END: u8 = 1;
@@ -93,43 +99,43 @@ pub async fn carry(from: impl AsyncRead + Unpin, to: impl AsyncWrite + Unpin, co
 
 /// Reads the connection, and waits for nothing else: acknowledgements of our data must not wait
 /// until the peer's data is delivered.
-async fn receive(mut wire: impl AsyncRead + Unpin, queue: mpsc::Sender<Vec<u8>>, shared: &Shared) -> Result<()> {
+async fn receive(wire: impl AsyncRead + Unpin, queue: mpsc::Sender<BytesMut>, shared: &Shared) -> Result<()> {
+    let mut chunks = FramedRead::new(wire, Chunks);
     let mut queue = Some(queue);
     loop {
         if queue.is_none() && shared.state().end_acknowledged {
             return Ok(());
         }
-        let kind = match wire.read_u8().await {
-            Ok(kind) => kind,
+        let chunk = match chunks.next().await.unwrap_or_else(|| Err(ErrorKind::UnexpectedEof.into())) {
+            Ok(chunk) => chunk,
             // The peer closes only when it has our end. Only its acknowledgement was lost.
-            Err(_) if queue.is_none() && shared.state().end_sent => {
+            Err(error) if error.kind() != ErrorKind::InvalidData && queue.is_none() && shared.state().end_sent => {
                 shared.change(|state| state.end_acknowledged = true);
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
-        let length = wire.read_u16().await?;
-        match (kind, usize::from(length)) {
-            (DATA, length @ 1..=LONGEST) => {
-                let mut data = vec![0; length];
-                wire.read_exact(&mut data).await?;
+        match chunk {
+            Chunk::Data(data) => {
                 let Some(queue) = &queue else { return Err(invalid("data after the end")) };
-                shared.state().received += cost(length);
+                shared.state().received += cost(data.len());
                 if shared.state().received > WINDOW {
                     return Err(invalid("more data than the window"));
                 }
                 queue.try_send(data).map_err(|_| invalid("more data than the window"))?;
             }
-            (END, 0) => drop(queue.take().ok_or_else(|| invalid("two ends"))?),
-            (TAKEN, 0) if shared.state().end_sent => shared.change(|state| state.end_acknowledged = true),
-            (TAKEN, length @ 1..) if shared.state().sent >= cost(length) => shared.change(|state| state.sent -= cost(length)),
-            _ => return Err(invalid("a chunk of an unknown kind or length")),
+            Chunk::End => drop(queue.take().ok_or_else(|| invalid("two ends"))?),
+            Chunk::Taken(0) if shared.state().end_sent => shared.change(|state| state.end_acknowledged = true),
+            Chunk::Taken(length @ 1..) if shared.state().sent >= cost(length.into()) => {
+                shared.change(|state| state.sent -= cost(length.into()));
+            }
+            Chunk::Taken(_) => return Err(invalid("an acknowledgement of more than was sent")),
         }
     }
 }
 
 /// Writes the data that has arrived to its receiver.
-async fn deliver(mut queued: mpsc::Receiver<Vec<u8>>, mut to: impl AsyncWrite + Unpin, shared: &Shared) -> Result<()> {
+async fn deliver(mut queued: mpsc::Receiver<BytesMut>, mut to: impl AsyncWrite + Unpin, shared: &Shared) -> Result<()> {
     while let Some(data) = queued.recv().await {
         to.write_all(&data).await?;
         to.flush().await?;
@@ -190,7 +196,50 @@ async fn transmit(mut from: impl AsyncRead + Unpin, mut wire: impl AsyncWrite + 
     }
 }
 
-fn head(kind: u8, length: u16) -> [u8; 3] {
+/// A chunk that has arrived.
+enum Chunk {
+    Data(BytesMut),
+    End,
+    Taken(u16),
+}
+
+/// The wire format, as it is read.
+struct Chunks;
+
+impl Decoder for Chunks {
+    type Item = Chunk;
+    type Error = Error;
+
+    fn decode(&mut self, bytes: &mut BytesMut) -> Result<Option<Chunk>> {
+        let Some(&[kind, high, low]) = bytes.first_chunk() else { return Ok(None) };
+        let length = u16::from_be_bytes([high, low]);
+        let chunk = match (kind, usize::from(length)) {
+            (DATA, size @ 1..=LONGEST) => {
+                if bytes.len() < HEAD + size {
+                    bytes.reserve(HEAD + size - bytes.len());
+                    return Ok(None);
+                }
+                bytes.advance(HEAD);
+                return Ok(Some(Chunk::Data(bytes.split_to(size))));
+            }
+            (END, 0) => Chunk::End,
+            (TAKEN, _) => Chunk::Taken(length),
+            _ => return Err(invalid("a chunk that is none")),
+        };
+        bytes.advance(HEAD);
+        Ok(Some(chunk))
+    }
+
+    /// At the end of the connection. In the middle of a chunk that is an error of its own.
+    fn decode_eof(&mut self, bytes: &mut BytesMut) -> Result<Option<Chunk>> {
+        match self.decode(bytes)? {
+            None if !bytes.is_empty() => Err(ErrorKind::UnexpectedEof.into()),
+            chunk => Ok(chunk),
+        }
+    }
+}
+
+fn head(kind: u8, length: u16) -> [u8; HEAD] {
     let [high, low] = length.to_be_bytes();
     [kind, high, low]
 }
