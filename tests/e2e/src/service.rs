@@ -108,7 +108,9 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         // Also when a test fails: the node must get its service back.
-        let _ = signal(self.supervisor, Signal::SIGCONT);
+        if let Err(error) = signal(self.supervisor, Signal::SIGCONT) {
+            eprintln!("the node does not get its service back: {error:#}");
+        }
     }
 }
 

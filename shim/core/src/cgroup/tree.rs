@@ -5,6 +5,7 @@ use crate::error::{Context, Result};
 use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use tracing::debug;
 
 /// Writes to an existing file of the kernel. It never creates the file.
 pub(super) fn write(file: &Path, value: &str) -> io::Result<()> {
@@ -82,7 +83,9 @@ pub(super) fn enable_controllers(dir: &Path) {
         let enabled = read("cgroup.subtree_control");
         for controller in read("cgroup.controllers").split_whitespace() {
             if !enabled.split_whitespace().any(|already| already == controller) {
-                let _ = write(&level.join("cgroup.subtree_control"), &format!("+{controller}"));
+                if let Err(error) = write(&level.join("cgroup.subtree_control"), &format!("+{controller}")) {
+                    debug!(cgroup = %level.display(), controller, %error, "the controller is not enabled here");
+                }
             }
         }
     }
