@@ -76,7 +76,7 @@ fn a_microvm_whose_kernel_panics_is_the_pods_end() {
 fn a_microvm_with_a_kernel_that_cannot_find_its_devices_says_so() {
     on_vm(async |case| {
         let guest = "/usr/local/share/magnetar/guest";
-        let options = format!("{MICROVM}kernel = \"{guest}/vmlinux\"\ninitramfs = \"{guest}/initramfs\"\n");
+        let options = format!("{MICROVM}[vm]\nkernel = \"{guest}/vmlinux\"\ninitramfs = \"{guest}/initramfs\"\n");
         let _replaced = Replaced::with(case, &options)?;
         refused(case.node().run_pod(&case.pod_spec("no-devices")).await, &["VIRTIO_MMIO_CMDLINE_DEVICES"])?;
         Ok(())
