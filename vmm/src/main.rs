@@ -23,6 +23,9 @@ mod confinement;
 mod devices;
 mod disks;
 mod forward;
+// Nothing of ours calls it: tests/fuzz does.
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod guest;
 mod huge;
 mod hypervisor;

@@ -10,7 +10,7 @@
 mod clock;
 mod disks;
 mod machine;
-mod qmp;
+pub mod qmp;
 
 use super::{Capabilities, Control, Disk, DiskId, Hypervisor, MachineState};
 use crate::config::MachineKind;

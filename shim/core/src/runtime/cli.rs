@@ -273,7 +273,7 @@ fn failure(program: &Path, what: &str, code: u32, log: &std::fs::File) -> Error 
 
 /// The last message of level error (or above) in a log of JSON objects: one a line with runc, over
 /// several lines with crun.
-fn last_error(log: &[u8]) -> Option<String> {
+pub fn last_error(log: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Entry {
         level: String,
