@@ -65,11 +65,7 @@ pub fn tell(guest: &Guest, mut host: File) -> Result<()> {
     if guest.mode == Mode::Floods {
         let real = guest.events.container();
         let mut flood = Vec::new();
-        for event in [
-            Event::OutOfMemory { container: real.clone() },
-            exited(&real, Some("nobody"), 0),
-            exited("nobody", None, 0),
-        ] {
+        for event in [Event::OutOfMemory { container: real.clone() }, exited(&real, Some("nobody"), 0), exited("nobody", None, 0)] {
             wire::write(&mut flood, &event)?;
         }
         return wire::endlessly(&mut host, &flood.repeat(50));
@@ -85,7 +81,8 @@ pub fn tell(guest: &Guest, mut host: File) -> Result<()> {
 /// code that there is not.
 fn lies(real: &str) -> Vec<Event> {
     let names = ["", ".", "..", "../../../etc", "/", "a\0b", "nobody", &"x".repeat(9000)];
-    let mut lies: Vec<Event> = names.iter().flat_map(|name| [exited(name, None, 0), Event::OutOfMemory { container: (*name).to_owned() }]).collect();
+    let mut lies: Vec<Event> =
+        names.iter().flat_map(|name| [exited(name, None, 0), Event::OutOfMemory { container: (*name).to_owned() }]).collect();
     lies.extend(names.iter().map(|name| exited(real, Some(name), 1)));
     lies.extend([exited(real, None, u32::MAX), exited(real, None, 0), Event::OutOfMemory { container: real.to_owned() }]);
     lies

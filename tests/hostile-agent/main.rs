@@ -25,10 +25,10 @@ use boot::Result;
 use events::Events;
 use magnetar_vm_agent_api::{HELLO, Opened, Opening, PORT, Purpose, READY_PORT, VERSION, secret};
 use mode::Mode;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept, bind, connect, listen, socket};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, connect, listen, socket};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -72,7 +72,7 @@ fn serve() -> Result<()> {
         thread::spawn(call_the_host);
     }
     loop {
-        let connection = accepted(&door)?;
+        let connection = File::from(rustix::net::accept(&door)?);
         let guest = guest.clone();
         thread::spawn(move || {
             if let Err(error) = take(&guest, connection) {
@@ -84,10 +84,6 @@ fn serve() -> Result<()> {
 
 fn vsock() -> Result<OwnedFd> {
     Ok(socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?)
-}
-
-fn accepted(door: &OwnedFd) -> Result<File> {
-    Ok(owned(accept(door.as_raw_fd())?).into())
 }
 
 /// The one port of the host, again and again. It says hello once.

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tracing::{Instrument, debug, info};
 
 /// How long a guest may take to say hello, in software emulation on a busy host. One that works says it within seconds.
@@ -54,6 +55,12 @@ const OFF: Duration = Duration::from_secs(5);
 
 /// How long it may take where it has disks, to which it writes first what its containers have written.
 const OFF_WITH_DISKS: Duration = Duration::from_secs(30);
+
+/// How many events of a guest are heard at once. Further ones wait for the rest of [`EVENTS_WITHIN`].
+const EVENTS: usize = 256;
+
+/// As long as that takes at least.
+const EVENTS_WITHIN: Duration = Duration::from_millis(250);
 
 /// How long the reason for a broken connection, a process that ends, may be in coming.
 const CAUSE: Duration = Duration::from_secs(2);
@@ -168,8 +175,15 @@ impl Machine {
         let watch = async move {
             let patience = disks.clone();
             let listen = async {
-                while let Ok(event) = frame::read::<Event>(&mut events, frame::FROM_GUEST).await {
-                    told(event);
+                // What a guest has to tell comes in small numbers. One that tells without end must not cost the host a processor.
+                let mut pace = tokio::time::interval(EVENTS_WITHIN);
+                pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                loop {
+                    pace.tick().await;
+                    for _ in 0..EVENTS {
+                        let Ok(event) = frame::read::<Event>(&mut events, frame::FROM_GUEST).await else { return };
+                        told(event);
+                    }
                 }
             };
             let broken = async {

@@ -11,7 +11,7 @@ mod making;
 mod memory;
 
 use crate::disks::Disks;
-use crate::guest::Guest;
+use crate::guest::{Guest, answers};
 use crate::share::Share;
 use async_trait::async_trait;
 use container::{Container, Process};
@@ -40,9 +40,6 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use ttrpc::asynchronous::TtrpcContext;
 use ttrpc::context::Context;
-
-/// The type of a guest's statistics: it has cgroup version 2.
-const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
 
 /// Between the moment when a connection to the guest breaks and the one when the machine is known to have ended: a machine
 /// that is switched off takes some seconds.
@@ -119,7 +116,7 @@ impl Running {
         };
         match outcome {
             Ok(value) => Ok(value),
-            Err(error @ ttrpc::Error::RpcStatus(_)) => Err(error.into()),
+            Err(error @ ttrpc::Error::RpcStatus(_)) => Err(answers::error(&error.into())),
             Err(error) => {
                 let error = self.broken(error.into()).await;
                 if self.death().is_none() {
@@ -330,11 +327,7 @@ impl Task for Relay {
         self.get(&ContainerId::parse(req.id.clone())?)?;
         let running = self.running()?;
         let response = running.call(running.guest.tasks().stats(Context::default(), &req)).await?;
-        // The guest does not choose what containerd is to decode.
-        match response.stats.as_ref() {
-            Some(any) if any.type_url == METRICS => Ok(response),
-            Some(_) | None => Err(Error::internal(format!("the statistics of container {} are none", req.id)).into()),
-        }
+        Ok(answers::statistics(&req.id, response)?)
     }
 
     async fn connect(&self, _ctx: &TtrpcContext, req: api::ConnectRequest) -> ttrpc::Result<api::ConnectResponse> {

@@ -13,9 +13,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let [own, wire, rest @ ..] = bytes else { return };
     let own = vec![7; usize::from(*own) << 9];
     let Ok(runtime) = Builder::new_current_thread().build() else { return };
-    runtime.block_on(async {
-        if *wire == 0 { against(&own, rest).await } else { between(&own, rest, usize::from(*wire)).await }
-    });
+    runtime.block_on(async { if *wire == 0 { against(&own, rest).await } else { between(&own, rest, usize::from(*wire)).await } });
 });
 
 /// Nothing arrives but what was said in chunks, in order, and a good end means that all of it has.
