@@ -13,7 +13,7 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 /// Boots, and returns the kernel's command line.
 pub fn boot() -> Result<String> {
     mount("proc", "/proc", "proc", MountFlags::empty(), None)?;
-    let mut modules: Vec<PathBuf> = fs::read_dir("/modules")?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+    let mut modules = fs::read_dir("/modules")?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
     modules.retain(|module| module.extension() == Some(OsStr::new("ko")));
     modules.sort();
     for module in modules {

@@ -11,7 +11,7 @@ mod making;
 mod memory;
 
 use crate::disks::Disks;
-use crate::guest::{Guest, answers};
+use crate::guest::{self, Guest, answers};
 use crate::share::Share;
 use async_trait::async_trait;
 use container::{Container, Process};
@@ -31,6 +31,7 @@ use magnetar_core::stdio::StdioSpec;
 use magnetar_core::task::gate::{Gate, MADE};
 use magnetar_core::task::registry::Registry;
 use magnetar_core::task::{CreateRequest, Tasks, names, no_terminal, not_created, state, to_its_end};
+use making::ASKED;
 use memory::Volumes;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -105,6 +106,11 @@ impl Running {
     /// Why a connection to the guest has broken: the machine's end, which is known a moment later, or just `error`.
     async fn broken(&self, error: Error) -> Error {
         tokio::time::timeout(ENDED, self.ended()).await.unwrap_or(error)
+    }
+
+    /// What a call to the guest brings that needs no waiting there.
+    async fn answered<T>(&self, call: impl Future<Output = ttrpc::Result<T>>) -> Result<T> {
+        tokio::time::timeout(ASKED, self.call(call)).await.unwrap_or_else(|_| Err(guest::late(ASKED)))
     }
 
     /// What a call to the guest brings, or the machine's end.
@@ -292,7 +298,7 @@ impl Task for Relay {
             return Ok(api::Empty::new());
         }
         let running = self.running()?;
-        Ok(running.call(running.guest.tasks().resize_pty(Context::default(), &req)).await?)
+        Ok(running.answered(running.guest.tasks().resize_pty(Context::default(), &req)).await?)
     }
 
     async fn close_io(&self, _ctx: &TtrpcContext, req: api::CloseIORequest) -> ttrpc::Result<api::Empty> {
@@ -304,7 +310,7 @@ impl Task for Relay {
         }
         process.close_input();
         let running = self.running()?;
-        Ok(running.call(running.guest.tasks().close_io(Context::default(), &req)).await?)
+        Ok(running.answered(running.guest.tasks().close_io(Context::default(), &req)).await?)
     }
 
     async fn update(&self, _ctx: &TtrpcContext, req: api::UpdateTaskRequest) -> ttrpc::Result<api::Empty> {
@@ -326,7 +332,7 @@ impl Task for Relay {
     async fn stats(&self, _ctx: &TtrpcContext, req: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
         self.get(&ContainerId::parse(req.id.clone())?)?;
         let running = self.running()?;
-        let response = running.call(running.guest.tasks().stats(Context::default(), &req)).await?;
+        let response = running.answered(running.guest.tasks().stats(Context::default(), &req)).await?;
         Ok(answers::statistics(&req.id, response)?)
     }
 

@@ -186,8 +186,12 @@ mod tests {
             theirs.read_exact(&mut asked).await.unwrap();
             let _gone = theirs.write_all(said).await;
             let _gone = theirs.shutdown().await;
+            std::future::pending().await
         };
-        tokio::join!(talk, peer).0
+        tokio::select! {
+            outcome = talk => outcome,
+            () = peer => unreachable!(),
+        }
     }
 
     #[tokio::test]

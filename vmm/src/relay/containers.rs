@@ -9,7 +9,6 @@
 use super::container::{Container, Process};
 use super::making::{ASKED, cannot_create};
 use super::{ENDED, Relay, Running};
-use crate::guest;
 use crate::translate;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
@@ -187,7 +186,7 @@ impl Relay {
         }
         let exec_id = exec.map(ExecId::to_string).unwrap_or_default();
         let asked = api::KillRequest { id: id.to_string(), exec_id, signal, all, ..Default::default() };
-        match running.call(running.guest.tasks().kill(Context::default(), &asked)).await {
+        match running.answered(running.guest.tasks().kill(Context::default(), &asked)).await {
             // Meanwhile, and be it with the machine.
             Err(_) if process.life.phase().exit().is_some() => Err(ended()),
             outcome => outcome.map(drop),
@@ -217,10 +216,10 @@ impl Relay {
         let (context, tasks, id) = (Context::default(), running.guest.tasks(), id.to_string());
         if frozen {
             let asked = api::PauseRequest { id, ..Default::default() };
-            running.call(tasks.pause(context, &asked)).await?;
+            running.answered(tasks.pause(context, &asked)).await?;
         } else {
             let asked = api::ResumeRequest { id, ..Default::default() };
-            running.call(tasks.resume(context, &asked)).await?;
+            running.answered(tasks.resume(context, &asked)).await?;
         }
         container.init.life.change(change)?;
         report::frozen(&self.0.events, &container.id, frozen);
@@ -248,7 +247,7 @@ impl Relay {
         }
         let resources = MessageField::some(Any { value: limits.to_string().into_bytes(), ..Default::default() });
         let asked = api::UpdateTaskRequest { id: id.to_string(), resources, ..Default::default() };
-        running.call(running.guest.tasks().update(Context::default(), &asked)).await.map(drop)
+        running.answered(running.guest.tasks().update(Context::default(), &asked)).await.map(drop)
     }
 
     /// Removes an exec, or a container that has ended (or never ran). Returns the process id that stood for it and how it
@@ -301,8 +300,7 @@ impl Relay {
         }
         let exec_id = exec.map(ExecId::to_string);
         let asked = api::DeleteRequest { id: id.to_string(), exec_id: exec_id.clone().unwrap_or_default(), ..Default::default() };
-        let deleted = tokio::time::timeout(ASKED, running.call(running.guest.tasks().delete(Context::default(), &asked))).await;
-        let deleted = deleted.unwrap_or_else(|_| Err(guest::late(ASKED))).map(drop);
+        let deleted = running.answered(running.guest.tasks().delete(Context::default(), &asked)).await.map(drop);
         let deleted = deleted.or_else(|error| if error.code() == Code::NotFound { Ok(()) } else { Err(error) });
         let forgotten = running.guest.ask(Request::Forget { container: id.to_string(), exec: exec_id }, ASKED).await;
         let forgotten = match forgotten {
