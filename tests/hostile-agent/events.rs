@@ -6,6 +6,7 @@ use crate::mode::Mode;
 use crate::{Guest, wire};
 use magnetar_vm_agent_api::Event;
 use std::fs::File;
+use std::io::Write;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 /// What is to be told, and the containers that the host has made.
@@ -32,6 +33,11 @@ impl Events {
     pub fn add(&self, event: Event) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).queue.push(event);
         self.changed.notify_all();
+    }
+
+    /// What is to be told by now.
+    fn now(&self) -> Vec<Event> {
+        std::mem::take(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner).queue)
     }
 
     /// Waits until there is something to be told.
@@ -68,7 +74,13 @@ pub fn tell(guest: &Guest, mut host: File) -> Result<()> {
         for event in [Event::OutOfMemory { container: real.clone() }, exited(&real, Some("nobody"), 0), exited("nobody", None, 0)] {
             wire::write(&mut flood, &event)?;
         }
-        return wire::endlessly(&mut host, &flood.repeat(50));
+        let flood = flood.repeat(50);
+        loop {
+            host.write_all(&flood)?;
+            for event in guest.events.now() {
+                wire::write(&mut host, &event)?;
+            }
+        }
     }
     loop {
         for event in guest.events.next() {

@@ -99,7 +99,7 @@ fn take(guest: &Guest, mut host: File) -> Result<()> {
     let opening: Opening = wire::read(&mut host)?;
     host.read_exact(&mut [0; secret::LENGTH])?;
     if guest.mode == Mode::OpenedWithNoise {
-        let reason = "\u{1b}[2J\u{7}no\r\n".repeat(900);
+        let reason = "\u{1b}[2J\u{7}no\r\n".repeat(700);
         return wire::write(&mut host, &Opened::Refused { version: VERSION, reason });
     }
     wire::write(&mut host, &Opened::Ready)?;

@@ -29,7 +29,7 @@ pub enum Mode {
     TasksMistyped,
     /// The Task API does not answer.
     TasksSilent,
-    /// Answers to calls that nobody has made, as long as can be, without end.
+    /// Answers to calls that nobody has made, without end.
     TasksFlood,
     /// Exits of what there is not, exits twice, exit codes that there are not; statistics that are none.
     Lies,

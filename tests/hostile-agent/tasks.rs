@@ -13,8 +13,8 @@ use std::io::{Read, Write};
 
 const RESPONSE: u8 = 2;
 
-/// The longest data of a message.
-const LONGEST: usize = 4 << 20;
+/// The data of messages of which there are many.
+const FLOOD: usize = 60 << 10;
 
 /// Answers calls on one connection.
 pub fn serve(guest: &Guest, mut host: File) -> Result<()> {
@@ -36,7 +36,7 @@ pub fn serve(guest: &Guest, mut host: File) -> Result<()> {
             Mode::TasksMistyped => host.write_all(&message(400, stream, &[0xff; 400]))?,
             Mode::TasksSilent => {}
             Mode::TasksFlood => {
-                let flood = message(LONGEST as u32, stream + 2, &vec![0; LONGEST]);
+                let flood = message(FLOOD as u32, stream + 2, &[0; FLOOD]);
                 return wire::endlessly(&mut host, &flood);
             }
             _ => {
@@ -56,7 +56,7 @@ fn answer(guest: &Guest, method: &str, request: &[u8]) -> Vec<u8> {
             guest.events.made(&container);
             number(1, 7)
         }
-        "Start" => number(1, if guest.mode == Mode::Lies { u64::MAX } else { 7 }),
+        "Start" => number(1, if guest.mode == Mode::Lies { u32::MAX.into() } else { 7 }),
         "Kill" => {
             guest.events.add(exited(&container, Some(exec.as_str()).filter(|exec| !exec.is_empty()), 137));
             Vec::new()
