@@ -18,7 +18,7 @@ GUEST := $(CARGO_TARGET)/$(TARGET)/release/vm-agent $(CARGO_TARGET)/$(TARGET)/re
 OWN_GUEST := $(OUT)/share/magnetar/guest-own
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: build clippy install deps kernel demo test test-unit test-e2e test-vm soak conformance bench node lint doc clean
+.PHONY: build clippy install deps kernel demo test test-unit test-e2e test-vm soak fuzz conformance bench node lint doc clean
 
 deps: ## what building needs and a fresh machine lacks, and third-party crates that another checkout has compiled
 	@images/host-packages
@@ -67,6 +67,9 @@ test-vm: build ## the end-to-end tests in full, in the node as a virtual machine
 
 soak: build ## pods come and go, some of them killed, and nothing stays: MAGNETAR_SOAK_PODS=60 MAGNETAR_SOAK_AT_ONCE=1 and more (tests/e2e/tests/soak.rs)
 	@tests/e2e/run --soak --handler $(HANDLER)
+
+fuzz: deps ## fuzzes what reads the words of others, an hour for each target (tests/fuzz): needs a nightly compiler
+	@tests/fuzz/run --full
 
 conformance: build ## critest and containerd's own integration suite against HANDLER, compared with containerd's own runc handler: cgroup v1, then v2 in a virtual machine
 	@for node in '' '--containerd $(NEWER)' '--vm --containerd $(NEWER)'; do \

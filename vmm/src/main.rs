@@ -19,6 +19,9 @@
 //! the host do, and a cache of anything: a machine is made from what is on disk, and goes with its pod.
 
 mod config;
+// Nothing of ours calls it: tests/fuzz does.
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod host;
 mod hypervisor;
 mod machine;

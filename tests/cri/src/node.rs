@@ -85,6 +85,13 @@ impl Node {
         Ok(answer.containers)
     }
 
+    /// Metrics of every container that runs.
+    pub async fn container_stats(&self) -> Result<Vec<v1::ContainerStats>> {
+        let request = v1::ListContainerStatsRequest::default();
+        let answer = self.runtime("ListContainerStats", request, async |mut c, r| c.list_container_stats(r).await).await?;
+        Ok(answer.stats)
+    }
+
     /// Metrics of every pod that containerd knows.
     pub async fn pod_stats(&self) -> Result<Vec<v1::PodSandboxStats>> {
         let request = v1::ListPodSandboxStatsRequest::default();

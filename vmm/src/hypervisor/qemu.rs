@@ -10,7 +10,7 @@
 mod clock;
 mod disks;
 mod machine;
-mod qmp;
+pub mod qmp;
 
 pub use machine::{MachineKind, QemuConfig};
 

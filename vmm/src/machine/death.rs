@@ -13,6 +13,7 @@ use magnetar_vm_agent_api::{Event, GIVES_UP, frame};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tracing::info;
 
 /// Between two questions whether the agent lives.
@@ -26,6 +27,12 @@ const AGAIN: Duration = Duration::from_millis(100);
 
 /// How long the hypervisor may take to say whether the machine runs.
 const STATE: Duration = Duration::from_millis(500);
+
+/// How many events of a guest are heard at once. Further ones wait for the rest of [`EVENTS_WITHIN`].
+const EVENTS: usize = 256;
+
+/// As long as that takes at least.
+const EVENTS_WITHIN: Duration = Duration::from_millis(250);
 
 /// How long the reason for a broken connection, a process that ends, may be in coming.
 const CAUSE: Duration = Duration::from_secs(2);
@@ -57,8 +64,15 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> Alive<S, C> {
         let hypervisor = &*hypervisor;
         let patience = connection.clone();
         let listen = async {
-            while let Ok(event) = frame::read::<Event>(&mut events, frame::FROM_GUEST).await {
-                told(event);
+            // What a guest has to tell comes in small numbers. One that tells without end must not cost the host a processor.
+            let mut pace = tokio::time::interval(EVENTS_WITHIN);
+            pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                pace.tick().await;
+                for _ in 0..EVENTS {
+                    let Ok(event) = frame::read::<Event>(&mut events, frame::FROM_GUEST).await else { return };
+                    told(event);
+                }
             }
         };
         let broken = async {

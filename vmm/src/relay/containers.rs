@@ -9,7 +9,6 @@
 use super::container::{Container, Process};
 use super::create::{ASKED, cannot_create};
 use super::{ENDED, OUTPUTS, Relay, Running};
-use crate::relay::guest;
 use crate::relay::translate;
 use magnetar_core::cgroup::stats::Metrics;
 use magnetar_core::error::{Code, Error, Result};
@@ -89,8 +88,7 @@ impl Relay {
         if running.death().is_some() {
             return Ok(());
         }
-        let deleted = tokio::time::timeout(ASKED, running.call(running.guest.tasks().delete(id, exec))).await;
-        let deleted = deleted.unwrap_or_else(|_| Err(guest::late(ASKED)));
+        let deleted = running.answered(running.guest.tasks().delete(id, exec)).await;
         let deleted = deleted.or_else(|error| if error.code() == Code::NotFound { Ok(()) } else { Err(error) });
         let forgotten = running.guest.ask(Request::Forget { container: id.to_string(), exec: exec.map(ExecId::to_string) }, ASKED).await;
         let forgotten = match forgotten {
@@ -289,7 +287,7 @@ impl Tasks for Relay {
         if exec.is_none() && signal == libc::SIGKILL as u32 {
             self.0.tasks.spawn(self.clone().see_killed(id.clone(), process.clone()).in_current_span());
         }
-        match running.call(running.guest.tasks().kill(id, exec, signal, all)).await {
+        match running.answered(running.guest.tasks().kill(id, exec, signal, all)).await {
             // Meanwhile, and be it with the machine.
             Err(_) if process.life.phase().exit().is_some() => Err(ended()),
             outcome => outcome,
@@ -300,7 +298,7 @@ impl Tasks for Relay {
         let (running, container) = (self.running()?, self.get(id)?);
         let change = if frozen { Change::Pause } else { Change::Resume };
         container.init.life.phase().after(change).map_err(|e| Error::new(e.code(), format!("container {id}: {e}")))?;
-        running.call(running.guest.tasks().freeze(id, frozen)).await?;
+        running.answered(running.guest.tasks().freeze(id, frozen)).await?;
         container.init.life.change(change)?;
         self.0.events.publish(Event::frozen(id, frozen));
         Ok(())
@@ -326,7 +324,7 @@ impl Tasks for Relay {
             // containerd repeats all that the container was made with. Which devices it may use does not change.
             limits.remove("devices");
         }
-        running.call(running.guest.tasks().update(id, limits.to_string().into_bytes())).await
+        running.answered(running.guest.tasks().update(id, limits.to_string().into_bytes())).await
     }
 
     async fn resize(&self, id: &ContainerId, exec: Option<&ExecId>, size: Size) -> Result<()> {
@@ -337,7 +335,7 @@ impl Tasks for Relay {
             return no_terminal(id, exec, phase);
         }
         let running = self.running()?;
-        running.call(running.guest.tasks().resize(id, exec, size)).await
+        running.answered(running.guest.tasks().resize(id, exec, size)).await
     }
 
     async fn close_stdin(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
@@ -348,7 +346,7 @@ impl Tasks for Relay {
         }
         process.close_input();
         let running = self.running()?;
-        running.call(running.guest.tasks().close_stdin(id, exec)).await
+        running.answered(running.guest.tasks().close_stdin(id, exec)).await
     }
 
     fn state(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<State> {
@@ -371,7 +369,7 @@ impl Tasks for Relay {
     async fn statistics(&self, id: &ContainerId) -> Result<Metrics> {
         self.get(id)?;
         let running = self.running()?;
-        running.call(running.guest.tasks().statistics(id)).await
+        running.answered(running.guest.tasks().statistics(id)).await
     }
 
     fn any(&self) -> bool {

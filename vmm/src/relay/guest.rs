@@ -9,6 +9,7 @@
 //!
 //! A guest that does not answer within the deadline is as good as dead; who asks is told so.
 
+mod answers;
 mod tasks;
 
 pub use tasks::{Answer as TaskAnswer, Failure, GuestTasks};
@@ -118,13 +119,15 @@ impl Dialer {
     async fn open(&self, mut stream: Connection, purpose: Purpose) -> Result<Connection> {
         frame::write(&mut stream, &Opening { version: VERSION, purpose }).await.context(what)?;
         self.secret.say(&mut stream).await.context(what)?;
-        match frame::read::<Opened>(&mut stream, frame::FROM_GUEST).await.context(what)? {
+        match frame::read::<Opened>(&mut stream, frame::FROM_GUEST).await.context(what).map_err(|error| answers::error(&error))? {
             Opened::Ready => Ok(stream),
             Opened::Refused { version, .. } if version != VERSION => Err(Error::precondition(format!(
                 "the agent in the guest speaks version {version} of the guest protocol, this program {VERSION}: \
                  install an initramfs and a magnetar-vmm of the same release"
             ))),
-            Opened::Refused { reason, .. } => Err(Error::precondition(format!("the agent in the guest refuses: {reason}"))),
+            Opened::Refused { reason, .. } => {
+                Err(Error::precondition(format!("the agent in the guest refuses: {}", answers::sentence(&reason))))
+            }
         }
     }
 }
@@ -235,7 +238,7 @@ impl Guest {
             frame::write(&mut control, request).await.context(what)?;
             match frame::read::<Answer>(&mut control, frame::FROM_GUEST).await.context(what)? {
                 Answer::Done => Ok(()),
-                Answer::Failed(line) => Err(Error::from_line(&line)),
+                Answer::Failed(line) => Err(answers::error(&Error::from_line(&line))),
             }
         };
         tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(late(patience)))
@@ -274,7 +277,7 @@ async fn carry(mut control: Connection, mut asked: mpsc::Receiver<(Request, ones
         };
         let outcome = match answered.await {
             Ok(Answer::Done) => Ok(()),
-            Ok(Answer::Failed(line)) => Err(Error::from_line(&line)),
+            Ok(Answer::Failed(line)) => Err(answers::error(&Error::from_line(&line))),
             Err(_) => return,
         };
         let _unheard = answer.send(outcome);

@@ -16,6 +16,7 @@ pub mod translate;
 use crate::host::share::Share;
 use crate::hypervisor::connection::Connection;
 use container::Container;
+use create::ASKED;
 use guest::{Failure, Guest, TaskAnswer};
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::events::Events;
@@ -98,6 +99,11 @@ impl Running {
     /// Why a connection to the guest has broken: the machine's end, which is known a moment later, or just `error`.
     async fn broken(&self, error: Error) -> Error {
         tokio::time::timeout(ENDED, self.ended()).await.unwrap_or(error)
+    }
+
+    /// What a call to the guest brings that needs no waiting there.
+    async fn answered<T>(&self, call: impl Future<Output = TaskAnswer<T>>) -> Result<T> {
+        tokio::time::timeout(ASKED, self.call(call)).await.unwrap_or_else(|_| Err(guest::late(ASKED)))
     }
 
     /// What a call to the guest brings, or the machine's end.

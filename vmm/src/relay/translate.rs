@@ -62,7 +62,8 @@ pub fn translate(mut spec: Value, container: &ContainerId, context: &Context<'_>
     refuse_hooks(object)?;
     let share = format!("{}/{container}", api::SHARE);
     let root = object.entry("root").or_insert_with(|| json!({}));
-    root["path"] = format!("{share}/{ROOTFS}").into();
+    let Some(root) = root.as_object_mut() else { return Err(Error::invalid("root of the specification is not an object")) };
+    root.insert("path".into(), format!("{share}/{ROOTFS}").into());
     let volumes = mounts(object, &share, context)?;
     // The guest has the pod's name, and no namespace for a container's own.
     object.remove("hostname");

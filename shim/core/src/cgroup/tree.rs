@@ -82,10 +82,10 @@ pub(super) fn enable_controllers(dir: &Path) {
         let read = |file: &str| fs::read_to_string(level.join(file)).unwrap_or_default();
         let enabled = read("cgroup.subtree_control");
         for controller in read("cgroup.controllers").split_whitespace() {
-            if !enabled.split_whitespace().any(|already| already == controller) {
-                if let Err(error) = write(&level.join("cgroup.subtree_control"), &format!("+{controller}")) {
-                    debug!(cgroup = %level.display(), controller, %error, "the controller is not enabled here");
-                }
+            if !enabled.split_whitespace().any(|already| already == controller)
+                && let Err(error) = write(&level.join("cgroup.subtree_control"), &format!("+{controller}"))
+            {
+                debug!(cgroup = %level.display(), controller, %error, "the controller is not enabled here");
             }
         }
     }

@@ -272,7 +272,7 @@ fn failure(program: &Path, what: &str, code: u32, log: &std::fs::File) -> Error 
 
 /// The last message of level error or above in a log of JSON objects. runc writes one a line; crun
 /// writes them over several lines.
-fn last_error(log: &[u8]) -> Option<String> {
+pub fn last_error(log: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Entry {
         level: String,

@@ -11,6 +11,7 @@ mod events;
 mod exec;
 mod faults;
 mod files;
+mod hostile;
 mod images;
 mod images_table;
 mod lifecycle;

@@ -20,14 +20,32 @@ const DENIED_AT_THE_EDGE: &[&str] = &["undocumented_unsafe_blocks"];
 /// Checks every manifest of the tree.
 pub fn all(tree: &Tree) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
+    let mut versions = Table::new();
     for file in tree.files.iter().filter(|file| file.path == Path::new("Cargo.toml")) {
         let manifest: Table = file.content.parse().context("Cargo.toml")?;
-        findings.extend(missing(file, manifest.get("workspace").and_then(|workspace| workspace.get("lints")), DENIED));
+        let workspace = manifest.get("workspace");
+        findings.extend(missing(file, workspace.and_then(|workspace| workspace.get("lints")), DENIED));
+        versions.extend(workspace.and_then(|workspace| workspace.get("dependencies")?.as_table().cloned()).unwrap_or_default());
     }
     for file in tree.manifests() {
         findings.extend(check(file)?);
+        findings.extend(other_versions(file, &versions)?);
     }
     Ok(findings)
+}
+
+/// Dependencies of a workspace of its own that ours has in another version: what is fuzzed would not be what is built.
+fn other_versions(file: &Text, versions: &Table) -> Result<Vec<Finding>> {
+    let manifest: Table = file.content.parse().with_context(|| file.path.display().to_string())?;
+    if !manifest.contains_key("workspace") {
+        return Ok(Vec::new());
+    }
+    let version = |value: &Value| value.as_str().or_else(|| value.get("version")?.as_str()).map(str::to_owned);
+    let other = dependencies(&manifest).filter_map(|(name, value)| {
+        let (here, ours) = (version(value)?, version(versions.get(name)?)?);
+        (here != ours).then(|| finding(file, name, format!("`{name}` is {here} here, and {ours} in the workspace's Cargo.toml")))
+    });
+    Ok(other.collect())
 }
 
 fn check(file: &Text) -> Result<Vec<Finding>> {
@@ -112,6 +130,18 @@ mod tests {
         assert_eq!(lines(&GOOD.replace("edition.workspace = true", "edition = \"2021\"")), [1]);
         assert_eq!(lines(&GOOD.replace("[lints]\nworkspace = true\n", "")), [1]);
     }
+
+    #[test]
+    fn a_workspace_of_its_own_has_the_versions_of_ours() {
+        let ours: Table = "a = \"1\"\nb = { version = \"2\", features = [] }\n".parse().unwrap();
+        let content = "[workspace]\n[dependencies]\na = \"1\"\nb = { version = \"3\" }\nc = \"9\"\nd = { path = \"../d\" }\n";
+        let file = |content: &str| Text { path: "a/Cargo.toml".into(), content: content.to_owned() };
+        let lines =
+            |content: &str| other_versions(&file(content), &ours).unwrap().into_iter().map(|finding| finding.line).collect::<Vec<_>>();
+        assert_eq!(lines(content), [4]);
+        assert_eq!(lines(&content.replace("[workspace]", "")), NONE);
+    }
+
     #[test]
     fn a_lint_that_is_not_denied_is_found() {
         let lints: Table = "[lints.clippy]\ntodo = \"deny\"\npanic = \"warn\"\n".parse().unwrap();

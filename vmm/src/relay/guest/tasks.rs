@@ -2,6 +2,7 @@
 //! containerd's Task API in the guest, asked by the host. Wire types stop here.
 
 use super::Connection;
+use super::answers::{self, Answers};
 use crate::relay::streams::Paths;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
@@ -35,7 +36,7 @@ pub type Answer<T> = std::result::Result<T, Failure>;
 impl GuestTasks {
     /// By way of a connection whose [`Purpose`](agent::Purpose) is `Tasks`.
     pub fn new(connection: Connection) -> Self {
-        Self(TaskClient::new(Client::new(Socket::new(connection))))
+        Self(TaskClient::new(Client::new(Socket::new(Answers::over(connection)))))
     }
 
     /// Makes a container from the bundle that the agent has of it.
@@ -99,13 +100,12 @@ impl GuestTasks {
     pub async fn statistics(&self, container: &ContainerId) -> Answer<Metrics> {
         let asked = api::StatsRequest { id: container.to_string(), ..Default::default() };
         let answer = self.0.stats(Context::default(), &asked).await.map_err(failure)?;
-        match answer.stats.into_option() {
-            Some(any) if any.type_url == Version::V2.type_url() => Ok(Metrics { version: Version::V2, encoded: any.value }),
-            Some(_) | None => Err(Failure::Refused(Error::internal(format!(
-                "the guest's statistics of container {container} are not of the type {}",
-                Version::V2.type_url()
-            )))),
-        }
+        let stats = answer.stats.into_option().filter(|any| any.type_url == Version::V2.type_url());
+        let encoded = stats.and_then(|any| answers::statistics(&any.value));
+        encoded.map(|encoded| Metrics { version: Version::V2, encoded }).ok_or_else(|| {
+            let kind = Version::V2.type_url();
+            Failure::Refused(Error::internal(format!("the guest's statistics of container {container} are no {kind}")))
+        })
     }
 
     /// Removes an exec, or a container that has ended.
@@ -131,7 +131,7 @@ fn done<T>(answer: ttrpc::Result<T>) -> Answer<()> {
 
 fn failure(error: ttrpc::Error) -> Failure {
     match error {
-        ttrpc::Error::RpcStatus(_) => Failure::Refused(error.into()),
+        ttrpc::Error::RpcStatus(_) => Failure::Refused(answers::error(&error.into())),
         _ => Failure::Broken(error.into()),
     }
 }

@@ -119,3 +119,64 @@ proptest! {
         prop_assert_eq!(PANICS.load(Ordering::Relaxed), before, "{:?}", outcome);
     }
 }
+
+/// What comes of a request within a moment, where the agent is good but for its answer: `answer`, and then silence, or the end.
+fn asked(answer: &[u8], ends: bool) -> Result<()> {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("host");
+    block_on(async {
+        let listener = UnixListener::bind(&socket).unwrap();
+        let agent = async {
+            let mut silent = Vec::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                while stream.read_u8().await.unwrap() != b'\n' {}
+                stream.write_all(b"OK 1073741824\n").await.unwrap();
+                let opening = frame::read::<Opening>(&mut stream, frame::FROM_ANYONE).await.unwrap();
+                assert!(Secret::new([7; 32]).is_said(&mut stream).await.unwrap());
+                stream.write_all(&ready()).await.unwrap();
+                if opening.purpose == Purpose::Control {
+                    frame::read::<Request>(&mut stream, frame::FROM_HOST).await.unwrap();
+                    stream.write_all(answer).await.unwrap();
+                }
+                if !ends {
+                    silent.push(stream);
+                }
+            }
+        };
+        let ask = async {
+            let dialer = Dialer::hybrid(socket.clone(), rustix::process::geteuid().as_raw(), Secret::new([7; 32]));
+            // A connection of its own, so that the agent serves one after the other.
+            let control = dialer.dial(Purpose::Control).await?;
+            let (requests, queue) = mpsc::channel(QUEUE);
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            let guest = Guest { dialer, requests, tasks: GuestTasks::new(Either::Left(ours)) };
+            let asked = guest.ask(Request::SwitchOff, Duration::from_millis(300));
+            let carried = async {
+                carry(control, queue).await;
+                std::future::pending::<()>().await
+            };
+            tokio::select! {
+                outcome = asked => outcome,
+                () = carried => unreachable!(),
+            }
+        };
+        tokio::select! {
+            outcome = ask => outcome,
+            () = agent => unreachable!(),
+        }
+    })
+}
+
+#[test]
+fn whatever_is_answered_to_a_request_is_an_error_in_time() {
+    let framed = |text: &str| [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat();
+    asked(&framed("\"Done\""), false).unwrap();
+    for answer in [framed("\"Ready\""), framed("[7]"), framed("\u{0}"), u32::MAX.to_be_bytes().to_vec(), framed("\"Done\"")[..7].to_vec()] {
+        for ends in [true, false] {
+            assert_eq!(asked(&answer, ends).unwrap_err().code(), Code::Unavailable, "{answer:?}");
+        }
+    }
+    let noise = asked(&framed(r#"{"Failed":"5 no\n\u001b[2J"}"#), false).unwrap_err();
+    assert_eq!((noise.code(), noise.to_string().as_str()), (Code::NotFound, "no  [2J"));
+}

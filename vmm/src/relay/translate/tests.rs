@@ -30,6 +30,16 @@ fn hooks_and_sysctls_of_a_container_without_a_pod_are_the_sandboxs() {
 }
 
 #[test]
+fn a_part_that_is_no_object_is_refused() {
+    for part in ["root", "process", "linux"] {
+        let mut spec = with_linux(json!({}));
+        spec[part] = "/".into();
+        let error = inside(spec).unwrap_err();
+        assert_eq!((error.code(), error.to_string().split(' ').next()), (Code::InvalidArgument, Some(part)));
+    }
+}
+
+#[test]
 fn root_cgroup_and_namespaces_are_the_guests() {
     let spec = json!({
         "root": {"path": "rootfs", "readonly": true},
