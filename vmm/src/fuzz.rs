@@ -121,11 +121,13 @@ fn with_peer<T>(bytes: &[u8], ours: impl AsyncFnOnce(UnixStream) -> T) {
 mod tests {
     use std::path::Path;
 
+    type Target = fn(&[u8]);
+
     /// What the fuzzers begin with, and what they have found, without a fuzzer.
     #[test]
     fn the_fuzzers_corpus_is_read_without_a_panic() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
-        let targets: [(&str, fn(&[u8])); 4] = [
+        let targets: [(&str, Target); 4] = [
             ("qmp", super::qmp),
             ("tasks", super::tasks),
             ("options", |bytes| super::options(&String::from_utf8_lossy(bytes))),
