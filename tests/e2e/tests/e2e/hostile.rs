@@ -163,7 +163,6 @@ fn a_guest_that_lies_about_exits_and_statistics_is_believed_for_its_own_containe
             let all = case.node().container_stats().await.context("the statistics of all containers")?;
             let has = |container: &Container| all.iter().any(|stats| stats.attributes.as_ref().is_some_and(|its| its.id == container.id()));
             ensure!(has(&neighbour.container), "the neighbour is not among those with statistics");
-            case.node().pod_stats().await.context("the statistics of all pods")?;
             in_time(case, ANSWERED, "Stop", second.stop(1)).await??;
             neighbour.is_well(case).await?;
             in_time(case, ANSWERED, "the removal", pod.remove()).await??;
