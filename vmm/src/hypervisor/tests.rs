@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A hypervisor of the tests' own: a shell whose guest is a task of the test. It is the opposite of QEMU in what it can do (no
-//! virtiofs, a vsock of its own, no disks), and no file of this program but this one knows it.
+//! A hypervisor for the tests: a shell whose guest is a task of the test. Its abilities are the
+//! opposite of QEMU's: no virtiofs, its own vsock, no disks. No other file of this program knows
+//! it.
 
 use super::*;
 use crate::host::vsock::Vsock;
@@ -26,18 +27,18 @@ use tokio_util::task::TaskTracker;
 
 const SHELL: Program = Program { name: "sh", places: &[], package: "dash" };
 
-/// Its verdict on this code is that the guest has ended.
+/// The exit code that means that the guest has ended.
 const GUEST_ENDED: u32 = 7;
 
 struct Shell {
-    /// What it does, and so how it ends.
+    /// What the shell runs, which also decides how it ends.
     script: &'static str,
-    /// Whether its guest says anything.
+    /// Whether its guest stays silent.
     is_mute: bool,
     tasks: TaskTracker,
 }
 
-/// A connection without facets.
+/// A control connection that cannot attach disks.
 struct Bare;
 
 impl Control for Bare {
@@ -71,7 +72,7 @@ impl Hypervisor for Shell {
         invocation
     }
 
-    /// Its guest says hello, and answers whoever connects.
+    /// Its guest sends the first message, and answers every connection.
     fn begin<'a>(&'a self, spec: &'a VmSpec) -> Promise<'a, Box<dyn Control>> {
         Box::pin(async {
             let directory = spec.vsock_directory().unwrap();
@@ -95,7 +96,7 @@ impl Hypervisor for Shell {
     }
 }
 
-/// An agent that does whatever it is asked.
+/// An agent that answers every request with success.
 async fn answer(mut host: UnixStream) -> std::io::Result<()> {
     while host.read_u8().await? != b'\n' {}
     host.write_all(b"OK 1\n").await?;
@@ -112,7 +113,7 @@ async fn answer(mut host: UnixStream) -> std::io::Result<()> {
     }
 }
 
-/// A machine of this hypervisor, and what its guest has told.
+/// Runs `test` with a machine of this hypervisor, and the events of its guest.
 async fn with_machine(cgroup: &Cgroup, shell: Shell, test: impl AsyncFnOnce(Result<Machine>, Arc<Mutex<Vec<Event>>>)) {
     let dir = tempfile::tempdir().unwrap();
     let me = rustix::process::geteuid().as_raw();
@@ -154,7 +155,8 @@ async fn reason(machine: &Machine) -> String {
     reason.unwrap().as_deref().unwrap().to_owned()
 }
 
-/// All of it in one test, in a process of its own: machines need the one that reaps, which would take other tests' children.
+/// All cases in one test, in its own process: machines need the process's one reaper, which would
+/// reap other tests' children.
 #[test]
 fn a_second_hypervisor_boots_a_machine_and_says_how_it_ended() {
     const ALONE: &str = "MAGNETAR_TEST_ALONE";
@@ -167,7 +169,7 @@ fn a_second_hypervisor_boots_a_machine_and_says_how_it_ended() {
     let name = format!("magnetar-test-{}", std::process::id());
     let cgroup = Cgroup::at(&format!("/{name}")).unwrap();
     if let Err(error) = cgroup.create() {
-        // Past the capture: a test that runs nothing says so.
+        // Written past libtest's capture, so that a skipped test is seen.
         let _unheard = writeln!(std::io::stderr(), "skipped: a cgroup of our own needs root ({error})");
         return;
     }
@@ -192,7 +194,7 @@ async fn is_switched_off(cgroup: &Cgroup) {
         while told.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
         }
-        // The shell does not end by itself, so it is killed when it has had its time.
+        // The shell does not end by itself, so it is killed when its time is up.
         machine.switch_off().await;
         assert_eq!(reason(&machine).await, "it was stopped");
     })
@@ -231,6 +233,6 @@ fn a_facet_that_is_missing_is_refused_with_a_sentence() {
             () = serve => unreachable!("it serves as long as somebody asks"),
         }
     });
-    // Where there is such a device at all.
+    // The other codes are for hosts without this device.
     assert!(matches!(error.code(), Code::Unimplemented | Code::NotFound | Code::PermissionDenied), "{error}");
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How a machine is started: each phase consumes the one before, and what fails takes all processes with it.
+//! How a machine is started. Each phase consumes the previous one. A failure kills all processes.
 //!
 //! ```text
 //! Processes::run ──> connect: hypervisor and agent ──> Booted ──> the task that waits for its end (death)
@@ -27,7 +27,8 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tracing::{Instrument, debug};
 
-/// How long a guest may take to say hello, in software emulation on a busy host. One that works says it within seconds.
+/// How long a guest may take to send its first message, in software emulation on a busy host. A
+/// working guest needs seconds.
 const HELLO: Duration = Duration::from_secs(120);
 
 /// All processes of a machine.
@@ -42,18 +43,19 @@ pub struct Processes {
 struct Connected<F> {
     control: Box<dyn Control>,
     guest: Guest,
-    /// Carries the requests to the agent.
+    /// The loop that sends requests to the agent.
     carry: F,
     events: guest::Connection,
     pulse: guest::Connection,
 }
 
 impl Machine {
-    /// Starts a machine, and returns when its agent can be talked to. `told` is called with whatever the guest tells, and
-    /// `ended` once, when it has ended.
+    /// Starts a machine, and returns once its agent answers. Calls `on_event` for each event of the
+    /// guest, and `on_end` once, when the machine has ended.
     ///
     /// # Errors
-    /// Where a process cannot be run, or ends; `DeadlineExceeded` for a guest that says nothing. Then none of it is left.
+    /// If a process cannot be run or ends; `DeadlineExceeded` if the guest stays silent. Nothing of
+    /// the machine is left then.
     pub async fn boot(
         hypervisor: Arc<dyn Hypervisor>,
         spec: VmSpec,
@@ -91,7 +93,8 @@ impl Machine {
         let alive = death::Alive { hypervisor, connection, serve, carry, events, pulse, off: off.subscribe(), condemned };
         let watch = async move {
             let reason = alive.until_the_end(&mut processes, told).await;
-            // Whoever sees the death sees the end of all that ran in it, too.
+            // End all containers before publishing the death, so that whoever sees the death also
+            // sees their ends.
             ended();
             death_sender.send_replace(Some(reason.into()));
         };
@@ -100,7 +103,7 @@ impl Machine {
     }
 }
 
-/// Tells the hypervisor to begin, and connects to the agent when that is there.
+/// Lets the hypervisor begin, and connects to the agent once it listens.
 async fn connect(
     hypervisor: &dyn Hypervisor,
     spec: &VmSpec,
@@ -109,8 +112,8 @@ async fn connect(
 ) -> Result<Connected<impl Future<Output = ()> + Send + use<>>> {
     let control = hypervisor.begin(spec).await?;
     if let Some(hello) = hello {
-        let (_hello, _from) = hello.accept().await.context(|| "cannot hear the guest".into())?;
-        debug!("the guest says hello");
+        let (_hello, _from) = hello.accept().await.context(|| "cannot accept the guest's first connection".into())?;
+        debug!("the guest has sent its first message");
     }
     let (guest, carry) = Guest::connect(dialer.clone()).await?;
     let events = dialer.dial(Purpose::Events).await?;

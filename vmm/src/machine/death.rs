@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How a machine ends, and why: one task waits for whatever comes first.
+//! How a machine ends, and why. One task waits for whichever cause comes first.
 
 use super::boot::Processes;
 use super::log_tail::{LogTail, end_in, panic_in};
@@ -15,43 +15,45 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
-/// Between two questions whether the agent lives.
+/// The interval between two pings of the agent.
 const PULSE: Duration = Duration::from_secs(1);
 
-/// How long it may take to answer: with the time between and what is asked of the hypervisor then, less than five seconds.
+/// How long the agent may take to answer a ping. With the interval and the question to the
+/// hypervisor, a dead agent is noticed in less than five seconds.
 const ANSWER: Duration = Duration::from_millis(3400);
 
-/// Between two tries to ask.
+/// The interval between two attempts to send a ping.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// How long the hypervisor may take to say whether the machine runs.
+/// How long the hypervisor may take to report the machine's state.
 const STATE: Duration = Duration::from_millis(500);
 
-/// How long the reason for a broken connection, a process that ends, may be in coming.
+/// How long to wait for a process to end, which explains why a connection broke.
 const CAUSE: Duration = Duration::from_secs(2);
 
-/// What shows that a machine lives, and what ends it.
+/// What the task watches: signs of life, and requests to end the machine.
 pub struct Alive<S, C> {
-    /// Its hypervisor's kind.
+    /// The kind of hypervisor.
     pub hypervisor: Arc<dyn Hypervisor>,
-    /// The connection to it.
+    /// The connection to the hypervisor.
     pub connection: Connection,
     /// The loop that serves that connection.
     pub serve: S,
-    /// The loop that carries requests to the agent.
+    /// The loop that sends requests to the agent.
     pub carry: C,
-    /// What the guest tells.
+    /// The connection for the guest's events.
     pub events: guest::Connection,
-    /// The agent is asked here whether it lives.
+    /// The connection for pings of the agent.
     pub pulse: guest::Connection,
-    /// Whether it is to be switched off.
+    /// Becomes true when the machine must be switched off.
     pub off: watch::Receiver<bool>,
-    /// Why it is good for nothing.
+    /// Takes reasons why the machine is unusable.
     pub condemned: mpsc::Receiver<String>,
 }
 
 impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> Alive<S, C> {
-    /// Passes on what the guest tells until the machine is at its end, kills all that is left of it, and says why.
+    /// Passes on the guest's events until the machine ends. Then kills all remaining processes, and
+    /// returns the reason.
     pub async fn until_the_end(self, processes: &mut Processes, told: impl Fn(Event) + Send + Sync) -> String {
         let Self { hypervisor, connection, serve, carry, mut events, pulse, mut off, mut condemned } = self;
         let hypervisor = &*hypervisor;
@@ -71,8 +73,8 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> Alive<S, C> {
         let reason = tokio::select! {
             reason = processes.one_ended(hypervisor) => reason,
             reason = no_pulse(pulse, connection) => reason,
-            // It serves as long as the pulse, at least, may ask.
-            () = serve => "nobody talks to the hypervisor any more".into(),
+            // `serve` runs while a `Connection` exists, and the ping loop has one.
+            () = serve => "the connection to the hypervisor is no longer served".into(),
             () = broken => match tokio::time::timeout(CAUSE, processes.one_ended(hypervisor)).await {
                 Ok(reason) => reason,
                 Err(_) => "the agent in the guest has closed its connections".into(),
@@ -90,7 +92,7 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> Alive<S, C> {
 }
 
 impl Processes {
-    /// Waits until one of them has ended, and says why. Cancel-safe.
+    /// Waits until one of the processes has ended. Returns the reason. Cancel-safe.
     pub(super) async fn one_ended(&mut self, kind: &dyn Hypervisor) -> String {
         let Self { hypervisor, virtiofsd, vsock, console } = self;
         let shared = async {
@@ -103,14 +105,15 @@ impl Processes {
             }
         };
         let (device, reason) = tokio::select! {
-            // The others end with the hypervisor.
+            // Check the hypervisor first: the others end with it.
             biased;
             exit = hypervisor.ended() => return of_hypervisor(kind, hypervisor, exit, console),
             ended = shared => ended,
             ended = vsock.ended() => ended,
         };
-        // Whichever of them was seen first, where the hypervisor has ended that is why. A device ends well only because the
-        // hypervisor has hung up, which it does some time before its own end, whatever that one will be.
+        // If the hypervisor has ended, that is the cause, whichever end was seen first. A device
+        // process exits with code 0 only after the hypervisor hung up, which happens some time
+        // before the hypervisor's own end.
         let hung_up = device.code == 0;
         match tokio::time::timeout(if hung_up { CAUSE } else { CAUSE / 5 }, hypervisor.ended()).await {
             Ok(exit) if hung_up || exit.code <= 128 => of_hypervisor(kind, hypervisor, exit, console),
@@ -119,7 +122,7 @@ impl Processes {
     }
 }
 
-/// Why a hypervisor has ended, as far as its exit and the guest's console tell.
+/// Why the hypervisor has ended, according to its exit and the guest's console.
 fn of_hypervisor(kind: &dyn Hypervisor, process: &Process, exit: Exit, console: &LogTail) -> String {
     let said = console.last();
     match (panic_in(&said), end_in(&said), kind.verdict(exit)) {
@@ -127,15 +130,15 @@ fn of_hypervisor(kind: &dyn Hypervisor, process: &Process, exit: Exit, console: 
         (None, Some(reason), Verdict::Guest) => format!("{GIVES_UP}: {reason}"),
         (None, None, Verdict::Guest) => match console.last_line() {
             Some(line) => format!("the guest has switched itself off; the last line on its console: {line}"),
-            // A processor that stops at a fault restarts, and that is the end, too.
+            // A triple fault restarts the guest, which also ends the machine.
             None => "the guest has restarted or switched itself off, and its console is empty".into(),
         },
         (None, _, Verdict::Hypervisor) => process.describe(exit),
     }
 }
 
-/// Asks the agent whether it lives, for as long as it does. Says why not. On a connection of its own: a question that waited
-/// behind a request would take what is slow for what is dead.
+/// Pings the agent until it stops answering. Returns the reason. It has a connection of its own: a
+/// ping that waits behind a slow request would make the agent look dead.
 async fn no_pulse(mut agent: guest::Connection, hypervisor: Connection) -> String {
     let mut unreached = None;
     loop {
@@ -155,9 +158,9 @@ async fn no_pulse(mut agent: guest::Connection, hypervisor: Connection) -> Strin
     }
 }
 
-/// Asks the agent until it answers. Remembers why it could not be asked. Where a process has ended or all connections are broken,
-/// somebody else finds that out meanwhile. Since 2026 Linux refuses vsock connections to a paused guest until it resumes, so keep
-/// retrying.
+/// Pings the agent until it answers. Keeps the last error. If a process ended or all connections
+/// broke, another task notices. Since 2026 Linux refuses vsock connections to a paused guest until
+/// it resumes, so keep retrying.
 async fn answered(agent: &mut guest::Connection, unreached: &mut Option<std::io::Error>) {
     while let Err(error) = guest::ping(agent).await {
         *unreached = Some(error);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What programs say: the guest's console, and the standard error of the hypervisor and its helpers.
+//! The output of programs: the guest's console, and the standard error of the hypervisor and its
+//! helpers.
 //!
-//! The last of it is kept for the reason of a pod's end; of the console, more of it in a file, for people. Both are bounded,
-//! whatever a guest prints.
+//! The end of each output is kept in memory, to explain a pod's end. A longer part of the console
+//! is kept in a file. Both are bounded, whatever a guest prints.
 
 use magnetar_vm_agent_api::GIVES_UP;
 use std::collections::VecDeque;
@@ -15,25 +16,25 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tracing::debug;
 
-/// How much is kept in memory, in bytes.
+/// The most bytes kept in memory.
 const KEPT: usize = 4 << 10;
 
-/// How much of the console is kept in its file, in bytes: then it begins anew.
+/// The most bytes of the console in its file. Beyond that the file is emptied and starts again.
 const IN_FILE: u64 = 256 << 10;
 
-/// The last of what a program has said.
+/// The end of a program's output.
 #[derive(Debug, Clone, Default)]
 pub struct LogTail(Arc<Mutex<VecDeque<u8>>>);
 
 impl LogTail {
-    /// What was said last, without what cannot be printed.
+    /// The kept output, without control characters.
     pub fn last(&self) -> String {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(kept.make_contiguous());
         text.chars().filter(|c| *c == '\n' || !c.is_control()).collect()
     }
 
-    /// The last line that says something.
+    /// The last line that is not empty.
     pub fn last_line(&self) -> Option<String> {
         self.last().lines().rev().map(str::trim).find(|line| !line.is_empty()).map(String::from)
     }
@@ -45,18 +46,18 @@ impl LogTail {
         kept.drain(..excess);
     }
 
-    /// Listens to a pipe until its end; `file` is written to as well. Where that fails, the pipe is read all the same: a
-    /// program that nobody listens to would stop.
+    /// Reads a pipe to its end, and copies it to `file`. If writing the file fails, the pipe is
+    /// still read: a program blocks on a full pipe.
     pub async fn listen(self, of: &'static str, from: OwnedFd, file: Option<PathBuf>) {
         let Ok(mut from) = pipe::Receiver::from_owned_fd(from) else { return };
-        let mut file = file.and_then(|path| File::create(path).map_err(|error| debug!(of, %error, "no file for it")).ok());
+        let mut file = file.and_then(|path| File::create(path).map_err(|error| debug!(of, %error, "cannot create the file for this output")).ok());
         let mut buffer = vec![0; 4096];
         while let Ok(length @ 1..) = from.read(&mut buffer).await {
             self.hear(&buffer[..length]);
             if let Some(file) = &mut file
                 && let Err(error) = append(file, &buffer[..length])
             {
-                debug!(of, %error, "cannot write what it says");
+                debug!(of, %error, "cannot write this output to its file");
             }
         }
     }
@@ -70,13 +71,13 @@ fn append(file: &mut File, bytes: &[u8]) -> std::io::Result<()> {
     file.write_all(bytes)
 }
 
-/// Why a guest's kernel has ended, where its console says so.
+/// The reason of a kernel panic on the console, if there is one.
 pub fn panic_in(console: &str) -> Option<&str> {
     let (_, said) = console.rsplit_once("Kernel panic - not syncing: ")?;
     said.lines().next().map(str::trim).filter(|reason| !reason.is_empty())
 }
 
-/// Why the agent has ended its guest, where the console says so.
+/// The agent's reason for ending the guest, if the console has one.
 pub fn end_in(console: &str) -> Option<&str> {
     let (_, said) = console.rsplit_once(GIVES_UP)?;
     said.lines().next()?.trim().strip_prefix("error=").filter(|reason| !reason.is_empty())
@@ -145,7 +146,7 @@ mod tests {
                 words.hear(format!("\n[ 1.0] Kernel panic - not syncing: {reason}\r\n").as_bytes());
             }
             let last = words.last();
-            // A byte that is no text becomes a character of three.
+            // A byte that is no UTF-8 becomes a character of three bytes.
             prop_assert!(last.len() <= 3 * KEPT, "{} bytes", last.len());
             prop_assert!(last.chars().all(|c| c == '\n' || !c.is_control()), "{last:?}");
             let line = words.last_line();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pods' network namespaces with guests that are tasks. They need root, and say so where they are skipped.
+//! Forwarding in real network namespaces, with tasks as guests. The tests need root; without it,
+//! they say that they are skipped.
 
 use super::*;
 use nix::sched::{CloneFlags, unshare};
@@ -9,14 +10,14 @@ use std::io::Write as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc;
 
-/// What listens on the ports of a guest.
+/// The guest's ports.
 mod port {
     pub const ECHO: u16 = 7;
-    /// Says nothing, and hears nothing.
+    /// Sends nothing, and reads nothing.
     pub const SILENT: u16 = 9;
-    /// Says something, and listens until the other has said all.
+    /// Sends a text and closes, then reads until the client closes.
     pub const GREETING: u16 = 80;
-    /// Says something and is gone, without an end.
+    /// Sends a text, and disappears without closing.
     pub const FAILING: u16 = 99;
     pub const NOTHING: u16 = 1;
 }
@@ -25,7 +26,7 @@ struct Pod {
     tasks: TaskTracker,
     cancel: CancellationToken,
     forwarder: Forwarder,
-    /// What was heard by those in the guest who listen, when their connections ended.
+    /// What the guest's listeners read, or how their connections ended.
     heard: mpsc::UnboundedReceiver<Vec<u8>>,
 }
 
@@ -46,7 +47,7 @@ impl Pod {
         Self { tasks, cancel, forwarder, heard }
     }
 
-    /// Nothing is left, when this is done.
+    /// Waits for the end, and checks that nothing is left.
     async fn ends(self) {
         drop(self.forwarder);
         self.tasks.close();
@@ -90,15 +91,15 @@ async fn listen_in_guest(port: u16, connection: DuplexStream, tell: mpsc::Unboun
     }
 }
 
-/// Runs `test` in a network namespace with nothing but a loopback that is up.
+/// Runs `test` in a network namespace that has only a loopback, which is up.
 fn in_pod(test: impl AsyncFnOnce() + Send) {
     let body = move || {
         if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-            // Past the capture: a test that runs nothing says so.
+            // Written past libtest's capture, so that a skipped test is seen.
             let _unheard = writeln!(std::io::stderr(), "skipped: a network namespace needs root ({error})");
             return;
         }
-        // `RTM_NEWLINK` with `NLM_F_REQUEST`: the first device is to be up.
+        // `RTM_NEWLINK` with `NLM_F_REQUEST`: bring up the first device.
         let (head, one) =
             ([32_u32.to_ne_bytes(), [16_u16.to_ne_bytes(), 1_u16.to_ne_bytes()].concat().try_into().unwrap()], 1_u32.to_ne_bytes());
         let up = [&head.concat()[..], &[0; 12], &one, &one, &one].concat();
@@ -115,7 +116,7 @@ async fn dial(port: u16) -> io::Result<TcpStream> {
     TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await
 }
 
-/// How reading ends, and what was read before.
+/// The result of reading, and the text that was read.
 async fn read_all(client: &mut TcpStream) -> (Result<(), ErrorKind>, String) {
     let mut bytes = Vec::new();
     let ended = client.read_to_end(&mut bytes).await;

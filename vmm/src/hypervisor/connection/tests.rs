@@ -4,11 +4,11 @@ use super::*;
 use crate::hypervisor::Promise;
 use std::io::Write as _;
 
-/// A hypervisor that does what it can, and tells what.
+/// A hypervisor that records its orders.
 #[derive(Clone, Default)]
 struct Fake {
     told: Arc<Mutex<Vec<String>>>,
-    /// How many times it fails to detach.
+    /// How many times detach fails.
     refuses: Arc<Mutex<u32>>,
     hangs: bool,
 }
@@ -43,7 +43,8 @@ impl HotPlug for Fake {
     }
 }
 
-/// For [`block::open`], which opens what there is: the first loop device, if this machine has one and we may.
+/// A device for [`block::open`], which opens real devices: the first loop device, if this machine
+/// has one and we may open it.
 fn device() -> Option<Numbers> {
     let device = Numbers { major: 7, minor: 0 };
     let there = block::open(device, false).is_ok();
@@ -58,8 +59,8 @@ fn ids() -> [ContainerId; 2] {
     ["a", "b"].map(|id| ContainerId::parse(id).unwrap())
 }
 
-/// Gives orders about a device to a machine of `fake`, for two containers. Returns what the hypervisor was told; nothing where there
-/// is no such device.
+/// Runs `orders` about a device, for two containers, against `fake`. Returns what the hypervisor
+/// was told; `None` if there is no such device.
 async fn ordered(fake: Fake, orders: impl AsyncFnOnce(Connection, Wanted, [ContainerId; 2])) -> Option<Vec<String>> {
     let wanted = Wanted { device: device()?, read_only: false };
     let (disks, task) = Connection::new(Box::new(fake.clone()));
@@ -75,7 +76,7 @@ async fn a_device_is_attached_once_and_leaves_with_the_last_container() {
         assert_eq!(disks.attach(writes, &b).await.unwrap(), first);
         let second = disks.attach(reads, &b).await.unwrap();
         assert_eq!(disks.leave(&a), []);
-        assert_eq!(disks.leave(&a), [], "it has left already");
+        assert_eq!(disks.leave(&a), [], "it was released before");
         assert_eq!(disks.leave(&b), [first, second]);
         disks.detach(first).await.unwrap();
         disks.detach(first).await.unwrap();
@@ -94,7 +95,7 @@ async fn who_wants_a_disk_before_it_is_detached_has_it() {
         assert_eq!(disks.leave(&a), [disk]);
         assert_eq!(disks.attach(wanted, &b).await.unwrap(), disk);
         disks.detach(disk).await.unwrap();
-        assert_eq!(disks.leave(&b), [disk], "it was not taken from the other one");
+        assert_eq!(disks.leave(&b), [disk], "the second container kept it");
         disks.detach(disk).await.unwrap();
         assert!(!disks.has_disks());
     });
@@ -110,7 +111,7 @@ async fn what_could_not_be_detached_is_tried_again_and_nobodys_meanwhile() {
         assert_eq!(disks.leave(&a), [disk]);
         assert!(disks.detach(disk).await.is_err());
         assert!(disks.attach(wanted, &b).await.is_err(), "the guest may have lost it");
-        assert_eq!(disks.leave(&b), [disk], "the next one who goes tries it");
+        assert_eq!(disks.leave(&b), [disk], "the next release retries it");
         assert!(disks.detach(disk).await.is_err());
         assert_ne!(disks.attach(wanted, &b).await.unwrap(), disk);
     });
@@ -135,7 +136,7 @@ async fn a_hypervisor_that_does_not_answer_is_not_asked_again() {
     let (disks, task) = Connection::new(Box::new(Fake { hangs: true, ..Fake::default() }));
     let orders = async move {
         assert_eq!(disks.state().await.unwrap_err().to_string(), "the hypervisor has not carried out an order within 20s");
-        assert_eq!(disks.state().await.unwrap_err().to_string(), "the hypervisor has once not carried out an order within 20s");
+        assert_eq!(disks.state().await.unwrap_err().to_string(), "the hypervisor has not carried out an earlier order within 20s");
     };
     tokio::join!(orders, task);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The command line, and how a machine's state is told.
+//! The command line, and the machine's state.
 
 use super::*;
 use crate::host::vsock::{Cid, Vsock};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a guest is told, of what the kernel might say.
+//! What the guest gets of various kernel configurations.
 
 use super::*;
 use magnetar_core::error::Code;

@@ -146,7 +146,7 @@ async fn the_end_is_said_to_be_one() {
     assert_eq!(Qmp::begin(ours).await.unwrap_err().code(), Code::Unavailable);
 }
 
-/// A line, as it should be or not quite.
+/// A line that is valid or damaged.
 fn line() -> impl Strategy<Value = Vec<u8>> {
     let known = prop_oneof![
         Just(GREETING.to_owned()),
@@ -172,7 +172,7 @@ proptest! {
                 qmp.execute::<Value>("query-status").await
             };
             let talk = async {
-                // Where nobody listens any more, it fails.
+                // This fails if the peer has hung up.
                 let _gone = theirs_out.write_all(&bytes).await;
                 drop(theirs_out);
                 tokio::io::copy(&mut theirs_in, &mut tokio::io::sink()).await
