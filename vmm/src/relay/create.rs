@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How a container of a virtual machine is made: from its specification on the host to Create in the guest.
+//! How a container in a virtual machine is made: from its specification on the host to Create in
+//! the guest.
 
 use super::container::{Container, Process};
 use super::memory::Volumes;
@@ -18,11 +19,12 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long the agent may take for what needs no waiting.
+/// How long the agent may take for a request that does not wait for anything.
 pub const ASKED: Duration = Duration::from_secs(30);
 
 impl Relay {
-    /// Records a container that is made when it is started, and refuses what could not be made then.
+    /// Records a container that is made later, at Start. Refuses it now if it could not be made
+    /// then.
     pub(super) fn announce(&self, container: &Container, request: CreateRequest) -> Result<()> {
         self.record(container)?;
         let spec = specification(container)?;
@@ -43,7 +45,8 @@ impl Relay {
         self.0.files.get().map_or(Ok(()), SandboxFiles::publish)?;
         let spec = specification(container)?;
         let memory = self.0.memory.used_by(&spec);
-        // docker mounts it by itself, and `ctr run --rootfs` has it where it likes; a relative path is one in the bundle.
+        // docker mounts it itself, and `ctr run --rootfs` has it anywhere. A relative path is
+        // relative to the bundle.
         let root = container.bundle.join(spec["root"]["path"].as_str().unwrap_or("rootfs"));
         let Translated { spec, volumes, disks, huge_pages, shared_pid } = self.translated(container, spec, &memory)?;
         running.share.show(id, &root, &request.rootfs, &volumes)?;
@@ -60,7 +63,7 @@ impl Relay {
         running.call(running.guest.tasks().create(id, request.stdio.terminal, paths)).await
     }
 
-    /// Opens the streams of a process. Returns how the guest knows them.
+    /// Opens the streams of a process. Returns their names in the guest.
     pub(super) async fn open_streams(
         &self,
         running: &Running,
@@ -77,7 +80,7 @@ impl Relay {
         Ok(paths)
     }
 
-    /// The container's specification for the guest.
+    /// Translates the container's specification for the guest.
     fn translated(&self, container: &Container, spec: Value, memory: &[(PathBuf, Memory)]) -> Result<Translated> {
         let context = translate::Context {
             sandbox_pid: std::process::id(),
@@ -90,7 +93,7 @@ impl Relay {
     }
 }
 
-/// An error of making a container, which says so. The guest's own say so already.
+/// Adds "cannot create container" to an error, unless the guest has done so.
 pub fn cannot_create(id: &ContainerId, error: Error) -> Error {
     let subject = format!("cannot create container {id}: ");
     match error.to_string() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! containerd's Task API in the guest, asked by the host. Wire types stop here.
+//! The client for containerd's Task API in the guest. Wire types stop here.
 
 use super::Connection;
 use crate::relay::streams::Paths;
@@ -16,7 +16,8 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::Context;
 
-/// The containers in the guest. Cheap to clone. Calls have no deadline of their own: they end with an answer or the connection.
+/// The containers in the guest. Cheap to clone. Calls have no timeout of their own: they end with
+/// an answer or with the connection.
 #[derive(Clone)]
 pub struct GuestTasks(TaskClient);
 
@@ -29,11 +30,11 @@ pub enum Failure {
     Broken(Error),
 }
 
-/// What a call brings.
+/// The result of a call.
 pub type Answer<T> = std::result::Result<T, Failure>;
 
 impl GuestTasks {
-    /// By way of a connection whose [`Purpose`](agent::Purpose) is `Tasks`.
+    /// Uses a connection whose [`Purpose`](agent::Purpose) is `Tasks`.
     pub fn new(connection: Connection) -> Self {
         Self(TaskClient::new(Client::new(Socket::new(connection))))
     }
@@ -95,7 +96,8 @@ impl GuestTasks {
         done(self.0.close_io(Context::default(), &asked).await)
     }
 
-    /// What a container uses. A guest has cgroup version 2, and does not choose what containerd is to decode.
+    /// A container's resource usage. A guest has cgroup version 2. The type is checked here, so
+    /// that the guest does not choose what containerd decodes.
     pub async fn statistics(&self, container: &ContainerId) -> Answer<Metrics> {
         let asked = api::StatsRequest { id: container.to_string(), ..Default::default() };
         let answer = self.0.stats(Context::default(), &asked).await.map_err(failure)?;

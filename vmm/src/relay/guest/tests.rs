@@ -7,7 +7,7 @@ use std::panic;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::UnixListener;
 
-/// What must not take longer than this, does not end.
+/// A test that takes longer than this hangs.
 const WATCH: Duration = Duration::from_secs(20);
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -15,7 +15,8 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.block_on(async { tokio::time::timeout(WATCH, future).await.expect("it does not end") })
 }
 
-/// What comes of a dial to a device that says `bytes` and no more, and how many bytes more can then be read of them.
+/// Dials a device that sends `bytes` and closes. Returns how many bytes are left for the
+/// connection's user.
 fn dialed(bytes: &[u8]) -> Result<usize> {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("host");
@@ -24,7 +25,7 @@ fn dialed(bytes: &[u8]) -> Result<usize> {
         let device = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let (mut from, mut to) = stream.split();
-            // Where nobody listens any more, it fails.
+            // This fails if the peer has hung up.
             let _gone = to.write_all(bytes).await.and(to.shutdown().await);
             tokio::io::copy(&mut from, &mut tokio::io::sink()).await
         };
@@ -85,7 +86,8 @@ proptest! {
 
     #[test]
     fn whatever_a_guest_answers_to_a_call_nothing_panics(said in vec(message(), 0..6)) {
-        // In tasks of the crate ttrpc a panic would not be seen otherwise. In a release it is the end of the process.
+        // A panic in a task of the crate ttrpc would otherwise go unnoticed. In a release build it
+        // ends the process.
         static PANICS: AtomicUsize = AtomicUsize::new(0);
         static HOOK: std::sync::Once = std::sync::Once::new();
         HOOK.call_once(|| {
@@ -104,7 +106,7 @@ proptest! {
             let (mut theirs_in, mut theirs_out) = theirs.into_split();
             let container = magnetar_core::ids::ContainerId::parse("c").unwrap();
             let talk = async {
-                // Once the call has come.
+                // After the call has arrived.
                 let mut first = [0; 1];
                 theirs_in.read_exact(&mut first).await.unwrap();
                 let _gone = theirs_out.write_all(&said.concat()).await.and(theirs_out.shutdown().await);

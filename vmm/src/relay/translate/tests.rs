@@ -13,7 +13,7 @@ fn translated(spec: Value, is_single: bool) -> Result<Translated> {
     translate(spec, &ContainerId::parse("c1").unwrap(), &context)
 }
 
-/// The least that the guest takes, with more in `linux`.
+/// The smallest specification that is accepted, with `more` in `linux`.
 fn with_linux(more: Value) -> Value {
     let mut linux = json!({"namespaces": [{"type": "pid"}]});
     linux.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -136,7 +136,7 @@ fn devices_that_come_with_privileges_are_none_of_its_own() {
         let given = with_linux(json!({"devices": devices, "resources": {"devices": rules}}));
         assert!(inside(given).unwrap_err().to_string().contains("/dev/loop1 (7:1)"));
     }
-    // The numbers of /dev/null are those of a memory disk, too.
+    // As a block device, the numbers of /dev/null belong to a RAM disk.
     let ram = json!({"devices": [{"path": "/dev/ram3", "type": "b", "major": 1, "minor": 3}]});
     assert!(inside(with_linux(ram)).unwrap_err().to_string().contains("/dev/ram3"));
 }
