@@ -19,7 +19,7 @@ pub struct VmConfig {
     pub hypervisor: HypervisorName,
     /// Settings for QEMU only.
     pub qemu: QemuConfig,
-    /// The guest's kernel. By default, the one that is installed beside this program for the
+    /// The guest's kernel. The default is the kernel that is installed beside this program for the
     /// hypervisor.
     pub kernel: Option<PathBuf>,
     /// The initramfs that belongs to the kernel, with the same default.
@@ -78,15 +78,15 @@ pub struct Size {
 
 /// What a pod needs in addition to the sum of its containers' limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Beyond {
+pub struct ExtraNeeds {
     /// Whether some of its containers have no memory limit.
-    pub some_unlimited: bool,
+    pub has_unlimited_container: bool,
     /// How many huge pages the containers ask for. No memory limit includes them.
     pub huge_pages: u32,
 }
 
 /// The most processors of a machine.
-const MOST_VCPUS: u64 = 255;
+const MAX_VCPUS: u64 = 255;
 
 impl VmConfig {
     /// Reads and checks the table.
@@ -103,13 +103,16 @@ impl VmConfig {
         }
         let config: Self = serde_json::from_value(Value::Object(table.clone())).map_err(|e| invalid(e.to_string()))?;
         if config.memory_mib < LEAST_MEMORY {
-            return Err(invalid(format!("memory_mib = {} is less than {LEAST_MEMORY}, the least that a guest boots with", config.memory_mib)));
+            return Err(invalid(format!(
+                "memory_mib = {} is less than {LEAST_MEMORY}, the least that a guest boots with",
+                config.memory_mib
+            )));
         }
         if config.unlimited_memory_mib < config.memory_mib {
             return Err(invalid("unlimited_memory_mib is less than memory_mib".into()));
         }
-        if !(1..=MOST_VCPUS).contains(&u64::from(config.vcpus)) {
-            return Err(invalid(format!("vcpus = {} is not between 1 and {MOST_VCPUS}", config.vcpus)));
+        if !(1..=MAX_VCPUS).contains(&u64::from(config.vcpus)) {
+            return Err(invalid(format!("vcpus = {} is not between 1 and {MAX_VCPUS}", config.vcpus)));
         }
         for (key, path) in [("kernel", &config.kernel), ("initramfs", &config.initramfs)] {
             if path.as_ref().is_some_and(|path| !path.is_absolute()) {
@@ -133,12 +136,12 @@ impl VmConfig {
 
     /// The size of a pod's machine: the sum of its containers' limits, as the kubelet passes it,
     /// plus what the machine itself needs, plus `beyond`.
-    pub fn size(&self, pod: &PodConfig, beyond: Beyond, host_cpus: u32) -> Size {
+    pub fn size(&self, pod: &PodConfig, beyond: ExtraNeeds, host_cpus: u32) -> Size {
         let limits = pod.resources.as_ref();
         let memory = limits.and_then(|limits| limits.memory_limit).and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
         let memory_mib = match memory {
             Some(bytes) => {
-                let own = if beyond.some_unlimited { self.unlimited_memory_mib } else { self.memory_mib };
+                let own = if beyond.has_unlimited_container { self.unlimited_memory_mib } else { self.memory_mib };
                 u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).saturating_add(own)
             }
             None => self.unlimited_memory_mib,
@@ -155,7 +158,7 @@ impl VmConfig {
 fn processors(limits: &Resources) -> Option<u32> {
     let quota = limits.cpu_quota.and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0)?;
     let period = limits.cpu_period.filter(|period| *period > 0)?;
-    u32::try_from(quota.div_ceil(period).min(MOST_VCPUS)).ok()
+    u32::try_from(quota.div_ceil(period).min(MAX_VCPUS)).ok()
 }
 
 #[cfg(test)]
@@ -167,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn invalid_settings_are_refused_by_name() {
         assert_eq!(parse(serde_json::json!({})).unwrap(), VmConfig::default());
         for (table, named) in [
             (serde_json::json!({"memory": 1}), "memory"),
@@ -186,17 +189,21 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_follows_the_pods_limits() {
+    fn a_machines_size_follows_the_pods_limits() {
         let config = VmConfig::default();
         let mut pod = PodConfig::default();
-        let nothing = Beyond::default();
+        let nothing = ExtraNeeds::default();
         assert_eq!(config.size(&pod, nothing, 4), Size { memory_mib: 1024, vcpus: 1 });
         let limits =
             Resources { memory_limit: Some(100 << 20), cpu_quota: Some(150_000), cpu_period: Some(100_000), ..Resources::default() };
         pod.resources = Some(limits.clone());
         assert_eq!(config.size(&pod, nothing, 4), Size { memory_mib: 228, vcpus: 2 });
-        assert_eq!(config.size(&pod, Beyond { some_unlimited: true, huge_pages: 0 }, 4).memory_mib, 1124);
-        assert_eq!(config.size(&pod, Beyond { some_unlimited: false, huge_pages: 16 }, 4).memory_mib, 260, "huge pages are added");
+        assert_eq!(config.size(&pod, ExtraNeeds { has_unlimited_container: true, huge_pages: 0 }, 4).memory_mib, 1124);
+        assert_eq!(
+            config.size(&pod, ExtraNeeds { has_unlimited_container: false, huge_pages: 16 }, 4).memory_mib,
+            260,
+            "huge pages are added"
+        );
         assert_eq!(config.size(&pod, nothing, 1).vcpus, 1, "not more than the host has");
         pod.resources = Some(Resources { memory_limit: Some(-1), cpu_quota: Some(-1), ..limits });
         assert_eq!(config.size(&pod, nothing, 4), Size { memory_mib: 1024, vcpus: 1 });
@@ -206,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_for_virtual_machines_that_we_ship_and_the_examples_parse() {
+    fn shipped_and_example_configurations_parse() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         for folder in ["shim/etc/magnetar", "examples/options"] {
             for entry in std::fs::read_dir(root.join(folder)).unwrap() {
@@ -219,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guests_files_are_beside_this_program() {
+    fn guest_files_are_found_beside_this_program() {
         let program = Path::new("/usr/local/libexec/magnetar/magnetar-vmm");
         let installed = VmConfig::guest_file(None, "guest", "vmlinux", program);
         assert_eq!(installed, Path::new("/usr/local/share/magnetar/guest/vmlinux"));

@@ -5,9 +5,9 @@
 //! mount namespace of their own, so the pod's mounts disappear with it. The machine's processes are
 //! in the pod's cgroup, which accounts for what they use.
 
-mod made;
+mod cleanup;
 
-use crate::config::{Beyond, VmConfig};
+use crate::config::{ExtraNeeds, VmConfig};
 use crate::host::forward::{self, Forwarder};
 use crate::host::share::Share;
 use crate::host::vsock::{self, Vsock};
@@ -15,9 +15,9 @@ use crate::host::{acceleration, huge_pages, network};
 use crate::hypervisor::{Hypervisor, Sharing};
 use crate::machine::devices::VIRTIOFSD;
 use crate::machine::spec::{Nic, Users, Virtiofs, VmSpec};
-use crate::machine::{Machine, Surroundings, confinement, files};
+use crate::machine::{BootContext, Machine, confinement, files};
 use crate::relay::{Relay, Running, guest};
-use made::Made;
+use cleanup::Cleanup;
 use magnetar_core::cgroup::devices::{self, BLOCK, CHARACTER, Rule};
 use magnetar_core::cgroup::stats::{self, Metrics};
 use magnetar_core::cgroup::{Cgroup, OwnedCgroup, oom};
@@ -42,7 +42,7 @@ use tracing::warn;
 
 /// How long the agent may take to set up the pod in the guest, in software emulation on a busy
 /// host.
-const SET_UP: Duration = Duration::from_secs(60);
+const SET_UP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The host devices that a machine's processes may open. They inherit taps, the kernel's vsock and
 /// disks as open descriptors. A guest may create device nodes in its files, as any container may,
@@ -66,7 +66,7 @@ pub struct VmPod {
     parts: Parts,
     state: State,
     /// What to remove when the pod ends, oldest first.
-    made: Vec<Made>,
+    cleanups: Vec<Cleanup>,
 }
 
 /// The pod's phase.
@@ -95,7 +95,7 @@ enum State {
 impl VmPod {
     /// A new pod. Makes nothing on the host yet.
     pub fn new(hypervisor: Arc<dyn Hypervisor>, config: VmConfig, dir: PodDir, record: PodRecord, relay: Relay, parts: Parts) -> Self {
-        Self { hypervisor, config, dir, record, relay, parts, state: State::New, made: Vec::new() }
+        Self { hypervisor, config, dir, record, relay, parts, state: State::New, cleanups: Vec::new() }
     }
 
     /// Whether the host's kernel has killed a process because the pod's cgroup was full.
@@ -124,11 +124,11 @@ impl VmPod {
                 return Err(Error::precondition(format!("there is no {}, which the virtual machine starts from", file.display())));
             }
         }
-        let beyond = Beyond { some_unlimited: some_unlimited(pod)?, huge_pages };
+        let beyond = ExtraNeeds { has_unlimited_container: has_unlimited_container(pod)?, huge_pages };
         let size =
             self.config.size(pod, beyond, std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)));
         if self.config.huge_pages {
-            huge_pages::on_host(size.memory_mib)?;
+            huge_pages::check_host(size.memory_mib)?;
         }
         let dir = self.vm_dir();
         let mut parameters = vec![format!("magnetar.log={}", self.record.config.log_level)];
@@ -161,12 +161,12 @@ impl VmPod {
         let files = SandboxFiles::new(&self.record.config.containerd, &self.record.sandbox, &self.dir);
         let cgroup = home::pod_cgroup(self.record.sandbox.as_str(), config.cgroup_parent.as_deref());
         let home = self.make_cgroup(cgroup, config)?;
-        self.made.push(Made::Files(files.clone()));
+        self.cleanups.push(Cleanup::Files(files.clone()));
         // /dev/shm is in the guest, so nothing is mounted for it here.
         files.create(&PodConfig { ipc: NamespaceMode::Node, ..config.clone() }, Path::new("/etc"))?;
         self.relay.keep_published(files);
         let share = self.make_share()?;
-        self.made.push(Made::InNetwork(home));
+        self.cleanups.push(Cleanup::InNetwork(home));
         setns(netns, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the pod's network namespace".into())?;
         Ok(share)
     }
@@ -177,9 +177,7 @@ impl VmPod {
         let Hooks { prestart, create_runtime, create_container, start_container, poststart, poststop: _ } = &single.hooks;
         let inside = [("createContainer", create_container), ("startContainer", start_container), ("poststart", poststart)];
         if let Some((name, _)) = inside.into_iter().find(|(_, hooks)| !hooks.is_empty()) {
-            return Err(Error::unimplemented(format!(
-                "the container has {name} hooks, which cannot run outside its virtual machine"
-            )));
+            return Err(Error::unimplemented(format!("the container has {name} hooks, which cannot run outside its virtual machine")));
         }
         let netns = request.netns.as_deref().map(namespace).transpose()?;
         let cgroup = single.sandbox_cgroup();
@@ -187,7 +185,7 @@ impl VmPod {
         // this container.
         OwnedCgroup::claim(&cgroup)?;
         let home = self.make_cgroup(cgroup, &request.config)?;
-        self.made.push(Made::InNetwork(home.clone()));
+        self.cleanups.push(Cleanup::InNetwork(home.clone()));
         match netns {
             Some(netns) => setns(netns, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the container's network namespace".into())?,
             None => {
@@ -195,8 +193,8 @@ impl VmPod {
                 network::raise_loopback().await?;
             }
         }
-        self.relay.is_for_a_single_container();
-        self.made.push(Made::Hooks(home.clone(), Box::new(single.clone())));
+        self.relay.set_single();
+        self.cleanups.push(Cleanup::Hooks(home.clone(), Box::new(single.clone())));
         let state = single.state("creating", std::process::id());
         hooks::run(prestart, &state, home.network(), &self.parts.reaper).await?;
         hooks::run(create_runtime, &state, home.network(), &self.parts.reaper).await?;
@@ -208,7 +206,7 @@ impl VmPod {
     fn make_cgroup(&mut self, path: String, config: &PodConfig) -> Result<Arc<Home>> {
         (self.record.cgroup, self.record.parent) = (Some(path.clone()), config.cgroup_parent.clone());
         self.dir.write_pod(&self.record)?;
-        self.made.push(Made::Cgroup);
+        self.cleanups.push(Cleanup::Cgroup);
         let home = Home::remember()?;
         let cgroup = Cgroup::at(&path)?;
         cgroup.create()?;
@@ -218,7 +216,7 @@ impl VmPod {
 
     fn make_share(&mut self) -> Result<Share> {
         let share = Share::make(self.dir.path())?;
-        self.made.push(Made::Share(share.clone()));
+        self.cleanups.push(Cleanup::Share(share.clone()));
         Ok(share)
     }
 
@@ -242,19 +240,20 @@ impl VmPod {
             }
         });
         let cgroup = self.cgroup()?;
-        self.made.push(Made::Taps);
+        self.cleanups.push(Cleanup::Taps);
         let network::Attached { network, nics } = network::attach().await?;
         let dir = self.vm_dir();
         std::fs::DirBuilder::new().mode(0o700).create(&dir).context(|| format!("cannot make {}", dir.display()))?;
         let shared = Virtiofs { program: virtiofsd, directory: share.dir().to_owned(), socket: dir.join(files::SHARE) };
         let spec = self.spec(&request.config, huge_pages, nics, vsock, shared)?;
-        let around = Surroundings { secret: share.tell_secret()?, cgroup: &cgroup };
-        let (told, ended) = (self.relay.clone(), self.relay.clone());
+        let context = BootContext { secret: share.write_secret()?, cgroup: &cgroup };
+        let (on_event, on_end) = (self.relay.clone(), self.relay.clone());
         let hypervisor = self.hypervisor.clone();
         let machine =
-            Machine::boot(hypervisor, spec, &around, &self.parts, move |event| told.told(event), move || ended.all_ended()).await?;
+            Machine::boot(hypervisor, spec, &context, &self.parts, move |event| on_event.handle_event(event), move || on_end.end_all())
+                .await?;
         self.state = State::Running { machine: machine.clone(), forwarder: None };
-        share.forget_secret()?;
+        share.remove_secret()?;
         Ok((machine, network))
     }
 
@@ -307,9 +306,9 @@ impl Sandboxer for VmPod {
             huge_pages,
             network,
         };
-        machine.guest.ask(Request::SetUp(Box::new(setup)), SET_UP).await?;
+        machine.guest.ask(Request::SetUp(Box::new(setup)), SET_UP_TIMEOUT).await?;
         let forwarder = self.forward(&machine)?;
-        confinement::of_this_process()?;
+        confinement::confine_this_process()?;
         let Machine { guest, hypervisor, pid, death, condemn, .. } = machine.clone();
         self.relay.runs(Running { guest, share, hypervisor, pid, death, condemn });
         self.state = State::Running { machine, forwarder };
@@ -323,9 +322,9 @@ impl Sandboxer for VmPod {
             machine.switch_off().await;
         }
         self.state = State::Gone;
-        while let Some(made) = self.made.last() {
-            made.remove(&self.record, &self.parts.reaper).await?;
-            self.made.pop();
+        while let Some(cleanup) = self.cleanups.last() {
+            cleanup.run(&self.record, &self.parts.reaper).await?;
+            self.cleanups.pop();
         }
         Ok(())
     }
@@ -383,7 +382,7 @@ fn huge_pages(config: &PodConfig) -> Result<u32> {
 /// Whether a pod has containers with and without a memory limit. The sum of limits does not show
 /// that. But the kubelet limits a pod's cgroup only if all containers have a limit
 /// (`ResourceConfigForPod`). Without a kubelet's cgroup, only the sum is known.
-fn some_unlimited(pod: &PodConfig) -> Result<bool> {
+fn has_unlimited_container(pod: &PodConfig) -> Result<bool> {
     match &pod.cgroup_parent {
         Some(parent) => Ok(Cgroup::at(parent)?.memory_limit().is_none()),
         None => Ok(false),

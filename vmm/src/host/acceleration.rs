@@ -85,7 +85,7 @@ mod tests {
     use magnetar_core::error::Code;
 
     #[test]
-    fn the_flags_are_read_as_words() {
+    fn cpu_flags_match_as_whole_words() {
         let info =
             |flags: &str| format!("processor\t: 0\nmodel name\t: A vmx CPU\nflags\t\t: fpu {flags} sse2\nvmx flags\t: vnmi\nbugs\t\t:\n");
         assert!(has_virtualisation(&info("vmx")));
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn kvm_is_taken_where_it_works() {
+    fn kvm_is_used_if_it_works() {
         for choice in [Choice::Auto, Choice::Kvm] {
             assert_eq!(decide(choice, "QEMU", true, Ok(())).unwrap(), Acceleration::Kvm);
             assert_eq!(decide(choice, "Firecracker", false, Ok(())).unwrap(), Acceleration::Kvm);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_has_three_words() {
+    fn the_setting_has_three_values() {
         for (word, choice) in [("\"auto\"", Choice::Auto), ("\"kvm\"", Choice::Kvm), ("\"tcg\"", Choice::Tcg)] {
             assert_eq!(serde_json::from_str::<Choice>(word).unwrap(), choice);
         }

@@ -11,14 +11,14 @@ use std::os::fd::OwnedFd;
 
 /// A device's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Numbers {
+pub struct DeviceNumbers {
     /// The driver's number.
     pub major: u32,
     /// The device's number within the driver.
     pub minor: u32,
 }
 
-impl fmt::Display for Numbers {
+impl fmt::Display for DeviceNumbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.major, self.minor)
     }
@@ -32,10 +32,10 @@ impl fmt::Display for Numbers {
 ///
 /// # Errors
 /// `NotFound` if there is no such device; errors of the kernel.
-pub fn open(device: Numbers, read_only: bool) -> Result<OwnedFd> {
+pub fn open(device: DeviceNumbers, read_only: bool) -> Result<OwnedFd> {
     let what = || format!("cannot open the block device {device}");
     let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
-    let opened = nowhere().and_then(|dir| {
+    let opened = unmounted_dir().and_then(|dir| {
         mknodat(&dir, "device", FileType::BlockDevice, Mode::RUSR | Mode::WUSR, makedev(device.major, device.minor))?;
         let opened = openat(&dir, "device", access | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty());
         unlinkat(&dir, "device", AtFlags::empty())?;
@@ -48,7 +48,7 @@ pub fn open(device: Numbers, read_only: bool) -> Result<OwnedFd> {
 }
 
 /// An empty directory: the root of a tmpfs that is not mounted (fsopen(2)).
-fn nowhere() -> rustix::io::Result<OwnedFd> {
+fn unmounted_dir() -> rustix::io::Result<OwnedFd> {
     let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&fs)?;
     fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC)

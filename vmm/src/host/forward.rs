@@ -30,10 +30,10 @@ use tracing::{debug, warn};
 
 /// The most connections at a time. Each takes three descriptors and up to 64 KiB. More wait in the
 /// kernel's queues, which are bounded too.
-const AT_ONCE: usize = 256;
+const MAX_CONNECTIONS: usize = 256;
 
 /// The pause after a failed accept, for example for lack of descriptors.
-const PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Forwards connections to the pod's loopback to the guest while this exists.
 #[derive(Debug)]
@@ -119,7 +119,7 @@ where
     F: Future<Output = Result<C>> + Send + 'static,
     C: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut failing = false;
     let next = async || {
         let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
@@ -139,7 +139,7 @@ where
                 if !std::mem::replace(&mut failing, true) {
                     warn!(%error, "cannot accept connections to the pod's loopback");
                 }
-                let _cancelled = cancel.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+                let _cancelled = cancel.run_until_cancelled(tokio::time::sleep(ACCEPT_PAUSE)).await;
             }
         }
     }

@@ -14,7 +14,7 @@ pub const SIZE: &str = "2MB";
 pub const MIB: u32 = 2;
 
 /// The host's counters for this size.
-const OF_HOST: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+const HOST_COUNTERS: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// The number of pages for these limits, which are bytes by page size. The kubelet sets a limit of
 /// zero for sizes that a pod does not ask for, so those are ignored.
@@ -34,7 +34,7 @@ pub fn pages<'a>(limits: impl IntoIterator<Item = (&'a str, u64)>) -> Result<u32
 }
 
 /// Whether a guest's kernel can limit pages of this size.
-pub fn is_guests(size: &str) -> bool {
+pub fn guest_has(size: &str) -> bool {
     size == SIZE
 }
 
@@ -43,14 +43,14 @@ pub fn is_guests(size: &str) -> bool {
 ///
 /// # Errors
 /// `FailedPrecondition`, with the number of pages and a remedy.
-pub fn on_host(memory_mib: u32) -> Result<()> {
-    if !Path::new(OF_HOST).exists() {
+pub fn check_host(memory_mib: u32) -> Result<()> {
+    if !Path::new(HOST_COUNTERS).exists() {
         return Err(Error::precondition(format!(
             "the host's kernel has no huge pages of {SIZE}: set huge_pages = false in the handler's options"
         )));
     }
     let read = |name: &str| {
-        let file = Path::new(OF_HOST).join(name);
+        let file = Path::new(HOST_COUNTERS).join(name);
         let text = std::fs::read_to_string(&file).context(|| format!("cannot read {}", file.display()))?;
         text.trim().parse::<u64>().map_err(|_| Error::internal(format!("{} has no number: {text:?}", file.display())))
     };
@@ -75,7 +75,7 @@ mod tests {
     use magnetar_core::error::Code;
 
     #[test]
-    fn limits_are_whole_pages_of_the_size_that_a_guest_has() {
+    fn limits_become_whole_pages_of_the_guests_size() {
         assert_eq!(pages([]).unwrap(), 0);
         assert_eq!(pages([("1GB", 0), ("2MB", 64 << 20)]).unwrap(), 32);
         assert_eq!(pages([("2MB", 1), ("2MB", 2 << 20)]).unwrap(), 2, "rounded up, and summed");
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_with_too_few_is_told_how_many_it_needs() {
+    fn too_few_free_pages_are_refused_with_the_number_needed() {
         assert!(enough(256, 128).is_ok());
         assert!(enough(0, 0).is_ok());
         let error = enough(257, 128).unwrap_err();

@@ -33,8 +33,8 @@ use std::path::{Path, PathBuf};
 /// The name of the root filesystem in a container's folder.
 pub const ROOTFS: &str = "rootfs";
 
-/// The most submounts that a guest is told of for a container.
-const MOST_SUBMOUNTS: usize = 1024;
+/// The most submounts that are reported to a guest for a container.
+const MAX_SUBMOUNTS: usize = 1024;
 
 /// A pod's share.
 #[derive(Debug, Clone)]
@@ -84,7 +84,7 @@ impl Share {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn tell_secret(&self) -> Result<Secret> {
+    pub fn write_secret(&self) -> Result<Secret> {
         let mut bytes = [0; secret::LENGTH];
         getrandom(&mut bytes, GetRandomFlags::empty()).context(|| "cannot get random bytes for the pod's secret".into())?;
         let secret = Secret::new(bytes);
@@ -97,9 +97,9 @@ impl Share {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn forget_secret(&self) -> Result<()> {
+    pub fn remove_secret(&self) -> Result<()> {
         let file = self.places.join(secret::FILE);
-        gone(fs::remove_file(&file), &file)
+        ignore_missing(fs::remove_file(&file), &file)
     }
 
     /// The directory.
@@ -129,7 +129,7 @@ impl Share {
         }
         for volume in volumes {
             let place = places.join(&volume.name);
-            make_place(&volume.source, &place)?;
+            make_mount_point(&volume.source, &place)?;
             bind(&volume.source, &place, volume.read_only, volume.recursive)?;
             if !volume.follows_host {
                 // Before others can see it: a copy of this mount would follow the host forever.
@@ -151,7 +151,7 @@ impl Share {
         let mounted = mount::mounts_below(&dir)?;
         // Only mounts below a volume: the guest finds volumes and root filesystem by itself.
         let below = mounted.iter().rev().filter(|at| at.components().count() > dir.components().count() + 1 && at.is_dir());
-        Ok(below.filter_map(|at| at.strip_prefix(&self.dir).ok()?.to_str().map(String::from)).take(MOST_SUBMOUNTS).collect())
+        Ok(below.filter_map(|at| at.strip_prefix(&self.dir).ok()?.to_str().map(String::from)).take(MAX_SUBMOUNTS).collect())
     }
 
     /// Removes a container from the share. Idempotent.
@@ -166,7 +166,7 @@ impl Share {
                 mount::unmount(&mounted)?;
             }
         }
-        gone(fs::remove_dir_all(&places), &places)
+        ignore_missing(fs::remove_dir_all(&places), &places)
     }
 
     /// Removes the share. Idempotent.
@@ -178,13 +178,13 @@ impl Share {
             for mounted in mount::mounts_below(dir)? {
                 mount::unmount(&mounted)?;
             }
-            gone(fs::remove_dir(dir), dir)?;
+            ignore_missing(fs::remove_dir(dir), dir)?;
         }
         Ok(())
     }
 }
 
-fn gone(removed: std::io::Result<()>, path: &Path) -> Result<()> {
+fn ignore_missing(removed: std::io::Result<()>, path: &Path) -> Result<()> {
     match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context(|| format!("cannot remove {}", path.display())),
         Ok(()) | Err(_) => Ok(()),
@@ -197,7 +197,7 @@ fn bind(source: &Path, place: &Path, read_only: bool, recursive: bool) -> Result
 }
 
 /// Makes a mount point for `source`: a directory or an empty file.
-fn make_place(source: &Path, place: &Path) -> Result<()> {
+fn make_mount_point(source: &Path, place: &Path) -> Result<()> {
     let stat = rustix::fs::statat(CWD, source, AtFlags::empty()).context(|| format!("cannot inspect the volume {}", source.display()))?;
     let refuse = |what: &str| Err(Error::new(Code::Unimplemented, format!("the volume {} is {what}", source.display())));
     match FileType::from_raw_mode(stat.st_mode) {

@@ -38,7 +38,7 @@ pub enum Choice {
 
 /// What can serve the vsock of a hypervisor's guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Vsocks {
+pub struct VsockSupport {
     /// The host's kernel, through its vhost-vsock device. The hypervisor inherits the open device.
     pub kernel: bool,
     /// A process in user space, through vhost-user.
@@ -63,7 +63,7 @@ pub enum Vsock {
 
 /// What the hypervisor gets to attach a vsock.
 #[derive(Debug, Clone, Copy)]
-pub enum Carried<'a> {
+pub enum VsockAttachment<'a> {
     /// The CID, and the kernel's device that has it.
     Kernel(&'a Cid),
     /// A connection to the process in user space. Its socket is in a directory of another user.
@@ -102,7 +102,7 @@ const TRIES: usize = 16;
 ///
 /// # Errors
 /// As [`decide`]; `NotFound` if only the program is missing.
-pub fn choose(choice: Choice, hypervisor: &str, can: Vsocks) -> Result<Vsock> {
+pub fn choose(choice: Choice, hypervisor: &str, can: VsockSupport) -> Result<Vsock> {
     if can.own {
         return own(choice, hypervisor);
     }
@@ -137,20 +137,20 @@ fn own(choice: Choice, hypervisor: &str) -> Result<Vsock> {
 ///
 /// # Errors
 /// `FailedPrecondition` if the requested vsock is not available, with the reason and a remedy.
-fn decide(choice: Choice, hypervisor: &str, can: Vsocks, kernel: Result<(), &str>) -> Result<Choice> {
+fn decide(choice: Choice, hypervisor: &str, can: VsockSupport, kernel: Result<(), &str>) -> Result<Choice> {
     let cannot = |what: &str, instead: &str| Error::precondition(format!("{hypervisor} cannot have {what}: set vsock = \"{instead}\""));
     match (choice, can, kernel) {
-        (_, Vsocks { kernel: false, user: false, .. }, _) => Err(Error::unimplemented(format!(
+        (_, VsockSupport { kernel: false, user: false, .. }, _) => Err(Error::unimplemented(format!(
             "{hypervisor} supports neither the kernel's vsock nor one in user space; pods need one of them so far"
         ))),
-        (Choice::User, Vsocks { user: false, .. }, _) => Err(cannot("a vsock in user space", "kernel")),
-        (Choice::Kernel, Vsocks { kernel: false, .. }, _) => Err(cannot("the kernel's vsock", "user")),
-        (Choice::Auto | Choice::Kernel, Vsocks { kernel: true, .. }, Ok(())) => Ok(Choice::Kernel),
-        (Choice::Auto | Choice::User, Vsocks { user: true, .. }, _) => Ok(Choice::User),
-        (Choice::Kernel, Vsocks { user: true, .. }, Err(reason)) => Err(Error::precondition(format!(
+        (Choice::User, VsockSupport { user: false, .. }, _) => Err(cannot("a vsock in user space", "kernel")),
+        (Choice::Kernel, VsockSupport { kernel: false, .. }, _) => Err(cannot("the kernel's vsock", "user")),
+        (Choice::Auto | Choice::Kernel, VsockSupport { kernel: true, .. }, Ok(())) => Ok(Choice::Kernel),
+        (Choice::Auto | Choice::User, VsockSupport { user: true, .. }, _) => Ok(Choice::User),
+        (Choice::Kernel, VsockSupport { user: true, .. }, Err(reason)) => Err(Error::precondition(format!(
             "{hypervisor} is configured to use the kernel's vsock, but {reason}; load the module vhost_vsock, or set vsock = \"user\""
         ))),
-        (Choice::Auto | Choice::Kernel, Vsocks { user: false, .. }, Err(reason)) => {
+        (Choice::Auto | Choice::Kernel, VsockSupport { user: false, .. }, Err(reason)) => {
             Err(Error::precondition(format!("{hypervisor} needs the kernel's vsock, but {reason}; load the module vhost_vsock")))
         }
     }
@@ -196,12 +196,12 @@ mod tests {
     use super::*;
     use magnetar_core::error::Code;
 
-    const BOTH: Vsocks = Vsocks { kernel: true, user: true, own: false };
-    const KERNEL: Vsocks = Vsocks { kernel: true, user: false, own: false };
-    const USER: Vsocks = Vsocks { kernel: false, user: true, own: false };
+    const BOTH: VsockSupport = VsockSupport { kernel: true, user: true, own: false };
+    const KERNEL: VsockSupport = VsockSupport { kernel: true, user: false, own: false };
+    const USER: VsockSupport = VsockSupport { kernel: false, user: true, own: false };
 
     #[test]
-    fn the_kernels_is_taken_where_it_works() {
+    fn the_kernels_vsock_is_used_if_it_works() {
         for (choice, can) in [(Choice::Auto, BOTH), (Choice::Auto, KERNEL), (Choice::Kernel, BOTH), (Choice::Kernel, KERNEL)] {
             assert_eq!(decide(choice, "QEMU", can, Ok(())).unwrap(), Choice::Kernel);
         }
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn without_it_only_auto_goes_to_user_space() {
+    fn without_the_kernels_vsock_only_auto_falls_back() {
         let missing = Err("there is none");
         assert_eq!(decide(Choice::Auto, "QEMU", BOTH, missing).unwrap(), Choice::User);
         assert_eq!(decide(Choice::User, "QEMU", BOTH, missing).unwrap(), Choice::User);
@@ -223,20 +223,20 @@ mod tests {
     }
 
     #[test]
-    fn what_a_hypervisor_cannot_have_is_refused() {
+    fn an_unsupported_vsock_is_refused() {
         for (choice, can, word) in [(Choice::Kernel, USER, "set vsock = \"user\""), (Choice::User, KERNEL, "set vsock = \"kernel\"")] {
             let error = decide(choice, "it", can, Ok(())).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
         }
-        let none = Vsocks { kernel: false, user: false, own: false };
+        let none = VsockSupport { kernel: false, user: false, own: false };
         for choice in [Choice::Auto, Choice::Kernel, Choice::User] {
             assert_eq!(decide(choice, "it", none, Ok(())).unwrap_err().code(), Code::Unimplemented);
         }
     }
 
     #[test]
-    fn a_hypervisor_that_carries_it_itself_leaves_no_choice() {
-        let own = Vsocks { kernel: false, user: false, own: true };
+    fn a_hypervisor_with_its_own_vsock_leaves_no_choice() {
+        let own = VsockSupport { kernel: false, user: false, own: true };
         assert!(matches!(choose(Choice::Auto, "it", own), Ok(Vsock::Own)));
         for choice in [Choice::Kernel, Choice::User] {
             assert!(choose(choice, "it", own).unwrap_err().to_string().contains("set vsock = \"auto\""));
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_somebody_has_is_left_to_them() {
+    fn a_used_cid_is_skipped() {
         let mut said = [0, u32::MAX, MOST - LEAST].into_iter();
         let mut tried = Vec::new();
         let taken = take_from(
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn the_search_for_an_address_ends() {
+    fn the_search_for_a_cid_ends() {
         let full = take_from(4, || Ok(7), |_| Err(ErrorKind::AddrInUse.into()));
         assert_eq!(full.unwrap_err(), "all 4 CIDs that were tried are in use");
         let refused = take_from(4, || Ok(7), |_| Err(ErrorKind::PermissionDenied.into())).unwrap_err();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_has_three_words() {
+    fn the_setting_has_three_values() {
         for (word, choice) in [("\"auto\"", Choice::Auto), ("\"kernel\"", Choice::Kernel), ("\"user\"", Choice::User)] {
             assert_eq!(serde_json::from_str::<Choice>(word).unwrap(), choice);
         }

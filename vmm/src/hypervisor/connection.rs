@@ -14,7 +14,7 @@
 //! reveals a timeout as well.
 
 use super::{Control, Disk, DiskId, HotPlug, MachineState};
-use crate::host::block::{self, Numbers};
+use crate::host::block::{self, DeviceNumbers};
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::ids::ContainerId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +28,7 @@ const QUEUE: usize = 16;
 
 /// How long the hypervisor may take for an order. It may have to wait for pending requests of the
 /// guest on a slow device.
-const CARRIED_OUT: Duration = Duration::from_secs(20);
+const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The queue of orders, and the table of disks and their users. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -39,9 +39,9 @@ pub struct Connection {
 
 /// A block device that a container needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Wanted {
+pub struct WantedDisk {
     /// The device.
-    pub device: Numbers,
+    pub device: DeviceNumbers,
     /// Whether the container can only read it.
     pub read_only: bool,
 }
@@ -49,7 +49,7 @@ pub struct Wanted {
 #[derive(Debug)]
 enum Order {
     State(oneshot::Sender<Result<MachineState>>),
-    Attach(Wanted, ContainerId, oneshot::Sender<Result<DiskId>>),
+    Attach(WantedDisk, ContainerId, oneshot::Sender<Result<DiskId>>),
     Detach(DiskId, oneshot::Sender<Result<()>>),
 }
 
@@ -76,14 +76,14 @@ impl Connection {
     /// # Errors
     /// `Unimplemented` if the hypervisor cannot attach disks; `Unavailable` if the machine has
     /// ended; errors of opening the device and of the hypervisor.
-    pub async fn attach(&self, wanted: Wanted, container: &ContainerId) -> Result<DiskId> {
+    pub async fn attach(&self, wanted: WantedDisk, container: &ContainerId) -> Result<DiskId> {
         self.order(|answer| Order::Attach(wanted, container.clone(), answer)).await
     }
 
     /// Releases a removed container's disks. Returns the disks to [detach](Self::detach): those
     /// that no other container has, and those whose earlier detach failed.
-    pub fn leave(&self, container: &ContainerId) -> Vec<DiskId> {
-        lock(&self.table).leave(container)
+    pub fn release(&self, container: &ContainerId) -> Vec<DiskId> {
+        lock(&self.table).release(container)
     }
 
     /// Whether any disk is attached.
@@ -109,37 +109,37 @@ impl Connection {
 }
 
 async fn serve(control: Box<dyn Control>, table: Arc<Mutex<Table>>, mut orders: mpsc::Receiver<Order>) {
-    let mut talk = Talk(Some(Hypervisor(control)));
+    let mut control = TimedControl(Some(ControlHandle(control)));
     while let Some(order) = orders.recv().await {
         // A caller that left needs no answer. The table has the result.
         match order {
-            Order::State(answer) => drop(answer.send(talk.order(async |hypervisor| hypervisor.0.state().await).await)),
-            Order::Attach(wanted, container, answer) => drop(answer.send(attach(&mut talk, &table, wanted, container).await)),
-            Order::Detach(disk, answer) => drop(answer.send(detach(&mut talk, &table, disk).await)),
+            Order::State(answer) => drop(answer.send(control.order(async |hypervisor| hypervisor.0.state().await).await)),
+            Order::Attach(wanted, container, answer) => drop(answer.send(attach(&mut control, &table, wanted, container).await)),
+            Order::Detach(disk, answer) => drop(answer.send(detach(&mut control, &table, disk).await)),
         }
     }
 }
 
 /// The control connection, until an order times out.
-struct Talk(Option<Hypervisor>);
+struct TimedControl(Option<ControlHandle>);
 
 /// Gives an error if the hypervisor has no [`HotPlug`].
-struct Hypervisor(Box<dyn Control>);
+struct ControlHandle(Box<dyn Control>);
 
-impl Hypervisor {
+impl ControlHandle {
     fn disks(&mut self) -> Result<&mut dyn HotPlug> {
         self.0.disks().ok_or_else(|| Error::unimplemented("this hypervisor cannot attach disks to a running machine"))
     }
 }
 
-impl Talk {
+impl TimedControl {
     /// Executes one order. The loop waits for it.
-    async fn order<T>(&mut self, order: impl AsyncFnOnce(&mut Hypervisor) -> Result<T>) -> Result<T> {
+    async fn order<T>(&mut self, order: impl AsyncFnOnce(&mut ControlHandle) -> Result<T>) -> Result<T> {
         let silent = |which: &str| {
-            Err(Error::new(Code::Unavailable, format!("the hypervisor has not carried out an {which}order within {CARRIED_OUT:?}")))
+            Err(Error::new(Code::Unavailable, format!("the hypervisor has not carried out an {which}order within {ORDER_TIMEOUT:?}")))
         };
         let Some(control) = &mut self.0 else { return silent("earlier ") };
-        match tokio::time::timeout(CARRIED_OUT, order(control)).await {
+        match tokio::time::timeout(ORDER_TIMEOUT, order(control)).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 self.0 = None;
@@ -149,7 +149,7 @@ impl Talk {
     }
 }
 
-async fn attach(talk: &mut Talk, table: &Mutex<Table>, wanted: Wanted, container: ContainerId) -> Result<DiskId> {
+async fn attach(control: &mut TimedControl, table: &Mutex<Table>, wanted: WantedDisk, container: ContainerId) -> Result<DiskId> {
     let leaving = match lock(table).attached.get_mut(&wanted) {
         Some(Attached { id, leaving: true, .. }) => Some(*id),
         Some(attached) => {
@@ -159,22 +159,22 @@ async fn attach(talk: &mut Talk, table: &Mutex<Table>, wanted: Wanted, container
         None => None,
     };
     if let Some(left_over) = leaving {
-        detach(talk, table, left_over).await?;
+        detach(control, table, left_over).await?;
     }
-    let Wanted { device, read_only } = wanted;
-    let id = lock(table).next();
+    let WantedDisk { device, read_only } = wanted;
+    let id = lock(table).next_id();
     let disk = Disk { id, device: block::open(device, read_only)?, read_only };
-    talk.order(async |hypervisor| hypervisor.disks()?.attach(&disk).await).await?;
+    control.order(async |hypervisor| hypervisor.disks()?.attach(&disk).await).await?;
     debug!(%device, disk = %id, read_only, "attached");
     lock(table).attached.insert(wanted, Attached { id, users: [container].into(), leaving: false });
     Ok(id)
 }
 
-async fn detach(talk: &mut Talk, table: &Mutex<Table>, disk: DiskId) -> Result<()> {
-    if !lock(table).leaves(disk) {
+async fn detach(control: &mut TimedControl, table: &Mutex<Table>, disk: DiskId) -> Result<()> {
+    if !lock(table).begin_detach(disk) {
         return Ok(());
     }
-    talk.order(async |hypervisor| hypervisor.disks()?.detach(disk).await).await?;
+    control.order(async |hypervisor| hypervisor.disks()?.detach(disk).await).await?;
     lock(table).attached.retain(|_, attached| attached.id != disk);
     Ok(())
 }
@@ -183,7 +183,7 @@ async fn detach(talk: &mut Talk, table: &Mutex<Table>, disk: DiskId) -> Result<(
 #[derive(Debug, Default)]
 struct Table {
     made: u32,
-    attached: BTreeMap<Wanted, Attached>,
+    attached: BTreeMap<WantedDisk, Attached>,
 }
 
 /// An attached disk. A device that is needed both read-only and writable becomes two disks. So the
@@ -198,12 +198,12 @@ struct Attached {
 }
 
 impl Table {
-    fn next(&mut self) -> DiskId {
+    fn next_id(&mut self) -> DiskId {
         self.made += 1;
         DiskId(self.made)
     }
 
-    fn leave(&mut self, container: &ContainerId) -> Vec<DiskId> {
+    fn release(&mut self, container: &ContainerId) -> Vec<DiskId> {
         let idle = self.attached.values_mut().filter_map(|attached| {
             let left = attached.users.remove(container) && attached.users.is_empty();
             (left || attached.leaving).then_some(attached.id)
@@ -212,7 +212,7 @@ impl Table {
     }
 
     /// Marks a disk as leaving if no container has it. Returns whether that is so.
-    fn leaves(&mut self, disk: DiskId) -> bool {
+    fn begin_detach(&mut self, disk: DiskId) -> bool {
         let idle = self.attached.values_mut().find(|attached| attached.id == disk && attached.users.is_empty());
         idle.map(|attached| attached.leaving = true).is_some()
     }

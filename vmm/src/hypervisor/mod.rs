@@ -14,7 +14,7 @@
 pub mod connection;
 pub mod qemu;
 
-use crate::host::vsock::{Carried, Vsocks};
+use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::program::Invocation;
 use crate::machine::spec::VmSpec;
 use magnetar_core::error::Result;
@@ -34,7 +34,7 @@ pub struct Traits {
     /// How its guests access the host's files.
     pub sharing: Sharing,
     /// What can serve its guests' vsock.
-    pub vsocks: Vsocks,
+    pub vsocks: VsockSupport,
     /// The folder in `share/magnetar` with the guest that it boots by default.
     pub guest: &'static str,
 }
@@ -104,7 +104,7 @@ pub trait Hypervisor: Send + Sync {
 
     /// How to run its process: a pure function of the machine. Its standard output is the guest's
     /// console.
-    fn plan<'a>(&self, spec: &'a VmSpec, vsock: Carried<'a>) -> Invocation<'a>;
+    fn plan<'a>(&self, spec: &'a VmSpec, vsock: VsockAttachment<'a>) -> Invocation<'a>;
 
     /// Connects to the process, which was just started. Lets the guest begin if it waits for that.
     /// Cancel-safe.

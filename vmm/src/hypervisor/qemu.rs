@@ -17,7 +17,7 @@ mod qmp;
 pub use machine::{MachineKind, QemuConfig};
 
 use super::{Control, Disk, DiskId, HotPlug, Hypervisor, MachineState, Promise, Sharing, Traits, Verdict};
-use crate::host::vsock::{Carried, Vsocks};
+use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::confinement::{Calls, Confinement, Files, Pids};
 use crate::machine::program::{Invocation, Program};
 use crate::machine::spec::{Acceleration, Nic, VmSpec};
@@ -48,13 +48,12 @@ const DEBUG: &str = "debug.sock";
 pub struct Qemu {
     program: PathBuf,
     machine: MachineKind,
-    /// The measurement of the clock rate that emulated guests are told, if there is one.
+    /// The measurement of the clock rate, which emulated guests get as a kernel parameter.
     clock: Option<Clock>,
 }
 
 impl Qemu {
-    /// QEMU with a handler's configuration. Starts to measure the clock rate that emulated guests
-    /// are told.
+    /// QEMU with a handler's configuration. Starts to measure the clock rate for emulated guests.
     ///
     /// # Errors
     /// `NotFound` if the program is not installed.
@@ -85,12 +84,12 @@ impl Hypervisor for Qemu {
         Traits {
             emulates: true,
             sharing: Sharing::Virtiofs,
-            vsocks: Vsocks { kernel: true, user: true, own: false },
+            vsocks: VsockSupport { kernel: true, user: true, own: false },
             guest: self.machine.guest(),
         }
     }
 
-    fn plan<'a>(&self, spec: &'a VmSpec, vsock: Carried<'a>) -> Invocation<'a> {
+    fn plan<'a>(&self, spec: &'a VmSpec, vsock: VsockAttachment<'a>) -> Invocation<'a> {
         let mut invocation = Invocation::new(&self.program);
         let own = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name"];
         invocation.arguments(own);
@@ -134,7 +133,7 @@ fn confine(invocation: &mut Invocation, spec: &VmSpec) {
         capabilities: UNTIL_CONFINED,
         pids: Pids::ItselfAndHolder,
         files: Some(Files { read, own }),
-        calls: Calls::NoOthers,
+        calls: Calls::DenyList,
     };
     invocation.arguments([
         "-sandbox".into(),
@@ -161,7 +160,7 @@ fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind) {
         Acceleration::Tcg => ("tcg,thread=multi,tb-size=128", "max,-svm,-erms,-fsrm,-fzrm,-fsrs,-fsrc"),
     };
     let memory = spec.memory_mib;
-    invocation.arguments(machine.words());
+    invocation.arguments(machine.options());
     invocation.arguments([
         "-accel",
         accelerator,
@@ -215,8 +214,8 @@ fn kernel(invocation: &mut Invocation, spec: &VmSpec, qemu: &Qemu) {
     let is_emulated = spec.acceleration == Acceleration::Tcg;
     let emulated = if is_emulated { emulated } else { &[] };
     let rate = qemu.clock.filter(|_| is_emulated).and_then(Clock::khz).map(|khz| format!("tsc_early_khz={khz}"));
-    let words = [&own, emulated, qemu.machine.parameters()].concat();
-    let parameters: Vec<&str> = words.into_iter().chain(rate.as_deref()).chain(spec.parameters.iter().map(String::as_str)).collect();
+    let fixed = [&own, emulated, qemu.machine.parameters()].concat();
+    let parameters: Vec<&str> = fixed.into_iter().chain(rate.as_deref()).chain(spec.parameters.iter().map(String::as_str)).collect();
     invocation.arguments::<OsString>([
         "-kernel".into(),
         spec.kernel.clone().into(),
@@ -244,7 +243,7 @@ fn monitors(invocation: &mut Invocation, spec: &VmSpec) {
 }
 
 /// The pod's devices: shared files, vsock, disks and network.
-fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: Carried<'a>, machine: MachineKind) {
+fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: VsockAttachment<'a>, machine: MachineKind) {
     if let Some(share) = &spec.share {
         invocation.arguments([
             "-chardev".into(),
@@ -254,7 +253,7 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: Carried
         ]);
     }
     match vsock {
-        Carried::User(connection) => {
+        VsockAttachment::User(connection) => {
             let connection = invocation.open(connection);
             invocation.arguments([
                 "-chardev",
@@ -264,8 +263,8 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: Carried
             ]);
         }
         // QEMU's traits rule this out.
-        Carried::Own(_) => {}
-        Carried::Kernel(cid) => {
+        VsockAttachment::Own(_) => {}
+        VsockAttachment::Kernel(cid) => {
             // QEMU sets the address once more. The kernel accepts that on the descriptor that has
             // the address.
             let device = invocation.open(cid.device.as_fd());

@@ -7,7 +7,7 @@ use super::*;
 use crate::host::vsock::Vsock;
 use crate::machine::program::Program;
 use crate::machine::spec::{Acceleration, Users};
-use crate::machine::{Machine, Surroundings};
+use crate::machine::{BootContext, Machine};
 use magnetar_core::cgroup::{Cgroup, OwnedCgroup};
 use magnetar_core::error::{Code, Context};
 use magnetar_core::events::Events;
@@ -60,13 +60,13 @@ impl Hypervisor for Shell {
         Traits {
             emulates: true,
             sharing: Sharing::BlockOnly,
-            vsocks: Vsocks { kernel: false, user: false, own: true },
+            vsocks: VsockSupport { kernel: false, user: false, own: true },
             guest: "guest-of-tests",
         }
     }
 
-    fn plan<'a>(&self, _spec: &'a VmSpec, vsock: Carried<'a>) -> Invocation<'a> {
-        let Carried::Own(socket) = vsock else { panic!("{vsock:?} is none of its traits") };
+    fn plan<'a>(&self, _spec: &'a VmSpec, vsock: VsockAttachment<'a>) -> Invocation<'a> {
+        let VsockAttachment::Own(socket) = vsock else { panic!("{vsock:?} is none of its traits") };
         let mut invocation = Invocation::new(&SHELL.find("").unwrap());
         invocation.arguments(["-c".into(), self.script.into(), "sh".into(), socket.as_os_str().to_owned()]);
         invocation
@@ -134,14 +134,14 @@ async fn with_machine(cgroup: &Cgroup, shell: Shell, test: impl AsyncFnOnce(Resu
     };
     let (reaper, reap) = Reaper::start().unwrap();
     let tasks = shell.tasks.clone();
-    let ((events, _told), (idle, _give_back)) = (Events::queue(), Idle::new());
+    let ((events, _events), (idle, _give_back)) = (Events::queue(), Idle::new());
     let parts = Parts { reaper, events, idle, tasks: tasks.clone() };
-    let told = Arc::<Mutex<Vec<Event>>>::default();
-    let heard = told.clone();
-    let around = Surroundings { secret: Secret::new([7; LENGTH]), cgroup };
+    let received = Arc::<Mutex<Vec<Event>>>::default();
+    let sink = received.clone();
+    let context = BootContext { secret: Secret::new([7; LENGTH]), cgroup };
     let run = async {
-        let machine = Machine::boot(Arc::new(shell), spec, &around, &parts, move |event| heard.lock().unwrap().push(event), || {}).await;
-        test(machine, told).await;
+        let machine = Machine::boot(Arc::new(shell), spec, &context, &parts, move |event| sink.lock().unwrap().push(event), || {}).await;
+        test(machine, received).await;
     };
     tokio::select! {
         () = reap => unreachable!("reaping does not end"),
@@ -187,11 +187,11 @@ fn shell(script: &'static str) -> Shell {
 }
 
 async fn is_switched_off(cgroup: &Cgroup) {
-    with_machine(cgroup, shell("exec sleep 1000"), async |machine, told| {
+    with_machine(cgroup, shell("exec sleep 1000"), async |machine, received| {
         let machine = machine.unwrap();
         machine.guest.ask(Request::Ping { now: 0 }, Duration::from_secs(5)).await.unwrap();
         assert_eq!(machine.hypervisor.state().await.unwrap(), MachineState::Running);
-        while told.lock().unwrap().is_empty() {
+        while received.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
         }
         // The shell does not end by itself, so it is killed when its time is up.
@@ -219,11 +219,11 @@ async fn fails_to_start(cgroup: &Cgroup) {
 }
 
 #[test]
-fn a_facet_that_is_missing_is_refused_with_a_sentence() {
+fn attaching_a_disk_without_hot_plug_is_refused() {
     let (connection, serve) = connection::Connection::new(Box::new(Bare));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let refused = async {
-        let wanted = connection::Wanted { device: crate::host::block::Numbers { major: 7, minor: 0 }, read_only: true };
+        let wanted = connection::WantedDisk { device: crate::host::block::DeviceNumbers { major: 7, minor: 0 }, read_only: true };
         let container = magnetar_core::ids::ContainerId::parse("c").unwrap();
         connection.attach(wanted, &container).await.unwrap_err()
     };

@@ -7,13 +7,13 @@
 //!                       └──> Processes::kill
 //! ```
 
-use super::devices::{self, Carrier};
+use super::devices::{self, VsockServer};
 use super::log_tail::LogTail;
 use super::processes::{Common, Process};
 use super::spec::VmSpec;
 use super::vsock_directory::VsockDirectory;
-use super::{Machine, Surroundings, death, files};
-use crate::host::vsock::{Carried, Vsock};
+use super::{BootContext, Machine, death, files};
+use crate::host::vsock::{Vsock, VsockAttachment};
 use crate::hypervisor::connection::Connection;
 use crate::hypervisor::{Control, Hypervisor};
 use crate::relay::guest::{self, Dialer, Guest};
@@ -29,13 +29,13 @@ use tracing::{Instrument, debug};
 
 /// How long a guest may take to send its first message, in software emulation on a busy host. A
 /// working guest needs seconds.
-const HELLO: Duration = Duration::from_secs(120);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// All processes of a machine.
 pub struct Processes {
     pub(super) hypervisor: Process,
     pub(super) virtiofsd: Option<Process>,
-    pub(super) vsock: Carrier,
+    pub(super) vsock: VsockServer,
     pub(super) console: LogTail,
 }
 
@@ -44,7 +44,7 @@ struct Connected<F> {
     control: Box<dyn Control>,
     guest: Guest,
     /// The loop that sends requests to the agent.
-    carry: F,
+    requests: F,
     events: guest::Connection,
     pulse: guest::Connection,
 }
@@ -59,26 +59,26 @@ impl Machine {
     pub async fn boot(
         hypervisor: Arc<dyn Hypervisor>,
         spec: VmSpec,
-        around: &Surroundings<'_>,
+        context: &BootContext<'_>,
         parts: &Parts,
-        told: impl Fn(Event) + Send + Sync + 'static,
-        ended: impl FnOnce() + Send + 'static,
+        on_event: impl Fn(Event) + Send + Sync + 'static,
+        on_end: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
         let directory = spec.vsock_directory();
         let hello = directory.as_ref().map(VsockDirectory::make).transpose()?;
         let dialer = match (&spec.vsock, &directory) {
-            (Vsock::Kernel(cid), _) => Dialer::kernel(cid, around.secret),
-            (Vsock::User { .. } | Vsock::Own, Some(directory)) => Dialer::hybrid(directory.host(), directory.owner(), around.secret),
+            (Vsock::Kernel(cid), _) => Dialer::kernel(cid, context.secret),
+            (Vsock::User { .. } | Vsock::Own, Some(directory)) => Dialer::hybrid(directory.host(), directory.owner(), context.secret),
             (Vsock::User { .. } | Vsock::Own, None) => return Err(Error::internal("a vsock in user space has no directory")),
         };
-        let mut processes = Processes::run(&*hypervisor, &spec, directory.as_ref(), around, parts).await?;
+        let mut processes = Processes::run(&*hypervisor, &spec, directory.as_ref(), context, parts).await?;
         let connected = tokio::select! {
-            connected = tokio::time::timeout(HELLO, connect(&*hypervisor, &spec, &dialer, hello)) => {
+            connected = tokio::time::timeout(HELLO_TIMEOUT, connect(&*hypervisor, &spec, &dialer, hello)) => {
                 connected.unwrap_or_else(|_| Err(silent(&processes.console)))
             }
             reason = processes.one_ended(&*hypervisor) => Err(Error::internal(format!("the virtual machine did not start: {reason}"))),
         };
-        let Connected { control, guest, carry, events, pulse } = match connected {
+        let Connected { control, guest, requests, events, pulse } = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 processes.kill().await;
@@ -90,15 +90,15 @@ impl Machine {
         let (connection, serve) = Connection::new(control);
         let (condemn, condemned) = mpsc::channel(1);
         let machine = Self { guest, hypervisor: connection.clone(), pid: processes.hypervisor.pid, death, condemn, off: off.clone() };
-        let alive = death::Alive { hypervisor, connection, serve, carry, events, pulse, off: off.subscribe(), condemned };
-        let watch = async move {
-            let reason = alive.until_the_end(&mut processes, told).await;
+        let watch = death::MachineWatch { hypervisor, connection, serve, requests, events, pulse, off: off.subscribe(), condemned };
+        let until_end = async move {
+            let reason = watch.run_until_end(&mut processes, on_event).await;
             // End all containers before publishing the death, so that whoever sees the death also
             // sees their ends.
-            ended();
+            on_end();
             death_sender.send_replace(Some(reason.into()));
         };
-        parts.tasks.spawn(watch.in_current_span());
+        parts.tasks.spawn(until_end.in_current_span());
         Ok(machine)
     }
 }
@@ -115,15 +115,15 @@ async fn connect(
         let (_hello, _from) = hello.accept().await.context(|| "cannot accept the guest's first connection".into())?;
         debug!("the guest has sent its first message");
     }
-    let (guest, carry) = Guest::connect(dialer.clone()).await?;
+    let (guest, requests) = Guest::connect(dialer.clone()).await?;
     let events = dialer.dial(Purpose::Events).await?;
     let pulse = dialer.dial(Purpose::Control).await?;
-    Ok(Connected { control, guest, carry, events, pulse })
+    Ok(Connected { control, guest, requests, events, pulse })
 }
 
 fn silent(console: &LogTail) -> Error {
     let said = console.last_line().map(|line| format!("; the last line on its console: {line}"));
-    Error::new(Code::DeadlineExceeded, format!("the guest has not started within {HELLO:?}{}", said.unwrap_or_default()))
+    Error::new(Code::DeadlineExceeded, format!("the guest has not started within {HELLO_TIMEOUT:?}{}", said.unwrap_or_default()))
 }
 
 impl Processes {
@@ -131,22 +131,22 @@ impl Processes {
         hypervisor: &dyn Hypervisor,
         spec: &VmSpec,
         directory: Option<&VsockDirectory>,
-        around: &Surroundings<'_>,
+        context: &BootContext<'_>,
         parts: &Parts,
     ) -> Result<Self> {
-        let common = Common { reaper: &parts.reaper, tasks: &parts.tasks, cgroup: around.cgroup };
+        let common = Common { reaper: &parts.reaper, tasks: &parts.tasks, cgroup: context.cgroup };
         let virtiofsd = spec.share.as_ref().map(|share| Process::run("virtiofsd", &devices::virtiofsd(share), None, common)).transpose()?;
         let (connection, host);
         let (vsock, carried) = match (&spec.vsock, directory) {
-            (Vsock::Kernel(cid), _) => (Carrier::Kernel(Some(cid.clone())), Carried::Kernel(cid)),
+            (Vsock::Kernel(cid), _) => (VsockServer::Kernel(Some(cid.clone())), VsockAttachment::Kernel(cid)),
             (Vsock::User { program }, Some(directory)) => {
                 let process = devices::run_vsock(program, directory, common).await?;
                 connection = directory.connect_device()?;
-                (Carrier::User(process), Carried::User(connection.as_fd()))
+                (VsockServer::User(process), VsockAttachment::User(connection.as_fd()))
             }
             (Vsock::Own, Some(directory)) => {
                 host = directory.host();
-                (Carrier::Hypervisor, Carried::Own(&host))
+                (VsockServer::Hypervisor, VsockAttachment::Own(&host))
             }
             (Vsock::User { .. } | Vsock::Own, None) => return Err(Error::internal("a vsock in user space has no directory")),
         };

@@ -2,7 +2,7 @@
 //! What a pod's helper program may do, assuming that a guest has taken it over.
 //!
 //! ```text
-//! a user of its own         it cannot signal, trace or read other users' processes and files
+//! a user of its own         it cannot signal or trace processes of others, nor read their files
 //! no capabilities           except those it needs to confine itself further, also in its bounding set
 //! a PID namespace           it sees and names no process but itself
 //! Landlock                  of the host's files, only its libraries and the listed ones; no network
@@ -14,7 +14,7 @@
 
 mod calls;
 
-use calls::{OTHERS, POD_WORK, SERVER};
+use calls::{INTRUSIVE, POD_PROCESS_ONLY, SERVER};
 use landlock::{ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_sys::bound::{self, CapabilitySet, FilterInstruction};
@@ -82,7 +82,7 @@ pub enum Calls {
     /// All of them, because the program confines itself.
     All,
     /// All but those that reach into other processes, other namespaces or the kernel.
-    NoOthers,
+    DenyList,
     /// Those that a small server needs: memory, threads, files, Unix sockets and waiting for them.
     Server,
 }
@@ -92,16 +92,16 @@ pub enum Calls {
 /// SYS_MODULE, SYS_RAWIO, SYS_PACCT, SYS_BOOT, SYS_TIME, SYS_TTY_CONFIG, LEASE, AUDIT_WRITE,
 /// AUDIT_CONTROL, SETFCAP, MAC_OVERRIDE, MAC_ADMIN, SYSLOG, WAKE_ALARM, BLOCK_SUSPEND, AUDIT_READ,
 /// PERFMON, BPF, CHECKPOINT_RESTORE.
-const NO_USE: [u32; 23] = [9, 11, 14, 15, 16, 17, 20, 22, 25, 26, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40];
+const UNUSED_CAPABILITIES: [u32; 23] = [9, 11, 14, 15, 16, 17, 20, 22, 25, 26, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40];
 
 /// Confines this process. It can still mount what containers need, and create their device nodes.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn of_this_process() -> Result<()> {
-    let denied = OTHERS.iter().map(|call| (*call, Vec::new())).collect();
+pub fn confine_this_process() -> Result<()> {
+    let denied = INTRUSIVE.iter().map(|call| (*call, Vec::new())).collect();
     let filter = filter(denied, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))?;
-    let confined = bound::confine_self(CapabilitySet::but(&NO_USE), &[filter]);
+    let confined = bound::confine_self(CapabilitySet::but(&UNUSED_CAPABILITIES), &[filter]);
     confined.context(|| "cannot drop the capabilities and system calls that a running pod does not need".into())
 }
 
@@ -125,8 +125,8 @@ impl Confinement {
     pub fn filters(&self) -> Result<Vec<Vec<FilterInstruction>>> {
         match self.calls {
             Calls::All => Ok(Vec::new()),
-            Calls::NoOthers => {
-                let mut denied: Rules = OTHERS.iter().chain(POD_WORK).map(|call| (*call, Vec::new())).collect();
+            Calls::DenyList => {
+                let mut denied: Rules = INTRUSIVE.iter().chain(POD_PROCESS_ONLY).map(|call| (*call, Vec::new())).collect();
                 denied.insert(libc::SYS_clone, CLONE_NEW.iter().map(|flag| clone_with(*flag, *flag)).collect::<Result<_>>()?);
                 // The flags of clone3(2) are in memory, where no filter sees them. Without this
                 // call the C library uses clone(2).
@@ -164,25 +164,25 @@ const CLONE_NEW: [u64; 7] = [
 /// A rule that matches clone(2) if its flags, masked by `mask`, are `flags`.
 fn clone_with(mask: u64, flags: u64) -> Result<SeccompRule> {
     let condition = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), flags);
-    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(no_filter)
+    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(filter_error)
 }
 
 /// A rule that matches socket(2) for Unix sockets, which stay on this host.
 fn unix_socket() -> Result<SeccompRule> {
     let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_UNIX as u64);
-    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(no_filter)
+    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(filter_error)
 }
 
 fn filter(rules: Rules, otherwise: SeccompAction, matched: SeccompAction) -> Result<Vec<FilterInstruction>> {
-    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(no_filter)?;
+    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(filter_error)?;
     let program: seccompiler::BpfProgram =
-        SeccompFilter::new(rules, otherwise, matched, architecture).and_then(TryInto::try_into).map_err(no_filter)?;
+        SeccompFilter::new(rules, otherwise, matched, architecture).and_then(TryInto::try_into).map_err(filter_error)?;
     let instruction =
         |one: seccompiler::sock_filter| FilterInstruction { code: one.code, jump_true: one.jt, jump_false: one.jf, operand: one.k };
     Ok(program.into_iter().map(instruction).collect())
 }
 
-fn no_filter(error: impl std::fmt::Display) -> Error {
+fn filter_error(error: impl std::fmt::Display) -> Error {
     Error::internal(format!("cannot make a system call filter: {error}"))
 }
 
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_name_their_interpreter() {
+    fn a_programs_interpreter_is_found() {
         let interpreter = interpreter(Path::new("/bin/sh")).unwrap().unwrap();
         assert!(interpreter.is_file(), "{}", interpreter.display());
     }
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_works_and_makes_no_namespace_nor_traces() {
+    fn the_server_filter_allows_reading_and_denies_namespaces() {
         let output = run(&confined(Calls::Server, None), "/bin/cat", &["/proc/self/status"]);
         assert!(output.status.success(), "{output:?}");
         let output = run(&confined(Calls::Server, None), "/usr/bin/unshare", &["--user", "true"]);
@@ -274,17 +274,17 @@ mod tests {
     }
 
     #[test]
-    fn who_may_not_get_at_others_is_refused() {
-        let output = run(&confined(Calls::NoOthers, None), "/usr/bin/unshare", &["--user", "true"]);
+    fn the_deny_list_denies_namespaces_and_allows_a_shell() {
+        let output = run(&confined(Calls::DenyList, None), "/usr/bin/unshare", &["--user", "true"]);
         assert!(String::from_utf8_lossy(&output.stderr).contains("Operation not permitted"), "{output:?}");
-        let output = run(&confined(Calls::NoOthers, None), "/bin/sh", &["-c", "echo $(echo works)"]);
+        let output = run(&confined(Calls::DenyList, None), "/bin/sh", &["-c", "echo $(echo works)"]);
         assert_eq!(output.stdout, b"works\n", "{output:?}");
     }
 
     #[test]
-    fn only_files_that_are_named_are_seen() {
+    fn landlock_allows_only_the_listed_files() {
         if confined(Calls::All, Some(Files::default())).ruleset(Path::new("/bin/cat")).unwrap().is_none() {
-            return eprintln!("skipped: only_files_that_are_named_are_seen: this kernel has no Landlock");
+            return eprintln!("skipped: landlock_allows_only_the_listed_files: this kernel has no Landlock");
         }
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);

@@ -2,8 +2,8 @@
 //! How a machine ends, and why. One task waits for whichever cause comes first.
 
 use super::boot::Processes;
-use super::log_tail::{LogTail, end_in, panic_in};
-use super::off_within;
+use super::log_tail::{LogTail, agent_error_in, panic_in};
+use super::off_timeout;
 use super::processes::Process;
 use crate::hypervisor::connection::Connection;
 use crate::hypervisor::{Hypervisor, MachineState, Verdict};
@@ -16,23 +16,23 @@ use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 /// The interval between two pings of the agent.
-const PULSE: Duration = Duration::from_secs(1);
+const PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the agent may take to answer a ping. With the interval and the question to the
 /// hypervisor, a dead agent is noticed in less than five seconds.
-const ANSWER: Duration = Duration::from_millis(3400);
+const PING_TIMEOUT: Duration = Duration::from_millis(3400);
 
 /// The interval between two attempts to send a ping.
-const AGAIN: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long the hypervisor may take to report the machine's state.
-const STATE: Duration = Duration::from_millis(500);
+const STATE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long to wait for a process to end, which explains why a connection broke.
-const CAUSE: Duration = Duration::from_secs(2);
+const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the task watches: signs of life, and requests to end the machine.
-pub struct Alive<S, C> {
+pub struct MachineWatch<S, C> {
     /// The kind of hypervisor.
     pub hypervisor: Arc<dyn Hypervisor>,
     /// The connection to the hypervisor.
@@ -40,7 +40,7 @@ pub struct Alive<S, C> {
     /// The loop that serves that connection.
     pub serve: S,
     /// The loop that sends requests to the agent.
-    pub carry: C,
+    pub requests: C,
     /// The connection for the guest's events.
     pub events: guest::Connection,
     /// The connection for pings of the agent.
@@ -51,37 +51,37 @@ pub struct Alive<S, C> {
     pub condemned: mpsc::Receiver<String>,
 }
 
-impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> Alive<S, C> {
+impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> MachineWatch<S, C> {
     /// Passes on the guest's events until the machine ends. Then kills all remaining processes, and
     /// returns the reason.
-    pub async fn until_the_end(self, processes: &mut Processes, told: impl Fn(Event) + Send + Sync) -> String {
-        let Self { hypervisor, connection, serve, carry, mut events, pulse, mut off, mut condemned } = self;
+    pub async fn run_until_end(self, processes: &mut Processes, on_event: impl Fn(Event) + Send + Sync) -> String {
+        let Self { hypervisor, connection, serve, requests, mut events, pulse, mut off, mut condemned } = self;
         let hypervisor = &*hypervisor;
         let patience = connection.clone();
         let listen = async {
             while let Ok(event) = frame::read::<Event>(&mut events, frame::FROM_GUEST).await {
-                told(event);
+                on_event(event);
             }
         };
         let broken = async {
             tokio::select! {
                 () = listen => {}
-                () = carry => {}
+                () = requests => {}
             }
         };
         let ordered = async { drop(off.wait_for(|off| *off).await) };
         let reason = tokio::select! {
             reason = processes.one_ended(hypervisor) => reason,
-            reason = no_pulse(pulse, connection) => reason,
+            reason = ping_until_silent(pulse, connection) => reason,
             // `serve` runs while a `Connection` exists, and the ping loop has one.
             () = serve => "the connection to the hypervisor is no longer served".into(),
-            () = broken => match tokio::time::timeout(CAUSE, processes.one_ended(hypervisor)).await {
+            () = broken => match tokio::time::timeout(CAUSE_TIMEOUT, processes.one_ended(hypervisor)).await {
                 Ok(reason) => reason,
                 Err(_) => "the agent in the guest has closed its connections".into(),
             },
             Some(reason) = condemned.recv() => reason,
             () = ordered => {
-                let _too_long = tokio::time::timeout(off_within(&patience), processes.hypervisor.ended()).await;
+                let _too_long = tokio::time::timeout(off_timeout(&patience), processes.hypervisor.ended()).await;
                 "it was stopped".into()
             }
         };
@@ -107,7 +107,7 @@ impl Processes {
         let (device, reason) = tokio::select! {
             // Check the hypervisor first: the others end with it.
             biased;
-            exit = hypervisor.ended() => return of_hypervisor(kind, hypervisor, exit, console),
+            exit = hypervisor.ended() => return hypervisor_end_reason(kind, hypervisor, exit, console),
             ended = shared => ended,
             ended = vsock.ended() => ended,
         };
@@ -115,17 +115,17 @@ impl Processes {
         // process exits with code 0 only after the hypervisor hung up, which happens some time
         // before the hypervisor's own end.
         let hung_up = device.code == 0;
-        match tokio::time::timeout(if hung_up { CAUSE } else { CAUSE / 5 }, hypervisor.ended()).await {
-            Ok(exit) if hung_up || exit.code <= 128 => of_hypervisor(kind, hypervisor, exit, console),
+        match tokio::time::timeout(if hung_up { CAUSE_TIMEOUT } else { CAUSE_TIMEOUT / 5 }, hypervisor.ended()).await {
+            Ok(exit) if hung_up || exit.code <= 128 => hypervisor_end_reason(kind, hypervisor, exit, console),
             Ok(_) | Err(_) => reason,
         }
     }
 }
 
 /// Why the hypervisor has ended, according to its exit and the guest's console.
-fn of_hypervisor(kind: &dyn Hypervisor, process: &Process, exit: Exit, console: &LogTail) -> String {
+fn hypervisor_end_reason(kind: &dyn Hypervisor, process: &Process, exit: Exit, console: &LogTail) -> String {
     let said = console.last();
-    match (panic_in(&said), end_in(&said), kind.verdict(exit)) {
+    match (panic_in(&said), agent_error_in(&said), kind.verdict(exit)) {
         (Some(panic), _, _) => format!("the guest's kernel has panicked: {panic}"),
         (None, Some(reason), Verdict::Guest) => format!("{GIVES_UP}: {reason}"),
         (None, None, Verdict::Guest) => match console.last_line() {
@@ -139,18 +139,18 @@ fn of_hypervisor(kind: &dyn Hypervisor, process: &Process, exit: Exit, console: 
 
 /// Pings the agent until it stops answering. Returns the reason. It has a connection of its own: a
 /// ping that waits behind a slow request would make the agent look dead.
-async fn no_pulse(mut agent: guest::Connection, hypervisor: Connection) -> String {
+async fn ping_until_silent(mut agent: guest::Connection, hypervisor: Connection) -> String {
     let mut unreached = None;
     loop {
-        tokio::time::sleep(PULSE).await;
-        match tokio::time::timeout(ANSWER, answered(&mut agent, &mut unreached)).await {
+        tokio::time::sleep(PING_INTERVAL).await;
+        match tokio::time::timeout(PING_TIMEOUT, ping_until_answered(&mut agent, &mut unreached)).await {
             Ok(()) => unreached = None,
             Err(_) => break,
         }
     }
     let why = unreached.map_or_else(String::new, |error| format!(": {error}"));
-    let silent = format!("the agent in the guest has not answered within {ANSWER:?}{why}");
-    match tokio::time::timeout(STATE, hypervisor.state()).await {
+    let silent = format!("the agent in the guest has not answered within {PING_TIMEOUT:?}{why}");
+    match tokio::time::timeout(STATE_TIMEOUT, hypervisor.state()).await {
         Ok(Ok(MachineState::Paused)) => "the virtual machine was paused from outside".into(),
         Ok(Ok(MachineState::Panicked)) => "the guest's kernel has panicked".into(),
         Ok(Ok(MachineState::Running | MachineState::Other)) => format!("it hangs: {silent}"),
@@ -161,9 +161,9 @@ async fn no_pulse(mut agent: guest::Connection, hypervisor: Connection) -> Strin
 /// Pings the agent until it answers. Keeps the last error. If a process ended or all connections
 /// broke, another task notices. Since 2026 Linux refuses vsock connections to a paused guest until
 /// it resumes, so keep retrying.
-async fn answered(agent: &mut guest::Connection, unreached: &mut Option<std::io::Error>) {
+async fn ping_until_answered(agent: &mut guest::Connection, unreached: &mut Option<std::io::Error>) {
     while let Err(error) = guest::ping(agent).await {
         *unreached = Some(error);
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }

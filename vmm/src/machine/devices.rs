@@ -6,7 +6,7 @@
 //! tolerates.
 
 use super::confinement::{Calls, Confinement, Files, Pids};
-use super::processes::{Common, Process, listens};
+use super::processes::{Common, Process, wait_for_socket};
 use super::program::{Invocation, Program};
 use super::spec::Virtiofs;
 use super::vsock_directory::{DEVICE, HOST, VsockDirectory};
@@ -109,7 +109,7 @@ pub async fn run_vsock(program: &Path, directory: &VsockDirectory, common: Commo
     let mut process = Process::run("vhost-device-vsock", &vsock(program, directory, opened.as_fd()), None, common)?;
     let socket = directory.device();
     tokio::select! {
-        listens = listens(&socket) => listens?,
+        listens = wait_for_socket(&socket) => listens?,
         exit = process.ended() => {
             return Err(Error::internal(format!("the virtual machine did not start: {}", process.describe(exit))));
         }
@@ -118,7 +118,7 @@ pub async fn run_vsock(program: &Path, directory: &VsockDirectory, common: Commo
 }
 
 /// What serves the guest's vsock while the machine runs.
-pub enum Carrier {
+pub enum VsockServer {
     /// The kernel. The guest keeps the address until this is dropped. Then the kernel breaks the
     /// connections to it.
     Kernel(Option<Cid>),
@@ -128,7 +128,7 @@ pub enum Carrier {
     Hypervisor,
 }
 
-impl Carrier {
+impl VsockServer {
     /// Waits until the process has ended. Returns the exit and its description. Never returns for
     /// the kernel, which does not end, and for the hypervisor, whose end is awaited elsewhere.
     /// Cancel-safe.
@@ -164,7 +164,7 @@ fn option(name: &str, value: &Path) -> OsString {
 mod tests {
     use super::*;
 
-    fn words(invocation: &Invocation) -> Vec<String> {
+    fn arguments(invocation: &Invocation) -> Vec<String> {
         invocation.arguments.iter().map(|word| word.to_str().unwrap().to_owned()).collect()
     }
 
@@ -174,15 +174,15 @@ mod tests {
         let invocation = virtiofsd(&share);
         assert_eq!(invocation.program, Path::new("/usr/libexec/virtiofsd"));
         assert_eq!(invocation.listeners().collect::<Vec<_>>(), [Path::new("/pod/share.sock")]);
-        assert_eq!(words(&invocation)[..3], ["--fd=3", "--shared-dir=/pod/share", "--sandbox=namespace"]);
+        assert_eq!(arguments(&invocation)[..3], ["--fd=3", "--shared-dir=/pod/share", "--sandbox=namespace"]);
         assert_eq!(invocation.confinement.user, None, "it makes files for all users");
     }
 
     #[test]
-    fn the_vsock_is_not_roots() {
+    fn the_vsock_device_runs_as_the_directorys_owner() {
         let (directory, opened) = (VsockDirectory::new(Path::new("/pod"), 2_000_000_007), std::fs::File::open("/").unwrap());
         let invocation = vsock(Path::new("/usr/bin/vhost-device-vsock"), &directory, opened.as_fd());
-        assert_eq!(words(&invocation), ["--guest-cid=3", "--socket=/proc/self/fd/3/device", "--uds-path=/proc/self/fd/3/host"]);
+        assert_eq!(arguments(&invocation), ["--guest-cid=3", "--socket=/proc/self/fd/3/device", "--uds-path=/proc/self/fd/3/host"]);
         let Confinement { user, capabilities, pids, files, calls } = invocation.confinement;
         assert_eq!((user, capabilities, pids, calls), (Some(2_000_000_007), CapabilitySet::NONE, Pids::Itself, Calls::Server));
         assert_eq!(files.unwrap().own, [Path::new("/pod/v")]);

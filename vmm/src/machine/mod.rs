@@ -28,11 +28,11 @@ use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
 /// How long a guest may take to switch itself off.
-const OFF: Duration = Duration::from_secs(5);
+const OFF_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long that may take for a guest with disks: it first writes back what its containers have
 /// written.
-const OFF_WITH_DISKS: Duration = Duration::from_secs(30);
+const OFF_TIMEOUT_WITH_DISKS: Duration = Duration::from_secs(30);
 
 /// File names in [`VmSpec::dir`](spec::VmSpec::dir). They are short because a socket's path is
 /// limited.
@@ -61,7 +61,7 @@ pub struct Machine {
 
 /// What booting a machine needs in addition to its [`VmSpec`](spec::VmSpec).
 #[derive(Debug)]
-pub struct Surroundings<'a> {
+pub struct BootContext<'a> {
     /// The secret that authenticates us to the agent, which finds it in the share.
     pub secret: Secret,
     /// The cgroup for its processes.
@@ -72,7 +72,7 @@ impl Machine {
     /// Switches it off, and returns when it has ended. Idempotent, and cancel-safe.
     pub async fn switch_off(&self) {
         if self.death.borrow().is_none() {
-            if let Err(error) = self.guest.ask(Request::SwitchOff, off_within(&self.hypervisor)).await {
+            if let Err(error) = self.guest.ask(Request::SwitchOff, off_timeout(&self.hypervisor)).await {
                 debug!(%error, "the guest did not switch itself off");
             }
             self.off.send_replace(true);
@@ -83,6 +83,6 @@ impl Machine {
     }
 }
 
-fn off_within(hypervisor: &Connection) -> Duration {
-    if hypervisor.has_disks() { OFF_WITH_DISKS } else { OFF }
+fn off_timeout(hypervisor: &Connection) -> Duration {
+    if hypervisor.has_disks() { OFF_TIMEOUT_WITH_DISKS } else { OFF_TIMEOUT }
 }

@@ -83,15 +83,15 @@ impl Process {
         let (reader, writer) = std::io::pipe().context(what)?;
         command.stderr(writer);
         let errors = LogTail::default();
-        tasks.spawn(errors.clone().listen(name, reader.into(), None));
+        tasks.spawn(errors.clone().follow(name, reader.into(), None));
         match output {
             None => {
                 command.stdout(Stdio::null());
             }
-            Some((words, file)) => {
+            Some((tail, file)) => {
                 let (reader, writer) = std::io::pipe().context(what)?;
                 command.stdout(writer);
-                tasks.spawn(words.listen(name, reader.into(), Some(file)));
+                tasks.spawn(tail.follow(name, reader.into(), Some(file)));
             }
         }
         let Confinement { user, capabilities, pids, .. } = invocation.confinement;
@@ -156,17 +156,20 @@ impl Drop for Process {
 }
 
 /// How long a program may take to create its socket.
-const LISTENS: Duration = Duration::from_secs(10);
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Waits until a program has created its socket. Cancel-safe.
 ///
 /// # Errors
 /// `DeadlineExceeded` if it does not.
-pub async fn listens(socket: &Path) -> Result<()> {
-    let deadline = Instant::now() + LISTENS;
+pub async fn wait_for_socket(socket: &Path) -> Result<()> {
+    let deadline = Instant::now() + LISTEN_TIMEOUT;
     while !socket.exists() {
         if Instant::now() > deadline {
-            return Err(Error::new(Code::DeadlineExceeded, format!("the socket {} did not appear within {LISTENS:?}", socket.display())));
+            return Err(Error::new(
+                Code::DeadlineExceeded,
+                format!("the socket {} did not appear within {LISTEN_TIMEOUT:?}", socket.display()),
+            ));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

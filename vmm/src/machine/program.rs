@@ -60,7 +60,7 @@ enum Inherited<'a> {
 }
 
 /// The number of the first descriptor after standard input, output and error.
-const FIRST: RawFd = 3;
+const FIRST_INHERITED: RawFd = 3;
 
 impl<'a> Invocation<'a> {
     /// A program without arguments, run as root and without confinement.
@@ -87,7 +87,7 @@ impl<'a> Invocation<'a> {
 
     fn inherit(&mut self, inherited: Inherited<'a>) -> RawFd {
         self.inherited.push(inherited);
-        FIRST + self.inherited.len() as RawFd - 1
+        FIRST_INHERITED + self.inherited.len() as RawFd - 1
     }
 
     /// The paths of the inherited sockets.
@@ -106,7 +106,7 @@ impl<'a> Invocation<'a> {
     /// # Errors
     /// If a socket cannot be bound, for example because of its path.
     pub fn command(&self) -> Result<Command> {
-        let mappings: Vec<FdMapping> = (FIRST..)
+        let mappings: Vec<FdMapping> = (FIRST_INHERITED..)
             .zip(&self.inherited)
             .map(|(child_fd, inherited)| Ok(FdMapping { parent_fd: inherited.descriptor()?, child_fd }))
             .collect::<Result<_>>()?;
@@ -135,7 +135,7 @@ mod tests {
     const ABSENT: Program = Program { name: "no-such-program", places: &["/usr/libexec", "/usr/lib/qemu"], package: "no-such-package" };
 
     #[test]
-    fn what_is_missing_is_named_with_its_package() {
+    fn a_missing_program_is_named_with_its_package() {
         let error = ABSENT.find("").unwrap_err();
         assert_eq!(error.code(), Code::NotFound);
         for word in ["no-such-program", "PATH nor in /usr/libexec nor in /usr/lib/qemu", "no-such-package"] {
@@ -152,13 +152,13 @@ mod tests {
     }
 
     #[test]
-    fn programs_beside_the_path_are_found() {
+    fn programs_outside_of_path_are_found() {
         let program = Program { name: "passwd-not-in-path", places: &["/nowhere", "/bin"], package: "none" };
         assert_eq!(program.find("sh").unwrap().file_name().unwrap(), "sh");
     }
 
     #[test]
-    fn descriptors_arrive_under_their_numbers() {
+    fn inherited_descriptors_have_the_returned_numbers() {
         let dir = std::env::temp_dir().join(format!("magnetar-program-{}", std::process::id()));
         std::fs::create_dir(&dir).unwrap();
         let mut text = std::fs::File::create_new(dir.join("text")).unwrap();

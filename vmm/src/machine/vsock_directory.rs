@@ -3,7 +3,7 @@
 //! it: the vsock device or the hypervisor itself.
 //!
 //! ```text
-//! <vm>/v/device     the device waits here for the hypervisor (vhost-user); not with a hypervisor's own vsock
+//! <vm>/v/device     the vsock device, if there is one, waits here for the hypervisor (vhost-user)
 //!        host       processes of the host reach the guest here: CONNECT <port>
 //!        host_1025  the guest's first message arrives here, as a connection to this port of the host
 //! ```

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The least time between two reports that a container ran out of memory.
-const OOM_AGAIN: Duration = Duration::from_secs(1);
+const OOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One container.
 #[derive(Debug)]
@@ -30,8 +30,8 @@ pub struct Container {
     pub huge_pages: OnceLock<u32>,
     /// Its further processes.
     pub execs: Registry<ExecId, Process>,
-    oom_told: Mutex<Option<Instant>>,
-    later: Mutex<Option<CreateRequest>>,
+    oom_reported: Mutex<Option<Instant>>,
+    deferred: Mutex<Option<CreateRequest>>,
 }
 
 /// One process.
@@ -53,18 +53,18 @@ impl Container {
     pub fn new(id: ContainerId, bundle: PathBuf, stdio: StdioSpec) -> Self {
         let init = Arc::new(Process::new(stdio, Vec::new(), Phase::Creating));
         let execs = Registry::new("exec", format!("container {id}"));
-        Self { id, bundle, init, huge_pages: OnceLock::new(), execs, oom_told: Mutex::default(), later: Mutex::default() }
+        Self { id, bundle, init, huge_pages: OnceLock::new(), execs, oom_reported: Mutex::default(), deferred: Mutex::default() }
     }
 
     /// Keeps the request to make it until it is started.
-    pub fn make_later(&self, request: CreateRequest) {
-        *self.later.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
+    pub fn defer_create(&self, request: CreateRequest) {
+        *self.deferred.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
     }
 
     /// Takes the request that [`defer_create`](Self::defer_create) kept. Only the first caller gets
     /// it, and makes the container.
-    pub fn is_to_be_made(&self) -> Option<CreateRequest> {
-        self.later.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub fn take_deferred_create(&self) -> Option<CreateRequest> {
+        self.deferred.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Its init, or one of its execs.
@@ -80,9 +80,9 @@ impl Container {
 
     /// Whether to report that the container ran out of memory. A guest may say it any number of
     /// times, so reports are limited to one per [`OOM_INTERVAL`].
-    pub fn oom_is_news(&self) -> bool {
-        let mut told = self.oom_told.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = told.is_none_or(|told| told.elapsed() > OOM_AGAIN);
+    pub fn should_report_oom(&self) -> bool {
+        let mut told = self.oom_reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = told.is_none_or(|told| told.elapsed() > OOM_INTERVAL);
         if news {
             *told = Some(Instant::now());
         }

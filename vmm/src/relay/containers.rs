@@ -7,8 +7,8 @@
 //! ```
 
 use super::container::{Container, Process};
-use super::create::{ASKED, cannot_create};
-use super::{ENDED, OUTPUTS, Relay, Running};
+use super::create::{REQUEST_TIMEOUT, cannot_create};
+use super::{END_TIMEOUT, OUTPUT_TIMEOUT, Relay, Running};
 use crate::relay::guest;
 use crate::relay::translate;
 use magnetar_core::cgroup::stats::Metrics;
@@ -28,7 +28,7 @@ use std::time::{Duration, SystemTime};
 use tracing::{Instrument, info, warn};
 
 /// How long a killed container may take to end, in emulation on a busy host with a slow disk.
-const KILLED: Duration = Duration::from_secs(60);
+const KILL_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Relay {
     /// The process id for all containers' processes. For a container without a pod it is this
@@ -41,9 +41,9 @@ impl Relay {
     }
 
     /// Runs a container's program. Makes the container first if that was deferred.
-    async fn run_init(&self, running: &Running, container: &Container, later: Option<&CreateRequest>) -> Result<()> {
+    async fn run_init(&self, running: &Running, container: &Container, deferred: Option<&CreateRequest>) -> Result<()> {
         let id = &container.id;
-        if let Some(request) = later {
+        if let Some(request) = deferred {
             let _being_made = self.0.gate.enter()?;
             self.make(running, container, request).await.map_err(|error| cannot_create(id, error))?;
         }
@@ -67,11 +67,11 @@ impl Relay {
     /// Ends a machine whose guest does not end a killed container, for example because it is
     /// compromised. containerd stops containers before their pod, so the pod could never be
     /// stopped.
-    async fn see_killed(self, id: ContainerId, process: Arc<Process>) {
-        if tokio::time::timeout(KILLED, process.life.exit()).await.is_err()
+    async fn condemn_unless_killed(self, id: ContainerId, process: Arc<Process>) {
+        if tokio::time::timeout(KILL_TIMEOUT, process.life.exit()).await.is_err()
             && let Ok(running) = self.running()
         {
-            let reason = format!("container {id} has not ended within {KILLED:?} of being killed");
+            let reason = format!("container {id} has not ended within {KILL_TIMEOUT:?} of being killed");
             // This fails if another reason came first, or the machine has ended.
             let _sooner = running.condemn.try_send(reason);
         }
@@ -80,21 +80,22 @@ impl Relay {
     /// Removes a process in the guest. If the guest fails to, the host's part is removed anyway;
     /// the guest's part ends with the machine.
     async fn forget(&self, running: &Running, id: &ContainerId, exec: Option<&ExecId>) {
-        if let Err(error) = self.forgotten(running, id, exec).await {
+        if let Err(error) = self.try_forget(running, id, exec).await {
             warn!(%error, "the guest has not removed {}", subject(id, exec));
         }
     }
 
     /// An unknown process or a dead guest is no error. Even if Delete fails, the names are
     /// forgotten.
-    async fn forgotten(&self, running: &Running, id: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
+    async fn try_forget(&self, running: &Running, id: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
         if running.death().is_some() {
             return Ok(());
         }
-        let deleted = tokio::time::timeout(ASKED, running.call(running.guest.tasks().delete(id, exec))).await;
-        let deleted = deleted.unwrap_or_else(|_| Err(guest::late(ASKED)));
+        let deleted = tokio::time::timeout(REQUEST_TIMEOUT, running.call(running.guest.tasks().delete(id, exec))).await;
+        let deleted = deleted.unwrap_or_else(|_| Err(guest::no_answer(REQUEST_TIMEOUT)));
         let deleted = deleted.or_else(|error| if error.code() == Code::NotFound { Ok(()) } else { Err(error) });
-        let forgotten = running.guest.ask(Request::Forget { container: id.to_string(), exec: exec.map(ExecId::to_string) }, ASKED).await;
+        let forgotten =
+            running.guest.ask(Request::Forget { container: id.to_string(), exec: exec.map(ExecId::to_string) }, REQUEST_TIMEOUT).await;
         let forgotten = match forgotten {
             Err(error) if error.code() == Code::Unavailable => Err(running.broken(error).await),
             outcome => outcome.map(drop),
@@ -118,11 +119,11 @@ impl Relay {
     }
 
     /// Handles an event of the guest.
-    pub fn told(&self, event: agent::Event) {
+    pub fn handle_event(&self, event: agent::Event) {
         match event {
             agent::Event::OutOfMemory { container } => {
                 if let Ok(container) = ContainerId::parse(container).and_then(|id| self.get(&id))
-                    && container.oom_is_news()
+                    && container.should_report_oom()
                 {
                     self.0.events.publish(Event::OutOfMemory { container: container.id.clone() });
                 }
@@ -145,7 +146,7 @@ impl Relay {
     }
 
     /// Notes that all processes have ended with the machine.
-    pub fn all_ended(&self) {
+    pub fn end_all(&self) {
         for (_, container) in self.0.containers.all() {
             for (exec, process) in container.execs.all() {
                 if process.life.phase().living_pid().is_some() {
@@ -203,9 +204,9 @@ impl Tasks for Relay {
         let process = container.process(exec)?;
         process.life.change(Change::Start).map_err(|e| Error::new(e.code(), format!("cannot start {}: {e}", subject(id, exec))))?;
         // An exec must not take the container's deferred request.
-        let later = if exec.is_none() { container.is_to_be_made() } else { None };
+        let deferred = if exec.is_none() { container.take_deferred_create() } else { None };
         let started = match exec {
-            None => self.run_init(running, &container, later.as_ref()).await,
+            None => self.run_init(running, &container, deferred.as_ref()).await,
             Some(exec) => self.run_exec(running, id, exec, &process).await,
         };
         match started {
@@ -219,7 +220,7 @@ impl Tasks for Relay {
             Err(error) => {
                 process.life.change(Change::StartFailed)?;
                 process.detach();
-                if later.is_some() {
+                if deferred.is_some() {
                     // For containerd it was created, and no process exists whose end would be
                     // reported.
                     self.ended(id, None, &process, Exit::killed());
@@ -236,7 +237,7 @@ impl Tasks for Relay {
         if exec.is_none() && matches!(process.life.phase(), Phase::Created { .. }) {
             match self.kill(id, None, libc::SIGKILL as u32, false).await {
                 // The guest may not report the exit; then the deletion goes on without it.
-                Ok(()) => drop(tokio::time::timeout(ENDED, process.life.exit()).await),
+                Ok(()) => drop(tokio::time::timeout(END_TIMEOUT, process.life.exit()).await),
                 // The container or the machine has ended meanwhile.
                 Err(error) => info!(container = %id, %error, "cannot kill a container that is being deleted"),
             }
@@ -291,7 +292,7 @@ impl Tasks for Relay {
             return Ok(());
         };
         if exec.is_none() && signal == libc::SIGKILL as u32 {
-            self.0.tasks.spawn(self.clone().see_killed(id.clone(), process.clone()).in_current_span());
+            self.0.tasks.spawn(self.clone().condemn_unless_killed(id.clone(), process.clone()).in_current_span());
         }
         match running.call(running.guest.tasks().kill(id, exec, signal, all)).await {
             // It has ended meanwhile, perhaps with the machine.
@@ -346,7 +347,8 @@ impl Tasks for Relay {
 
     async fn close_stdin(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
         let process = self.get(id)?.process(exec)?;
-        // The guest does not know an exec that was not started, and has closed the input of what has ended.
+        // The guest does not know an exec before its start, and has closed an ended process's
+        // input.
         if process.life.phase().living_pid().is_none() {
             return Ok(());
         }
@@ -378,7 +380,7 @@ impl Tasks for Relay {
         running.call(running.guest.tasks().statistics(id)).await
     }
 
-    fn any(&self) -> bool {
+    fn has_containers(&self) -> bool {
         !self.0.containers.is_empty()
     }
 
@@ -387,8 +389,8 @@ impl Tasks for Relay {
         container.init.life.exit().await;
         self.0.outputs.close();
         // Their reader may have stopped reading.
-        if tokio::time::timeout(OUTPUTS, self.0.outputs.wait()).await.is_err() {
-            warn!(container = %id, "its last output was not read within {OUTPUTS:?}, and is lost");
+        if tokio::time::timeout(OUTPUT_TIMEOUT, self.0.outputs.wait()).await.is_err() {
+            warn!(container = %id, "its last output was not read within {OUTPUT_TIMEOUT:?}, and is lost");
         }
     }
 }

@@ -3,9 +3,9 @@
 //! the guest.
 
 use super::container::{Container, Process};
-use super::memory::Volumes;
+use super::memory::MemoryVolumes;
 use super::{Relay, Running};
-use crate::relay::streams::{Paths, Streams};
+use crate::relay::streams::{StreamPaths, Streams};
 use crate::relay::translate::{self, Translated};
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long the agent may take for a request that does not wait for anything.
-pub const ASKED: Duration = Duration::from_secs(30);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Relay {
     /// Records a container that is made later, at Start. Refuses it now if it could not be made
@@ -30,7 +30,7 @@ impl Relay {
         let spec = specification(container)?;
         let memory = self.0.memory.used_by(&spec);
         self.translated(container, spec, &memory)?;
-        container.make_later(request);
+        container.defer_create(request);
         Ok(())
     }
 
@@ -57,7 +57,7 @@ impl Relay {
         let disks = running.attach(id, disks).await?;
         let submounts = running.share.submounts(id)?;
         let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory, huge_pages, disks, submounts, shared_pid };
-        let patience = ASKED + agent::DISK_FOUND * u32::try_from(bundle.disks.len()).unwrap_or(u32::MAX);
+        let patience = REQUEST_TIMEOUT + agent::DISK_FOUND * u32::try_from(bundle.disks.len()).unwrap_or(u32::MAX);
         running.guest.ask(Request::Bundle(bundle), patience).await?;
         let paths = self.open_streams(running, id, None, &container.init).await?;
         running.call(running.guest.tasks().create(id, request.stdio.terminal, paths)).await
@@ -70,7 +70,7 @@ impl Relay {
         id: &ContainerId,
         exec: Option<&ExecId>,
         process: &Process,
-    ) -> Result<Paths> {
+    ) -> Result<StreamPaths> {
         let (namespace, _) = self.0.pod.names()?;
         let logged = Logged { id: exec.map_or(id.as_str(), ExecId::as_str), namespace: namespace.as_str(), reaper: &self.0.reaper };
         let logs = process.logging.run(&process.stdio, logged).await?;
@@ -85,7 +85,7 @@ impl Relay {
         let context = translate::Context {
             sandbox_pid: std::process::id(),
             shm: &self.0.shm,
-            memory: &|source| Volumes::number(memory, source),
+            memory: &|source| MemoryVolumes::number(memory, source),
             is_single: self.is_single(),
         };
         translate::translate(spec, &container.id, &context)

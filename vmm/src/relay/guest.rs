@@ -30,16 +30,16 @@ use tokio_util::either::Either;
 use tokio_vsock::{VsockAddr, VsockStream};
 
 /// How long a guest may take for its first message on a connection.
-const OPENED: Duration = Duration::from_secs(10);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many requests may wait behind the current one.
 const QUEUE: usize = 16;
 
 /// The interval between attempts to connect to an agent that does not listen yet.
-const AGAIN: Duration = Duration::from_millis(20);
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The longest answer of the vsock device to CONNECT, in bytes.
-const LONGEST_GREETING: usize = 32;
+const MAX_GREETING: usize = 32;
 
 /// A connection to the agent.
 pub type Connection = Either<UnixStream, VsockStream>;
@@ -47,12 +47,12 @@ pub type Connection = Either<UnixStream, VsockStream>;
 /// How the guest is reached.
 #[derive(Debug, Clone)]
 pub struct Dialer {
-    way: Way,
+    way: Transport,
     secret: Secret,
 }
 
 #[derive(Debug, Clone)]
-enum Way {
+enum Transport {
     /// Through the Unix socket of a hybrid vsock device (Firecracker's docs/vsock.md has its protocol).
     Hybrid {
         /// Its path.
@@ -74,12 +74,12 @@ impl Dialer {
     /// Through the Unix socket of a hybrid vsock device that runs as `owner`, to an agent with this
     /// secret.
     pub fn hybrid(socket: PathBuf, owner: u32, secret: Secret) -> Self {
-        Self { way: Way::Hybrid { socket, owner }, secret }
+        Self { way: Transport::Hybrid { socket, owner }, secret }
     }
 
     /// Through the kernel, as long as the caller keeps the address.
     pub fn kernel(cid: &Cid, secret: Secret) -> Self {
-        Self { way: Way::Kernel { number: cid.number, device: Arc::downgrade(&cid.device) }, secret }
+        Self { way: Transport::Kernel { number: cid.number, device: Arc::downgrade(&cid.device) }, secret }
     }
 
     /// Connects for a purpose.
@@ -87,7 +87,7 @@ impl Dialer {
     /// # Errors
     /// `Unavailable` if nobody answers, `FailedPrecondition` with the agent's reason if it refuses.
     pub async fn dial(&self, purpose: Purpose) -> Result<Connection> {
-        in_time(async { self.open(self.connect().await?, purpose).await }).await
+        within_open_timeout(async { self.open(self.connect().await?, purpose).await }).await
     }
 
     /// Connects for a purpose to an agent that may not listen yet. Retries without limit, so the
@@ -98,22 +98,22 @@ impl Dialer {
     pub async fn dial_first(&self, purpose: Purpose) -> Result<Connection> {
         let stream = match &self.way {
             // The guest has sent its first message, so its agent listens.
-            Way::Hybrid { socket, owner } => hybrid(socket, *owner).await?,
-            Way::Kernel { number, device } => loop {
+            Transport::Hybrid { socket, owner } => hybrid(socket, *owner).await?,
+            Transport::Kernel { number, device } => loop {
                 match vsock(*number, device).await {
-                    Err(error) if not_yet(&error) => tokio::time::sleep(AGAIN).await,
+                    Err(error) if is_starting(&error) => tokio::time::sleep(RETRY_INTERVAL).await,
                     connected => break Either::Right(connected.map_err(unavailable)?),
                 }
             },
         };
-        in_time(self.open(stream, purpose)).await
+        within_open_timeout(self.open(stream, purpose)).await
     }
 
     /// Connects to the agent's port.
     async fn connect(&self) -> Result<Connection> {
         match &self.way {
-            Way::Hybrid { socket, owner } => hybrid(socket, *owner).await,
-            Way::Kernel { number, device } => vsock(*number, device).await.map(Either::Right).map_err(unavailable),
+            Transport::Hybrid { socket, owner } => hybrid(socket, *owner).await,
+            Transport::Kernel { number, device } => vsock(*number, device).await.map(Either::Right).map_err(unavailable),
         }
     }
 
@@ -142,7 +142,7 @@ async fn hybrid(socket: &Path, owner: u32) -> Result<Connection> {
 
 /// Whether a connection failed because the guest is still starting. Either its vsock driver is not
 /// loaded (Linux before 2026 waits for it), or the guest's kernel says that nobody listens.
-fn not_yet(error: &std::io::Error) -> bool {
+fn is_starting(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::HostUnreachable | ErrorKind::ConnectionReset)
 }
 
@@ -166,15 +166,15 @@ fn what() -> String {
     "cannot reach the agent in the guest".into()
 }
 
-async fn in_time(opened: impl Future<Output = Result<Connection>>) -> Result<Connection> {
-    match tokio::time::timeout(OPENED, opened).await {
+async fn within_open_timeout(opened: impl Future<Output = Result<Connection>>) -> Result<Connection> {
+    match tokio::time::timeout(OPEN_TIMEOUT, opened).await {
         Ok(opened) => opened,
-        Err(_) => Err(late(OPENED)),
+        Err(_) => Err(no_answer(OPEN_TIMEOUT)),
     }
 }
 
 /// The error of an agent that has not answered within `patience`.
-pub fn late(patience: Duration) -> Error {
+pub fn no_answer(patience: Duration) -> Error {
     Error::new(Code::Unavailable, format!("the agent in the guest has not answered within {patience:?}"))
 }
 
@@ -183,7 +183,7 @@ async fn greeting(stream: &mut UnixStream) -> Result<()> {
     let what = || "the vsock device has no connection to the agent in the guest".to_string();
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') {
-        if line.len() == LONGEST_GREETING {
+        if line.len() == MAX_GREETING {
             return Err(Error::new(Code::Unavailable, what()));
         }
         line.push(stream.read_u8().await.map_err(|error| Error::new(Code::Unavailable, format!("{}: {error}", what())))?);
@@ -209,7 +209,7 @@ impl Guest {
         let control = dialer.dial_first(Purpose::Control).await?;
         let tasks = GuestTasks::new(dialer.dial(Purpose::Tasks).await?);
         let (requests, asked) = mpsc::channel(QUEUE);
-        Ok((Self { dialer, requests, tasks }, carry(control, asked)))
+        Ok((Self { dialer, requests, tasks }, serve_requests(control, asked)))
     }
 
     /// Sends a request, and waits for the answer, at most for `patience`.
@@ -225,7 +225,7 @@ impl Guest {
         };
         match tokio::time::timeout(patience, asked).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(late(patience)),
+            Err(_) => Err(no_answer(patience)),
         }
     }
 
@@ -234,7 +234,7 @@ impl Guest {
     ///
     /// # Errors
     /// As [`Guest::ask`].
-    pub async fn ask_apart(&self, request: &Request, patience: Duration) -> Result<()> {
+    pub async fn ask_on_new_connection(&self, request: &Request, patience: Duration) -> Result<()> {
         let asked = async {
             let mut control = self.dialer.dial(Purpose::Control).await?;
             frame::write(&mut control, request).await.context(what)?;
@@ -243,7 +243,7 @@ impl Guest {
                 Answer::Failed(line) => Err(Error::from_line(&line)),
             }
         };
-        tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(late(patience)))
+        tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(no_answer(patience)))
     }
 
     /// The Task API in the guest.
@@ -272,7 +272,7 @@ pub async fn ping(control: &mut Connection) -> std::io::Result<()> {
 }
 
 /// Sends requests one after the other, even if the caller no longer waits.
-async fn carry(mut control: Connection, mut asked: mpsc::Receiver<(Request, oneshot::Sender<Result<()>>)>) {
+async fn serve_requests(mut control: Connection, mut asked: mpsc::Receiver<(Request, oneshot::Sender<Result<()>>)>) {
     while let Some((request, answer)) = asked.recv().await {
         let answered = async {
             frame::write(&mut control, &request).await?;

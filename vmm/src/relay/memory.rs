@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Volumes in memory. An emptyDir with `medium: Memory` is in the guest's memory: that avoids the
-//! way through the share, and counts against the pod's own memory. An emptyDir with `medium:
-//! HugePages` is too, because the guest cannot use the host's huge pages.
+//! way through the share, and counts against the pod's own memory. So is an emptyDir with `medium:
+//! HugePages`, because the guest cannot use the host's huge pages.
 
 use magnetar_vm_agent_api::Memory;
 use serde_json::Value;
@@ -22,9 +22,9 @@ const HUGETLBFS: i64 = 0x9584_58f6;
 /// A pod's volumes in memory, by the host's directory of each. Containers that mount the same
 /// directory share the volume.
 #[derive(Debug, Default)]
-pub struct Volumes(Mutex<BTreeMap<PathBuf, u32>>);
+pub struct MemoryVolumes(Mutex<BTreeMap<PathBuf, u32>>);
 
-impl Volumes {
+impl MemoryVolumes {
     /// The volumes that a specification mounts, with their directories on the host.
     pub fn used_by(&self, spec: &Value) -> Vec<(PathBuf, Memory)> {
         let mounts = spec.get("mounts").and_then(Value::as_array).into_iter().flatten();
@@ -59,7 +59,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn only_a_tmpfs_of_the_kubelet_is_one() {
+    fn only_the_kubelets_tmpfs_is_a_memory_volume() {
         let disk = tempfile::tempdir_in("/var/tmp").unwrap();
         let memory = tempfile::tempdir_in("/dev/shm").unwrap();
         let make = |at: &Path| {
@@ -69,10 +69,10 @@ mod tests {
         };
         let (on_disk, in_memory) = (make(disk.path()), make(memory.path()));
         let spec = json!({"mounts": [{"source": on_disk}, {"source": in_memory}, {"source": memory.path()}, {"source": "proc"}]});
-        let volumes = Volumes::default();
+        let volumes = MemoryVolumes::default();
         let used = volumes.used_by(&spec);
         assert_eq!(used.iter().map(|(source, memory)| (source, memory.name)).collect::<Vec<_>>(), [(&in_memory, 0)]);
-        assert_eq!(Volumes::number(&volumes.used_by(&spec), &in_memory), Some(0), "the same the second time");
-        assert_eq!(Volumes::number(&used, &on_disk), None);
+        assert_eq!(MemoryVolumes::number(&volumes.used_by(&spec), &in_memory), Some(0), "the same the second time");
+        assert_eq!(MemoryVolumes::number(&used, &on_disk), None);
     }
 }

@@ -27,9 +27,9 @@ use magnetar_core::reaper::Reaper;
 use magnetar_core::record::PodDir;
 use magnetar_core::sandbox_files::SandboxFiles;
 use magnetar_core::server::Parts;
-use magnetar_core::task::gate::{Gate, MADE};
+use magnetar_core::task::gate::{CREATE_TIMEOUT, Gate};
 use magnetar_core::task::registry::Registry;
-use memory::Volumes;
+use memory::MemoryVolumes;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -39,11 +39,11 @@ use tracing::warn;
 
 /// How long to wait, after a connection to the guest broke, until the machine's end is known. A
 /// machine that switches itself off takes some seconds.
-const ENDED: Duration = Duration::from_secs(10);
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the last output of a container without a pod may stay unread before its machine is
 /// switched off.
-const OUTPUTS: Duration = Duration::from_secs(10);
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The containers of one pod. Cheap to clone.
 #[derive(Clone)]
@@ -61,7 +61,7 @@ struct Shared {
     running: OnceLock<Running>,
     /// Set if the only container has no pod. Its machine is started with the container, not before.
     is_single: OnceLock<()>,
-    memory: Volumes,
+    memory: MemoryVolumes,
     /// The tasks that copy the guest's output.
     outputs: TaskTracker,
     gate: Gate,
@@ -101,7 +101,7 @@ impl Running {
     /// Explains a broken connection to the guest: by the machine's end, if that becomes known soon,
     /// otherwise by `error`.
     async fn broken(&self, error: Error) -> Error {
-        tokio::time::timeout(ENDED, self.ended()).await.unwrap_or(error)
+        tokio::time::timeout(END_TIMEOUT, self.ended()).await.unwrap_or(error)
     }
 
     /// Runs a call to the guest, until the machine ends.
@@ -132,7 +132,7 @@ impl Relay {
     pub fn new(pod: PodDir, shm: PathBuf, parts: &Parts) -> Self {
         let Parts { reaper, events, idle, tasks } = parts.clone();
         let (files, running, memory, containers) =
-            (OnceLock::new(), OnceLock::new(), Volumes::default(), Registry::new("container", "this pod"));
+            (OnceLock::new(), OnceLock::new(), MemoryVolumes::default(), Registry::new("container", "this pod"));
         let (gate, is_single, outputs) = (Gate::new(), OnceLock::new(), TaskTracker::new());
         Self(Arc::new(Shared { pod, reaper, events, idle, tasks, shm, files, running, is_single, memory, outputs, gate, containers }))
     }
@@ -144,7 +144,7 @@ impl Relay {
 
     /// Marks the pod's only container as one without a pod: it can be created before the machine
     /// runs, and is made when it is started.
-    pub fn is_for_a_single_container(&self) {
+    pub fn set_single(&self) {
         let _the_first_counts = self.0.is_single.set(());
     }
 
@@ -159,7 +159,7 @@ impl Relay {
 
     /// Refuses to make more containers, and waits for those in progress.
     pub async fn close(&self) {
-        if !self.0.gate.close(MADE).await {
+        if !self.0.gate.close(CREATE_TIMEOUT).await {
             warn!("a container is still being made in a pod that is being stopped");
         }
     }

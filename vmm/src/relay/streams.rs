@@ -37,7 +37,7 @@ pub struct Streams {
 /// The names of a process's streams in the guest, for the Task API there. An empty name means no
 /// stream.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Paths {
+pub struct StreamPaths {
     /// Standard input.
     pub stdin: String,
     /// Standard output.
@@ -72,9 +72,9 @@ impl Streams {
         tasks: &TaskTracker,
         outputs: &TaskTracker,
         logs: Option<LogPipes>,
-    ) -> Result<(Self, Paths)> {
+    ) -> Result<(Self, StreamPaths)> {
         let streams = Self::default();
-        let mut paths = Paths::default();
+        let mut paths = StreamPaths::default();
         let name = |kind| StreamName { container: container.to_string(), exec: exec.map(ExecId::to_string), kind };
         if let Some(path) = &stdio.stdin {
             let what = || format!("cannot open the stream {}", path.display());

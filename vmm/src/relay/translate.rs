@@ -11,10 +11,10 @@
 //!   container would miss is refused. What only restricts it on the host (AppArmor, SELinux, CPU sets)
 //!   is left out.
 
-use crate::host::block::Numbers;
+use crate::host::block::DeviceNumbers;
 use crate::host::huge_pages;
 use crate::host::share::{ROOTFS, Volume};
-use crate::hypervisor::connection::Wanted;
+use crate::hypervisor::connection::WantedDisk;
 use magnetar_core::error::{Error, Result};
 use magnetar_core::ids::ContainerId;
 use magnetar_vm_agent_api as api;
@@ -43,7 +43,7 @@ pub struct Translated {
     /// The volumes to mount into the share.
     pub volumes: Vec<Volume>,
     /// The disks to attach, each device once.
-    pub disks: Vec<Wanted>,
+    pub disks: Vec<WantedDisk>,
     /// How many huge pages it may use.
     pub huge_pages: u32,
     /// Whether it joins the pod's PID namespace.
@@ -51,7 +51,7 @@ pub struct Translated {
 }
 
 /// Devices that are the same in every kernel, by their numbers (Documentation/admin-guide/devices.txt in the kernel).
-const EVERYWHERE: [(i64, i64); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 229)];
+const SAME_IN_EVERY_KERNEL: [(i64, i64); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 229)];
 
 /// Translates a specification.
 ///
@@ -111,7 +111,7 @@ pub fn resources(limits: &mut Value) {
         }
         // The guest has no such pages, and no file for their limit.
         if let Some(huge) = limits.get_mut("hugepageLimits").and_then(Value::as_array_mut) {
-            huge.retain(|limit| limit["pageSize"].as_str().is_some_and(huge_pages::is_guests));
+            huge.retain(|limit| limit["pageSize"].as_str().is_some_and(huge_pages::guest_has));
         }
     }
 }
@@ -219,14 +219,14 @@ fn namespaces(linux: &mut Map<String, Value>, context: &Context<'_>) -> Result<b
 /// Returns the block devices that become disks: those that a rule allows by their numbers. A device
 /// without such a rule is one of the many that containerd gives a privileged container, only
 /// because the host has them.
-fn devices(linux: &mut Map<String, Value>) -> Result<Vec<Wanted>> {
+fn devices(linux: &mut Map<String, Value>) -> Result<Vec<WantedDisk>> {
     let none = Vec::new();
     let rules = linux.get("resources").and_then(|resources| resources["devices"].as_array()).unwrap_or(&none);
-    let mut disks = Vec::<Wanted>::new();
+    let mut disks = Vec::<WantedDisk>::new();
     for device in linux.get("devices").and_then(Value::as_array).into_iter().flatten() {
         let numbers = (device["major"].as_i64().unwrap_or(-1), device["minor"].as_i64().unwrap_or(-1));
         let is_block = device["type"] == "b";
-        if !is_block && EVERYWHERE.contains(&numbers) {
+        if !is_block && SAME_IN_EVERY_KERNEL.contains(&numbers) {
             continue;
         }
         let path = device["path"].as_str().unwrap_or_default();
@@ -239,10 +239,10 @@ fn devices(linux: &mut Map<String, Value>) -> Result<Vec<Wanted>> {
             )));
         }
         let number = |number: i64| u32::try_from(number).map_err(|_| Error::invalid(format!("{number} is no number of a device: {path}")));
-        let device = Numbers { major: number(numbers.0)?, minor: number(numbers.1)? };
+        let device = DeviceNumbers { major: number(numbers.0)?, minor: number(numbers.1)? };
         let read_only = !allowing.any(|rule| rule["access"].as_str().is_none_or(|access| access.contains('w')));
         if !disks.iter().any(|disk| disk.device == device) {
-            disks.push(Wanted { device, read_only });
+            disks.push(WantedDisk { device, read_only });
         }
     }
     // In the guest, the same numbers may belong to another container's disk, so drop the other

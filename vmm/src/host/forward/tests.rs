@@ -27,24 +27,24 @@ struct Pod {
     cancel: CancellationToken,
     forwarder: Forwarder,
     /// What the guest's listeners read, or how their connections ended.
-    heard: mpsc::UnboundedReceiver<Vec<u8>>,
+    received: mpsc::UnboundedReceiver<Vec<u8>>,
 }
 
 impl Pod {
     fn start() -> Self {
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let (tell, heard) = mpsc::unbounded_channel();
+        let (report, received) = mpsc::unbounded_channel();
         let guest = tasks.clone();
         let dial = move |port| {
             let (connection, end) = duplex(4096);
             let accepted = port != port::NOTHING;
             if accepted {
-                guest.spawn(listen_in_guest(port, end, tell.clone()));
+                guest.spawn(listen_in_guest(port, end, report.clone()));
             }
             async move { if accepted { Ok(connection) } else { Err(Error::new(magnetar_core::error::Code::Unavailable, "refused")) } }
         };
         let forwarder = super::start(&tasks, &cancel, dial).unwrap();
-        Self { tasks, cancel, forwarder, heard }
+        Self { tasks, cancel, forwarder, received }
     }
 
     /// Waits for the end, and checks that nothing is left.
@@ -56,7 +56,7 @@ impl Pod {
     }
 }
 
-async fn listen_in_guest(port: u16, connection: DuplexStream, tell: mpsc::UnboundedSender<Vec<u8>>) {
+async fn listen_in_guest(port: u16, connection: DuplexStream, report: mpsc::UnboundedSender<Vec<u8>>) {
     let (plain, mut socket) = duplex(4096);
     let (from, to) = tokio::io::split(plain);
     let carried = chunk::carry(from, to, connection);
@@ -66,9 +66,9 @@ async fn listen_in_guest(port: u16, connection: DuplexStream, tell: mpsc::Unboun
             port::GREETING => {
                 socket.write_all(b"hello").await.unwrap();
                 socket.shutdown().await.unwrap();
-                let mut heard = Vec::new();
-                socket.read_to_end(&mut heard).await.unwrap();
-                tell.send(heard).unwrap();
+                let mut received = Vec::new();
+                socket.read_to_end(&mut received).await.unwrap();
+                report.send(received).unwrap();
             }
             port::FAILING => {
                 socket.write_all(b"hel").await.unwrap();
@@ -83,7 +83,7 @@ async fn listen_in_guest(port: u16, connection: DuplexStream, tell: mpsc::Unboun
     };
     if [port::SILENT, port::FAILING].contains(&port) {
         tokio::select! {
-            ended = carried => tell.send(format!("{:?}", ended.map_err(|error| error.kind())).into()).unwrap(),
+            ended = carried => report.send(format!("{:?}", ended.map_err(|error| error.kind())).into()).unwrap(),
             () = talk => {}
         }
     } else {
@@ -137,7 +137,7 @@ async fn echoes(mut client: TcpStream) {
 }
 
 #[test]
-fn a_port_of_the_loopback_is_one_of_the_guest() {
+fn connections_to_the_loopback_reach_the_guest() {
     in_pod(async || {
         let pod = Pod::start();
         echoes(dial(port::ECHO).await.unwrap()).await;
@@ -158,20 +158,20 @@ fn without_ipv6_there_is_still_ipv4() {
 }
 
 #[test]
-fn a_server_may_end_first() {
+fn a_server_may_close_first() {
     in_pod(async || {
         let mut pod = Pod::start();
         let mut client = dial(port::GREETING).await.unwrap();
         assert_eq!(read_all(&mut client).await, (Ok(()), "hello".into()));
         client.write_all(b"and goodbye").await.unwrap();
         client.shutdown().await.unwrap();
-        assert_eq!(pod.heard.recv().await.unwrap(), b"and goodbye");
+        assert_eq!(pod.received.recv().await.unwrap(), b"and goodbye");
         pod.ends().await;
     });
 }
 
 #[test]
-fn what_nobody_listens_for_and_what_fails_is_reset() {
+fn refused_and_failed_connections_are_reset() {
     in_pod(async || {
         let pod = Pod::start();
         let mut client = dial(port::NOTHING).await.unwrap();
@@ -183,7 +183,7 @@ fn what_nobody_listens_for_and_what_fails_is_reset() {
 }
 
 #[test]
-fn a_client_that_fails_is_the_end_even_if_it_had_said_all() {
+fn a_clients_reset_ends_the_connection_even_after_its_close() {
     in_pod(async || {
         let mut pod = Pod::start();
         for said_all in [false, true] {
@@ -195,18 +195,18 @@ fn a_client_that_fails_is_the_end_even_if_it_had_said_all() {
             }
             client.set_zero_linger().unwrap();
             drop(client);
-            assert_eq!(pod.heard.recv().await.unwrap(), b"Err(UnexpectedEof)", "{said_all}");
+            assert_eq!(pod.received.recv().await.unwrap(), b"Err(UnexpectedEof)", "{said_all}");
         }
         pod.ends().await;
     });
 }
 
 #[test]
-fn more_than_are_carried_at_once_wait() {
+fn connections_above_the_limit_wait() {
     in_pod(async || {
         let pod = Pod::start();
         let mut first = Vec::new();
-        for _ in 0..AT_ONCE {
+        for _ in 0..MAX_CONNECTIONS {
             let mut client = dial(port::ECHO).await.unwrap();
             client.write_all(b"x").await.unwrap();
             assert_eq!(client.read_u8().await.unwrap(), b'x');
@@ -219,7 +219,7 @@ fn more_than_are_carried_at_once_wait() {
         assert_eq!(last.read_u8().await.unwrap(), b'x');
         drop((first, last));
         let clients = TaskTracker::new();
-        for _ in 0..2 * AT_ONCE {
+        for _ in 0..2 * MAX_CONNECTIONS {
             clients.spawn(async { echoes(dial(port::ECHO).await.unwrap()).await });
         }
         clients.close();
@@ -229,7 +229,7 @@ fn more_than_are_carried_at_once_wait() {
 }
 
 #[test]
-fn the_end_is_the_end_of_all() {
+fn open_connections_are_reset_at_the_end() {
     in_pod(async || {
         for by_token in [true, false] {
             let mut pod = Pod::start();
@@ -238,7 +238,7 @@ fn the_end_is_the_end_of_all() {
             tokio::time::sleep(Duration::from_millis(20)).await;
             if by_token {
                 pod.cancel.cancel();
-                assert_eq!(pod.heard.recv().await.unwrap(), b"Err(UnexpectedEof)");
+                assert_eq!(pod.received.recv().await.unwrap(), b"Err(UnexpectedEof)");
             }
             pod.ends().await;
             assert_eq!(read_all(&mut client).await, (Err(ErrorKind::ConnectionReset), String::new()));

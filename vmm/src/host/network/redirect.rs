@@ -36,7 +36,7 @@ impl Redirects<'_> {
         let tap = magnetar_sys::tap::open(&c_name).context(what)?;
         let found = all(self.0.link().get().match_name(&name).execute()).await.context(what)?;
         let tap_index = found.first().map(|link| link.header.index).ok_or_else(|| Error::internal(what()))?;
-        self.silence(tap_index).await;
+        self.disable_link_local(tap_index).await;
         let up = LinkUnspec::new_with_index(tap_index).mtu(interface.mtu).up().build();
         self.0.link().set(up).execute().await.context(|| format!("cannot bring up {name} with an MTU of {}", interface.mtu))?;
         let what = || format!("cannot pass frames between {name} and the pod's interface {} (tc: ingress, u32, mirred)", interface.name);
@@ -58,11 +58,11 @@ impl Redirects<'_> {
     }
 
     /// Without this, the host's stack would send packets to the guest from a link-local address.
-    async fn silence(&self, tap: u32) {
+    async fn disable_link_local(&self, tap: u32) {
         let none = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
         let message = LinkUnspec::new_with_index(tap).append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![none])).build();
         if let Err(error) = self.0.link().set(message).execute().await {
-            debug!(%error, "cannot switch off IPv6 addresses of a tap device");
+            debug!(%error, "cannot keep a tap device from getting a link-local address");
         }
     }
 

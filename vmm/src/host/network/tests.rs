@@ -156,7 +156,7 @@ fn sum(bytes: &[u8]) -> u16 {
 }
 
 #[test]
-fn frames_go_both_ways_and_nothing_stays() {
+fn frames_pass_both_ways_and_detach_removes_everything() {
     in_pod(async |pod| {
         let before = inventory().await;
         let Attached { network, mut nics } = attach().await.unwrap();
@@ -204,7 +204,7 @@ fn frames_go_both_ways_and_nothing_stays() {
 }
 
 #[test]
-fn what_an_earlier_attempt_left_is_no_obstacle() {
+fn attach_removes_what_an_earlier_attempt_left() {
     in_pod(async |_pod| {
         let before = inventory().await;
         let earlier = attach().await.unwrap();
@@ -219,7 +219,7 @@ fn what_an_earlier_attempt_left_is_no_obstacle() {
 }
 
 #[test]
-fn what_others_have_put_there_stays() {
+fn rules_of_others_stay() {
     in_pod(async |_pod| {
         ask(|handle| async move {
             let links = links(&handle).await.unwrap();

@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 
 /// The least time between the two samples. With less, the time that sampling takes would distort
 /// the result.
-const LEAST: Duration = Duration::from_millis(20);
+const MIN_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A measurement that has begun.
 #[derive(Debug, Clone, Copy)]
-pub struct Clock(Look);
+pub struct Clock(Sample);
 
 /// Time and counter at the same moment.
 #[derive(Debug, Clone, Copy)]
-struct Look {
+struct Sample {
     at: Instant,
     count: u64,
 }
@@ -27,30 +27,30 @@ struct Look {
 impl Clock {
     /// Begins to measure. `None` if this processor has no such counter.
     pub fn begin() -> Option<Self> {
-        look().map(Self)
+        sample().map(Self)
     }
 
     /// The counter's rate in kHz. Waits at most 20 ms, if the measurement has just begun.
     pub fn khz(self) -> Option<u64> {
-        std::thread::sleep(LEAST.saturating_sub(self.0.at.elapsed()));
-        let now = look()?;
+        std::thread::sleep(MIN_INTERVAL.saturating_sub(self.0.at.elapsed()));
+        let now = sample()?;
         rate(now.count.checked_sub(self.0.count)?, now.at.duration_since(self.0.at))
     }
 }
 
 /// The best of several samples: this process may have been interrupted between reading clock and
 /// counter.
-fn look() -> Option<Look> {
-    let mut best: Option<(Duration, Look)> = None;
+fn sample() -> Option<Sample> {
+    let mut best: Option<(Duration, Sample)> = None;
     for _ in 0..8 {
         let at = Instant::now();
         let count = counter::now()?;
         let took = at.elapsed();
         if best.is_none_or(|(least, _)| took < least) {
-            best = Some((took, Look { at, count }));
+            best = Some((took, Sample { at, count }));
         }
     }
-    best.map(|(_, look)| look)
+    best.map(|(_, sample)| sample)
 }
 
 fn rate(ticks: u64, time: Duration) -> Option<u64> {

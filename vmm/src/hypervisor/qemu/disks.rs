@@ -37,13 +37,13 @@ pub async fn attach(qmp: &mut Qmp, disk: &Disk) -> Result<()> {
         Ok(()) => match qmp.order("device_add", device(disk.id), None).await {
             Ok(()) => return Ok(()),
             Err(error) => {
-                undone(qmp.order("blockdev-del", node_name(disk.id), None).await, disk.id);
+                warn_if_left(qmp.order("blockdev-del", node_name(disk.id), None).await, disk.id);
                 error
             }
         },
         Err(error) => error,
     };
-    undone(qmp.order("remove-fd", set(disk.id), None).await, disk.id);
+    warn_if_left(qmp.order("remove-fd", set(disk.id), None).await, disk.id);
     Err(failed)
 }
 
@@ -61,7 +61,7 @@ pub async fn detach(qmp: &mut Qmp, disk: DiskId) -> Result<()> {
     qmp.order("remove-fd", set(disk), None).await
 }
 
-fn undone(undone: Result<()>, disk: DiskId) {
+fn warn_if_left(undone: Result<()>, disk: DiskId) {
     if let Err(error) = undone {
         warn!(%disk, %error, "cannot clean up after a disk could not be attached");
     }
@@ -109,7 +109,7 @@ mod tests {
         let mut stream = BufStream::new(stream);
         stream.write_all(b"{\"QMP\": {}}\n").await.unwrap();
         stream.flush().await.unwrap();
-        let (mut line, mut told) = (String::new(), Vec::new());
+        let (mut line, mut commands) = (String::new(), Vec::new());
         while stream.read_line(&mut line).await.unwrap() > 0 {
             let command: Value = serde_json::from_str(&line).unwrap();
             line.clear();
@@ -127,12 +127,12 @@ mod tests {
             }
             stream.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
             stream.flush().await.unwrap();
-            told.push((name, command["arguments"].clone()));
+            commands.push((name, command["arguments"].clone()));
         }
-        told
+        commands
     }
 
-    async fn told(refused: &str, detached: bool) -> (Result<()>, Vec<(String, Value)>) {
+    async fn run_attach(refused: &str, detached: bool) -> (Result<()>, Vec<(String, Value)>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let device = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let disk = Disk { id: DiskId(7), device, read_only: true };
@@ -144,33 +144,36 @@ mod tests {
         tokio::join!(order, fake(theirs, refused))
     }
 
-    fn names(told: &[(String, Value)]) -> Vec<&str> {
-        told.iter().map(|(name, _)| name.as_str()).collect()
+    fn names(commands: &[(String, Value)]) -> Vec<&str> {
+        commands.iter().map(|(name, _)| name.as_str()).collect()
     }
 
     #[tokio::test]
-    async fn a_disk_comes_and_goes() {
-        let (outcome, told) = told("nothing", true).await;
+    async fn a_disk_is_attached_and_detached() {
+        let (outcome, commands) = run_attach("nothing", true).await;
         outcome.unwrap();
-        assert_eq!(names(&told), ["qmp_capabilities", "add-fd", "blockdev-add", "device_add", "device_del", "blockdev-del", "remove-fd"]);
-        assert_eq!(told[1].1, json!({"fdset-id": 7}));
-        assert_eq!((&told[2].1["filename"], &told[2].1["read-only"]), (&json!("/dev/fdset/7"), &json!(true)));
-        assert_eq!((&told[3].1["drive"], &told[3].1["serial"]), (&told[2].1["node-name"], &json!("disk-7")));
+        assert_eq!(
+            names(&commands),
+            ["qmp_capabilities", "add-fd", "blockdev-add", "device_add", "device_del", "blockdev-del", "remove-fd"]
+        );
+        assert_eq!(commands[1].1, json!({"fdset-id": 7}));
+        assert_eq!((&commands[2].1["filename"], &commands[2].1["read-only"]), (&json!("/dev/fdset/7"), &json!(true)));
+        assert_eq!((&commands[3].1["drive"], &commands[3].1["serial"]), (&commands[2].1["node-name"], &json!("disk-7")));
     }
 
     #[tokio::test]
-    async fn a_disk_that_has_left_already_is_taken_away_all_the_same() {
-        let (outcome, told) = told("device_del", true).await;
+    async fn a_detach_is_completed_if_the_device_is_gone_already() {
+        let (outcome, commands) = run_attach("device_del", true).await;
         outcome.unwrap();
-        assert_eq!(names(&told)[4..], ["device_del", "blockdev-del", "remove-fd"]);
+        assert_eq!(names(&commands)[4..], ["device_del", "blockdev-del", "remove-fd"]);
     }
 
     #[tokio::test]
-    async fn what_was_made_before_a_refusal_is_undone() {
+    async fn a_refused_attach_is_undone() {
         for (refused, undone) in [("add-fd", &[][..]), ("blockdev-add", &["remove-fd"]), ("device_add", &["blockdev-del", "remove-fd"])] {
-            let (outcome, told) = told(refused, false).await;
+            let (outcome, commands) = run_attach(refused, false).await;
             assert_eq!(outcome.unwrap_err().to_string(), format!("QEMU refuses {refused}: no"));
-            let names = names(&told);
+            let names = names(&commands);
             let after = names.iter().position(|name| *name == refused).unwrap() + 1;
             assert_eq!(&names[after..], undone);
         }

@@ -44,7 +44,7 @@ impl MachineKind {
     }
 
     /// QEMU's options for this kind.
-    pub(super) fn words(self) -> &'static [&'static str] {
+    pub(super) fn options(self) -> &'static [&'static str] {
         match self {
             // A pod needs no keyboard, SATA, SMBus or VMware port. Linux would probe each of them.
             Self::Q35 => {

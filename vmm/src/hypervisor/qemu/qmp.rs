@@ -27,7 +27,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interes
 use tokio::net::UnixStream;
 
 /// The longest line that is read, in bytes. The answers to our commands have a few hundred.
-const LONGEST: u64 = 64 << 10;
+const MAX_LINE: u64 = 64 << 10;
 
 /// A connection on which commands are executed, one at a time.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ impl Qmp {
         self.order("device_del", json!({ "id": id }), None).await?;
         while self.deleted.as_deref() != Some(id) {
             let line = self.line().await?;
-            self.hear(&line);
+            self.note_event(&line);
         }
         Ok(())
     }
@@ -129,7 +129,7 @@ impl Qmp {
         self.send(format!("{line}\n").as_bytes(), descriptor).await.context(|| format!("cannot send {command} to QEMU"))?;
         loop {
             let line = self.line().await?;
-            self.hear(&line);
+            self.note_event(&line);
             // An event has no id, and neither has the error for a line that QEMU could not parse.
             match (line.id, line.answer, line.error) {
                 (Some(id), Some(answer), _) if id == self.last => {
@@ -163,7 +163,7 @@ impl Qmp {
         stream.write_all(&line[sent..]).await
     }
 
-    fn hear(&mut self, line: &Line) {
+    fn note_event(&mut self, line: &Line) {
         if line.event.as_deref() == Some("DEVICE_DELETED") {
             self.deleted = line.data.as_ref().and_then(|data| data.device.clone());
         }
@@ -171,14 +171,14 @@ impl Qmp {
 
     /// Reads a line. Cancel-safe: an incomplete line is kept.
     async fn line(&mut self) -> Result<Line> {
-        let left = LONGEST - self.begun.len() as u64;
+        let left = MAX_LINE - self.begun.len() as u64;
         (&mut self.stream).take(left).read_until(b'\n', &mut self.begun).await.context(|| "cannot read from QEMU".into())?;
         let line = std::mem::take(&mut self.begun);
         if line.last() == Some(&b'\n') {
             return serde_json::from_slice(&line).map_err(|e| Error::internal(format!("QEMU does not speak its protocol: {e}")));
         }
         match line.len() as u64 {
-            LONGEST => Err(Error::internal(format!("QEMU sends a line of more than {LONGEST} bytes"))),
+            MAX_LINE => Err(Error::internal(format!("QEMU sends a line of more than {MAX_LINE} bytes"))),
             _ => Err(Error::new(Code::Unavailable, "QEMU has closed the connection")),
         }
     }

@@ -3,7 +3,7 @@
 
 /// Calls that no helper program needs: they reach other processes' memory and descriptors, keys,
 /// and the kernel itself.
-pub const OTHERS: &[i64] = &[
+pub const INTRUSIVE: &[i64] = &[
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -47,7 +47,7 @@ pub const OTHERS: &[i64] = &[
 
 /// Calls that only the pod's process needs, for its containers: namespaces, mounts, device nodes,
 /// and watching processes.
-pub const POD_WORK: &[i64] = &[
+pub const POD_PROCESS_ONLY: &[i64] = &[
     libc::SYS_process_mrelease,
     libc::SYS_pidfd_open,
     libc::SYS_pidfd_send_signal,

@@ -2,7 +2,7 @@
 //! The client for containerd's Task API in the guest. Wire types stop here.
 
 use super::Connection;
-use crate::relay::streams::Paths;
+use crate::relay::streams::StreamPaths;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -40,9 +40,9 @@ impl GuestTasks {
     }
 
     /// Makes a container from the bundle that the agent has of it.
-    pub async fn create(&self, container: &ContainerId, terminal: bool, streams: Paths) -> Answer<()> {
+    pub async fn create(&self, container: &ContainerId, terminal: bool, streams: StreamPaths) -> Answer<()> {
         let bundle = format!("{}/{container}", agent::BUNDLES);
-        let Paths { stdin, stdout, stderr } = streams;
+        let StreamPaths { stdin, stdout, stderr } = streams;
         let asked = api::CreateTaskRequest { id: container.to_string(), bundle, terminal, stdin, stdout, stderr, ..Default::default() };
         done(self.0.create(Context::default(), &asked).await)
     }
@@ -54,8 +54,8 @@ impl GuestTasks {
     }
 
     /// Announces an exec. `process` is `process` of the OCI specification, as JSON.
-    pub async fn exec(&self, container: &ContainerId, exec: &ExecId, process: Vec<u8>, terminal: bool, streams: Paths) -> Answer<()> {
-        let Paths { stdin, stdout, stderr } = streams;
+    pub async fn exec(&self, container: &ContainerId, exec: &ExecId, process: Vec<u8>, terminal: bool, streams: StreamPaths) -> Answer<()> {
+        let StreamPaths { stdin, stdout, stderr } = streams;
         let (id, exec_id) = (container.to_string(), exec.to_string());
         let asked = api::ExecProcessRequest { id, exec_id, terminal, stdin, stdout, stderr, spec: json(process), ..Default::default() };
         done(self.0.exec(Context::default(), &asked).await)

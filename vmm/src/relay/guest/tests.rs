@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::UnixListener;
 
 /// A test that takes longer than this hangs.
-const WATCH: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(WATCH, future).await.expect("it does not end") })
+    runtime.block_on(async { tokio::time::timeout(TEST_TIMEOUT, future).await.expect("it does not end") })
 }
 
 /// Dials a device that sends `bytes` and closes. Returns how many bytes are left for the
@@ -46,7 +46,7 @@ fn ready() -> Vec<u8> {
 }
 
 #[test]
-fn what_follows_the_greeting_is_the_guests() {
+fn bytes_after_the_greeting_are_kept() {
     assert_eq!(dialed(&[b"OK 1073741824\n", ready().as_slice(), b"more"].concat()).unwrap(), 4);
     assert_eq!(dialed(&[b"OK 1073741824\n".as_slice(), b"more"].concat()).unwrap_err().code(), Code::Internal);
     for greeting in [&b""[..], b"OK", b"NO 1\n", b"\n", b"OK 11111111111111111111111111111111111111111111\n"] {
@@ -70,7 +70,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn any_greeting_is_one_or_an_error(
+    fn any_greeting_is_accepted_or_an_error(
         greeting in prop_oneof!["OK [0-9]{0,40}\n", "OK .{0,40}", "(?s).{0,50}"],
         answer in prop_oneof![Just(ready()), vec(any::<u8>(), 0..60)],
         more in vec(any::<u8>(), 0..20),
@@ -85,7 +85,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_a_guest_answers_to_a_call_nothing_panics(said in vec(message(), 0..6)) {
+    fn no_answer_of_a_guest_causes_a_panic(said in vec(message(), 0..6)) {
         // A panic in a task of the crate ttrpc would otherwise go unnoticed. In a release build it
         // ends the process.
         static PANICS: AtomicUsize = AtomicUsize::new(0);

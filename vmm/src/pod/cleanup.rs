@@ -19,7 +19,7 @@ use tracing::warn;
 
 /// Something on the host that must be removed.
 #[derive(Debug, Clone)]
-pub enum Made {
+pub enum Cleanup {
     /// The cgroup of the machine's processes, which the pod's record names.
     Cgroup,
     /// What the first hooks of a container without a pod have made, even if a later hook failed.
@@ -35,12 +35,12 @@ pub enum Made {
     Taps,
 }
 
-impl Made {
+impl Cleanup {
     /// Removes it. Idempotent.
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn remove(&self, record: &PodRecord, reaper: &Reaper) -> Result<()> {
+    pub async fn run(&self, record: &PodRecord, reaper: &Reaper) -> Result<()> {
         match self {
             Self::Cgroup => home::remove_pod_cgroup(record).await,
             Self::Hooks(home, single) => {
