@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The handler's table `vm`: what a machine is made of, where the pod does not say.
+//! The handler's table `vm`: how to make a machine where the pod does not say.
 
 use crate::host::huge_pages;
 use crate::host::{acceleration, vsock};
@@ -11,35 +11,37 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// The table, checked.
+/// The validated table.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VmConfig {
-    /// Which hypervisor.
+    /// The hypervisor.
     pub hypervisor: HypervisorName,
-    /// What is QEMU's alone.
+    /// Settings for QEMU only.
     pub qemu: QemuConfig,
-    /// The kernel; the one that is installed beside this program for the hypervisor if not given.
+    /// The guest's kernel. The default is the kernel that is installed beside this program for the
+    /// hypervisor.
     pub kernel: Option<PathBuf>,
-    /// The initramfs that goes with it, likewise.
+    /// The initramfs that belongs to the kernel, with the same default.
     pub initramfs: Option<PathBuf>,
-    /// Further words of the kernel's command line.
+    /// Additional parameters for the kernel's command line.
     pub kernel_parameters: String,
-    /// The guest's memory beyond what the pod's limits say, in MiB: its kernel, the agent, what is cached of files.
+    /// The guest's memory in addition to the pod's limits, in MiB, for its kernel, the agent and
+    /// cached files.
     pub memory_mib: u32,
-    /// The memory of a pod without a limit, in MiB, of which it has what it touches.
+    /// The memory of a pod without a limit, in MiB. The host allocates only what the guest touches.
     pub unlimited_memory_mib: u32,
     /// The processors of a pod without a limit.
     pub vcpus: u32,
-    /// What executes the guest's code.
+    /// Whether KVM or emulation executes the guest's code.
     pub acceleration: acceleration::Choice,
-    /// Whether the guest's memory is made of the host's huge pages.
+    /// Whether the guest's memory consists of the host's huge pages.
     pub huge_pages: bool,
-    /// What carries the guest's vsock.
+    /// Whether the kernel or a process carries the guest's vsock.
     pub vsock: vsock::Choice,
 }
 
-/// The hypervisors.
+/// The supported hypervisors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HypervisorName {
@@ -74,17 +76,17 @@ pub struct Size {
     pub vcpus: u32,
 }
 
-/// What a pod needs beside the sum of its containers' limits.
+/// What a pod needs in addition to the sum of its containers' limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Beyond {
-    /// Whether some of its containers have no limit.
-    pub some_unlimited: bool,
-    /// How many huge pages they want, which are no part of a limit.
+pub struct ExtraNeeds {
+    /// Whether some of its containers have no memory limit.
+    pub has_unlimited_container: bool,
+    /// How many huge pages the containers ask for. No memory limit includes them.
     pub huge_pages: u32,
 }
 
 /// The most processors of a machine.
-const MOST_VCPUS: u64 = 255;
+const MAX_VCPUS: u64 = 255;
 
 impl VmConfig {
     /// Reads and checks the table.
@@ -93,21 +95,24 @@ impl VmConfig {
     /// `InvalidArgument`, naming the key.
     pub fn parse(table: &Map<String, Value>) -> Result<Self> {
         let invalid = |what: String| Error::invalid(format!("the handler's options, table vm: {what}"));
-        // Where they were before there was more than one hypervisor.
+        // They were here before there was more than one hypervisor.
         for key in ["program", "machine"] {
             if table.contains_key(key) {
-                return Err(invalid(format!("{key} is a setting of QEMU's own: it belongs into the table vm.qemu")));
+                return Err(invalid(format!("{key} is a setting of QEMU: move it to the table vm.qemu")));
             }
         }
         let config: Self = serde_json::from_value(Value::Object(table.clone())).map_err(|e| invalid(e.to_string()))?;
         if config.memory_mib < LEAST_MEMORY {
-            return Err(invalid(format!("memory_mib = {} is less than {LEAST_MEMORY}, with which no guest starts", config.memory_mib)));
+            return Err(invalid(format!(
+                "memory_mib = {} is less than {LEAST_MEMORY}, the least that a guest boots with",
+                config.memory_mib
+            )));
         }
         if config.unlimited_memory_mib < config.memory_mib {
             return Err(invalid("unlimited_memory_mib is less than memory_mib".into()));
         }
-        if !(1..=MOST_VCPUS).contains(&u64::from(config.vcpus)) {
-            return Err(invalid(format!("vcpus = {} is not between 1 and {MOST_VCPUS}", config.vcpus)));
+        if !(1..=MAX_VCPUS).contains(&u64::from(config.vcpus)) {
+            return Err(invalid(format!("vcpus = {} is not between 1 and {MAX_VCPUS}", config.vcpus)));
         }
         for (key, path) in [("kernel", &config.kernel), ("initramfs", &config.initramfs)] {
             if path.as_ref().is_some_and(|path| !path.is_absolute()) {
@@ -117,8 +122,8 @@ impl VmConfig {
         Ok(config)
     }
 
-    /// One of a guest's files: as configured, or that of `guest`, a folder in `share/magnetar` of the prefix whose `libexec/magnetar` has
-    /// this program.
+    /// The path of one of the guest's files. By default it is in the folder `guest` of
+    /// `share/magnetar`, under the same prefix as the `libexec/magnetar` that has this program.
     pub fn guest_file(configured: Option<&Path>, guest: &str, name: &str, program: &Path) -> PathBuf {
         match configured {
             Some(path) => path.to_owned(),
@@ -129,14 +134,14 @@ impl VmConfig {
         }
     }
 
-    /// The size of a pod's machine: the sum of its containers' limits, as the kubelet tells it, what the machine itself needs, and
-    /// what is `beyond` that sum.
-    pub fn size(&self, pod: &PodConfig, beyond: Beyond, host_cpus: u32) -> Size {
+    /// The size of a pod's machine: the sum of its containers' limits, as the kubelet passes it,
+    /// plus what the machine itself needs, plus `beyond`.
+    pub fn size(&self, pod: &PodConfig, beyond: ExtraNeeds, host_cpus: u32) -> Size {
         let limits = pod.resources.as_ref();
         let memory = limits.and_then(|limits| limits.memory_limit).and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
         let memory_mib = match memory {
             Some(bytes) => {
-                let own = if beyond.some_unlimited { self.unlimited_memory_mib } else { self.memory_mib };
+                let own = if beyond.has_unlimited_container { self.unlimited_memory_mib } else { self.memory_mib };
                 u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX).saturating_add(own)
             }
             None => self.unlimited_memory_mib,
@@ -149,11 +154,11 @@ impl VmConfig {
     }
 }
 
-/// How many processors a quota is, rounded up.
+/// The number of processors for a CPU quota, rounded up.
 fn processors(limits: &Resources) -> Option<u32> {
     let quota = limits.cpu_quota.and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0)?;
     let period = limits.cpu_period.filter(|period| *period > 0)?;
-    u32::try_from(quota.div_ceil(period).min(MOST_VCPUS)).ok()
+    u32::try_from(quota.div_ceil(period).min(MAX_VCPUS)).ok()
 }
 
 #[cfg(test)]
@@ -165,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn invalid_settings_are_refused_by_name() {
         assert_eq!(parse(serde_json::json!({})).unwrap(), VmConfig::default());
         for (table, named) in [
             (serde_json::json!({"memory": 1}), "memory"),
@@ -175,7 +180,7 @@ mod tests {
             (serde_json::json!({"hypervisor": "xen"}), "xen"),
             (serde_json::json!({"qemu": {"machine": "pc"}}), "pc"),
             (serde_json::json!({"qemu": {"vcpus": 1}}), "vcpus"),
-            (serde_json::json!({"machine": "microvm"}), "machine is a setting of QEMU's own: it belongs into the table vm.qemu"),
+            (serde_json::json!({"machine": "microvm"}), "machine is a setting of QEMU: move it to the table vm.qemu"),
             (serde_json::json!({"vsock": "hybrid"}), "hybrid"),
         ] {
             let error = parse(table).unwrap_err();
@@ -184,17 +189,21 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_follows_the_pods_limits() {
+    fn a_machines_size_follows_the_pods_limits() {
         let config = VmConfig::default();
         let mut pod = PodConfig::default();
-        let nothing = Beyond::default();
+        let nothing = ExtraNeeds::default();
         assert_eq!(config.size(&pod, nothing, 4), Size { memory_mib: 1024, vcpus: 1 });
         let limits =
             Resources { memory_limit: Some(100 << 20), cpu_quota: Some(150_000), cpu_period: Some(100_000), ..Resources::default() };
         pod.resources = Some(limits.clone());
         assert_eq!(config.size(&pod, nothing, 4), Size { memory_mib: 228, vcpus: 2 });
-        assert_eq!(config.size(&pod, Beyond { some_unlimited: true, huge_pages: 0 }, 4).memory_mib, 1124);
-        assert_eq!(config.size(&pod, Beyond { some_unlimited: false, huge_pages: 16 }, 4).memory_mib, 260, "they come on top");
+        assert_eq!(config.size(&pod, ExtraNeeds { has_unlimited_container: true, huge_pages: 0 }, 4).memory_mib, 1124);
+        assert_eq!(
+            config.size(&pod, ExtraNeeds { has_unlimited_container: false, huge_pages: 16 }, 4).memory_mib,
+            260,
+            "huge pages are added"
+        );
         assert_eq!(config.size(&pod, nothing, 1).vcpus, 1, "not more than the host has");
         pod.resources = Some(Resources { memory_limit: Some(-1), cpu_quota: Some(-1), ..limits });
         assert_eq!(config.size(&pod, nothing, 4), Size { memory_mib: 1024, vcpus: 1 });
@@ -204,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_for_virtual_machines_that_we_ship_and_the_examples_parse() {
+    fn shipped_and_example_configurations_parse() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         for folder in ["shim/etc/magnetar", "examples/options"] {
             for entry in std::fs::read_dir(root.join(folder)).unwrap() {
@@ -217,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guests_files_are_beside_this_program() {
+    fn guest_files_are_found_beside_this_program() {
         let program = Path::new("/usr/local/libexec/magnetar/magnetar-vmm");
         let installed = VmConfig::guest_file(None, "guest", "vmlinux", program);
         assert_eq!(installed, Path::new("/usr/local/share/magnetar/guest/vmlinux"));

@@ -4,7 +4,7 @@
 //!
 //! Each takes whatever bytes there are, and must return: a panic, a wait without end and memory without bound are the findings.
 
-use crate::config::{Beyond, VmConfig};
+use crate::config::{ExtraNeeds, VmConfig};
 use crate::hypervisor::qemu::qmp::Qmp;
 use crate::machine::log_tail;
 use crate::relay::guest::GuestTasks;
@@ -50,7 +50,7 @@ pub fn tasks(bytes: &[u8]) {
 /// The guest prints `bytes` on its console.
 pub fn console(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    for reason in [log_tail::panic_in(&text), log_tail::end_in(&text)].into_iter().flatten() {
+    for reason in [log_tail::panic_in(&text), log_tail::agent_error_in(&text)].into_iter().flatten() {
         assert!(!reason.is_empty() && !reason.contains('\n'), "{reason:?} is no reason");
     }
 }
@@ -65,7 +65,7 @@ pub fn options(text: &str) {
     for memory_limit in [None, Some(-1), Some(1), Some(i64::MAX)] {
         let limits = Resources { memory_limit, cpu_quota: Some(i64::MAX), cpu_period: Some(1), ..Resources::default() };
         let pod = PodConfig { resources: Some(limits), ..PodConfig::default() };
-        let size = config.size(&pod, Beyond { some_unlimited: true, huge_pages: u32::MAX }, 4);
+        let size = config.size(&pod, ExtraNeeds { has_unlimited_container: true, huge_pages: u32::MAX }, 4);
         assert!(size.memory_mib >= config.memory_mib && (1..=4).contains(&size.vcpus), "{size:?}");
     }
 }

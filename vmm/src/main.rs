@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! magnetar-vmm: pods that are virtual machines, each with a kernel of its own.
+//! magnetar-vmm: runs each pod as a virtual machine with its own kernel.
 //!
 //! ```text
 //! containerd ──ttrpc──> this process, one per pod
-//!                        │  pod      cgroup, network, files of the pod; the Sandbox API's side
-//!                        │  relay    the Task API: book-keeping here, containers in the guest
+//!                        │  pod      the Sandbox API: cgroup, network and files of the pod
+//!                        │  relay    the Task API: records here, containers in the guest
 //!                        │  machine  ├── the hypervisor ──── the guest: vm-agent is its init
-//!                        │           │                       by way of disks, once it runs
-//!                        │           ├── virtiofsd           files, by way of share
-//!                        │           └── vhost-device-vsock  connections to the agent, by way of guest;
-//!                        │                               the kernel's vhost-vsock in its place, where there is one
-//!                        └─ forward  connections to the pod's loopback, carried into the guest
+//!                        │           ├── virtiofsd           shares files (host/share)
+//!                        │           └── vhost-device-vsock  connections to the agent (relay/guest);
+//!                        │                               the kernel's vhost-vsock replaces it where available
+//!                        └─ forward  passes connections to the pod's loopback on to the guest
 //! ```
 //!
-//! The folders: `host` (what this host gives a guest), `machine` (its processes, from their start to their end), `hypervisor` (what
-//! one of them can do, and how it is told), `relay` (containers in the guest). What one hypervisor alone knows is in its file in
-//! `hypervisor`. Deliberately absent: anything that the guest could have
-//! the host do, and a cache of anything: a machine is made from what is on disk, and goes with its pod.
+//! The folders: `host` is what this host gives a guest. `machine` is the machine's processes, from
+//! their start to their end. `hypervisor` is the interface to a hypervisor; each hypervisor has a
+//! file there, which holds everything specific to it. `relay` is the containers in the guest.
+//!
+//! Deliberately absent: anything that lets the guest make the host act, and any cache. A machine is
+//! made from files on disk and ends with its pod.
 
 mod config;
 // Nothing of ours calls it: tests/fuzz does.

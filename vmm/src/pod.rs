@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pod that is a virtual machine: its cgroup, files and network on the host, and the machine.
+//! A pod as a virtual machine: its cgroup, files and network on the host, and the machine itself.
 //!
-//! This process and all of the machine's are in the pod's network namespace, and in a mount namespace of their own, so that what
-//! the pod has mounted goes with it. The machine's are in the pod's cgroup too, and what they cost is accounted to it.
+//! This process and the machine's processes share the pod's network namespace. They also have a
+//! mount namespace of their own, so the pod's mounts disappear with it. The machine's processes are
+//! in the pod's cgroup, which accounts for what they use.
 
-mod made;
+mod cleanup;
 
-use crate::config::{Beyond, VmConfig};
+use crate::config::{ExtraNeeds, VmConfig};
 use crate::host::forward::{self, Forwarder};
 use crate::host::share::Share;
 use crate::host::vsock::{self, Vsock};
@@ -14,9 +15,9 @@ use crate::host::{acceleration, huge_pages, network};
 use crate::hypervisor::{Hypervisor, Sharing};
 use crate::machine::devices::VIRTIOFSD;
 use crate::machine::spec::{Nic, Users, Virtiofs, VmSpec};
-use crate::machine::{Machine, Surroundings, confinement, files};
+use crate::machine::{BootContext, Machine, confinement, files};
 use crate::relay::{Relay, Running, guest};
-use made::Made;
+use cleanup::Cleanup;
 use magnetar_core::cgroup::devices::{self, BLOCK, CHARACTER, Rule};
 use magnetar_core::cgroup::stats::{self, Metrics};
 use magnetar_core::cgroup::{Cgroup, OwnedCgroup, oom};
@@ -39,11 +40,13 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-/// How long the agent may take to make the guest the pod, in software emulation on a busy host.
-const SET_UP: Duration = Duration::from_secs(60);
+/// How long the agent may take to set up the pod in the guest, in software emulation on a busy
+/// host.
+const SET_UP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The devices of the host that a machine's processes may open. Taps, the kernel's vsock and disks they are given open. A guest may
-/// have nodes made in its files, as any container may; whoever opens one is stopped here.
+/// The host devices that a machine's processes may open. They inherit taps, the kernel's vsock and
+/// disks as open descriptors. A guest may create device nodes in its files, as any container may,
+/// but this list keeps everyone from opening them.
 const DEVICES: [Rule; 6] = [
     Rule::any_node(CHARACTER),
     Rule::any_node(BLOCK),
@@ -62,39 +65,40 @@ pub struct VmPod {
     relay: Relay,
     parts: Parts,
     state: State,
-    /// What is to be removed when it ends, the oldest first.
-    made: Vec<Made>,
+    /// What to remove when the pod ends, oldest first.
+    cleanups: Vec<Cleanup>,
 }
 
-/// Where the pod is in its life.
+/// The pod's phase.
 enum State {
-    /// Nothing was asked for yet.
+    /// Not created yet.
     New,
-    /// The host's part is made.
+    /// Everything on the host is made.
     Created {
-        /// What was asked for.
+        /// The request to create it.
         request: Box<PodRequest>,
-        /// What the guest will see of the host's files.
+        /// The host's files that the guest will see.
         share: Share,
     },
-    /// There is a machine.
+    /// The machine has booted.
     Running {
         /// The machine.
         machine: Machine,
-        /// What carries connections to the pod's loopback into the guest; none where the host's kernel cannot, and before it is there.
+        /// Forwards connections to the pod's loopback. `None` until the guest is set up, and where
+        /// the host's kernel cannot do it.
         forwarder: Option<Forwarder>,
     },
-    /// It is over, or could not be made.
+    /// Stopped.
     Gone,
 }
 
 impl VmPod {
-    /// A pod that nothing was made for yet.
+    /// A new pod. Makes nothing on the host yet.
     pub fn new(hypervisor: Arc<dyn Hypervisor>, config: VmConfig, dir: PodDir, record: PodRecord, relay: Relay, parts: Parts) -> Self {
-        Self { hypervisor, config, dir, record, relay, parts, state: State::New, made: Vec::new() }
+        Self { hypervisor, config, dir, record, relay, parts, state: State::New, cleanups: Vec::new() }
     }
 
-    /// Whether the host has killed a process of the machine because the pod's cgroup was full.
+    /// Whether the host's kernel has killed a process because the pod's cgroup was full.
     fn ran_out_of_memory(&self) -> bool {
         self.cgroup().is_ok_and(|cgroup| oom::oom_kills(&cgroup) > 0)
     }
@@ -105,14 +109,14 @@ impl VmPod {
         Cgroup::at(path)
     }
 
-    /// Where the machine's sockets and its console's log are.
+    /// The directory of the machine's sockets and console log.
     fn vm_dir(&self) -> PathBuf {
         self.dir.path().join("vm")
     }
 
     fn spec(&self, pod: &PodConfig, huge_pages: u32, nics: Vec<Nic>, vsock: Vsock, share: Virtiofs) -> Result<VmSpec> {
         let (traits, name) = (self.hypervisor.traits(), self.hypervisor.name());
-        let program = std::env::current_exe().context(|| "cannot tell where this program is".into())?;
+        let program = std::env::current_exe().context(|| "cannot find the path of this program".into())?;
         let kernel = VmConfig::guest_file(self.config.kernel.as_deref(), traits.guest, "vmlinux", &program);
         let initramfs = VmConfig::guest_file(self.config.initramfs.as_deref(), traits.guest, "initramfs", &program);
         for file in [&kernel, &initramfs] {
@@ -120,11 +124,11 @@ impl VmPod {
                 return Err(Error::precondition(format!("there is no {}, which the virtual machine starts from", file.display())));
             }
         }
-        let beyond = Beyond { some_unlimited: some_unlimited(pod)?, huge_pages };
+        let beyond = ExtraNeeds { has_unlimited_container: has_unlimited_container(pod)?, huge_pages };
         let size =
             self.config.size(pod, beyond, std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)));
         if self.config.huge_pages {
-            huge_pages::on_host(size.memory_mib)?;
+            huge_pages::check_host(size.memory_mib)?;
         }
         let dir = self.vm_dir();
         let mut parameters = vec![format!("magnetar.log={}", self.record.config.log_level)];
@@ -157,32 +161,31 @@ impl VmPod {
         let files = SandboxFiles::new(&self.record.config.containerd, &self.record.sandbox, &self.dir);
         let cgroup = home::pod_cgroup(self.record.sandbox.as_str(), config.cgroup_parent.as_deref());
         let home = self.make_cgroup(cgroup, config)?;
-        self.made.push(Made::Files(files.clone()));
-        // /dev/shm is in the guest: nothing is mounted for it here.
+        self.cleanups.push(Cleanup::Files(files.clone()));
+        // /dev/shm is in the guest, so nothing is mounted for it here.
         files.create(&PodConfig { ipc: NamespaceMode::Node, ..config.clone() }, Path::new("/etc"))?;
         self.relay.keep_published(files);
         let share = self.make_share()?;
-        self.made.push(Made::InNetwork(home));
+        self.cleanups.push(Cleanup::InNetwork(home));
         setns(netns, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the pod's network namespace".into())?;
         Ok(share)
     }
 
-    /// The sandbox of a container without a pod. Its client gives it a network by hooks, or when it knows its process, in both
-    /// cases before Start.
+    /// The sandbox of a container without a pod. The client sets up its network before Start: in
+    /// hooks, or once it knows the process id.
     async fn create_single(&mut self, request: &PodRequest, single: &Single) -> Result<Share> {
         let Hooks { prestart, create_runtime, create_container, start_container, poststart, poststop: _ } = &single.hooks;
         let inside = [("createContainer", create_container), ("startContainer", start_container), ("poststart", poststart)];
         if let Some((name, _)) = inside.into_iter().find(|(_, hooks)| !hooks.is_empty()) {
-            return Err(Error::unimplemented(format!(
-                "the container has {name} hooks, which have no place outside of its virtual machine"
-            )));
+            return Err(Error::unimplemented(format!("the container has {name} hooks, which cannot run outside its virtual machine")));
         }
         let netns = request.netns.as_deref().map(namespace).transpose()?;
         let cgroup = single.sandbox_cgroup();
-        // Its client has named it, and whoever is in there already would be killed with this container.
+        // The client chose the name. Processes that are already in that cgroup would be killed with
+        // this container.
         OwnedCgroup::claim(&cgroup)?;
         let home = self.make_cgroup(cgroup, &request.config)?;
-        self.made.push(Made::InNetwork(home.clone()));
+        self.cleanups.push(Cleanup::InNetwork(home.clone()));
         match netns {
             Some(netns) => setns(netns, CloneFlags::CLONE_NEWNET).context(|| "cannot enter the container's network namespace".into())?,
             None => {
@@ -190,20 +193,20 @@ impl VmPod {
                 network::raise_loopback().await?;
             }
         }
-        self.relay.is_for_a_single_container();
-        self.made.push(Made::Hooks(home.clone(), Box::new(single.clone())));
+        self.relay.set_single();
+        self.cleanups.push(Cleanup::Hooks(home.clone(), Box::new(single.clone())));
         let state = single.state("creating", std::process::id());
         hooks::run(prestart, &state, home.network(), &self.parts.reaper).await?;
         hooks::run(create_runtime, &state, home.network(), &self.parts.reaper).await?;
-        // Not before: hooks run in the host's mount namespace.
+        // The hooks above must run in the host's mount namespace, so this comes after them.
         self.make_share()
     }
 
-    /// Makes the cgroup of the machine's processes. Returns where this process came from.
+    /// Makes the cgroup of the machine's processes. Returns the network namespace to go back to.
     fn make_cgroup(&mut self, path: String, config: &PodConfig) -> Result<Arc<Home>> {
         (self.record.cgroup, self.record.parent) = (Some(path.clone()), config.cgroup_parent.clone());
         self.dir.write_pod(&self.record)?;
-        self.made.push(Made::Cgroup);
+        self.cleanups.push(Cleanup::Cgroup);
         let home = Home::remember()?;
         let cgroup = Cgroup::at(&path)?;
         cgroup.create()?;
@@ -213,46 +216,49 @@ impl VmPod {
 
     fn make_share(&mut self) -> Result<Share> {
         let share = Share::make(self.dir.path())?;
-        self.made.push(Made::Share(share.clone()));
+        self.cleanups.push(Cleanup::Share(share.clone()));
         Ok(share)
     }
 
-    /// Boots the machine of a pod. One that then fails to become the pod is switched off by [`stop`](Sandboxer::stop).
+    /// Boots the pod's machine. If a later step fails, [`stop`](Sandboxer::stop) switches the
+    /// machine off.
     async fn boot(&mut self, request: &PodRequest, share: &Share, huge_pages: u32) -> Result<(Machine, Network)> {
         let (traits, name) = (self.hypervisor.traits(), self.hypervisor.name());
         match traits.sharing {
             Sharing::Virtiofs => {}
             Sharing::BlockOnly => {
-                return Err(Error::unimplemented(format!("{name} has no virtiofs, without which there are no pods yet")));
+                return Err(Error::unimplemented(format!("{name} has no virtiofs, which pods need so far")));
             }
         }
         let virtiofsd = VIRTIOFSD.find("")?;
-        // In the pod's network namespace, where its connections will be made.
+        // Called in the pod's network namespace, where its connections are made later.
         let vsock = vsock::choose(self.config.vsock, name, traits.vsocks)?;
         let moved = Home::move_in(&self.record, Vec::new())?;
         self.parts.tasks.spawn(async move {
             if let Ok(Err(error)) = moved.await {
-                warn!(%error, "the sandbox process has no cgroup of its own, and stays where it was started");
+                warn!(%error, "cannot move the sandbox process to its own cgroup; it stays in the cgroup where it was started");
             }
         });
         let cgroup = self.cgroup()?;
-        self.made.push(Made::Taps);
+        self.cleanups.push(Cleanup::Taps);
         let network::Attached { network, nics } = network::attach().await?;
         let dir = self.vm_dir();
         std::fs::DirBuilder::new().mode(0o700).create(&dir).context(|| format!("cannot make {}", dir.display()))?;
         let shared = Virtiofs { program: virtiofsd, directory: share.dir().to_owned(), socket: dir.join(files::SHARE) };
         let spec = self.spec(&request.config, huge_pages, nics, vsock, shared)?;
-        let around = Surroundings { secret: share.tell_secret()?, cgroup: &cgroup };
-        let (told, ended) = (self.relay.clone(), self.relay.clone());
+        let context = BootContext { secret: share.write_secret()?, cgroup: &cgroup };
+        let (on_event, on_end) = (self.relay.clone(), self.relay.clone());
         let hypervisor = self.hypervisor.clone();
         let machine =
-            Machine::boot(hypervisor, spec, &around, &self.parts, move |event| told.told(event), move || ended.all_ended()).await?;
+            Machine::boot(hypervisor, spec, &context, &self.parts, move |event| on_event.handle_event(event), move || on_end.end_all())
+                .await?;
         self.state = State::Running { machine: machine.clone(), forwarder: None };
-        share.forget_secret()?;
+        share.remove_secret()?;
         Ok((machine, network))
     }
 
-    /// Has connections to the pod's loopback carried into the guest. A pod does without, where the host's kernel cannot.
+    /// Starts forwarding connections from the pod's loopback to the guest. Where the host's kernel
+    /// cannot do that, the pod runs without it.
     fn forward(&self, machine: &Machine) -> Result<Option<Forwarder>> {
         let guest = machine.guest.clone();
         let dial = move |port| {
@@ -261,7 +267,7 @@ impl VmPod {
         };
         match forward::start(&self.parts.tasks, &CancellationToken::new(), dial) {
             Err(error) if error.code() == Code::Unimplemented => {
-                warn!(%error, "ports of this pod cannot be forwarded");
+                warn!(%error, "port-forward does not work for this pod");
                 Ok(None)
             }
             forwarder => forwarder.map(Some),
@@ -288,7 +294,7 @@ impl Sandboxer for VmPod {
             return Err(Error::precondition("the sandbox was not created, or was started before"));
         };
         let (request, share) = (request.clone(), share.clone());
-        // Asked once: the machine is to have the memory for as many as its agent sets aside.
+        // Computed once, so that the machine's memory fits the pages that its agent reserves.
         let huge_pages = huge_pages(&request.config)?;
         let (machine, network) = self.boot(&request, &share, huge_pages).await?;
         let config = &request.config;
@@ -300,9 +306,9 @@ impl Sandboxer for VmPod {
             huge_pages,
             network,
         };
-        machine.guest.ask(Request::SetUp(Box::new(setup)), SET_UP).await?;
+        machine.guest.ask(Request::SetUp(Box::new(setup)), SET_UP_TIMEOUT).await?;
         let forwarder = self.forward(&machine)?;
-        confinement::of_this_process()?;
+        confinement::confine_this_process()?;
         let Machine { guest, hypervisor, pid, death, condemn, .. } = machine.clone();
         self.relay.runs(Running { guest, share, hypervisor, pid, death, condemn });
         self.state = State::Running { machine, forwarder };
@@ -316,9 +322,9 @@ impl Sandboxer for VmPod {
             machine.switch_off().await;
         }
         self.state = State::Gone;
-        while let Some(made) = self.made.last() {
-            made.remove(&self.record, &self.parts.reaper).await?;
-            self.made.pop();
+        while let Some(cleanup) = self.cleanups.last() {
+            cleanup.run(&self.record, &self.parts.reaper).await?;
+            self.cleanups.pop();
         }
         Ok(())
     }
@@ -333,7 +339,7 @@ impl Sandboxer for VmPod {
         let mut death = machine.death.clone();
         let reason = match death.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(reason)) => reason.clone(),
-            Ok(None) | Err(_) => "nobody knows why".into(),
+            Ok(None) | Err(_) => "the reason is unknown".into(),
         };
         let reason = if self.ran_out_of_memory() {
             format!("{reason}; the host has killed a process of the pod for memory: its RuntimeClass needs more overhead").into()
@@ -344,7 +350,7 @@ impl Sandboxer for VmPod {
     }
 }
 
-/// What a pod in a virtual machine cannot be, said before anything is made.
+/// Refuses what a pod in a virtual machine cannot have, before anything is made.
 fn refuse(config: &PodConfig) -> Result<()> {
     if config.network == NamespaceMode::Node {
         return Err(no_host_network());
@@ -362,8 +368,9 @@ fn refuse(config: &PodConfig) -> Result<()> {
     huge_pages(config).map(drop)
 }
 
-/// How many huge pages the pod is said to want. The kubelet does not say it, but limits the pod's cgroup to them (to none where a pod
-/// asks for none). What containers ask for does not come through a containerd that is configured as it comes.
+/// How many huge pages the pod asks for. The kubelet does not state it, but sets the limit of the
+/// pod's cgroup to it (zero for a pod that asks for none). With its default configuration,
+/// containerd does not pass on what containers ask for.
 fn huge_pages(config: &PodConfig) -> Result<u32> {
     let limits = config.resources.iter().flat_map(|limits| &limits.hugepage_limits);
     let said = huge_pages::pages(limits.map(|(size, limit)| (size.as_str(), *limit)))?;
@@ -372,10 +379,10 @@ fn huge_pages(config: &PodConfig) -> Result<u32> {
     limit.map_or(Ok(said), |limit| huge_pages::pages([(huge_pages::SIZE, limit)]))
 }
 
-/// Whether some containers of a pod have no memory limit, though others have. The sum of limits does not tell; but the kubelet
-/// limits a pod's cgroup only where all have one (`ResourceConfigForPod`). Where there is no kubelet's cgroup, all that is known is
-/// the sum.
-fn some_unlimited(pod: &PodConfig) -> Result<bool> {
+/// Whether a pod has containers with and without a memory limit. The sum of limits does not show
+/// that. But the kubelet limits a pod's cgroup only if all containers have a limit
+/// (`ResourceConfigForPod`). Without a kubelet's cgroup, only the sum is known.
+fn has_unlimited_container(pod: &PodConfig) -> Result<bool> {
     match &pod.cgroup_parent {
         Some(parent) => Ok(Cgroup::at(parent)?.memory_limit().is_none()),
         None => Ok(false),

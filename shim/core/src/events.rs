@@ -22,7 +22,7 @@ const RETRY: Duration = Duration::from_millis(500);
 /// How long one event may take to be accepted.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What can be told of a task.
+/// An event of a task.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// A container was made.
@@ -35,14 +35,14 @@ pub enum Event {
         stdio: StdioSpec,
         /// Its init.
         pid: u32,
-        /// What it was restored from.
+        /// The checkpoint it was restored from.
         checkpoint: Option<PathBuf>,
     },
     /// A container's program, or an exec, was started.
     Started {
         /// The container.
         container: ContainerId,
-        /// The exec, if it is one.
+        /// The exec; `None` for the container's program.
         exec: Option<ExecId>,
         /// The process.
         pid: u32,
@@ -64,7 +64,7 @@ pub enum Event {
         /// Its name.
         container: ContainerId,
     },
-    /// The kernel has killed a process of a container for want of memory.
+    /// The kernel has killed a process of a container for lack of memory.
     OutOfMemory {
         /// The container.
         container: ContainerId,
@@ -73,7 +73,7 @@ pub enum Event {
     Exited {
         /// Its container.
         container: ContainerId,
-        /// The exec that it was; none for the container's init.
+        /// The exec; `None` for the container's init.
         exec: Option<ExecId>,
         /// The process id that it had.
         pid: u32,
@@ -92,7 +92,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// That a container was frozen (`true`) or thawed.
+    /// The event that a container was frozen (`true`) or thawed.
     pub fn frozen(container: &ContainerId, frozen: bool) -> Self {
         let container = container.clone();
         if frozen { Self::Paused { container } } else { Self::Resumed { container } }
@@ -169,7 +169,7 @@ async fn forward_all(address: PathBuf, namespace: Namespace, mut events: mpsc::R
     }
 }
 
-/// Connects, for as long as it takes: the queue bounds what is kept meanwhile.
+/// Connects, and retries without limit. The queue bounds the events that wait meanwhile.
 async fn connect(target: &str) -> wire::Client {
     let mut warned = false;
     loop {

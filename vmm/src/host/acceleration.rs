@@ -1,31 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What executes a guest's code: the processor itself, where it can, or a program that translates it.
+//! What executes a guest's code: the processor through KVM where possible, or an emulator.
 
 use crate::machine::spec::Acceleration;
 use magnetar_core::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
 
-/// What the configuration says.
+/// The setting in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Choice {
-    /// The processor where it can, else emulation where the hypervisor has one.
+    /// KVM if it works, otherwise emulation if the hypervisor has it.
     #[default]
     Auto,
-    /// The processor, or no machine.
+    /// KVM only.
     Kvm,
-    /// Emulation, even where there is something better.
+    /// Emulation, even if KVM works.
     Tcg,
 }
 
-/// The device of the kernel's hypervisor.
+/// KVM's device.
 const DEVICE: &str = "/dev/kvm";
 
-/// The version of its interface.
+/// The version of KVM's interface.
 const VERSION: i32 = 12;
 
-/// Decides for a `hypervisor`, which `emulates` or cannot, after looking at this node. Warns where that is slow.
+/// Decides for a `hypervisor`, which may have emulation (`emulates`), after checking this node.
+/// Logs a warning if the result is slow.
 ///
 /// # Errors
 /// As [`decide`].
@@ -38,10 +39,10 @@ pub fn choose(choice: Choice, hypervisor: &str, emulates: bool) -> Result<Accele
     Ok(chosen)
 }
 
-/// The decision, when it is known whether KVM works or why it does not.
+/// The decision, given whether KVM works or why it does not.
 ///
 /// # Errors
-/// `FailedPrecondition` where what must be is not there: the reason, and what to do.
+/// `FailedPrecondition` if the requested one is not available, with the reason and a remedy.
 pub fn decide(choice: Choice, hypervisor: &str, emulates: bool, kvm: Result<(), &str>) -> Result<Acceleration> {
     match (choice, kvm) {
         (Choice::Auto | Choice::Kvm, Ok(())) => Ok(Acceleration::Kvm),
@@ -59,7 +60,8 @@ pub fn decide(choice: Choice, hypervisor: &str, emulates: bool, kvm: Result<(), 
 /// Whether KVM works here, or why not.
 fn probe() -> Result<(), String> {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").map_err(|error| format!("/proc/cpuinfo cannot be read: {error}"))?;
-    // The device alone is no proof: there are kernels whose KVM has no help of the processor, opens, and hangs a stock guest.
+    // The device alone proves nothing: some kernels have a KVM that opens without processor
+    // support, and a standard guest hangs on it.
     if !has_virtualisation(&cpuinfo) {
         return Err("the processor shows neither vmx nor svm".into());
     }
@@ -71,7 +73,7 @@ fn probe() -> Result<(), String> {
     }
 }
 
-/// Whether the text of /proc/cpuinfo has the extensions of Intel's or AMD's processors.
+/// Whether /proc/cpuinfo shows Intel's or AMD's virtualisation extensions.
 fn has_virtualisation(cpuinfo: &str) -> bool {
     let flags = cpuinfo.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim() == "flags");
     flags.is_some_and(|(_, flags)| flags.split_ascii_whitespace().any(|flag| matches!(flag, "vmx" | "svm")))
@@ -83,7 +85,7 @@ mod tests {
     use magnetar_core::error::Code;
 
     #[test]
-    fn the_flags_are_read_as_words() {
+    fn cpu_flags_match_as_whole_words() {
         let info =
             |flags: &str| format!("processor\t: 0\nmodel name\t: A vmx CPU\nflags\t\t: fpu {flags} sse2\nvmx flags\t: vnmi\nbugs\t\t:\n");
         assert!(has_virtualisation(&info("vmx")));
@@ -94,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn kvm_is_taken_where_it_works() {
+    fn kvm_is_used_if_it_works() {
         for choice in [Choice::Auto, Choice::Kvm] {
             assert_eq!(decide(choice, "QEMU", true, Ok(())).unwrap(), Acceleration::Kvm);
             assert_eq!(decide(choice, "Firecracker", false, Ok(())).unwrap(), Acceleration::Kvm);
@@ -116,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_has_three_words() {
+    fn the_setting_has_three_values() {
         for (word, choice) in [("\"auto\"", Choice::Auto), ("\"kvm\"", Choice::Kvm), ("\"tcg\"", Choice::Tcg)] {
             assert_eq!(serde_json::from_str::<Choice>(word).unwrap(), choice);
         }

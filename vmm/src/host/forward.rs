@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The loopback of the pod's network namespace, which is not that of its processes: theirs is in the guest. Whoever dials it
-//! from the host (containerd, for `kubectl port-forward`) means them.
+//! The loopback of the pod's network namespace. The pod's processes have another loopback, in the
+//! guest. A process of the host that connects to this one (containerd, for `kubectl port-forward`)
+//! means the guest's, so connections are passed on.
 //!
 //! ```text
 //! dial 127.0.0.1:PORT ──loopback::steer──> our listener ──dial(PORT), chunks──> agent ──> 127.0.0.1:PORT or [::1]:PORT
 //! ```
 //!
-//! That nothing listens there turns out only in the guest, when the connection has been accepted here: it is reset at once.
-//! So is one whose other side fails, for an end would say that all has been said.
+//! Whether anything listens on the port is known only in the guest, after the connection was
+//! accepted here. If nothing listens, the connection is reset at once. It is also reset if the
+//! guest's side fails: a normal close would tell the client that it received everything.
 
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_sys::loopback::{self, Steering};
@@ -26,28 +28,31 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-/// How many connections are carried at once. Each takes three descriptors and up to 64 KiB. More wait in the kernel's queues,
-/// which have an end, too.
-const AT_ONCE: usize = 256;
+/// The most connections at a time. Each takes three descriptors and up to 64 KiB. More wait in the
+/// kernel's queues, which are bounded too.
+const MAX_CONNECTIONS: usize = 256;
 
-/// How long nothing is accepted after it has failed, as for lack of descriptors.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The pause after a failed accept, for example for lack of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections to the pod's loopback are carried into the guest for as long as this lives.
+/// Forwards connections to the pod's loopback to the guest while this exists.
 #[derive(Debug)]
 pub struct Forwarder {
     _end: DropGuard,
 }
 
-/// Carries all TCP connections to the loopback of the calling thread's network namespace, which is the pod's, into the guest,
-/// until `cancel` or the end of the [`Forwarder`]. Then they are reset.
+/// Forwards all TCP connections to the loopback of the calling thread's network namespace, which
+/// must be the pod's. Runs until `cancel`, or until the [`Forwarder`] is dropped. Then open
+/// connections are reset.
 ///
-/// Not to be called in the network namespace of the host: all that is dialed on the host's loopback would go to the guest.
+/// Never call it in the host's network namespace: all connections to the host's loopback would go
+/// to the guest.
 ///
-/// `dial` connects to a port of the guest, or says that nothing listens there. It should have a deadline.
+/// `dial` connects to a port of the guest, or fails if nothing listens there. It should have a
+/// deadline.
 ///
 /// # Errors
-/// `Unimplemented` where the kernel cannot do it, and what else it says.
+/// `Unimplemented` if the kernel cannot do it; other errors of the kernel.
 pub fn start<D, F, C>(tasks: &TaskTracker, cancel: &CancellationToken, dial: D) -> Result<Forwarder>
 where
     D: Fn(u16) -> F + Send + Sync + 'static,
@@ -65,14 +70,14 @@ where
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {
             return Err(Error::unimplemented(format!("no port-forward: {error}")));
         }
-        steered => steered.context(|| "cannot steer the pod's loopback".into())?,
+        steered => steered.context(|| "cannot redirect connections to the pod's loopback".into())?,
     };
     let cancel = cancel.child_token();
     tasks.spawn(accept(Loopback { v4, v6, _steering: steering }, tasks.clone(), cancel.clone(), Arc::new(dial)));
     Ok(Forwarder { _end: cancel.drop_guard() })
 }
 
-/// Where connections come from.
+/// The listeners that receive the connections.
 struct Loopback {
     _steering: Steering,
     v4: TcpListener,
@@ -96,14 +101,14 @@ impl Loopback {
     }
 }
 
-/// On a port that does not matter: connections come from all.
+/// Listens on any port: connections to all ports are redirected to it.
 fn listen(address: IpAddr) -> io::Result<TcpListener> {
     let listener = std::net::TcpListener::bind((address, 0))?;
     listener.set_nonblocking(true)?;
     TcpListener::from_std(listener)
 }
 
-/// In the kernel, or in the namespace.
+/// Whether IPv6 is missing in the kernel or in the namespace.
 fn has_no_ipv6(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].contains(&Errno::from_raw_os_error(code)))
 }
@@ -114,7 +119,7 @@ where
     F: Future<Output = Result<C>> + Send + 'static,
     C: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut failing = false;
     let next = async || {
         let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
@@ -134,13 +139,13 @@ where
                 if !std::mem::replace(&mut failing, true) {
                     warn!(%error, "cannot accept connections to the pod's loopback");
                 }
-                let _cancelled = cancel.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+                let _cancelled = cancel.run_until_cancelled(tokio::time::sleep(ACCEPT_PAUSE)).await;
             }
         }
     }
 }
 
-/// One connection, to its end or to that of all.
+/// Serves one connection until it ends or all are cancelled.
 async fn serve<D, F, C>(mut client: TcpStream, cancel: &CancellationToken, dial: &D)
 where
     D: Fn(u16) -> F,
@@ -155,7 +160,7 @@ where
         debug!(%error, "a connection to the pod's loopback has failed");
     }
     if let Err(error) = client.set_zero_linger() {
-        debug!(%error, "a connection cannot be reset");
+        debug!(%error, "cannot reset a connection");
     }
 }
 
@@ -168,8 +173,9 @@ where
     let what = || "cannot serve a connection".to_string();
     let port = client.local_addr().context(what)?.port();
     client.set_nodelay(true).context(what)?;
-    // Once a client has said all, nothing is read from it any more, and there may be nothing to write to it for long: that it
-    // has been reset would not be seen.
+    // Once a client has closed its sending side, nothing is read from it, and there may be nothing
+    // to write to it for a long time. So a reset by the client is only noticed by watching for
+    // errors.
     let watched = readiness::watch(client.as_fd().try_clone_to_owned().context(what)?).context(what)?;
     let carried = async {
         let guest = dial(port).await?;
@@ -181,7 +187,7 @@ where
         carried = carried => carried,
         failed = watched.ready(Interest::ERROR) => {
             let _ready = failed.context(what)?;
-            Err(Error::internal(format!("port {port}: the client has failed")))
+            Err(Error::internal(format!("port {port}: the client's connection has failed")))
         }
     }
 }

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Huge pages, in both of their places: those that a pod asks for, which are its guest's own, and those that the handler may have
-//! the guest's memory made of on the host.
+//! Huge pages, in two roles: those that a pod asks for are inside the guest; those that the handler
+//! configures are the host's, and back the guest's memory.
 //!
-//! A guest's kernel has pages of 2 MiB. Larger ones it would have to set aside when it boots.
+//! A guest's kernel has pages of 2 MiB. It would have to reserve larger ones at boot.
 
 use magnetar_core::error::{Context, Error, Result};
 use std::path::Path;
 
-/// The size, as the CRI and the hugetlb controller spell it.
+/// The size as the CRI and the hugetlb controller write it.
 pub const SIZE: &str = "2MB";
 
-/// Its length, in MiB.
+/// The size in MiB.
 pub const MIB: u32 = 2;
 
-/// The host's, of this size.
-const OF_HOST: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+/// The host's counters for this size.
+const HOST_COUNTERS: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
-/// How many of them these limits are: bytes, by the size of the page. A limit of nothing for other sizes is one that the kubelet
-/// puts everywhere.
+/// The number of pages for these limits, which are bytes by page size. The kubelet sets a limit of
+/// zero for sizes that a pod does not ask for, so those are ignored.
 ///
 /// # Errors
-/// `Unimplemented` for a size that a guest has not.
+/// `Unimplemented` for a size that guests do not have.
 pub fn pages<'a>(limits: impl IntoIterator<Item = (&'a str, u64)>) -> Result<u32> {
     let mut bytes = 0_u64;
     for (size, limit) in limits {
@@ -34,23 +34,23 @@ pub fn pages<'a>(limits: impl IntoIterator<Item = (&'a str, u64)>) -> Result<u32
 }
 
 /// Whether a guest's kernel can limit pages of this size.
-pub fn is_guests(size: &str) -> bool {
+pub fn guest_has(size: &str) -> bool {
     size == SIZE
 }
 
-/// Whether the host has enough for a machine with so much memory: QEMU would say no more than that it has none, or be killed
-/// when the guest first touches what is not there.
+/// Checks that the host has enough huge pages for a machine with this much memory. Without the
+/// check, QEMU would give no reason, or be killed when the guest first touches a missing page.
 ///
 /// # Errors
-/// `FailedPrecondition`, with what there is and what to do.
-pub fn on_host(memory_mib: u32) -> Result<()> {
-    if !Path::new(OF_HOST).exists() {
+/// `FailedPrecondition`, with the number of pages and a remedy.
+pub fn check_host(memory_mib: u32) -> Result<()> {
+    if !Path::new(HOST_COUNTERS).exists() {
         return Err(Error::precondition(format!(
             "the host's kernel has no huge pages of {SIZE}: set huge_pages = false in the handler's options"
         )));
     }
     let read = |name: &str| {
-        let file = Path::new(OF_HOST).join(name);
+        let file = Path::new(HOST_COUNTERS).join(name);
         let text = std::fs::read_to_string(&file).context(|| format!("cannot read {}", file.display()))?;
         text.trim().parse::<u64>().map_err(|_| Error::internal(format!("{} has no number: {text:?}", file.display())))
     };
@@ -75,7 +75,7 @@ mod tests {
     use magnetar_core::error::Code;
 
     #[test]
-    fn limits_are_whole_pages_of_the_size_that_a_guest_has() {
+    fn limits_become_whole_pages_of_the_guests_size() {
         assert_eq!(pages([]).unwrap(), 0);
         assert_eq!(pages([("1GB", 0), ("2MB", 64 << 20)]).unwrap(), 32);
         assert_eq!(pages([("2MB", 1), ("2MB", 2 << 20)]).unwrap(), 2, "rounded up, and summed");
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_with_too_few_is_told_how_many_it_needs() {
+    fn too_few_free_pages_are_refused_with_the_number_needed() {
         assert!(enough(256, 128).is_ok());
         assert!(enough(0, 0).is_ok());
         let error = enough(257, 128).unwrap_err();

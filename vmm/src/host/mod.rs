@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The host's side of a machine: what it gives a guest of its files, network, devices and memory, and what it can do at all.
+//! The host's side of a machine: the files, network, devices and memory that it gives a guest, and
+//! checks of what the host supports.
 
 pub mod acceleration;
 pub mod block;

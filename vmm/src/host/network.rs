@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pod's network, from what CNI left in its namespace to a guest.
+//! Connects a guest to the network that CNI set up in the pod's namespace.
 //!
 //! ```text
 //!   the pod's network namespace                                the guest
@@ -8,10 +8,12 @@
 //!     └ egress  <── all that arrives: ingress of mag0 <──fd──
 //! ```
 //!
-//! CNI's interfaces keep all that they have, because CNI checks it and takes it away again. Nothing that arrives on them
-//! gets as far as the host's own stack in the namespace, so it answers nobody, and it has no reason to speak first.
+//! CNI's interfaces keep their addresses and routes, because CNI checks and removes them later.
+//! Frames that arrive on them do not reach the host's own stack in the namespace. So that stack
+//! answers nobody, and has no reason to send anything.
 //!
-//! Deliberately absent: rules, and tables other than the main one. The guest does not know them.
+//! Deliberately absent: routing rules, and routing tables other than the main one. The guest does
+//! not get them.
 
 mod redirect;
 mod state;
@@ -31,20 +33,21 @@ use tracing::warn;
 /// The first interface of every network namespace (`LOOPBACK_IFINDEX` of the kernel's include/net/flow.h).
 const LOOPBACK: u32 = 1;
 
-/// A namespace whose interfaces are a guest's.
+/// A network namespace whose interfaces belong to a guest.
 #[derive(Debug)]
 pub struct Attached {
-    /// What the guest is to be told.
+    /// The configuration for the guest.
     pub network: Network,
-    /// Its interfaces, each with a tap device that is gone when its descriptor is closed.
+    /// Its interfaces. Each has a tap device, which disappears when its descriptor is closed.
     pub nics: Vec<Nic>,
 }
 
-/// Gives a guest the interfaces of the network namespace that this thread is in. What an earlier attempt has left there
-/// goes first. Cancelled or failed, it may leave what [`detach`] removes.
+/// Connects the interfaces of this thread's network namespace to a guest. First removes what an
+/// earlier attempt left there. If it fails or is cancelled, call [`detach`].
 ///
 /// # Errors
-/// `Unimplemented`, with its name, for an interface that no guest can have; and what the kernel says.
+/// `Unimplemented`, with the interface's name, for an interface that a guest cannot have; errors of
+/// the kernel.
 pub async fn attach() -> Result<Attached> {
     netlink::with(|handle| async move {
         remove(&handle).await?;
@@ -54,7 +57,7 @@ pub async fn attach() -> Result<Attached> {
             Ok(nics) => nics,
             Err(error) => {
                 if let Err(error) = remove(&handle).await {
-                    warn!(%error, "not all that was made for a guest's network could be removed");
+                    warn!(%error, "cannot remove everything that was made for a guest's network");
                 }
                 return Err(error);
             }
@@ -64,8 +67,8 @@ pub async fn attach() -> Result<Attached> {
     .await
 }
 
-/// Takes away what [`attach`] has made in the network namespace that this thread is in, and nothing else. Again, if it was
-/// cancelled or failed.
+/// Removes what [`attach`] made in this thread's network namespace, and nothing else. If it fails
+/// or is cancelled, it can be repeated.
 ///
 /// # Errors
 /// What the kernel says.
@@ -73,7 +76,8 @@ pub async fn detach() -> Result<()> {
     netlink::with(|handle| async move { remove(&handle).await }).await
 }
 
-/// Brings up the loopback of a network namespace that was made by this process. In those of pods, CNI's `loopback` has done so.
+/// Brings up the loopback of a network namespace that this process made. For pods, CNI's `loopback`
+/// plugin has done it.
 ///
 /// # Errors
 /// What the kernel says.

@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the guest gets to see of the host's files: one directory, with a container's root filesystem and volumes in it.
+//! The host's files that the guest sees: one directory, with the root filesystems and volumes of
+//! the containers.
 //!
 //! ```text
-//! <pod>/places/                  a tmpfs, in which the places to mount upon are made
-//! <pod>/share/                   the same, read-only, with what is mounted: what virtiofsd serves
-//!     .secret                    what the guest's agent will know us by; only until it does
-//!     <container>/rootfs         its root filesystem, mounted here and nowhere else
-//!     <container>/<number>       a volume, by a bind mount: read-only where the container has it read-only
+//! <pod>/places/                  a tmpfs with the mount points
+//! <pod>/share/                   the same tmpfs, read-only, with the mounts; virtiofsd serves it
+//!     .secret                    authenticates us to the guest's agent; removed once the agent has it
+//!     <container>/rootfs         its root filesystem, mounted only here
+//!     <container>/<number>       a volume as a bind mount, read-only if the container has it read-only
 //! ```
 //!
-//! The guest can write into what is mounted, and nowhere else: it cannot put a link where the next place is to be made.
+//! The guest can write only into the mounts. So it cannot put a link where the next mount point
+//! will be made.
 //!
-//! All of it is in a mount namespace of this process, which is gone with the process: there is nothing to clean up after a
-//! crash, and nothing on the host that could be removed through it. Mounts that are made on the host appear in here as well.
+//! The mounts are in this process's own mount namespace, which ends with the process. So nothing
+//! must be cleaned up after a crash, and nothing on the host can be removed through the share.
+//! Mounts made on the host appear here too.
 
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::ids::ContainerId;
@@ -27,11 +30,11 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// The root filesystem of a container, in its folder.
+/// The name of the root filesystem in a container's folder.
 pub const ROOTFS: &str = "rootfs";
 
-/// The most directories that a guest is told to enter for a container.
-const MOST_SUBMOUNTS: usize = 1024;
+/// The most submounts that are reported to a guest for a container.
+const MAX_SUBMOUNTS: usize = 1024;
 
 /// A pod's share.
 #[derive(Debug, Clone)]
@@ -40,36 +43,36 @@ pub struct Share {
     places: PathBuf,
 }
 
-/// Something of the host for a container.
+/// A file or directory of the host for a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
     /// Its name in the container's folder: a number.
     pub name: String,
-    /// Where it is on the host.
+    /// Its path on the host.
     pub source: PathBuf,
-    /// Whether the guest may not write to it.
+    /// Whether the guest cannot write to it.
     pub read_only: bool,
-    /// Whether what is mounted below it comes along.
+    /// Whether mounts below it are included.
     pub recursive: bool,
-    /// Whether what the host mounts below it later does, too: the propagation HostToContainer.
+    /// Whether later mounts of the host below it appear too: the propagation HostToContainer.
     pub follows_host: bool,
 }
 
 impl Share {
-    /// Takes this process to a mount namespace of its own, and makes an empty share in it, in the pod's directory.
-    /// To be called once, by the thread that does everything.
+    /// Moves this process to its own mount namespace, and makes an empty share in the pod's
+    /// directory.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn make(pod: &Path) -> Result<Self> {
         let (dir, places) = (pod.join("share"), pod.join("places"));
         unshare(CloneFlags::CLONE_NEWNS).context(|| "cannot make a mount namespace".into())?;
-        let what = || "cannot keep mounts to this process".to_string();
+        let what = || "cannot change the propagation of mounts".to_string();
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).context(what)?;
         for dir in [&dir, &places] {
             fs::DirBuilder::new().mode(0o700).create(dir).context(|| format!("cannot make {}", dir.display()))?;
         }
-        // It holds only what is mounted upon: a few directories and empty files.
+        // It holds only mount points: a few directories and empty files.
         let options = ["nosuid", "nodev", "mode=0755", "size=4m"].map(String::from);
         Mount::parse("tmpfs", "share", &options)?.mount_at(&places)?;
         bind(&places, &dir, true, false)?;
@@ -77,26 +80,26 @@ impl Share {
         Ok(Self { dir, places })
     }
 
-    /// Makes a secret, and leaves it where the guest's agent finds it.
+    /// Makes a secret, and puts it where the guest's agent finds it.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn tell_secret(&self) -> Result<Secret> {
+    pub fn write_secret(&self) -> Result<Secret> {
         let mut bytes = [0; secret::LENGTH];
         getrandom(&mut bytes, GetRandomFlags::empty()).context(|| "cannot get random bytes for the pod's secret".into())?;
         let secret = Secret::new(bytes);
         let file = fs::File::options().write(true).create_new(true).mode(0o400).open(self.places.join(secret::FILE));
-        file.and_then(|mut file| file.write_all(secret.bytes())).context(|| "cannot leave the pod's secret for the guest".into())?;
+        file.and_then(|mut file| file.write_all(secret.bytes())).context(|| "cannot write the pod's secret for the guest".into())?;
         Ok(secret)
     }
 
-    /// Takes it away again, when the agent has it.
+    /// Removes the secret, once the agent has it.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn forget_secret(&self) -> Result<()> {
+    pub fn remove_secret(&self) -> Result<()> {
         let file = self.places.join(secret::FILE);
-        gone(fs::remove_file(&file), &file)
+        ignore_missing(fs::remove_file(&file), &file)
     }
 
     /// The directory.
@@ -104,16 +107,16 @@ impl Share {
         &self.dir
     }
 
-    /// Where a container's root filesystem is.
+    /// The directory of a container's root filesystem.
     pub fn rootfs(&self, container: &ContainerId) -> PathBuf {
         self.dir.join(container.as_str()).join(ROOTFS)
     }
 
-    /// Shows the guest a container: its root filesystem, from `mounts` or else from its bundle, and its volumes. What a
-    /// failed call has made, [`hide`](Self::hide) takes away.
+    /// Mounts a container into the share: its root filesystem, from `mounts` or else from its
+    /// bundle, and its volumes. [`hide`](Self::hide) removes what a failed call has made.
     ///
     /// # Errors
-    /// `Unimplemented` for what cannot be shared, and what the kernel says.
+    /// `Unimplemented` for a volume that cannot be shared; errors of the kernel.
     pub fn show(&self, container: &ContainerId, bundle_rootfs: &Path, mounts: &[Mount], volumes: &[Volume]) -> Result<()> {
         let rootfs = self.rootfs(container);
         let places = self.places.join(container.as_str());
@@ -126,10 +129,10 @@ impl Share {
         }
         for volume in volumes {
             let place = places.join(&volume.name);
-            make_place(&volume.source, &place)?;
+            make_mount_point(&volume.source, &place)?;
             bind(&volume.source, &place, volume.read_only, volume.recursive)?;
             if !volume.follows_host {
-                // Before it is where others see it, whose copies would follow the host for good.
+                // Before others can see it: a copy of this mount would follow the host forever.
                 let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
                 mount_change(&place, alone).context(|| format!("cannot keep later mounts of the host out of {}", place.display()))?;
             }
@@ -139,19 +142,19 @@ impl Share {
         Ok(())
     }
 
-    /// The directories of a container's volumes on which something of its own is mounted, as paths below the share.
+    /// The mounts below a container's volumes that are directories, as paths relative to the share.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn submounts(&self, container: &ContainerId) -> Result<Vec<String>> {
         let dir = self.dir.join(container.as_str());
         let mounted = mount::mounts_below(&dir)?;
-        // Below a volume: it and the root filesystem are found by the guest on its way.
+        // Only mounts below a volume: the guest finds volumes and root filesystem by itself.
         let below = mounted.iter().rev().filter(|at| at.components().count() > dir.components().count() + 1 && at.is_dir());
-        Ok(below.filter_map(|at| at.strip_prefix(&self.dir).ok()?.to_str().map(String::from)).take(MOST_SUBMOUNTS).collect())
+        Ok(below.filter_map(|at| at.strip_prefix(&self.dir).ok()?.to_str().map(String::from)).take(MAX_SUBMOUNTS).collect())
     }
 
-    /// Takes away what a container was shown. Idempotent.
+    /// Removes a container from the share. Idempotent.
     ///
     /// # Errors
     /// What the kernel says.
@@ -163,10 +166,10 @@ impl Share {
                 mount::unmount(&mounted)?;
             }
         }
-        gone(fs::remove_dir_all(&places), &places)
+        ignore_missing(fs::remove_dir_all(&places), &places)
     }
 
-    /// Takes all of it away. Idempotent.
+    /// Removes the share. Idempotent.
     ///
     /// # Errors
     /// What the kernel says.
@@ -175,13 +178,13 @@ impl Share {
             for mounted in mount::mounts_below(dir)? {
                 mount::unmount(&mounted)?;
             }
-            gone(fs::remove_dir(dir), dir)?;
+            ignore_missing(fs::remove_dir(dir), dir)?;
         }
         Ok(())
     }
 }
 
-fn gone(removed: std::io::Result<()>, path: &Path) -> Result<()> {
+fn ignore_missing(removed: std::io::Result<()>, path: &Path) -> Result<()> {
     match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context(|| format!("cannot remove {}", path.display())),
         Ok(()) | Err(_) => Ok(()),
@@ -193,15 +196,15 @@ fn bind(source: &Path, place: &Path, read_only: bool, recursive: bool) -> Result
     Mount::parse("bind", &source.to_string_lossy(), &options)?.mount_at(place)
 }
 
-/// A directory or an empty file to mount upon.
-fn make_place(source: &Path, place: &Path) -> Result<()> {
-    let stat = rustix::fs::statat(CWD, source, AtFlags::empty()).context(|| format!("cannot look at the volume {}", source.display()))?;
+/// Makes a mount point for `source`: a directory or an empty file.
+fn make_mount_point(source: &Path, place: &Path) -> Result<()> {
+    let stat = rustix::fs::statat(CWD, source, AtFlags::empty()).context(|| format!("cannot inspect the volume {}", source.display()))?;
     let refuse = |what: &str| Err(Error::new(Code::Unimplemented, format!("the volume {} is {what}", source.display())));
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => fs::create_dir(place).context(|| format!("cannot make {}", place.display())),
         FileType::RegularFile => fs::write(place, "").context(|| format!("cannot make {}", place.display())),
-        FileType::Socket => refuse("a socket: who listens there is outside of the virtual machine, and cannot be reached by a file"),
-        FileType::Fifo => refuse("a FIFO: whoever has its other end is outside of the virtual machine"),
+        FileType::Socket => refuse("a socket: its server runs outside the virtual machine and cannot be reached from inside"),
+        FileType::Fifo => refuse("a FIFO: a process outside the virtual machine has its other end"),
         FileType::CharacterDevice | FileType::BlockDevice => refuse("a device of the host, which a virtual machine does not have"),
         FileType::Symlink | FileType::Unknown => refuse("neither a directory nor a file"),
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Unix sockets in a directory that belongs to somebody whom a guest may have taken over: what is there may be a link to a socket
-//! of the host, containerd's for one, or another's socket.
+//! Connects safely to Unix sockets in a directory whose owner a guest may have taken over. The path
+//! may be a link to another socket of the host, such as containerd's, or be another user's socket.
 
 use magnetar_core::error::{Context, Error, Result};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
@@ -8,15 +8,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-/// A socket that was looked at. Whatever takes its place in the directory later is another one.
+/// A checked socket. Later changes in the directory do not affect it.
 #[derive(Debug)]
 pub struct NamedSocket(OwnedFd);
 
 impl NamedSocket {
-    /// Looks at what is at `path`, which must be a socket of `owner`'s.
+    /// Opens `path`, which must be a socket of `owner`.
     ///
     /// # Errors
-    /// `PermissionDenied` where it is something else, and what the kernel says.
+    /// `PermissionDenied` if it is anything else; errors of the kernel.
     pub fn of(path: &Path, owner: u32) -> Result<Self> {
         let what = || format!("cannot connect to {}", path.display());
         let opened = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).context(what)?;
@@ -34,12 +34,12 @@ impl NamedSocket {
         format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
     }
 
-    /// Connects, for somebody who inherits the connection.
+    /// Connects. The descriptor is for a child process.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn connect(&self) -> Result<OwnedFd> {
-        UnixStream::connect(self.path()).map(OwnedFd::from).context(|| "cannot connect to a device of the machine".into())
+        UnixStream::connect(self.path()).map(OwnedFd::from).context(|| "cannot connect to a device of the virtual machine".into())
     }
 }
 

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The connection to a hypervisor that runs, and the table of its machine's disks: one task gives the orders, one after the other.
+//! The connection to a running hypervisor, and the table of its machine's disks. One task sends the
+//! orders, one after the other.
 //!
 //! ```text
-//! a container wants a device      attach ──> opened, attached, unless it is attached already ──> its DiskId
-//! it is removed                   leave ───> which disks nobody has any more
-//!                                 the guest lets go of those
-//!                                 detach ──> taken from the machine, closed; unless somebody wants it again by then
+//! a container needs a device   attach  ──> open and attach it, unless it is attached ──> its DiskId
+//! the container is removed     release ──> the disks that no container uses any more
+//!                              the guest stops using those
+//!                              detach  ──> detach and close them, unless a container uses them again
 //! ```
 //!
-//! A hypervisor that does not carry out an order in time is not talked to any more: nobody knows what it does with the next one.
-//! The question for its state is asked only when a machine is thought to be dead, and finds out.
+//! After an order timed out, no further orders are sent: the hypervisor's reaction would be
+//! unknown. The machine's state is asked for only when the machine seems dead, and that question
+//! reveals a timeout as well.
 
 use super::{Control, Disk, DiskId, HotPlug, MachineState};
-use crate::host::block::{self, Numbers};
+use crate::host::block::{self, DeviceNumbers};
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::ids::ContainerId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,24 +23,25 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
-/// How many orders may wait for the one that is being carried out.
+/// How many orders may wait behind the current one.
 const QUEUE: usize = 16;
 
-/// How long the hypervisor may take for an order: it may have to wait for what the guest has under way on a slow device.
-const CARRIED_OUT: Duration = Duration::from_secs(20);
+/// How long the hypervisor may take for an order. It may have to wait for pending requests of the
+/// guest on a slow device.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The sending end of the orders, and the table of who has which disk. Cheap to clone.
+/// The queue of orders, and the table of disks and their users. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Connection {
     orders: mpsc::Sender<Order>,
     table: Arc<Mutex<Table>>,
 }
 
-/// A device for a container.
+/// A block device that a container needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Wanted {
-    /// Which one.
-    pub device: Numbers,
+pub struct WantedDisk {
+    /// The device.
+    pub device: DeviceNumbers,
     /// Whether the container can only read it.
     pub read_only: bool,
 }
@@ -46,19 +49,20 @@ pub struct Wanted {
 #[derive(Debug)]
 enum Order {
     State(oneshot::Sender<Result<MachineState>>),
-    Attach(Wanted, ContainerId, oneshot::Sender<Result<DiskId>>),
+    Attach(WantedDisk, ContainerId, oneshot::Sender<Result<DiskId>>),
     Detach(DiskId, oneshot::Sender<Result<()>>),
 }
 
 impl Connection {
-    /// The connection, and the loop that gives the orders as long as there is one of these.
+    /// The connection, and the loop that executes its orders. The loop runs as long as a clone of
+    /// the connection exists.
     pub fn new(control: Box<dyn Control>) -> (Self, impl Future<Output = ()> + Send) {
         let (orders, given) = mpsc::channel(QUEUE);
         let table = Arc::<Mutex<Table>>::default();
         (Self { orders, table: table.clone() }, serve(control, table, given))
     }
 
-    /// Whether the machine runs.
+    /// The machine's state.
     ///
     /// # Errors
     /// What the hypervisor says; `Unavailable` where the machine has ended.
@@ -66,29 +70,32 @@ impl Connection {
         self.order(Order::State).await
     }
 
-    /// Attaches a device for a container, which has it until it [leaves](Self::leave), whatever comes of this.
+    /// Attaches a device for a container. The container has it until it is
+    /// [released](Self::release), whatever this call returns.
     ///
     /// # Errors
-    /// `Unimplemented` for a hypervisor that attaches none, where the device cannot be opened, what the hypervisor says, or
-    /// `Unavailable` where the machine has ended.
-    pub async fn attach(&self, wanted: Wanted, container: &ContainerId) -> Result<DiskId> {
+    /// `Unimplemented` if the hypervisor cannot attach disks; `Unavailable` if the machine has
+    /// ended; errors of opening the device and of the hypervisor.
+    pub async fn attach(&self, wanted: WantedDisk, container: &ContainerId) -> Result<DiskId> {
         self.order(|answer| Order::Attach(wanted, container.clone(), answer)).await
     }
 
-    /// A container is gone. Returns the disks that no other has, to be [detached](Self::detach), and those that could not be.
-    pub fn leave(&self, container: &ContainerId) -> Vec<DiskId> {
-        lock(&self.table).leave(container)
+    /// Releases a removed container's disks. Returns the disks to [detach](Self::detach): those
+    /// that no other container has, and those whose earlier detach failed.
+    pub fn release(&self, container: &ContainerId) -> Vec<DiskId> {
+        lock(&self.table).release(container)
     }
 
-    /// Whether the machine has a disk.
+    /// Whether any disk is attached.
     pub fn has_disks(&self) -> bool {
         !lock(&self.table).attached.is_empty()
     }
 
-    /// Takes a disk away, unless somebody has it. Idempotent.
+    /// Detaches a disk, unless a container has it. Idempotent.
     ///
     /// # Errors
-    /// What the hypervisor says, and then it can be tried again; `Unavailable` where the machine has ended.
+    /// Errors of the hypervisor, after which the call can be repeated; `Unavailable` if the machine
+    /// has ended.
     pub async fn detach(&self, disk: DiskId) -> Result<()> {
         self.order(|answer| Order::Detach(disk, answer)).await
     }
@@ -102,37 +109,37 @@ impl Connection {
 }
 
 async fn serve(control: Box<dyn Control>, table: Arc<Mutex<Table>>, mut orders: mpsc::Receiver<Order>) {
-    let mut talk = Talk(Some(Hypervisor(control)));
+    let mut control = TimedControl(Some(ControlHandle(control)));
     while let Some(order) = orders.recv().await {
-        // Who does not wait any more has no use for the answer; what was done is in the table.
+        // A caller that left needs no answer. The table has the result.
         match order {
-            Order::State(answer) => drop(answer.send(talk.order(async |hypervisor| hypervisor.0.state().await).await)),
-            Order::Attach(wanted, container, answer) => drop(answer.send(attach(&mut talk, &table, wanted, container).await)),
-            Order::Detach(disk, answer) => drop(answer.send(detach(&mut talk, &table, disk).await)),
+            Order::State(answer) => drop(answer.send(control.order(async |hypervisor| hypervisor.0.state().await).await)),
+            Order::Attach(wanted, container, answer) => drop(answer.send(attach(&mut control, &table, wanted, container).await)),
+            Order::Detach(disk, answer) => drop(answer.send(detach(&mut control, &table, disk).await)),
         }
     }
 }
 
-/// The connection, as long as it is good.
-struct Talk(Option<Hypervisor>);
+/// The control connection, until an order times out.
+struct TimedControl(Option<ControlHandle>);
 
-/// Whoever carries them out.
-struct Hypervisor(Box<dyn Control>);
+/// Gives an error if the hypervisor has no [`HotPlug`].
+struct ControlHandle(Box<dyn Control>);
 
-impl Hypervisor {
+impl ControlHandle {
     fn disks(&mut self) -> Result<&mut dyn HotPlug> {
-        self.0.disks().ok_or_else(|| Error::unimplemented("this hypervisor attaches no disks to a machine that runs"))
+        self.0.disks().ok_or_else(|| Error::unimplemented("this hypervisor cannot attach disks to a running machine"))
     }
 }
 
-impl Talk {
-    /// Gives an order, on which the loop waits: nothing else is said meanwhile.
-    async fn order<T>(&mut self, order: impl AsyncFnOnce(&mut Hypervisor) -> Result<T>) -> Result<T> {
-        let silent = |when: &str| {
-            Err(Error::new(Code::Unavailable, format!("the hypervisor has {when}not carried out an order within {CARRIED_OUT:?}")))
+impl TimedControl {
+    /// Executes one order. The loop waits for it.
+    async fn order<T>(&mut self, order: impl AsyncFnOnce(&mut ControlHandle) -> Result<T>) -> Result<T> {
+        let silent = |which: &str| {
+            Err(Error::new(Code::Unavailable, format!("the hypervisor has not carried out an {which}order within {ORDER_TIMEOUT:?}")))
         };
-        let Some(control) = &mut self.0 else { return silent("once ") };
-        match tokio::time::timeout(CARRIED_OUT, order(control)).await {
+        let Some(control) = &mut self.0 else { return silent("earlier ") };
+        match tokio::time::timeout(ORDER_TIMEOUT, order(control)).await {
             Ok(outcome) => outcome,
             Err(_) => {
                 self.0 = None;
@@ -142,7 +149,7 @@ impl Talk {
     }
 }
 
-async fn attach(talk: &mut Talk, table: &Mutex<Table>, wanted: Wanted, container: ContainerId) -> Result<DiskId> {
+async fn attach(control: &mut TimedControl, table: &Mutex<Table>, wanted: WantedDisk, container: ContainerId) -> Result<DiskId> {
     let leaving = match lock(table).attached.get_mut(&wanted) {
         Some(Attached { id, leaving: true, .. }) => Some(*id),
         Some(attached) => {
@@ -152,50 +159,51 @@ async fn attach(talk: &mut Talk, table: &Mutex<Table>, wanted: Wanted, container
         None => None,
     };
     if let Some(left_over) = leaving {
-        detach(talk, table, left_over).await?;
+        detach(control, table, left_over).await?;
     }
-    let Wanted { device, read_only } = wanted;
-    let id = lock(table).next();
+    let WantedDisk { device, read_only } = wanted;
+    let id = lock(table).next_id();
     let disk = Disk { id, device: block::open(device, read_only)?, read_only };
-    talk.order(async |hypervisor| hypervisor.disks()?.attach(&disk).await).await?;
+    control.order(async |hypervisor| hypervisor.disks()?.attach(&disk).await).await?;
     debug!(%device, disk = %id, read_only, "attached");
     lock(table).attached.insert(wanted, Attached { id, users: [container].into(), leaving: false });
     Ok(id)
 }
 
-async fn detach(talk: &mut Talk, table: &Mutex<Table>, disk: DiskId) -> Result<()> {
-    if !lock(table).leaves(disk) {
+async fn detach(control: &mut TimedControl, table: &Mutex<Table>, disk: DiskId) -> Result<()> {
+    if !lock(table).begin_detach(disk) {
         return Ok(());
     }
-    talk.order(async |hypervisor| hypervisor.disks()?.detach(disk).await).await?;
+    control.order(async |hypervisor| hypervisor.disks()?.detach(disk).await).await?;
     lock(table).attached.retain(|_, attached| attached.id != disk);
     Ok(())
 }
 
-/// Who has what.
+/// The attached disks and their users.
 #[derive(Debug, Default)]
 struct Table {
     made: u32,
-    attached: BTreeMap<Wanted, Attached>,
+    attached: BTreeMap<WantedDisk, Attached>,
 }
 
-/// One that is attached. What is wanted for reading and what is wanted for writing are two, so that the host keeps the one from
-/// being written to, whatever the guest does.
+/// An attached disk. A device that is needed both read-only and writable becomes two disks. So the
+/// host keeps the read-only one from being written, whatever the guest does.
 #[derive(Debug)]
 struct Attached {
     id: DiskId,
     users: BTreeSet<ContainerId>,
-    /// Whether it was begun to take it away: the guest may have lost it, so nobody gets it any more.
+    /// Whether a detach has begun. The guest may have lost the disk, so no container gets it any
+    /// more.
     leaving: bool,
 }
 
 impl Table {
-    fn next(&mut self) -> DiskId {
+    fn next_id(&mut self) -> DiskId {
         self.made += 1;
         DiskId(self.made)
     }
 
-    fn leave(&mut self, container: &ContainerId) -> Vec<DiskId> {
+    fn release(&mut self, container: &ContainerId) -> Vec<DiskId> {
         let idle = self.attached.values_mut().filter_map(|attached| {
             let left = attached.users.remove(container) && attached.users.is_empty();
             (left || attached.leaving).then_some(attached.id)
@@ -203,8 +211,8 @@ impl Table {
         idle.collect()
     }
 
-    /// Whether a disk is there and nobody has it, so that it leaves from now on.
-    fn leaves(&mut self, disk: DiskId) -> bool {
+    /// Marks a disk as leaving if no container has it. Returns whether that is so.
+    fn begin_detach(&mut self, disk: DiskId) -> bool {
         let idle = self.attached.values_mut().find(|attached| attached.id == disk && attached.users.is_empty());
         idle.map(|attached| attached.leaving = true).is_some()
     }

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a hypervisor is to the rest of this program. One file, or folder, each; what one of them alone knows stays in there.
+//! The interface between a hypervisor and the rest of this program. Each hypervisor has a file or
+//! folder here, which holds everything specific to it.
 //!
 //! ```text
-//! traits   what it can do: asked before anything is made
-//! plan     its process, as data: a pure function of the machine
-//! begin    when that process runs: talks to it, and lets the guest begin ──> Control, which Connection owns from then on
-//! verdict  when it has ended: whose end that was
+//! traits   its abilities, read before anything is made
+//! plan     its process, as data: a pure function of the machine's specification
+//! begin    connects to the running process and lets the guest begin ──> Control, owned by Connection
+//! verdict  after the process ended: whether the guest or the hypervisor caused it
 //! ```
 //!
-//! The trait is object-safe: `main` chooses one, and nobody else knows which.
+//! The trait is object-safe: `main` chooses an implementation, and no other code depends on it.
 
 pub mod connection;
 pub mod qemu;
 
-use crate::host::vsock::{Carried, Vsocks};
+use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::program::Invocation;
 use crate::machine::spec::VmSpec;
 use magnetar_core::error::Result;
@@ -22,38 +23,38 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 
-/// What a method of an object-safe trait promises.
+/// The boxed future that a method of an object-safe trait returns.
 pub type Promise<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
-/// What a hypervisor can do.
+/// A hypervisor's abilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traits {
     /// Whether it can emulate a processor where there is no KVM.
     pub emulates: bool,
-    /// How its guests get at the host's files.
+    /// How its guests access the host's files.
     pub sharing: Sharing,
-    /// What can carry its guests' vsock.
-    pub vsocks: Vsocks,
-    /// The folder, in `share/magnetar`, of the guest that it starts if none is configured.
+    /// What can serve its guests' vsock.
+    pub vsocks: VsockSupport,
+    /// The folder in `share/magnetar` with the guest that it boots by default.
     pub guest: &'static str,
 }
 
-/// How guests get at the host's files.
+/// How guests access the host's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
     /// A virtiofsd shares a directory with them.
     Virtiofs,
-    /// They have block devices and nothing else.
+    /// They only have block devices.
     #[cfg_attr(not(test), expect(dead_code, reason = "Firecracker is the first; until then the tests' own hypervisor"))]
     BlockOnly,
 }
 
-/// A disk of a machine: no other of it has, or had, the same number.
+/// The number of a machine's disk. A machine never uses a number twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DiskId(pub u32);
 
-/// Its serial number, by which the guest finds it: not longer than a virtio-blk device can tell, which is 20 bytes
-/// (`VIRTIO_BLK_ID_BYTES` of linux/virtio_blk.h).
+/// The disk's serial number, by which the guest finds it. A virtio-blk device has at most 20 bytes
+/// for it (`VIRTIO_BLK_ID_BYTES` of linux/virtio_blk.h).
 impl fmt::Display for DiskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "disk-{}", self.0)
@@ -63,18 +64,18 @@ impl fmt::Display for DiskId {
 /// A block device of the host, as a disk of the guest.
 #[derive(Debug)]
 pub struct Disk {
-    /// Which one it is.
+    /// Its number.
     pub id: DiskId,
-    /// The device, open for reading, and for writing unless it is read-only, with `O_DIRECT`.
+    /// The device, opened with `O_DIRECT` for reading, and also for writing unless it is read-only.
     pub device: OwnedFd,
     /// Whether the guest can only read it.
     pub read_only: bool,
 }
 
-/// Whether a machine runs, as its hypervisor has it.
+/// A machine's state, as its hypervisor reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MachineState {
-    /// Its processors execute.
+    /// Its processors run.
     Running,
     /// Somebody has paused it.
     Paused,
@@ -84,52 +85,55 @@ pub enum MachineState {
     Other,
 }
 
-/// Whose end the end of a hypervisor's process was.
+/// Who caused the end of a hypervisor's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The guest's: it has switched itself off, restarted or panicked.
+    /// The guest: it has switched itself off, restarted or panicked.
     Guest,
-    /// The hypervisor's own, which the guest did not ask for.
+    /// The hypervisor itself, without a request of the guest.
     Hypervisor,
 }
 
 /// A kind of hypervisor.
 pub trait Hypervisor: Send + Sync {
-    /// As it is called, for messages.
+    /// Its name in messages.
     fn name(&self) -> &'static str;
 
-    /// What it can do.
+    /// Its abilities.
     fn traits(&self) -> Traits;
 
-    /// Its process: nothing but a function of the machine. Its standard output is the guest's console.
-    fn plan<'a>(&self, spec: &'a VmSpec, vsock: Carried<'a>) -> Invocation<'a>;
+    /// How to run its process: a pure function of the machine. Its standard output is the guest's
+    /// console.
+    fn plan<'a>(&self, spec: &'a VmSpec, vsock: VsockAttachment<'a>) -> Invocation<'a>;
 
-    /// Connects to the process, which was just run, and lets the guest begin if it waits. Cancel-safe.
+    /// Connects to the process, which was just started. Lets the guest begin if it waits for that.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// What the hypervisor says.
     fn begin<'a>(&'a self, spec: &'a VmSpec) -> Promise<'a, Box<dyn Control>>;
 
-    /// Whose end this exit of its process was.
+    /// Who caused this exit of its process.
     fn verdict(&self, exit: Exit) -> Verdict;
 }
 
-/// The connection to a hypervisor that runs. Its methods are not cancel-safe.
+/// The control connection to a running hypervisor. Its methods are not cancel-safe.
 pub trait Control: Send {
-    /// Whether the machine runs.
+    /// The machine's state.
     fn state(&mut self) -> Promise<'_, MachineState>;
 
-    /// How disks come and go while the machine runs; `None` where they cannot.
+    /// The interface to attach and detach disks while the machine runs; `None` if the hypervisor
+    /// cannot.
     fn disks(&mut self) -> Option<&mut dyn HotPlug>;
 }
 
-/// Disks that come and go while a machine runs. Its methods are not cancel-safe.
+/// Attaches and detaches disks of a running machine. Its methods are not cancel-safe.
 pub trait HotPlug: Send {
-    /// Attaches a disk; where that fails nothing of it is left.
+    /// Attaches a disk. A failed call leaves nothing behind.
     fn attach<'a>(&'a mut self, disk: &'a Disk) -> Promise<'a, ()>;
 
-    /// Detaches a disk, whatever the guest does with it. When it returns the hypervisor has written what it had of it, and has closed
-    /// the device.
+    /// Detaches a disk, even if the guest uses it. On return the hypervisor has written all pending
+    /// data and closed the device.
     fn detach(&mut self, disk: DiskId) -> Promise<'_, ()>;
 }
 

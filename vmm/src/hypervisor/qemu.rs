@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! QEMU: runs everywhere, with KVM or without, and has every device.
+//! QEMU: runs on every node, with or without KVM, and has every device.
 //!
-//! The machine is a q35 or a microvm, with nothing on it that a pod does not need (`machine`). The kernel is entered directly (PVH). The guest's console is
-//! a serial port, which works from the first message to a panic, and is our standard output. There are two sockets for QEMU's
-//! own protocol, both inherited listening: `qmp.sock` for us, and `debug.sock` for whoever has to look at a machine that is ill.
+//! The machine is a q35 or a microvm with only the devices that a pod needs (`machine`). The kernel
+//! is entered directly (PVH). The guest's console is a serial port, which works from the first
+//! message to a panic. It is QEMU's standard output. QEMU inherits two listening sockets for its
+//! own protocol: `qmp.sock` for this program, and `debug.sock` for people who debug a machine.
 //!
-//! After a panic the guest reboots at once, and on a reboot, as on a power-off, QEMU ends: there is no machine without its guest.
+//! After a panic the guest reboots at once. QEMU ends on a reboot and on a power-off, so it never
+//! runs without its guest.
 
 mod clock;
 mod disks;
@@ -15,7 +17,7 @@ pub mod qmp;
 pub use machine::{MachineKind, QemuConfig};
 
 use super::{Control, Disk, DiskId, HotPlug, Hypervisor, MachineState, Promise, Sharing, Traits, Verdict};
-use crate::host::vsock::{Carried, Vsocks};
+use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::confinement::{Calls, Confinement, Files, Pids};
 use crate::machine::program::{Invocation, Program};
 use crate::machine::spec::{Acceleration, Nic, VmSpec};
@@ -35,26 +37,26 @@ use tokio::net::UnixStream;
 /// The program.
 const PROGRAM: Program = Program { name: "qemu-system-x86_64", places: &["/usr/libexec", "/usr/lib/qemu"], package: "qemu-system-x86" };
 
-/// The socket on which we talk to it, in [`VmSpec::dir`].
+/// The socket for this program's commands, in [`VmSpec::dir`].
 const CONTROL: &str = "qmp.sock";
 
-/// The socket on which others may.
+/// The socket for people who debug.
 const DEBUG: &str = "debug.sock";
 
-/// QEMU, where it is on this node.
+/// QEMU, as installed on this node.
 #[derive(Debug, Clone)]
 pub struct Qemu {
     program: PathBuf,
     machine: MachineKind,
-    /// How fast an emulated guest's clock is, if that is to be told.
+    /// The measurement of the clock rate, which emulated guests get as a kernel parameter.
     clock: Option<Clock>,
 }
 
 impl Qemu {
-    /// QEMU as a handler has it configured. The clock of emulated guests is measured, and told to their kernels.
+    /// QEMU with a handler's configuration. Starts to measure the clock rate for emulated guests.
     ///
     /// # Errors
-    /// `NotFound` where the program is not there.
+    /// `NotFound` if the program is not installed.
     pub fn configured(config: &QemuConfig) -> Result<Self> {
         let program = PROGRAM.find(config.program.as_deref().unwrap_or_default())?;
         Ok(Self { program, machine: config.machine, clock: Clock::begin() })
@@ -63,7 +65,7 @@ impl Qemu {
 
 #[cfg(test)]
 impl Qemu {
-    /// QEMU at this path, for machines of this kind, whose clocks are not measured.
+    /// QEMU at this path, for this kind of machine, without measuring the clock.
     fn new(program: PathBuf, machine: MachineKind) -> Self {
         Self { program, machine, clock: None }
     }
@@ -82,12 +84,12 @@ impl Hypervisor for Qemu {
         Traits {
             emulates: true,
             sharing: Sharing::Virtiofs,
-            vsocks: Vsocks { kernel: true, user: true, own: false },
+            vsocks: VsockSupport { kernel: true, user: true, own: false },
             guest: self.machine.guest(),
         }
     }
 
-    fn plan<'a>(&self, spec: &'a VmSpec, vsock: Carried<'a>) -> Invocation<'a> {
+    fn plan<'a>(&self, spec: &'a VmSpec, vsock: VsockAttachment<'a>) -> Invocation<'a> {
         let mut invocation = Invocation::new(&self.program);
         let own = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name"];
         invocation.arguments(own);
@@ -108,16 +110,17 @@ impl Hypervisor for Qemu {
         })
     }
 
-    /// It ends well when its guest has ended, by itself or by a panic (`-no-reboot`).
+    /// QEMU exits with 0 when its guest ended or panicked (`-no-reboot`).
     fn verdict(&self, exit: Exit) -> Verdict {
         if exit.code == 0 { Verdict::Guest } else { Verdict::Hypervisor }
     }
 }
 
-/// The capabilities that QEMU needs until it has become somebody else: CAP_SETGID, CAP_SETUID, CAP_SYS_CHROOT (linux/capability.h).
+/// The capabilities that QEMU needs until it has switched its user: CAP_SETGID, CAP_SETUID,
+/// CAP_SYS_CHROOT (linux/capability.h).
 const UNTIL_CONFINED: CapabilitySet = CapabilitySet::of(&[6, 7, 18]);
 
-/// What a QEMU that its guest has taken over can still do: nothing but what it is there for.
+/// Confines QEMU to what it needs, in case its guest takes it over.
 fn confine(invocation: &mut Invocation, spec: &VmSpec) {
     let mut own = vec![PathBuf::from("/dev/null"), spec.dir.clone()];
     if spec.acceleration == Acceleration::Kvm {
@@ -125,36 +128,39 @@ fn confine(invocation: &mut Invocation, spec: &VmSpec) {
     }
     let read = vec![spec.kernel.clone(), spec.initramfs.clone(), "/dev/urandom".into(), "/sys/devices/system/cpu".into()];
     invocation.confinement = Confinement {
-        // It becomes that itself, below.
+        // QEMU switches the user itself; see `-run-with` below.
         user: None,
         capabilities: UNTIL_CONFINED,
         pids: Pids::ItselfAndHolder,
         files: Some(Files { read, own }),
-        calls: Calls::NoOthers,
+        calls: Calls::DenyList,
     };
     invocation.arguments([
         "-sandbox".into(),
-        // No other programs, no scheduling, no system calls of the past. set*uid cannot be forbidden, since QEMU itself drops
-        // its privileges after this filter is in place; without them, and with no_new_privs, which comes with the filter, these
-        // calls give nothing.
+        // Denies running programs, scheduling calls and obsolete system calls. set*uid cannot be
+        // denied, because QEMU drops its privileges after this filter is in place. Without
+        // privileges, and with the no_new_privs that comes with the filter, these calls gain
+        // nothing.
         "on,obsolete=deny,elevateprivileges=allow,spawn=deny,resourcecontrol=deny".into(),
         "-run-with".into(),
-        // When all is open that root must open, it becomes somebody who owns nothing, in a directory that only root can enter.
+        // After QEMU has opened what only root can open, it switches to a user who owns nothing, in
+        // a directory that only root can enter.
         joined(&[&format!("user={0}:{0},chroot=", spec.users.hypervisor), &escaped(&spec.dir)]),
     ]);
 }
 
-/// Processor, memory, and the chips that are soldered on.
+/// Processor, memory, and devices of every machine.
 fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind) {
     let (accelerator, processor) = match spec.acceleration {
-        // Nested virtualisation is no part of a pod.
+        // Pods have no nested virtualisation.
         Acceleration::Kvm => ("kvm", "host,-vmx,-svm"),
-        // All that QEMU can do, but for what says that one instruction copies strings of bytes quickest: here each byte is a step,
-        // and the kernel boots a seventh slower. Translations must not grow to QEMU's own limit, a gigabyte.
+        // All of QEMU's features, except those that recommend string instructions for copying:
+        // emulation handles each byte as a step, and the kernel would boot a seventh slower. The
+        // translation cache must not grow to QEMU's default limit of a gigabyte.
         Acceleration::Tcg => ("tcg,thread=multi,tb-size=128", "max,-svm,-erms,-fsrm,-fzrm,-fsrs,-fsrc"),
     };
     let memory = spec.memory_mib;
-    invocation.arguments(machine.words());
+    invocation.arguments(machine.options());
     invocation.arguments([
         "-accel",
         accelerator,
@@ -172,38 +178,44 @@ fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind) {
     ]);
 }
 
-/// What is booted, and how it is told to behave.
+/// The kernel, the initramfs and the kernel's command line.
 fn kernel(invocation: &mut Invocation, spec: &VmSpec, qemu: &Qemu) {
     let own = [
         "console=ttyS0",
-        // Each character is an exit from the guest: only warnings and worse, and a panic in full.
+        // Each character costs an exit from the guest, so print only warnings and worse, and panics
+        // in full.
         "quiet",
-        // Reboot at once after a panic, and by a triple fault, which is quickest; QEMU ends on it.
+        // Reboot at once after a panic, by a triple fault, which is the fastest way. QEMU ends on
+        // it.
         "panic=-1",
         "reboot=t",
     ];
-    // As a guest of KVM, Linux knows the first two by itself.
+    // Under KVM, Linux sets the first two by itself.
     let emulated: &[&str] = &[
-        // The kernel counts the timer's interrupts for 40 ms, and panics if there are too few. On a busy host there are.
+        // The kernel counts the timer's interrupts for 40 ms and panics if there are too few, as on
+        // a busy host.
         "no_timer_check",
-        // For the same reason it would come to distrust the time stamp counter, which is the host's, and read a slow device instead.
+        // For the same reason it would distrust the time stamp counter, which is the host's, and
+        // read a slow device instead.
         "tsc=reliable",
-        // Unpacking the keys that modules are signed with takes 0.15 s. Ours come from the same package as the kernel, which does
-        // not insist on signatures.
+        // Unpacking the keys for module signatures takes 0.15 s. Our modules come from the same
+        // package as the kernel, which does not require signatures.
         "initcall_blacklist=load_system_certificate_list",
-        // With one processor the kernel replaces ten thousand prefixes of instructions, one by one, in code that is translated
-        // already: a tenth of the boot, to save what the emulator does not do for one processor anyway.
+        // With one processor the kernel patches out ten thousand lock prefixes, one by one, in code
+        // that is already translated. That takes a tenth of the boot, and the emulator ignores
+        // these prefixes with one processor anyway.
         "noreplace-smp",
-        // virtiofsd writes into the guest's memory past the emulator, which does not learn that code it has translated is no longer
-        // there: programs would run what the page had before, such as the kernel's own beginning. A page that the kernel clears
-        // first, as this makes it do, is forgotten. (Distributions' kernels do so by default.)
+        // virtiofsd writes to the guest's memory directly. The emulator does not notice that it
+        // overwrites translated code, and programs would run the page's old contents, such as the
+        // kernel's init code. If the kernel clears a page on allocation, the emulator drops its
+        // translations. (Distributions' kernels clear by default.)
         "init_on_alloc=1",
     ];
     let is_emulated = spec.acceleration == Acceleration::Tcg;
     let emulated = if is_emulated { emulated } else { &[] };
     let rate = qemu.clock.filter(|_| is_emulated).and_then(Clock::khz).map(|khz| format!("tsc_early_khz={khz}"));
-    let words = [&own, emulated, qemu.machine.parameters()].concat();
-    let parameters: Vec<&str> = words.into_iter().chain(rate.as_deref()).chain(spec.parameters.iter().map(String::as_str)).collect();
+    let fixed = [&own, emulated, qemu.machine.parameters()].concat();
+    let parameters: Vec<&str> = fixed.into_iter().chain(rate.as_deref()).chain(spec.parameters.iter().map(String::as_str)).collect();
     invocation.arguments::<OsString>([
         "-kernel".into(),
         spec.kernel.clone().into(),
@@ -223,15 +235,15 @@ fn monitors(invocation: &mut Invocation, spec: &VmSpec) {
         invocation.arguments([
             "-chardev",
             &format!("socket,id={id},fd={socket},server=on,wait=off"),
-            // Not -mon, which warns of its end, nor what follows it, which QEMU has since 11.1.
+            // Not -mon, which is deprecated, nor its successor, which exists only since QEMU 11.1.
             "-qmp",
             &format!("chardev:{id}"),
         ]);
     }
 }
 
-/// What the pod has.
-fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: Carried<'a>, machine: MachineKind) {
+/// The pod's devices: shared files, vsock, disks and network.
+fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: VsockAttachment<'a>, machine: MachineKind) {
     if let Some(share) = &spec.share {
         invocation.arguments([
             "-chardev".into(),
@@ -241,7 +253,7 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: Carried
         ]);
     }
     match vsock {
-        Carried::User(connection) => {
+        VsockAttachment::User(connection) => {
             let connection = invocation.open(connection);
             invocation.arguments([
                 "-chardev",
@@ -250,10 +262,11 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: Carried
                 &format!("{},chardev=vsock", machine.device("vhost-user-vsock")),
             ]);
         }
-        // It is none of its traits.
-        Carried::Own(_) => {}
-        Carried::Kernel(cid) => {
-            // It tells the kernel the address once more, which takes it from the descriptor that has it.
+        // QEMU's traits rule this out.
+        VsockAttachment::Own(_) => {}
+        VsockAttachment::Kernel(cid) => {
+            // QEMU sets the address once more. The kernel accepts that on the descriptor that has
+            // the address.
             let device = invocation.open(cid.device.as_fd());
             invocation.arguments(["-device", &format!("{},vhostfd={device},guest-cid={}", machine.device("vhost-vsock"), cid.number)]);
         }
@@ -274,7 +287,8 @@ fn network<'a>(invocation: &mut Invocation<'a>, number: usize, nic: &'a Nic, mac
     ]);
 }
 
-/// A path as a value among others: QEMU separates them by commas, and takes two for one of the value's own.
+/// A path inside a list of options. QEMU separates options with commas, and reads two commas as one
+/// in a value.
 fn escaped(path: &Path) -> OsString {
     let bytes = path.as_os_str().as_bytes().iter();
     OsString::from_vec(bytes.flat_map(|&byte| std::iter::repeat_n(byte, if byte == b',' { 2 } else { 1 })).collect())
@@ -284,7 +298,7 @@ fn joined(parts: &[&dyn AsRef<OsStr>]) -> OsString {
     parts.iter().map(|part| part.as_ref()).collect()
 }
 
-/// The connection to a QEMU that runs.
+/// The control connection to a running QEMU.
 #[derive(Debug)]
 struct QemuControl(Qmp);
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A hypervisor of the tests' own: a shell whose guest is a task of the test. It is the opposite of QEMU in what it can do (no
-//! virtiofs, a vsock of its own, no disks), and no file of this program but this one knows it.
+//! A hypervisor for the tests: a shell whose guest is a task of the test. Its abilities are the
+//! opposite of QEMU's: no virtiofs, its own vsock, no disks. No other file of this program knows
+//! it.
 
 use super::*;
 use crate::host::vsock::Vsock;
 use crate::machine::program::Program;
 use crate::machine::spec::{Acceleration, Users};
-use crate::machine::{Machine, Surroundings};
+use crate::machine::{BootContext, Machine};
 use magnetar_core::cgroup::{Cgroup, OwnedCgroup};
 use magnetar_core::error::{Code, Context};
 use magnetar_core::events::Events;
@@ -26,18 +27,18 @@ use tokio_util::task::TaskTracker;
 
 const SHELL: Program = Program { name: "sh", places: &[], package: "dash" };
 
-/// Its verdict on this code is that the guest has ended.
+/// The exit code that means that the guest has ended.
 const GUEST_ENDED: u32 = 7;
 
 struct Shell {
-    /// What it does, and so how it ends.
+    /// What the shell runs, which also decides how it ends.
     script: &'static str,
-    /// Whether its guest says anything.
+    /// Whether its guest stays silent.
     is_mute: bool,
     tasks: TaskTracker,
 }
 
-/// A connection without facets.
+/// A control connection that cannot attach disks.
 struct Bare;
 
 impl Control for Bare {
@@ -59,19 +60,19 @@ impl Hypervisor for Shell {
         Traits {
             emulates: true,
             sharing: Sharing::BlockOnly,
-            vsocks: Vsocks { kernel: false, user: false, own: true },
+            vsocks: VsockSupport { kernel: false, user: false, own: true },
             guest: "guest-of-tests",
         }
     }
 
-    fn plan<'a>(&self, _spec: &'a VmSpec, vsock: Carried<'a>) -> Invocation<'a> {
-        let Carried::Own(socket) = vsock else { panic!("{vsock:?} is none of its traits") };
+    fn plan<'a>(&self, _spec: &'a VmSpec, vsock: VsockAttachment<'a>) -> Invocation<'a> {
+        let VsockAttachment::Own(socket) = vsock else { panic!("{vsock:?} is none of its traits") };
         let mut invocation = Invocation::new(&SHELL.find("").unwrap());
         invocation.arguments(["-c".into(), self.script.into(), "sh".into(), socket.as_os_str().to_owned()]);
         invocation
     }
 
-    /// Its guest says hello, and answers whoever connects.
+    /// Its guest sends the first message, and answers every connection.
     fn begin<'a>(&'a self, spec: &'a VmSpec) -> Promise<'a, Box<dyn Control>> {
         Box::pin(async {
             let directory = spec.vsock_directory().unwrap();
@@ -95,7 +96,7 @@ impl Hypervisor for Shell {
     }
 }
 
-/// An agent that does whatever it is asked.
+/// An agent that answers every request with success.
 async fn answer(mut host: UnixStream) -> std::io::Result<()> {
     while host.read_u8().await? != b'\n' {}
     host.write_all(b"OK 1\n").await?;
@@ -112,7 +113,7 @@ async fn answer(mut host: UnixStream) -> std::io::Result<()> {
     }
 }
 
-/// A machine of this hypervisor, and what its guest has told.
+/// Runs `test` with a machine of this hypervisor, and the events of its guest.
 async fn with_machine(cgroup: &Cgroup, shell: Shell, test: impl AsyncFnOnce(Result<Machine>, Arc<Mutex<Vec<Event>>>)) {
     let dir = tempfile::tempdir().unwrap();
     let me = rustix::process::geteuid().as_raw();
@@ -133,14 +134,14 @@ async fn with_machine(cgroup: &Cgroup, shell: Shell, test: impl AsyncFnOnce(Resu
     };
     let (reaper, reap) = Reaper::start().unwrap();
     let tasks = shell.tasks.clone();
-    let ((events, _told), (idle, _give_back)) = (Events::queue(), Idle::new());
+    let ((events, _events), (idle, _give_back)) = (Events::queue(), Idle::new());
     let parts = Parts { reaper, events, idle, tasks: tasks.clone() };
-    let told = Arc::<Mutex<Vec<Event>>>::default();
-    let heard = told.clone();
-    let around = Surroundings { secret: Secret::new([7; LENGTH]), cgroup };
+    let received = Arc::<Mutex<Vec<Event>>>::default();
+    let sink = received.clone();
+    let context = BootContext { secret: Secret::new([7; LENGTH]), cgroup };
     let run = async {
-        let machine = Machine::boot(Arc::new(shell), spec, &around, &parts, move |event| heard.lock().unwrap().push(event), || {}).await;
-        test(machine, told).await;
+        let machine = Machine::boot(Arc::new(shell), spec, &context, &parts, move |event| sink.lock().unwrap().push(event), || {}).await;
+        test(machine, received).await;
     };
     tokio::select! {
         () = reap => unreachable!("reaping does not end"),
@@ -154,7 +155,8 @@ async fn reason(machine: &Machine) -> String {
     reason.unwrap().as_deref().unwrap().to_owned()
 }
 
-/// All of it in one test, in a process of its own: machines need the one that reaps, which would take other tests' children.
+/// All cases in one test, in its own process: machines need the process's one reaper, which would
+/// reap other tests' children.
 #[test]
 fn a_second_hypervisor_boots_a_machine_and_says_how_it_ended() {
     const ALONE: &str = "MAGNETAR_TEST_ALONE";
@@ -167,7 +169,7 @@ fn a_second_hypervisor_boots_a_machine_and_says_how_it_ended() {
     let name = format!("magnetar-test-{}", std::process::id());
     let cgroup = Cgroup::at(&format!("/{name}")).unwrap();
     if let Err(error) = cgroup.create() {
-        // Past the capture: a test that runs nothing says so.
+        // Written past libtest's capture, so that a skipped test is seen.
         let _unheard = writeln!(std::io::stderr(), "skipped: a cgroup of our own needs root ({error})");
         return;
     }
@@ -185,14 +187,14 @@ fn shell(script: &'static str) -> Shell {
 }
 
 async fn is_switched_off(cgroup: &Cgroup) {
-    with_machine(cgroup, shell("exec sleep 1000"), async |machine, told| {
+    with_machine(cgroup, shell("exec sleep 1000"), async |machine, received| {
         let machine = machine.unwrap();
         machine.guest.ask(Request::Ping { now: 0 }, Duration::from_secs(5)).await.unwrap();
         assert_eq!(machine.hypervisor.state().await.unwrap(), MachineState::Running);
-        while told.lock().unwrap().is_empty() {
+        while received.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
         }
-        // The shell does not end by itself, so it is killed when it has had its time.
+        // The shell does not end by itself, so it is killed when its time is up.
         machine.switch_off().await;
         assert_eq!(reason(&machine).await, "it was stopped");
     })
@@ -217,11 +219,11 @@ async fn fails_to_start(cgroup: &Cgroup) {
 }
 
 #[test]
-fn a_facet_that_is_missing_is_refused_with_a_sentence() {
+fn attaching_a_disk_without_hot_plug_is_refused() {
     let (connection, serve) = connection::Connection::new(Box::new(Bare));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let refused = async {
-        let wanted = connection::Wanted { device: crate::host::block::Numbers { major: 7, minor: 0 }, read_only: true };
+        let wanted = connection::WantedDisk { device: crate::host::block::DeviceNumbers { major: 7, minor: 0 }, read_only: true };
         let container = magnetar_core::ids::ContainerId::parse("c").unwrap();
         connection.attach(wanted, &container).await.unwrap_err()
     };
@@ -231,6 +233,6 @@ fn a_facet_that_is_missing_is_refused_with_a_sentence() {
             () = serve => unreachable!("it serves as long as somebody asks"),
         }
     });
-    // Where there is such a device at all.
+    // The other codes are for hosts without this device.
     assert!(matches!(error.code(), Code::Unimplemented | Code::NotFound | Code::PermissionDenied), "{error}");
 }

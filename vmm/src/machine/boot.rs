@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How a machine is started: each phase consumes the one before, and what fails takes all processes with it.
+//! How a machine is started. Each phase consumes the previous one. A failure kills all processes.
 //!
 //! ```text
 //! Processes::run ──> connect: hypervisor and agent ──> Booted ──> the task that waits for its end (death)
@@ -7,13 +7,13 @@
 //!                       └──> Processes::kill
 //! ```
 
-use super::devices::{self, Carrier};
+use super::devices::{self, VsockServer};
 use super::log_tail::LogTail;
 use super::processes::{Common, Process};
 use super::spec::VmSpec;
 use super::vsock_directory::VsockDirectory;
-use super::{Machine, Surroundings, death, files};
-use crate::host::vsock::{Carried, Vsock};
+use super::{BootContext, Machine, death, files};
+use crate::host::vsock::{Vsock, VsockAttachment};
 use crate::hypervisor::connection::Connection;
 use crate::hypervisor::{Control, Hypervisor};
 use crate::relay::guest::{self, Dialer, Guest};
@@ -27,14 +27,15 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tracing::{Instrument, debug};
 
-/// How long a guest may take to say hello, in software emulation on a busy host. One that works says it within seconds.
-const HELLO: Duration = Duration::from_secs(120);
+/// How long a guest may take to send its first message, in software emulation on a busy host. A
+/// working guest needs seconds.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// All processes of a machine.
 pub struct Processes {
     pub(super) hypervisor: Process,
     pub(super) virtiofsd: Option<Process>,
-    pub(super) vsock: Carrier,
+    pub(super) vsock: VsockServer,
     pub(super) console: LogTail,
 }
 
@@ -42,41 +43,42 @@ pub struct Processes {
 struct Connected<F> {
     control: Box<dyn Control>,
     guest: Guest,
-    /// Carries the requests to the agent.
-    carry: F,
+    /// The loop that sends requests to the agent.
+    requests: F,
     events: guest::Connection,
     pulse: guest::Connection,
 }
 
 impl Machine {
-    /// Starts a machine, and returns when its agent can be talked to. `told` is called with whatever the guest tells, and
-    /// `ended` once, when it has ended.
+    /// Starts a machine, and returns once its agent answers. Calls `on_event` for each event of the
+    /// guest, and `on_end` once, when the machine has ended.
     ///
     /// # Errors
-    /// Where a process cannot be run, or ends; `DeadlineExceeded` for a guest that says nothing. Then none of it is left.
+    /// If a process cannot be run or ends; `DeadlineExceeded` if the guest stays silent. Nothing of
+    /// the machine is left then.
     pub async fn boot(
         hypervisor: Arc<dyn Hypervisor>,
         spec: VmSpec,
-        around: &Surroundings<'_>,
+        context: &BootContext<'_>,
         parts: &Parts,
-        told: impl Fn(Event) + Send + Sync + 'static,
-        ended: impl FnOnce() + Send + 'static,
+        on_event: impl Fn(Event) + Send + Sync + 'static,
+        on_end: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
         let directory = spec.vsock_directory();
         let hello = directory.as_ref().map(VsockDirectory::make).transpose()?;
         let dialer = match (&spec.vsock, &directory) {
-            (Vsock::Kernel(cid), _) => Dialer::kernel(cid, around.secret),
-            (Vsock::User { .. } | Vsock::Own, Some(directory)) => Dialer::hybrid(directory.host(), directory.owner(), around.secret),
+            (Vsock::Kernel(cid), _) => Dialer::kernel(cid, context.secret),
+            (Vsock::User { .. } | Vsock::Own, Some(directory)) => Dialer::hybrid(directory.host(), directory.owner(), context.secret),
             (Vsock::User { .. } | Vsock::Own, None) => return Err(Error::internal("a vsock in user space has no directory")),
         };
-        let mut processes = Processes::run(&*hypervisor, &spec, directory.as_ref(), around, parts).await?;
+        let mut processes = Processes::run(&*hypervisor, &spec, directory.as_ref(), context, parts).await?;
         let connected = tokio::select! {
-            connected = tokio::time::timeout(HELLO, connect(&*hypervisor, &spec, &dialer, hello)) => {
+            connected = tokio::time::timeout(HELLO_TIMEOUT, connect(&*hypervisor, &spec, &dialer, hello)) => {
                 connected.unwrap_or_else(|_| Err(silent(&processes.console)))
             }
             reason = processes.one_ended(&*hypervisor) => Err(Error::internal(format!("the virtual machine did not start: {reason}"))),
         };
-        let Connected { control, guest, carry, events, pulse } = match connected {
+        let Connected { control, guest, requests, events, pulse } = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 processes.kill().await;
@@ -88,19 +90,20 @@ impl Machine {
         let (connection, serve) = Connection::new(control);
         let (condemn, condemned) = mpsc::channel(1);
         let machine = Self { guest, hypervisor: connection.clone(), pid: processes.hypervisor.pid, death, condemn, off: off.clone() };
-        let alive = death::Alive { hypervisor, connection, serve, carry, events, pulse, off: off.subscribe(), condemned };
-        let watch = async move {
-            let reason = alive.until_the_end(&mut processes, told).await;
-            // Whoever sees the death sees the end of all that ran in it, too.
-            ended();
+        let watch = death::MachineWatch { hypervisor, connection, serve, requests, events, pulse, off: off.subscribe(), condemned };
+        let until_end = async move {
+            let reason = watch.run_until_end(&mut processes, on_event).await;
+            // End all containers before publishing the death, so that whoever sees the death also
+            // sees their ends.
+            on_end();
             death_sender.send_replace(Some(reason.into()));
         };
-        parts.tasks.spawn(watch.in_current_span());
+        parts.tasks.spawn(until_end.in_current_span());
         Ok(machine)
     }
 }
 
-/// Tells the hypervisor to begin, and connects to the agent when that is there.
+/// Lets the hypervisor begin, and connects to the agent once it listens.
 async fn connect(
     hypervisor: &dyn Hypervisor,
     spec: &VmSpec,
@@ -109,18 +112,18 @@ async fn connect(
 ) -> Result<Connected<impl Future<Output = ()> + Send + use<>>> {
     let control = hypervisor.begin(spec).await?;
     if let Some(hello) = hello {
-        let (_hello, _from) = hello.accept().await.context(|| "cannot hear the guest".into())?;
-        debug!("the guest says hello");
+        let (_hello, _from) = hello.accept().await.context(|| "cannot accept the guest's first connection".into())?;
+        debug!("the guest has sent its first message");
     }
-    let (guest, carry) = Guest::connect(dialer.clone()).await?;
+    let (guest, requests) = Guest::connect(dialer.clone()).await?;
     let events = dialer.dial(Purpose::Events).await?;
     let pulse = dialer.dial(Purpose::Control).await?;
-    Ok(Connected { control, guest, carry, events, pulse })
+    Ok(Connected { control, guest, requests, events, pulse })
 }
 
 fn silent(console: &LogTail) -> Error {
     let said = console.last_line().map(|line| format!("; the last line on its console: {line}"));
-    Error::new(Code::DeadlineExceeded, format!("the guest has not started within {HELLO:?}{}", said.unwrap_or_default()))
+    Error::new(Code::DeadlineExceeded, format!("the guest has not started within {HELLO_TIMEOUT:?}{}", said.unwrap_or_default()))
 }
 
 impl Processes {
@@ -128,22 +131,22 @@ impl Processes {
         hypervisor: &dyn Hypervisor,
         spec: &VmSpec,
         directory: Option<&VsockDirectory>,
-        around: &Surroundings<'_>,
+        context: &BootContext<'_>,
         parts: &Parts,
     ) -> Result<Self> {
-        let common = Common { reaper: &parts.reaper, tasks: &parts.tasks, cgroup: around.cgroup };
+        let common = Common { reaper: &parts.reaper, tasks: &parts.tasks, cgroup: context.cgroup };
         let virtiofsd = spec.share.as_ref().map(|share| Process::run("virtiofsd", &devices::virtiofsd(share), None, common)).transpose()?;
         let (connection, host);
         let (vsock, carried) = match (&spec.vsock, directory) {
-            (Vsock::Kernel(cid), _) => (Carrier::Kernel(Some(cid.clone())), Carried::Kernel(cid)),
+            (Vsock::Kernel(cid), _) => (VsockServer::Kernel(Some(cid.clone())), VsockAttachment::Kernel(cid)),
             (Vsock::User { program }, Some(directory)) => {
                 let process = devices::run_vsock(program, directory, common).await?;
                 connection = directory.connect_device()?;
-                (Carrier::User(process), Carried::User(connection.as_fd()))
+                (VsockServer::User(process), VsockAttachment::User(connection.as_fd()))
             }
             (Vsock::Own, Some(directory)) => {
                 host = directory.host();
-                (Carrier::Hypervisor, Carried::Own(&host))
+                (VsockServer::Hypervisor, VsockAttachment::Own(&host))
             }
             (Vsock::User { .. } | Vsock::Own, None) => return Err(Error::internal("a vsock in user space has no directory")),
         };

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a program beside a pod is left when it runs, on the assumption that a guest has taken it over.
+//! What a pod's helper program may do, assuming that a guest has taken it over.
 //!
 //! ```text
-//! a user of its own         it can signal, trace and read nobody else's
-//! no capabilities           but those that it needs to confine itself further; its bounding set has no others
-//! a PID namespace           it sees no process but itself, and none can be named
-//! Landlock                  of the files of the host, its libraries and what it is named; no network
-//! seccomp                   the system calls that it makes, or all but those that it has no business with
+//! a user of its own         it cannot signal or trace processes of others, nor read their files
+//! no capabilities           except those it needs to confine itself further, also in its bounding set
+//! a PID namespace           it sees and names no process but itself
+//! Landlock                  of the host's files, only its libraries and the listed ones; no network
+//! seccomp                   an allow list of system calls, or a deny list of those it never needs
 //! ```
 //!
-//! Each holds without the others. Landlock is in most kernels since 5.13, and not in all of them: it is applied where it is.
+//! Each layer works without the others. Most kernels since 5.13 have Landlock, but not all: it is
+//! used where available.
 
 mod calls;
 
-use calls::{OTHERS, POD_WORK, SERVER};
+use calls::{INTRUSIVE, POD_PROCESS_ONLY, SERVER};
 use landlock::{ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_sys::bound::{self, CapabilitySet, FilterInstruction};
@@ -29,23 +30,24 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// What Landlock could do in 2024, when it learnt to confine requests to devices, signals and abstract sockets. A kernel does
-/// what it can of that.
+/// The Landlock version of 2024, the first that restricts ioctl on devices, signals and abstract
+/// sockets. An older kernel applies what it supports.
 const LANDLOCK: ABI = ABI::V6;
 
 /// Where programs have their libraries and data.
 const LIBRARIES: [&str; 7] = ["/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/ld.so.preload", "/nix/store", "/gnu/store"];
 
-/// What one program is left.
+/// What one program may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confinement {
-    /// The user and group that it is run as, with no other groups; root if there is none.
+    /// The user and group that it runs as, without supplementary groups; root if `None`.
     pub user: Option<u32>,
     /// The capabilities that it can ever have.
     pub capabilities: CapabilitySet,
     /// Which processes it sees.
     pub pids: Pids,
-    /// What it sees of the host's files, beside itself and its libraries; all of them if that is not said.
+    /// The host's files that it may use in addition to itself and its libraries; all files if
+    /// `None`.
     pub files: Option<Files>,
     /// The system calls that it may make.
     pub calls: Calls,
@@ -54,74 +56,80 @@ pub struct Confinement {
 /// Which processes a program sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pids {
-    /// All that whoever runs it sees.
+    /// All processes that its parent sees.
     All,
-    /// Itself: it is the first process of a PID namespace of its own.
+    /// Only itself, as the first process of its own PID namespace.
     Itself,
-    /// Itself, and one that does nothing and is the first process of their PID namespace. That one dies with whoever runs the
-    /// program, and the program with it: for one that becomes another user, by which it loses a death signal of its own (prctl(2)).
+    /// Itself and a holder: an idle process, which is the first one of their PID namespace. The
+    /// holder dies with its parent, and the program dies with the holder. This is for a program
+    /// that changes its user, because that clears its own parent-death signal (prctl(2)).
     ItselfAndHolder,
 }
 
 /// Files of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Files {
-    /// It may read these.
+    /// Files that it may only read.
     pub read: Vec<PathBuf>,
-    /// These are devices, or directories of its own: it may do with them, and make in them, what it likes.
+    /// Devices, or directories of its own. It may do anything with them and create anything in
+    /// them.
     pub own: Vec<PathBuf>,
 }
 
 /// Which system calls a program may make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Calls {
-    /// All of them: it confines itself.
+    /// All of them, because the program confines itself.
     All,
-    /// All but those by which one process gets at another, at other namespaces or at the kernel.
-    NoOthers,
-    /// Those of a small server: memory, threads, files, Unix sockets and what waits for them.
+    /// All but those that reach into other processes, other namespaces or the kernel.
+    DenyList,
+    /// Those that a small server needs: memory, threads, files, Unix sockets and waiting for them.
     Server,
 }
 
-/// What this process, which talks to a guest, has no use for once its pod stands, nor has a hook that it runs: CAP_LINUX_IMMUTABLE,
-/// NET_BROADCAST, IPC_LOCK, IPC_OWNER, SYS_MODULE, SYS_RAWIO, SYS_PACCT, SYS_BOOT, SYS_TIME, SYS_TTY_CONFIG, LEASE, AUDIT_WRITE,
-/// AUDIT_CONTROL, SETFCAP, MAC_OVERRIDE, MAC_ADMIN, SYSLOG, WAKE_ALARM, BLOCK_SUSPEND, AUDIT_READ, PERFMON, BPF, CHECKPOINT_RESTORE.
-const NO_USE: [u32; 23] = [9, 11, 14, 15, 16, 17, 20, 22, 25, 26, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40];
+/// Capabilities that neither this process nor its hooks need once the pod runs. This process talks
+/// to a guest, so it gives them up: CAP_LINUX_IMMUTABLE, NET_BROADCAST, IPC_LOCK, IPC_OWNER,
+/// SYS_MODULE, SYS_RAWIO, SYS_PACCT, SYS_BOOT, SYS_TIME, SYS_TTY_CONFIG, LEASE, AUDIT_WRITE,
+/// AUDIT_CONTROL, SETFCAP, MAC_OVERRIDE, MAC_ADMIN, SYSLOG, WAKE_ALARM, BLOCK_SUSPEND, AUDIT_READ,
+/// PERFMON, BPF, CHECKPOINT_RESTORE.
+const UNUSED_CAPABILITIES: [u32; 23] = [9, 11, 14, 15, 16, 17, 20, 22, 25, 26, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40];
 
-/// Confines this process itself. It goes on mounting what containers have and making their devices.
+/// Confines this process. It can still mount what containers need, and create their device nodes.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn of_this_process() -> Result<()> {
-    let denied = OTHERS.iter().map(|call| (*call, Vec::new())).collect();
+pub fn confine_this_process() -> Result<()> {
+    let denied = INTRUSIVE.iter().map(|call| (*call, Vec::new())).collect();
     let filter = filter(denied, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))?;
-    let confined = bound::confine_self(CapabilitySet::but(&NO_USE), &[filter]);
-    confined.context(|| "cannot give up what a pod that runs does not need".into())
+    let confined = bound::confine_self(CapabilitySet::but(&UNUSED_CAPABILITIES), &[filter]);
+    confined.context(|| "cannot drop the capabilities and system calls that a running pod does not need".into())
 }
 
 impl Confinement {
-    /// A program that is not confined at all.
+    /// No confinement.
     pub const NONE: Self = Self { user: None, capabilities: CapabilitySet::ALL, pids: Pids::All, files: None, calls: Calls::All };
 
-    /// What Landlock leaves `program`, if anything is to be kept from it and the kernel can do that.
+    /// The Landlock rules for `program`. `None` if its files are not restricted, or the kernel has
+    /// no Landlock.
     ///
     /// # Errors
-    /// Where the program, or a file that it is to have, cannot be opened.
+    /// If the program, or a file that it may use, cannot be opened.
     pub fn ruleset(&self, program: &Path) -> Result<Option<OwnedFd>> {
         self.files.as_ref().map_or(Ok(None), |files| ruleset(program, files))
     }
 
-    /// The filters of its system calls.
+    /// Its system call filters.
     ///
     /// # Errors
-    /// Where there is no filter for this architecture.
+    /// If there is no filter for this architecture.
     pub fn filters(&self) -> Result<Vec<Vec<FilterInstruction>>> {
         match self.calls {
             Calls::All => Ok(Vec::new()),
-            Calls::NoOthers => {
-                let mut denied: Rules = OTHERS.iter().chain(POD_WORK).map(|call| (*call, Vec::new())).collect();
+            Calls::DenyList => {
+                let mut denied: Rules = INTRUSIVE.iter().chain(POD_PROCESS_ONLY).map(|call| (*call, Vec::new())).collect();
                 denied.insert(libc::SYS_clone, CLONE_NEW.iter().map(|flag| clone_with(*flag, *flag)).collect::<Result<_>>()?);
-                // What the C library does without where there is no such call. Its flags are in memory, where no filter sees them.
+                // The flags of clone3(2) are in memory, where no filter sees them. Without this
+                // call the C library uses clone(2).
                 let absent = Rules::from([(libc::SYS_clone3, Vec::new())]);
                 Ok(vec![
                     filter(denied, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))?,
@@ -131,9 +139,9 @@ impl Confinement {
             Calls::Server => {
                 let mut allowed: Rules = SERVER.iter().map(|call| (*call, Vec::new())).collect();
                 allowed.insert(libc::SYS_clone, vec![clone_with(CLONE_NEW.iter().fold(0, |all, flag| all | flag), 0)?]);
-                // Its network is the pod's.
+                // The program runs in the pod's network, so it gets Unix sockets only.
                 allowed.insert(libc::SYS_socket, vec![unix_socket()?]);
-                // A program that is told that a call does not exist may have another way.
+                // ENOSYS, because a program may have a fallback for a missing system call.
                 Ok(vec![filter(allowed, SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow)?])
             }
         }
@@ -153,29 +161,29 @@ const CLONE_NEW: [u64; 7] = [
     libc::CLONE_NEWCGROUP as u64,
 ];
 
-/// The rule for clone(2) with `flags` of the bits `mask`.
+/// A rule that matches clone(2) if its flags, masked by `mask`, are `flags`.
 fn clone_with(mask: u64, flags: u64) -> Result<SeccompRule> {
     let condition = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), flags);
-    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(no_filter)
+    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(filter_error)
 }
 
-/// The rule for socket(2) of the kind that stays on this host.
+/// A rule that matches socket(2) for Unix sockets, which stay on this host.
 fn unix_socket() -> Result<SeccompRule> {
     let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_UNIX as u64);
-    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(no_filter)
+    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(filter_error)
 }
 
 fn filter(rules: Rules, otherwise: SeccompAction, matched: SeccompAction) -> Result<Vec<FilterInstruction>> {
-    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(no_filter)?;
+    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(filter_error)?;
     let program: seccompiler::BpfProgram =
-        SeccompFilter::new(rules, otherwise, matched, architecture).and_then(TryInto::try_into).map_err(no_filter)?;
+        SeccompFilter::new(rules, otherwise, matched, architecture).and_then(TryInto::try_into).map_err(filter_error)?;
     let instruction =
         |one: seccompiler::sock_filter| FilterInstruction { code: one.code, jump_true: one.jt, jump_false: one.jf, operand: one.k };
     Ok(program.into_iter().map(instruction).collect())
 }
 
-fn no_filter(error: impl std::fmt::Display) -> Error {
-    Error::internal(format!("there is no filter of system calls: {error}"))
+fn filter_error(error: impl std::fmt::Display) -> Error {
+    Error::internal(format!("cannot make a system call filter: {error}"))
 }
 
 fn ruleset(program: &Path, files: &Files) -> Result<Option<OwnedFd>> {
@@ -184,11 +192,11 @@ fn ruleset(program: &Path, files: &Files) -> Result<Option<OwnedFd>> {
     let execute = AccessFs::Execute | AccessFs::ReadFile;
     let mut rules: Vec<(PathBuf, BitFlags<AccessFs>)> = vec![(program.to_owned(), execute)];
     rules.extend(interpreter(program)?.map(|interpreter| (interpreter, execute)));
-    // It may be installed under a prefix of its own, such as /opt/kata, with its data beside its programs.
+    // It may be installed under its own prefix, such as /opt/kata, with its data beside it.
     let real = program.canonicalize().context(what)?;
     let prefix = real.parent().and_then(Path::parent).filter(|prefix| prefix.parent().is_some());
     let read = LIBRARIES.iter().map(PathBuf::from).chain(prefix.map(Path::to_owned)).chain(files.read.iter().cloned());
-    // Not every node has all of them; what is not there, nobody reads.
+    // Not every node has all of these paths.
     rules.extend(read.filter(|path| path.exists()).map(|path| (path, AccessFs::ReadFile | AccessFs::ReadDir)));
     rules.extend(files.own.iter().map(|path| (path.clone(), AccessFs::from_all(LANDLOCK) & !AccessFs::Execute)));
     let mut created = Ruleset::default()
@@ -206,7 +214,7 @@ fn ruleset(program: &Path, files: &Files) -> Result<Option<OwnedFd>> {
     Ok(created.into())
 }
 
-/// The program that the kernel runs to load `program` and its libraries, if it needs one (elf(5), `PT_INTERP`).
+/// The dynamic loader that the kernel runs for `program`, if it needs one (elf(5), `PT_INTERP`).
 fn interpreter(program: &Path) -> Result<Option<PathBuf>> {
     let what = || format!("cannot read the program {}", program.display());
     let file = ReadCache::new(File::open(program).context(what)?);
@@ -227,7 +235,7 @@ mod tests {
     use magnetar_sys::bound::Bounds;
     use std::process::{Command, Output};
 
-    /// Runs a program within this confinement.
+    /// Runs a program with this confinement.
     fn run(confinement: &Confinement, program: &str, arguments: &[&str]) -> Output {
         let mut command = Command::new(program);
         let bounds = Bounds {
@@ -244,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_name_their_interpreter() {
+    fn a_programs_interpreter_is_found() {
         let interpreter = interpreter(Path::new("/bin/sh")).unwrap().unwrap();
         assert!(interpreter.is_file(), "{}", interpreter.display());
     }
@@ -258,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_works_and_makes_no_namespace_nor_traces() {
+    fn the_server_filter_allows_reading_and_denies_namespaces() {
         let output = run(&confined(Calls::Server, None), "/bin/cat", &["/proc/self/status"]);
         assert!(output.status.success(), "{output:?}");
         let output = run(&confined(Calls::Server, None), "/usr/bin/unshare", &["--user", "true"]);
@@ -266,17 +274,17 @@ mod tests {
     }
 
     #[test]
-    fn who_may_not_get_at_others_is_refused() {
-        let output = run(&confined(Calls::NoOthers, None), "/usr/bin/unshare", &["--user", "true"]);
+    fn the_deny_list_denies_namespaces_and_allows_a_shell() {
+        let output = run(&confined(Calls::DenyList, None), "/usr/bin/unshare", &["--user", "true"]);
         assert!(String::from_utf8_lossy(&output.stderr).contains("Operation not permitted"), "{output:?}");
-        let output = run(&confined(Calls::NoOthers, None), "/bin/sh", &["-c", "echo $(echo works)"]);
+        let output = run(&confined(Calls::DenyList, None), "/bin/sh", &["-c", "echo $(echo works)"]);
         assert_eq!(output.stdout, b"works\n", "{output:?}");
     }
 
     #[test]
-    fn only_files_that_are_named_are_seen() {
+    fn landlock_allows_only_the_listed_files() {
         if confined(Calls::All, Some(Files::default())).ruleset(Path::new("/bin/cat")).unwrap().is_none() {
-            return eprintln!("skipped: only_files_that_are_named_are_seen: this kernel has no Landlock");
+            return eprintln!("skipped: landlock_allows_only_the_listed_files: this kernel has no Landlock");
         }
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
@@ -288,7 +296,7 @@ mod tests {
         let output = run(&confined(Calls::All, files.clone()), "/bin/cat", &[&named, &other]);
         assert_eq!(output.stdout, b"named");
         assert!(String::from_utf8_lossy(&output.stderr).contains("Permission denied"), "{output:?}");
-        // Nothing else is executed.
+        // No other program can be executed.
         let output = run(&confined(Calls::All, files), "/bin/sh", &["-c", "/bin/cat /dev/null"]);
         assert!(!output.status.success(), "{output:?}");
         let own = Some(Files { read: Vec::new(), own: vec![dir.path().to_owned()] });

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The processes that are devices of a machine: what shares files with the guest, and what carries its vsock.
+//! The processes that serve a machine's devices: virtiofsd for shared files, and the vsock device.
 //!
-//! Both speak vhost-user: the hypervisor connects to a Unix socket and hands over the guest's memory. What comes out of that
-//! memory is the guest's, so whoever reads it is confined as far as it lets itself be.
+//! Both speak vhost-user: the hypervisor connects to a Unix socket and passes the guest's memory.
+//! The guest controls the contents of that memory, so each process is confined as far as it
+//! tolerates.
 
 use super::confinement::{Calls, Confinement, Files, Pids};
-use super::processes::{Common, Process, listens};
+use super::processes::{Common, Process, wait_for_socket};
 use super::program::{Invocation, Program};
 use super::spec::Virtiofs;
 use super::vsock_directory::{DEVICE, HOST, VsockDirectory};
@@ -18,59 +19,69 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-/// What shares files.
+/// The program that shares files.
 pub const VIRTIOFSD: Program = Program { name: "virtiofsd", places: &["/usr/libexec", "/usr/lib/qemu", "/usr/lib"], package: "virtiofsd" };
 
-/// What carries the vsock where the kernel does not.
+/// The program that serves the vsock where the kernel does not.
 pub const VSOCK_DEVICE: Program =
     Program { name: "vhost-device-vsock", places: &["/usr/libexec", "/usr/lib/qemu"], package: "vhost-device-vsock" };
 
-/// How many files virtiofsd would like to have open: one for each that the guest knows.
+/// The number of open files that virtiofsd asks for: one per file that the guest knows.
 const FILES: u64 = 1_000_000;
 
-/// The guest's address. Each guest has a device of its own, so that all can have the same: the least that is no one else's.
+/// The guest's address. Each guest has its own device, so all guests can have the same address.
+/// This is the lowest one that is not reserved.
 const GUEST_CID: u32 = 3;
 
-/// Shares a directory with the hypervisor that connects to its socket; ends when that one disconnects.
+/// Shares a directory with the hypervisor that connects to its socket. Ends when the hypervisor
+/// disconnects.
 ///
-/// What is mounted below the directory later is seen too, if the directory is below a shared mount (mount_namespaces(7)): the
-/// process has a mount namespace of its own, which is a slave of ours. It has the mounts open as long as the guest knows files
-/// there, so they can only be unmounted lazily.
+/// The process has its own mount namespace, which is a slave of ours. So it also sees later mounts
+/// below the directory, if that is below a shared mount (mount_namespaces(7)). It keeps a mount
+/// open while the guest knows files there, so such mounts can only be unmounted lazily.
 pub fn virtiofsd(share: &Virtiofs) -> Invocation<'static> {
     let mut invocation = Invocation::new(&share.program);
     let listener = invocation.listen(share.socket.clone());
     invocation.arguments([
         format!("--fd={listener}").into(),
         option("--shared-dir", &share.directory),
-        // It sees nothing but the directory, and has no network, no other processes, and few capabilities.
+        // It sees only the directory, has no network, sees no other processes, and keeps few
+        // capabilities.
         "--sandbox=namespace".into(),
         "--seccomp=kill".into(),
-        // File systems below the directory stay different ones in the guest; else two files could be one to it, by their number.
+        // Without this option, two files of different file systems below the directory could have
+        // the same inode number in the guest, and look like one file.
         "--announce-submounts".into(),
-        // Handles would spare descriptors, but to open one takes a capability (CAP_DAC_READ_SEARCH) that opens all files of the
-        // file system by number, those outside of the directory too.
+        // File handles would save descriptors. But opening one takes a capability
+        // (CAP_DAC_READ_SEARCH) that allows opening any file of the file system, also outside the
+        // directory.
         "--inode-file-handles=never".into(),
-        // Images have files with capabilities, and containers may set those and attributes of their own, as with any other
-        // runtime. All other names mean something to the host: trusted.* to its overlayfs, security.selinux to its policy.
+        // Images contain files with capabilities, and containers may set those and user attributes,
+        // as with any other runtime. All other names have a meaning on the host: trusted.* for its
+        // overlayfs, security.selinux for its policy.
         "--xattr".into(),
         "--xattrmap=:ok:all:user.:::ok:all:security.capability:::unsupported:all:::".into(),
-        // The guest may keep what it knows for a second, not for good: the host writes there too, the kubelet to volumes.
+        // The guest may cache metadata for a second, not indefinitely, because the host also writes
+        // there (the kubelet writes to volumes).
         "--cache=auto".into(),
-        // One slow fsync must not hold up the other files of the pod. Without a pool, small requests are a tenth quicker.
+        // One slow fsync must not delay the pod's other files. Without a pool, small requests are a
+        // tenth faster.
         "--thread-pool-size=4".into(),
-        // As many as we may have, where that is less than the million that it would like: or it warns of it, and that would be
-        // its last word when it ends.
+        // At most our own limit. Otherwise virtiofsd logs a warning, which would then be reported
+        // as the reason when it ends.
         format!("--rlimit-nofile={}", getrlimit(Resource::Nofile).maximum.unwrap_or(FILES).min(FILES)).into(),
         "--log-level=warn".into(),
     ]);
     invocation
 }
 
-/// Carries the vsock of the guest whose hypervisor connects to its socket in `directory`. Not before that exists: this program
-/// takes no descriptor for it.
+/// Serves the vsock of the guest whose hypervisor connects to its socket in `directory`. The
+/// program takes no descriptor for that socket, so the hypervisor must wait until the socket
+/// exists.
 ///
-/// It does not confine itself, so it is run as the user that owns the directory, and has nothing else. It gets there by `opened`, since
-/// a pod's directories are root's. It does not end with the hypervisor.
+/// It does not confine itself. So it runs as the directory's owner and can use nothing else. It
+/// reaches the directory through the descriptor `opened`, since a pod's directories belong to root.
+/// It does not end with the hypervisor.
 fn vsock<'a>(program: &Path, directory: &VsockDirectory, opened: BorrowedFd<'a>) -> Invocation<'a> {
     let mut invocation = Invocation::new(program);
     invocation.confinement = Confinement {
@@ -89,16 +100,16 @@ fn vsock<'a>(program: &Path, directory: &VsockDirectory, opened: BorrowedFd<'a>)
     invocation
 }
 
-/// Runs the vsock device, and returns when it listens.
+/// Runs the vsock device, and returns once it listens.
 ///
 /// # Errors
-/// Where it cannot be run or ends; `DeadlineExceeded` where it does not listen.
+/// If it cannot be run or ends; `DeadlineExceeded` if it does not listen in time.
 pub async fn run_vsock(program: &Path, directory: &VsockDirectory, common: Common<'_>) -> Result<Process> {
     let opened = directory.open()?;
     let mut process = Process::run("vhost-device-vsock", &vsock(program, directory, opened.as_fd()), None, common)?;
     let socket = directory.device();
     tokio::select! {
-        listens = listens(&socket) => listens?,
+        listens = wait_for_socket(&socket) => listens?,
         exit = process.ended() => {
             return Err(Error::internal(format!("the virtual machine did not start: {}", process.describe(exit))));
         }
@@ -106,9 +117,10 @@ pub async fn run_vsock(program: &Path, directory: &VsockDirectory, common: Commo
     Ok(process)
 }
 
-/// What carries the guest's vsock, for as long as it has to.
-pub enum Carrier {
-    /// The kernel. The address is the guest's until this is dropped; then the kernel breaks the connections to it.
+/// What serves the guest's vsock while the machine runs.
+pub enum VsockServer {
+    /// The kernel. The guest keeps the address until this is dropped. Then the kernel breaks the
+    /// connections to it.
     Kernel(Option<Cid>),
     /// A process.
     User(Process),
@@ -116,8 +128,10 @@ pub enum Carrier {
     Hypervisor,
 }
 
-impl Carrier {
-    /// Waits until it has ended, and says how. Cancel-safe. The kernel does not end, and a hypervisor is waited for elsewhere.
+impl VsockServer {
+    /// Waits until the process has ended. Returns the exit and its description. Never returns for
+    /// the kernel, which does not end, and for the hypervisor, whose end is awaited elsewhere.
+    /// Cancel-safe.
     pub async fn ended(&mut self) -> (Exit, String) {
         match self {
             Self::Kernel(_) | Self::Hypervisor => std::future::pending().await,
@@ -138,7 +152,7 @@ impl Carrier {
     }
 }
 
-/// An option and its value in one word.
+/// `name=value` as one argument.
 fn option(name: &str, value: &Path) -> OsString {
     let mut word = OsString::from(name);
     word.push("=");
@@ -150,7 +164,7 @@ fn option(name: &str, value: &Path) -> OsString {
 mod tests {
     use super::*;
 
-    fn words(invocation: &Invocation) -> Vec<String> {
+    fn arguments(invocation: &Invocation) -> Vec<String> {
         invocation.arguments.iter().map(|word| word.to_str().unwrap().to_owned()).collect()
     }
 
@@ -160,15 +174,15 @@ mod tests {
         let invocation = virtiofsd(&share);
         assert_eq!(invocation.program, Path::new("/usr/libexec/virtiofsd"));
         assert_eq!(invocation.listeners().collect::<Vec<_>>(), [Path::new("/pod/share.sock")]);
-        assert_eq!(words(&invocation)[..3], ["--fd=3", "--shared-dir=/pod/share", "--sandbox=namespace"]);
+        assert_eq!(arguments(&invocation)[..3], ["--fd=3", "--shared-dir=/pod/share", "--sandbox=namespace"]);
         assert_eq!(invocation.confinement.user, None, "it makes files for all users");
     }
 
     #[test]
-    fn the_vsock_is_not_roots() {
+    fn the_vsock_device_runs_as_the_directorys_owner() {
         let (directory, opened) = (VsockDirectory::new(Path::new("/pod"), 2_000_000_007), std::fs::File::open("/").unwrap());
         let invocation = vsock(Path::new("/usr/bin/vhost-device-vsock"), &directory, opened.as_fd());
-        assert_eq!(words(&invocation), ["--guest-cid=3", "--socket=/proc/self/fd/3/device", "--uds-path=/proc/self/fd/3/host"]);
+        assert_eq!(arguments(&invocation), ["--guest-cid=3", "--socket=/proc/self/fd/3/device", "--uds-path=/proc/self/fd/3/host"]);
         let Confinement { user, capabilities, pids, files, calls } = invocation.confinement;
         assert_eq!((user, capabilities, pids, calls), (Some(2_000_000_007), CapabilitySet::NONE, Pids::Itself, Calls::Server));
         assert_eq!(files.unwrap().own, [Path::new("/pod/v")]);

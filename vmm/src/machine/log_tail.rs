@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What programs say: the guest's console, and the standard error of the hypervisor and its helpers.
+//! The output of programs: the guest's console, and the standard error of the hypervisor and its
+//! helpers.
 //!
-//! The last of it is kept for the reason of a pod's end; of the console, more of it in a file, for people. Both are bounded,
-//! whatever a guest prints.
+//! The end of each output is kept in memory, to explain a pod's end. A longer part of the console
+//! is kept in a file. Both are bounded, whatever a guest prints.
 
 use magnetar_vm_agent_api::GIVES_UP;
 use std::collections::VecDeque;
@@ -15,69 +16,70 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tracing::debug;
 
-/// How much is kept in memory, in bytes.
-const KEPT: usize = 4 << 10;
+/// The most bytes kept in memory.
+const MEMORY_LIMIT: usize = 4 << 10;
 
-/// How much of the console is kept in its file, in bytes: then it begins anew.
-const IN_FILE: u64 = 256 << 10;
+/// The most bytes of the console in its file. Beyond that the file is emptied and starts again.
+const FILE_LIMIT: u64 = 256 << 10;
 
-/// The last of what a program has said.
+/// The end of a program's output.
 #[derive(Debug, Clone, Default)]
 pub struct LogTail(Arc<Mutex<VecDeque<u8>>>);
 
 impl LogTail {
-    /// What was said last, without what cannot be printed.
+    /// The kept output, without control characters.
     pub fn last(&self) -> String {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(kept.make_contiguous());
         text.chars().filter(|c| *c == '\n' || !c.is_control()).collect()
     }
 
-    /// The last line that says something.
+    /// The last line that is not empty.
     pub fn last_line(&self) -> Option<String> {
         self.last().lines().rev().map(str::trim).find(|line| !line.is_empty()).map(String::from)
     }
 
-    fn hear(&self, bytes: &[u8]) {
+    fn push(&self, bytes: &[u8]) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend(bytes);
-        let excess = kept.len().saturating_sub(KEPT);
+        let excess = kept.len().saturating_sub(MEMORY_LIMIT);
         kept.drain(..excess);
     }
 
-    /// Listens to a pipe until its end; `file` is written to as well. Where that fails, the pipe is read all the same: a
-    /// program that nobody listens to would stop.
-    pub async fn listen(self, of: &'static str, from: OwnedFd, file: Option<PathBuf>) {
+    /// Reads a pipe to its end, and copies it to `file`. If writing the file fails, the pipe is
+    /// still read: a program blocks on a full pipe.
+    pub async fn follow(self, program: &'static str, from: OwnedFd, file: Option<PathBuf>) {
         let Ok(mut from) = pipe::Receiver::from_owned_fd(from) else { return };
-        let mut file = file.and_then(|path| File::create(path).map_err(|error| debug!(of, %error, "no file for it")).ok());
+        let mut file = file
+            .and_then(|path| File::create(path).map_err(|error| debug!(program, %error, "cannot create the file for this output")).ok());
         let mut buffer = vec![0; 4096];
         while let Ok(length @ 1..) = from.read(&mut buffer).await {
-            self.hear(&buffer[..length]);
+            self.push(&buffer[..length]);
             if let Some(file) = &mut file
                 && let Err(error) = append(file, &buffer[..length])
             {
-                debug!(of, %error, "cannot write what it says");
+                debug!(program, %error, "cannot write this output to its file");
             }
         }
     }
 }
 
 fn append(file: &mut File, bytes: &[u8]) -> std::io::Result<()> {
-    if file.stream_position()? > IN_FILE {
+    if file.stream_position()? > FILE_LIMIT {
         file.set_len(0)?;
         file.rewind()?;
     }
     file.write_all(bytes)
 }
 
-/// Why a guest's kernel has ended, where its console says so.
+/// The reason of a kernel panic on the console, if there is one.
 pub fn panic_in(console: &str) -> Option<&str> {
     let (_, said) = console.rsplit_once("Kernel panic - not syncing: ")?;
     said.lines().next().map(str::trim).filter(|reason| !reason.is_empty())
 }
 
-/// Why the agent has ended its guest, where the console says so.
-pub fn end_in(console: &str) -> Option<&str> {
+/// The agent's reason for ending the guest, if the console has one.
+pub fn agent_error_in(console: &str) -> Option<&str> {
     let (_, said) = console.rsplit_once(GIVES_UP)?;
     said.lines().next()?.trim().strip_prefix("error=").filter(|reason| !reason.is_empty())
 }
@@ -89,7 +91,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_panic_is_found_among_other_words() {
+    fn a_panic_is_found_in_the_console() {
         let console =
             "[    1.0] Run /init\n[    2.0] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n[    2.1] CPU: 0";
         assert_eq!(panic_in(console), Some("Attempted to kill init! exitcode=0x00000100"));
@@ -97,22 +99,22 @@ mod tests {
     }
 
     #[test]
-    fn the_agents_reason_is_found_among_other_words() {
+    fn the_agents_reason_is_found_in_the_console() {
         let console =
             format!("[    1.0] Run /init\n2026-11-25T18:16:04Z ERROR {GIVES_UP} error=cannot mount /x: EIO\n[    2.1] reboot: Power down");
-        assert_eq!(end_in(&console), Some("cannot mount /x: EIO"));
-        assert_eq!(end_in("[    2.1] reboot: Power down"), None);
-        assert_eq!(end_in(GIVES_UP), None);
+        assert_eq!(agent_error_in(&console), Some("cannot mount /x: EIO"));
+        assert_eq!(agent_error_in("[    2.1] reboot: Power down"), None);
+        assert_eq!(agent_error_in(GIVES_UP), None);
     }
 
     #[test]
-    fn only_the_last_words_are_kept() {
-        let words = LogTail::default();
+    fn only_the_end_of_the_output_is_kept() {
+        let tail = LogTail::default();
         for n in 0..10_000 {
-            words.hear(format!("line {n}\r\n\x1b").as_bytes());
+            tail.push(format!("line {n}\r\n\x1b").as_bytes());
         }
-        assert_eq!(words.last_line().as_deref(), Some("line 9999"));
-        assert!(words.last().len() <= KEPT);
+        assert_eq!(tail.last_line().as_deref(), Some("line 9999"));
+        assert!(tail.last().len() <= MEMORY_LIMIT);
     }
 
     #[tokio::test]
@@ -126,9 +128,9 @@ mod tests {
                 writer.write_all(&[b'x'; 4096]).unwrap();
             }
         });
-        LogTail::default().listen("test", reader.into(), Some(path.clone())).await;
+        LogTail::default().follow("test", reader.into(), Some(path.clone())).await;
         talk.join().unwrap();
-        assert!(path.metadata().unwrap().len() <= IN_FILE + 4096);
+        assert!(path.metadata().unwrap().len() <= FILE_LIMIT + 4096);
     }
 
     proptest! {
@@ -137,18 +139,18 @@ mod tests {
             said in vec(prop_oneof![vec(any::<u8>(), 0..3000), "\\PC{0,40}[\r\n]".prop_map(String::into_bytes)], 0..12),
             panic in proptest::option::of("[ -~]{0,30}"),
         ) {
-            let words = LogTail::default();
+            let tail = LogTail::default();
             for said in &said {
-                words.hear(said);
+                tail.push(said);
             }
             if let Some(reason) = &panic {
-                words.hear(format!("\n[ 1.0] Kernel panic - not syncing: {reason}\r\n").as_bytes());
+                tail.push(format!("\n[ 1.0] Kernel panic - not syncing: {reason}\r\n").as_bytes());
             }
-            let last = words.last();
-            // A byte that is no text becomes a character of three.
-            prop_assert!(last.len() <= 3 * KEPT, "{} bytes", last.len());
+            let last = tail.last();
+            // A byte that is no UTF-8 becomes a character of three bytes.
+            prop_assert!(last.len() <= 3 * MEMORY_LIMIT, "{} bytes", last.len());
             prop_assert!(last.chars().all(|c| c == '\n' || !c.is_control()), "{last:?}");
-            let line = words.last_line();
+            let line = tail.last_line();
             prop_assert!(line.as_ref().is_none_or(|line| !line.is_empty() && !line.contains('\n') && last.contains(line.as_str())), "{line:?}");
             if let Some(reason) = panic {
                 let reason = reason.trim();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A machine: the hypervisor, its helpers and the guest's agent, from their start to their end.
+//! A machine: the hypervisor, its helper processes and the guest's agent, from start to end.
 //!
 //! ```text
-//! boot    the processes run ─> the hypervisor is told to begin ─> the agent answers ─> Machine
-//! death   one task waits for whatever comes first: a process ends, the agent does not answer, it is switched off or condemned;
-//!         then kills all, and tells why
+//! boot    run the processes ─> let the hypervisor begin ─> wait for the agent ─> Machine
+//! death   one task waits until a process ends, the agent stops answering, or the machine is switched
+//!         off or condemned; then it kills all processes and publishes the reason
 //! ```
 
 mod boot;
@@ -28,20 +28,22 @@ use tokio::sync::{mpsc, watch};
 use tracing::debug;
 
 /// How long a guest may take to switch itself off.
-const OFF: Duration = Duration::from_secs(5);
+const OFF_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long it may take where it has disks, to which it writes first what its containers have written.
-const OFF_WITH_DISKS: Duration = Duration::from_secs(30);
+/// How long that may take for a guest with disks: it first writes back what its containers have
+/// written.
+const OFF_TIMEOUT_WITH_DISKS: Duration = Duration::from_secs(30);
 
-/// The files of a machine, in [`VmSpec::dir`](spec::VmSpec::dir). Short: a socket's path has its limits.
+/// File names in [`VmSpec::dir`](spec::VmSpec::dir). They are short because a socket's path is
+/// limited.
 pub mod files {
     /// virtiofsd's vhost-user socket.
     pub const SHARE: &str = "fs.sock";
-    /// What the guest's console says.
+    /// The output of the guest's console.
     pub const CONSOLE: &str = "console.log";
 }
 
-/// A machine that runs. Cheap to clone.
+/// A running machine. Cheap to clone.
 #[derive(Clone)]
 pub struct Machine {
     /// Its agent.
@@ -50,19 +52,19 @@ pub struct Machine {
     pub hypervisor: Connection,
     /// The hypervisor's process.
     pub pid: u32,
-    /// Why it has ended, once it has.
+    /// Why it has ended; `None` while it runs.
     pub death: watch::Receiver<Option<Arc<str>>>,
-    /// Whoever finds out that it is good for nothing ends it here, and says why.
+    /// Takes the reason why the machine is unusable, and ends the machine.
     pub condemn: mpsc::Sender<String>,
     off: Arc<watch::Sender<bool>>,
 }
 
-/// What a machine is made with, beside its [`VmSpec`](spec::VmSpec).
+/// What booting a machine needs in addition to its [`VmSpec`](spec::VmSpec).
 #[derive(Debug)]
-pub struct Surroundings<'a> {
-    /// What its agent knows us by, which it finds in the share.
+pub struct BootContext<'a> {
+    /// The secret that authenticates us to the agent, which finds it in the share.
     pub secret: Secret,
-    /// The cgroup that its processes are in.
+    /// The cgroup for its processes.
     pub cgroup: &'a Cgroup,
 }
 
@@ -70,17 +72,17 @@ impl Machine {
     /// Switches it off, and returns when it has ended. Idempotent, and cancel-safe.
     pub async fn switch_off(&self) {
         if self.death.borrow().is_none() {
-            if let Err(error) = self.guest.ask(Request::SwitchOff, off_within(&self.hypervisor)).await {
-                debug!(%error, "the guest does not switch itself off");
+            if let Err(error) = self.guest.ask(Request::SwitchOff, off_timeout(&self.hypervisor)).await {
+                debug!(%error, "the guest did not switch itself off");
             }
             self.off.send_replace(true);
         }
         let mut death = self.death.clone();
-        // It fails where the task that had the machine is gone, and the machine with it.
+        // This fails only if the task that owned the machine is gone, and then so is the machine.
         let _ended = death.wait_for(Option::is_some).await;
     }
 }
 
-fn off_within(hypervisor: &Connection) -> Duration {
-    if hypervisor.has_disks() { OFF_WITH_DISKS } else { OFF }
+fn off_timeout(hypervisor: &Connection) -> Duration {
+    if hypervisor.has_disks() { OFF_TIMEOUT_WITH_DISKS } else { OFF_TIMEOUT }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The processes of a machine: the hypervisor and its helpers. They die with this process, gain no privileges, and are
-//! reaped where all are.
+//! The processes of a machine: the hypervisor and its helpers. They die with this process and gain
+//! no privileges. This process's reaper collects them.
 
 use super::confinement::{Confinement, Pids};
 use super::log_tail::LogTail;
@@ -17,14 +17,14 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-/// One of them.
+/// One process.
 #[derive(Debug)]
 pub struct Process {
-    /// As it is called.
+    /// Its name in messages.
     pub name: &'static str,
     /// Its process id.
     pub pid: u32,
-    /// What it says on standard error.
+    /// The end of its standard error.
     pub errors: LogTail,
     reaper: Reaper,
     ended: oneshot::Receiver<Exit>,
@@ -32,12 +32,12 @@ pub struct Process {
     _holder: Option<Holder>,
 }
 
-/// The first process of another one's PID namespace. What is in there dies with it.
+/// The first process of a helper's PID namespace. All other processes in the namespace die with it.
 #[derive(Debug)]
 struct Holder {
     pid: u32,
     reaper: Reaper,
-    /// Only what is watched is signalled.
+    /// The reaper signals only processes that are watched.
     _ended: oneshot::Receiver<Exit>,
 }
 
@@ -61,19 +61,20 @@ impl Drop for Holder {
 /// What all processes of a machine have in common.
 #[derive(Debug, Clone, Copy)]
 pub struct Common<'a> {
-    /// Where they are reaped.
+    /// The reaper that collects them.
     pub reaper: &'a Reaper,
-    /// The owner of the tasks that listen to them.
+    /// The owner of the tasks that read their output.
     pub tasks: &'a TaskTracker,
-    /// The pod's cgroup, to which they are accounted from their first instruction on.
+    /// The pod's cgroup. They are in it from their first instruction on.
     pub cgroup: &'a Cgroup,
 }
 
 impl Process {
-    /// Runs a program. Its standard output goes to `output`, if that is wanted, and a file.
+    /// Runs a program. Its standard output is discarded, or goes to the tail and the file in
+    /// `output`.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the kernel.
     pub fn run(name: &'static str, invocation: &Invocation<'_>, output: Option<(LogTail, PathBuf)>, common: Common<'_>) -> Result<Self> {
         let Common { reaper, tasks, cgroup } = common;
         let what = || format!("cannot run {}", invocation.program.display());
@@ -82,20 +83,21 @@ impl Process {
         let (reader, writer) = std::io::pipe().context(what)?;
         command.stderr(writer);
         let errors = LogTail::default();
-        tasks.spawn(errors.clone().listen(name, reader.into(), None));
+        tasks.spawn(errors.clone().follow(name, reader.into(), None));
         match output {
             None => {
                 command.stdout(Stdio::null());
             }
-            Some((words, file)) => {
+            Some((tail, file)) => {
                 let (reader, writer) = std::io::pipe().context(what)?;
                 command.stdout(writer);
-                tasks.spawn(words.listen(name, reader.into(), Some(file)));
+                tasks.spawn(tail.follow(name, reader.into(), Some(file)));
             }
         }
         let Confinement { user, capabilities, pids, .. } = invocation.confinement;
         let (ruleset, filters) = (invocation.confinement.ruleset(&invocation.program)?, invocation.confinement.filters()?);
-        // This process is protected as the shim is. What a guest uses is its pod's.
+        // This process is protected from the OOM killer, as the shim is. A helper is not: a guest's
+        // memory counts as its pod's.
         let bounds = Bounds { entrance: cgroup.entrance()?, user, capabilities, plain_oom_score: true, ruleset, filters };
         bound::bind(&mut command, bounds).context(what)?;
         let (child, holder) = match pids {
@@ -107,14 +109,14 @@ impl Process {
             }
         };
         let child = child.context(what)?;
-        // It holds the sockets that the program has inherited.
+        // The command still holds the sockets that the program inherited.
         drop(command);
-        // Nothing was awaited since the spawn, so the reaper cannot have come first.
+        // There was no await since the spawn, so the reaper cannot have run before this watch.
         let ended = reaper.watch(child.id());
         Ok(Self { name, pid: child.id(), errors, reaper: reaper.clone(), ended, exit: None, _holder: holder })
     }
 
-    /// Waits for its end. Cancel-safe, and can be called again.
+    /// Waits for its end. Cancel-safe; may be called again.
     pub async fn ended(&mut self) -> Exit {
         if let Some(exit) = self.exit {
             return exit;
@@ -124,7 +126,7 @@ impl Process {
         exit
     }
 
-    /// Kills it, and waits until it is gone.
+    /// Kills it, and waits for its end.
     pub async fn kill(&mut self) {
         if self.exit.is_none() {
             let _ended_meanwhile = self.reaper.signal(self.pid, libc::SIGKILL as u32);
@@ -132,7 +134,7 @@ impl Process {
         }
     }
 
-    /// How it ended, in words.
+    /// A description of its end.
     pub fn describe(&self, exit: Exit) -> String {
         let how = match exit.code {
             code @ 129.. => format!("was ended by signal {}", code - 128),
@@ -146,24 +148,28 @@ impl Process {
 }
 
 impl Drop for Process {
-    /// One that nobody owns any more must not go on: a machine that could not be made has left it.
+    /// A process without an owner must not go on running. This happens if a machine could not be
+    /// made.
     fn drop(&mut self) {
         let _ended_meanwhile = self.reaper.signal(self.pid, libc::SIGKILL as u32);
     }
 }
 
-/// How long a program may take to listen.
-const LISTENS: Duration = Duration::from_secs(10);
+/// How long a program may take to create its socket.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Waits until a program that makes its socket itself has done so. Cancel-safe.
+/// Waits until a program has created its socket. Cancel-safe.
 ///
 /// # Errors
-/// `DeadlineExceeded` where it does not.
-pub async fn listens(socket: &Path) -> Result<()> {
-    let deadline = Instant::now() + LISTENS;
+/// `DeadlineExceeded` if it does not.
+pub async fn wait_for_socket(socket: &Path) -> Result<()> {
+    let deadline = Instant::now() + LISTEN_TIMEOUT;
     while !socket.exists() {
         if Instant::now() > deadline {
-            return Err(Error::new(Code::DeadlineExceeded, format!("nobody listens at {}: waited for {LISTENS:?}", socket.display())));
+            return Err(Error::new(
+                Code::DeadlineExceeded,
+                format!("the socket {} did not appear within {LISTEN_TIMEOUT:?}", socket.display()),
+            ));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

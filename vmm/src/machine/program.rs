@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The programs that a machine is made of: where they are, and how one is run.
+//! A machine's programs: how to find one, and how to run one.
 
 use crate::machine::confinement::Confinement;
 use command_fds::{CommandFdExt, FdMapping};
@@ -11,22 +11,23 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// A program, as a node may have it.
+/// A program that may be installed on the node.
 #[derive(Debug, Clone, Copy)]
 pub struct Program {
     /// Its name.
     pub name: &'static str,
-    /// Where some distributions put it, beside what is in `PATH`.
+    /// Where some distributions put it, in addition to `PATH`.
     pub places: &'static [&'static str],
-    /// The Debian package that has it.
+    /// The Debian package that contains it.
     pub package: &'static str,
 }
 
 impl Program {
-    /// Finds it. What is `configured` is another name or an absolute path; empty is neither.
+    /// Finds the program. `configured` is another name or an absolute path, or empty for the
+    /// default.
     ///
     /// # Errors
-    /// `NotFound`, with what was looked for, where, and what to install.
+    /// `NotFound`, with the name, the searched places, and the package to install.
     pub fn find(&self, configured: &str) -> Result<PathBuf> {
         let name = if configured.is_empty() { self.name } else { configured };
         if name.starts_with('/') {
@@ -40,14 +41,14 @@ impl Program {
     }
 }
 
-/// A program to be run: nothing but data, so that what decides on it is a pure function.
+/// How to run a program. It is only data, so a pure function can decide it.
 #[derive(Debug)]
 pub struct Invocation<'a> {
     /// The program.
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
-    /// What it is left.
+    /// What the program may do.
     pub confinement: Confinement,
     inherited: Vec<Inherited<'a>>,
 }
@@ -58,11 +59,11 @@ enum Inherited<'a> {
     Open(BorrowedFd<'a>),
 }
 
-/// The number of the first descriptor beyond standard input, output and error.
-const FIRST: RawFd = 3;
+/// The number of the first descriptor after standard input, output and error.
+const FIRST_INHERITED: RawFd = 3;
 
 impl<'a> Invocation<'a> {
-    /// A program without arguments, run as root and not confined.
+    /// A program without arguments, run as root and without confinement.
     pub fn new(program: &Path) -> Self {
         Self { program: program.to_owned(), arguments: Vec::new(), confinement: Confinement::NONE, inherited: Vec::new() }
     }
@@ -72,23 +73,24 @@ impl<'a> Invocation<'a> {
         self.arguments.extend(arguments.into_iter().map(Into::into));
     }
 
-    /// Lets it inherit a Unix socket that listens at `path`: who connects before the program serves it waits in the kernel's
-    /// queue, and nobody polls. The answer is the descriptor's number in the program.
+    /// Lets the program inherit a Unix socket that listens at `path`. Clients that connect before
+    /// the program serves it wait in the kernel's queue, so nobody polls. Returns the descriptor's
+    /// number in the program.
     pub fn listen(&mut self, path: PathBuf) -> RawFd {
         self.inherit(Inherited::Listener(path))
     }
 
-    /// Lets it inherit an open descriptor. The answer is its number in the program.
+    /// Lets the program inherit an open descriptor. Returns its number in the program.
     pub fn open(&mut self, descriptor: BorrowedFd<'a>) -> RawFd {
         self.inherit(Inherited::Open(descriptor))
     }
 
     fn inherit(&mut self, inherited: Inherited<'a>) -> RawFd {
         self.inherited.push(inherited);
-        FIRST + self.inherited.len() as RawFd - 1
+        FIRST_INHERITED + self.inherited.len() as RawFd - 1
     }
 
-    /// The paths of the sockets that it inherits.
+    /// The paths of the inherited sockets.
     #[cfg(test)]
     pub fn listeners(&self) -> impl Iterator<Item = &Path> {
         self.inherited.iter().filter_map(|inherited| match inherited {
@@ -97,13 +99,14 @@ impl<'a> Invocation<'a> {
         })
     }
 
-    /// The command, its sockets bound, with nothing as its input. It holds the listening sockets: drop it when it is spawned,
-    /// or a connection to a program that has ended waits forever.
+    /// The command, with its sockets bound and an empty input. It holds the listening sockets, so
+    /// drop it after the spawn. Otherwise a connection to a program that has ended would wait
+    /// forever.
     ///
     /// # Errors
-    /// Where a socket cannot be bound, because of its path for instance.
+    /// If a socket cannot be bound, for example because of its path.
     pub fn command(&self) -> Result<Command> {
-        let mappings: Vec<FdMapping> = (FIRST..)
+        let mappings: Vec<FdMapping> = (FIRST_INHERITED..)
             .zip(&self.inherited)
             .map(|(child_fd, inherited)| Ok(FdMapping { parent_fd: inherited.descriptor()?, child_fd }))
             .collect::<Result<_>>()?;
@@ -132,7 +135,7 @@ mod tests {
     const ABSENT: Program = Program { name: "no-such-program", places: &["/usr/libexec", "/usr/lib/qemu"], package: "no-such-package" };
 
     #[test]
-    fn what_is_missing_is_named_with_its_package() {
+    fn a_missing_program_is_named_with_its_package() {
         let error = ABSENT.find("").unwrap_err();
         assert_eq!(error.code(), Code::NotFound);
         for word in ["no-such-program", "PATH nor in /usr/libexec nor in /usr/lib/qemu", "no-such-package"] {
@@ -149,13 +152,13 @@ mod tests {
     }
 
     #[test]
-    fn programs_beside_the_path_are_found() {
+    fn programs_outside_of_path_are_found() {
         let program = Program { name: "passwd-not-in-path", places: &["/nowhere", "/bin"], package: "none" };
         assert_eq!(program.find("sh").unwrap().file_name().unwrap(), "sh");
     }
 
     #[test]
-    fn descriptors_arrive_under_their_numbers() {
+    fn inherited_descriptors_have_the_returned_numbers() {
         let dir = std::env::temp_dir().join(format!("magnetar-program-{}", std::process::id()));
         std::fs::create_dir(&dir).unwrap();
         let mut text = std::fs::File::create_new(dir.join("text")).unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a virtual machine is made of: checked, and the same for every hypervisor.
+//! The specification of a virtual machine: validated, and the same for every hypervisor.
 
 use super::vsock_directory::VsockDirectory;
 use crate::host::vsock::Vsock;
@@ -8,34 +8,35 @@ use magnetar_vm_agent_api::network::Mac;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-/// A machine to be started.
+/// A machine to start.
 #[derive(Debug)]
 pub struct VmSpec {
-    /// The pod that it is, for names.
+    /// The pod, for names.
     pub sandbox: SandboxId,
     /// The kernel: an ELF file with a PVH entry.
     pub kernel: PathBuf,
-    /// What the kernel unpacks into its first root.
+    /// The initramfs, which the kernel unpacks into its initial root.
     pub initramfs: PathBuf,
-    /// Words of the kernel's command line that are not the hypervisor's to choose.
+    /// Parameters of the kernel's command line that the hypervisor does not choose.
     pub parameters: Vec<String>,
     /// Its memory, in MiB: at least [`LEAST_MEMORY`].
     pub memory_mib: u32,
-    /// Whether the host gives it huge pages of 2 MiB, of which `memory_mib` is a multiple then.
+    /// Whether its memory consists of huge pages of 2 MiB on the host. `memory_mib` is then a
+    /// multiple of 2.
     pub huge_pages: bool,
     /// Its processors, at least one.
     pub vcpus: u32,
-    /// What executes its code.
+    /// Whether KVM or emulation executes its code.
     pub acceleration: Acceleration,
-    /// What shares files with it, if the hypervisor has that.
+    /// The virtiofsd that shares files with it, if the hypervisor supports virtiofs.
     pub share: Option<Virtiofs>,
-    /// What carries its vsock.
+    /// What serves its vsock.
     pub vsock: Vsock,
     /// Its network interfaces.
     pub nics: Vec<Nic>,
-    /// The directory for the hypervisor's own sockets, which nobody but root can enter.
+    /// The directory of the hypervisor's sockets. Only root can enter it.
     pub dir: PathBuf,
-    /// Who its processes are.
+    /// The users of its processes.
     pub users: Users,
 }
 
@@ -50,20 +51,21 @@ pub struct Virtiofs {
     pub socket: PathBuf,
 }
 
-/// Less memory than this does not boot, in MiB.
+/// The least memory that a guest boots with, in MiB.
 pub const LEAST_MEMORY: u32 = 96;
 
-/// The users, and groups of the same numbers, that the processes of a machine are. None is another's, nor another machine's.
+/// The users of a machine's processes; the group ids are the same. No other user and no other
+/// machine has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Users {
-    /// What the hypervisor becomes when it has opened what only root can.
+    /// The hypervisor switches to this user after it has opened what only root can open.
     pub hypervisor: u32,
-    /// The vsock device's.
+    /// The user of the vsock device.
     pub vsock: u32,
 }
 
 impl VmSpec {
-    /// The directory of a vsock that is carried in user space; none where the kernel carries it.
+    /// The directory of a vsock that is served in user space; `None` if the kernel serves it.
     pub fn vsock_directory(&self) -> Option<VsockDirectory> {
         match self.vsock {
             Vsock::Kernel(_) => None,
@@ -74,10 +76,11 @@ impl VmSpec {
 }
 
 impl Users {
-    /// Those of a pod, by the sandbox process's id: while that lives, no other process has the id. The range is one that
-    /// distributions leave unused, and above what kubelets give to pods with user namespaces (systemd's UIDS-GIDS.md has the list).
+    /// Derives a pod's users from the sandbox process's id, which no other process has while that
+    /// process lives. Distributions leave this range unused, and it is above the range that
+    /// kubelets use for pods with user namespaces (listed in systemd's UIDS-GIDS.md).
     pub fn of(sandbox_process: u32) -> Self {
-        // PID_MAX_LIMIT of the kernel.
+        // The kernel's PID_MAX_LIMIT.
         const IDS: u32 = 1 << 22;
         let hypervisor = 2_000_000_000 + sandbox_process % IDS;
         Self { hypervisor, vsock: hypervisor + IDS }
@@ -89,7 +92,7 @@ impl Users {
 pub enum Acceleration {
     /// The processor, through /dev/kvm.
     Kvm,
-    /// A program that translates it: about ten times slower.
+    /// A program that translates it, about ten times slower.
     Tcg,
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The directory of a vsock that is carried in user space: its one owner is whoever carries it, the vsock device or the hypervisor
-//! itself.
+//! The directory of a vsock that is served in user space. It belongs to the user of whoever serves
+//! it: the vsock device or the hypervisor itself.
 //!
 //! ```text
-//! <vm>/v/device     where the device waits for the hypervisor, by vhost-user; of a device only
-//!        host       where processes of the host reach the guest: CONNECT <port>
-//!        host_1025  where we hear the guest's first word; a connection of the guest to this port of the host
+//! <vm>/v/device     the vsock device, if there is one, waits here for the hypervisor (vhost-user)
+//!        host       processes of the host reach the guest here: CONNECT <port>
+//!        host_1025  the guest's first message arrives here, as a connection to this port of the host
 //! ```
 
 use crate::host::socket::NamedSocket;
@@ -18,7 +18,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
 
-/// The directory's name. Short: a socket's path has its limits.
+/// The directory's name. It is short because a socket's path is limited.
 const NAME: &str = "v";
 
 /// The socket for the hypervisor.
@@ -27,7 +27,7 @@ pub const DEVICE: &str = "device";
 /// The socket for the host.
 pub const HOST: &str = "host";
 
-/// One, in the machine's directory.
+/// A vsock directory, in the machine's directory.
 #[derive(Debug, Clone)]
 pub struct VsockDirectory {
     path: PathBuf,
@@ -35,12 +35,13 @@ pub struct VsockDirectory {
 }
 
 impl VsockDirectory {
-    /// That of the machine whose directory is `machine`, for a carrier that runs as the user `owner`. Nothing is made yet.
+    /// The vsock directory in `machine`, for a server that runs as the user `owner`. Makes nothing
+    /// yet.
     pub fn new(machine: &Path, owner: u32) -> Self {
         Self { path: machine.join(NAME), owner }
     }
 
-    /// Makes it, with the socket on which the guest's first word is heard.
+    /// Makes the directory, and the socket for the guest's first message.
     ///
     /// # Errors
     /// What the kernel says.
@@ -49,7 +50,7 @@ impl VsockDirectory {
         DirBuilder::new().mode(0o700).create(&self.path).context(|| format!("cannot make {}", self.path.display()))?;
         let listener = UnixListener::bind(&ready).context(|| format!("cannot listen at {}", ready.display()))?;
         for path in [&self.path, &ready] {
-            chown(path, Some(Uid::from_raw(self.owner)), None).context(|| format!("cannot give {} away", path.display()))?;
+            chown(path, Some(Uid::from_raw(self.owner)), None).context(|| format!("cannot change the owner of {}", path.display()))?;
         }
         Ok(listener)
     }
@@ -59,22 +60,22 @@ impl VsockDirectory {
         &self.path
     }
 
-    /// Whose it is.
+    /// The user that owns it.
     pub fn owner(&self) -> u32 {
         self.owner
     }
 
-    /// Where the host reaches the guest.
+    /// The socket through which the host reaches the guest.
     pub fn host(&self) -> PathBuf {
         self.path.join(HOST)
     }
 
-    /// Where the device waits for the hypervisor.
+    /// The socket where the device waits for the hypervisor.
     pub fn device(&self) -> PathBuf {
         self.path.join(DEVICE)
     }
 
-    /// Itself, opened: a carrier that could not get here by the path gets here by this.
+    /// Opens the directory. A server that cannot reach it by its path uses this descriptor.
     ///
     /// # Errors
     /// What the kernel says.
@@ -83,10 +84,11 @@ impl VsockDirectory {
         open(&self.path, flags, Mode::empty()).context(|| format!("cannot open {}", self.path.display()))
     }
 
-    /// Connects to the device, for the hypervisor that inherits the connection.
+    /// Connects to the device. The hypervisor inherits the connection.
     ///
     /// # Errors
-    /// `PermissionDenied` where something else than the device's socket is there, and what the kernel says.
+    /// `PermissionDenied` if there is something other than the device's socket; errors of the
+    /// kernel.
     pub fn connect_device(&self) -> Result<OwnedFd> {
         NamedSocket::of(&self.device(), self.owner)?.connect()
     }

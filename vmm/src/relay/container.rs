@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A container in the guest and its processes, as containerd sees them. What State and Wait ask for is known here: neither
-//! waits for the guest.
+//! A container in the guest and its processes, as containerd sees them. Everything that State and
+//! Wait need is here, so they never wait for the guest.
 
 use crate::relay::streams::Streams;
 use magnetar_core::error::Result;
@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Between two reports that a container is out of memory.
-const OOM_AGAIN: Duration = Duration::from_secs(1);
+/// The least time between two reports that a container ran out of memory.
+const OOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One container.
 #[derive(Debug)]
@@ -26,44 +26,45 @@ pub struct Container {
     pub bundle: PathBuf,
     /// Its first process.
     pub init: Arc<Process>,
-    /// How many huge pages it may use, once that is known.
+    /// How many huge pages it may use; unset until its specification was translated.
     pub huge_pages: OnceLock<u32>,
     /// Its further processes.
     pub execs: Registry<ExecId, Process>,
-    oom_told: Mutex<Option<Instant>>,
-    later: Mutex<Option<CreateRequest>>,
+    oom_reported: Mutex<Option<Instant>>,
+    deferred: Mutex<Option<CreateRequest>>,
 }
 
 /// One process.
 #[derive(Debug)]
 pub struct Process {
-    /// Where its streams lead on the host.
+    /// Its streams on the host.
     pub stdio: StdioSpec,
-    /// Its life. Its process id is the virtual machine's: on the host it has no other.
+    /// Its life. Its process id is the hypervisor's, because it has none of its own on the host.
     pub life: Life,
     /// `process` of the OCI specification, as JSON; empty for an init.
     pub process: Vec<u8>,
     streams: Mutex<Option<Streams>>,
-    /// The program that takes its outputs, if they go to one.
+    /// The logging program for its output, if there is one.
     pub logging: Logging,
 }
 
 impl Container {
-    /// A container that is about to be made.
+    /// A container before it is made.
     pub fn new(id: ContainerId, bundle: PathBuf, stdio: StdioSpec) -> Self {
         let init = Arc::new(Process::new(stdio, Vec::new(), Phase::Creating));
         let execs = Registry::new("exec", format!("container {id}"));
-        Self { id, bundle, init, huge_pages: OnceLock::new(), execs, oom_told: Mutex::default(), later: Mutex::default() }
+        Self { id, bundle, init, huge_pages: OnceLock::new(), execs, oom_reported: Mutex::default(), deferred: Mutex::default() }
     }
 
-    /// Keeps what it is to be made from until it is started.
-    pub fn make_later(&self, request: CreateRequest) {
-        *self.later.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
+    /// Keeps the request to make it until it is started.
+    pub fn defer_create(&self, request: CreateRequest) {
+        *self.deferred.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
     }
 
-    /// What it is to be made from, if that was not done when it was created. Only the first who asks makes it.
-    pub fn is_to_be_made(&self) -> Option<CreateRequest> {
-        self.later.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Takes the request that [`defer_create`](Self::defer_create) kept. Only the first caller gets
+    /// it, and makes the container.
+    pub fn take_deferred_create(&self) -> Option<CreateRequest> {
+        self.deferred.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Its init, or one of its execs.
@@ -77,10 +78,11 @@ impl Container {
         }
     }
 
-    /// Whether containerd is to be told that the guest is out of memory: it is told once in a while, however often a guest says it.
-    pub fn oom_is_news(&self) -> bool {
-        let mut told = self.oom_told.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = told.is_none_or(|told| told.elapsed() > OOM_AGAIN);
+    /// Whether to report that the container ran out of memory. A guest may say it any number of
+    /// times, so reports are limited to one per [`OOM_INTERVAL`].
+    pub fn should_report_oom(&self) -> bool {
+        let mut told = self.oom_reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = told.is_none_or(|told| told.elapsed() > OOM_INTERVAL);
         if news {
             *told = Some(Instant::now());
         }
@@ -94,19 +96,19 @@ impl Process {
         Self { stdio, life: Life::new(phase), process, streams: Mutex::default(), logging: Logging::default() }
     }
 
-    /// Remembers its streams.
+    /// Sets its streams.
     pub fn attach(&self, streams: Streams) {
         *self.streams() = Some(streams);
     }
 
-    /// Lets its input end.
+    /// Ends its input.
     pub fn close_input(&self) {
         if let Some(streams) = self.streams().as_ref() {
             streams.close_input();
         }
     }
 
-    /// Lets go of its streams: it has ended.
+    /// Releases its streams, because it has ended.
     pub fn detach(&self) {
         if let Some(streams) = self.streams().take() {
             streams.process_ended();

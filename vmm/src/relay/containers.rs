@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The containers of a pod: what the host does for each, and what it has the guest do.
+//! The containers of a pod: what the host does for each, and what the guest does.
 //!
 //! ```text
-//! Create   record ─> share shows its files ─> disks attached ─> bundle and streams in the guest ─> Create there
-//! Delete   Delete there ─> streams and bundle forgotten ─> disks detached ─> share hides its files ─> record
+//! Create   record ─> mount files into the share ─> attach disks ─> bundle, streams ─> Create in the guest
+//! Delete   Delete in the guest ─> streams, bundle ─> detach disks ─> unmount files ─> remove the record
 //! ```
 
 use super::container::{Container, Process};
-use super::create::{ASKED, cannot_create};
-use super::{ENDED, OUTPUTS, Relay, Running};
+use super::create::{REQUEST_TIMEOUT, cannot_create};
+use super::{END_TIMEOUT, OUTPUT_TIMEOUT, Relay, Running};
 use crate::relay::translate;
 use magnetar_core::cgroup::stats::Metrics;
 use magnetar_core::error::{Code, Error, Result};
@@ -26,12 +26,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tracing::{Instrument, info, warn};
 
-/// How long a killed container may take to end, in software emulation on a busy host: its kernel may have to write to a slow disk.
-const KILLED: Duration = Duration::from_secs(60);
+/// How long a killed container may take to end, in emulation on a busy host with a slow disk.
+const KILL_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Relay {
-    /// The process that stands for those of containers. Where a container has no pod that is this one, because its client looks
-    /// for the network namespace of that process before there is a machine.
+    /// The process id for all containers' processes. For a container without a pod it is this
+    /// process, because the client looks for its network namespace before there is a machine.
     fn pid(&self) -> u32 {
         match self.0.running.get() {
             Some(running) if !self.is_single() => running.pid,
@@ -39,10 +39,10 @@ impl Relay {
         }
     }
 
-    /// Runs the program of a container, which is made before if that was put off.
-    async fn run_init(&self, running: &Running, container: &Container, later: Option<&CreateRequest>) -> Result<()> {
+    /// Runs a container's program. Makes the container first if that was deferred.
+    async fn run_init(&self, running: &Running, container: &Container, deferred: Option<&CreateRequest>) -> Result<()> {
         let id = &container.id;
-        if let Some(request) = later {
+        if let Some(request) = deferred {
             let _being_made = self.0.gate.enter()?;
             self.make(running, container, request).await.map_err(|error| cannot_create(id, error))?;
         }
@@ -63,34 +63,37 @@ impl Relay {
         outcome
     }
 
-    /// A machine that does not end what it was told to kill, as one whose guest is somebody else's by now, would keep its pod from
-    /// ever being stopped: containerd stops containers first.
-    async fn see_killed(self, id: ContainerId, process: Arc<Process>) {
-        if tokio::time::timeout(KILLED, process.life.exit()).await.is_err()
+    /// Ends a machine whose guest does not end a killed container, for example because it is
+    /// compromised. containerd stops containers before their pod, so the pod could never be
+    /// stopped.
+    async fn condemn_unless_killed(self, id: ContainerId, process: Arc<Process>) {
+        if tokio::time::timeout(KILL_TIMEOUT, process.life.exit()).await.is_err()
             && let Ok(running) = self.running()
         {
-            let reason = format!("container {id} has not ended within {KILLED:?} of being killed");
-            // It fails where another one was sooner, or the machine has ended.
+            let reason = format!("container {id} has not ended within {KILL_TIMEOUT:?} of being killed");
+            // This fails if another reason came first, or the machine has ended.
             let _sooner = running.condemn.try_send(reason);
         }
     }
 
-    /// Has the guest remove what it has of a process. A guest that does not is no reason to keep what the host has of it: what is
-    /// left in there goes with the machine.
+    /// Removes a process in the guest. If the guest fails to, the host's part is removed anyway;
+    /// the guest's part ends with the machine.
     async fn forget(&self, running: &Running, id: &ContainerId, exec: Option<&ExecId>) {
-        if let Err(error) = self.forgotten(running, id, exec).await {
+        if let Err(error) = self.try_forget(running, id, exec).await {
             warn!(%error, "the guest has not removed {}", subject(id, exec));
         }
     }
 
-    /// What it does not know, or a guest that is gone, is fine. Where it cannot delete the process, it still forgets its names.
-    async fn forgotten(&self, running: &Running, id: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
+    /// An unknown process or a dead guest is no error. Even if Delete fails, the names are
+    /// forgotten.
+    async fn try_forget(&self, running: &Running, id: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
         if running.death().is_some() {
             return Ok(());
         }
         let deleted = running.answered(running.guest.tasks().delete(id, exec)).await;
         let deleted = deleted.or_else(|error| if error.code() == Code::NotFound { Ok(()) } else { Err(error) });
-        let forgotten = running.guest.ask(Request::Forget { container: id.to_string(), exec: exec.map(ExecId::to_string) }, ASKED).await;
+        let forgotten =
+            running.guest.ask(Request::Forget { container: id.to_string(), exec: exec.map(ExecId::to_string) }, REQUEST_TIMEOUT).await;
         let forgotten = match forgotten {
             Err(error) if error.code() == Code::Unavailable => Err(running.broken(error).await),
             outcome => outcome.map(drop),
@@ -98,7 +101,7 @@ impl Relay {
         if running.death().is_some() { Ok(()) } else { deleted.and(forgotten) }
     }
 
-    /// Removes what was made of a container, in the reverse order. Idempotent.
+    /// Removes everything that was made for a container, in reverse order. Idempotent.
     async fn unmake(&self, container: &Container) -> Result<()> {
         if let Some(running) = self.0.running.get() {
             self.forget(running, &container.id, None).await;
@@ -113,12 +116,12 @@ impl Relay {
         Ok(())
     }
 
-    /// What the guest has told.
-    pub fn told(&self, event: agent::Event) {
+    /// Handles an event of the guest.
+    pub fn handle_event(&self, event: agent::Event) {
         match event {
             agent::Event::OutOfMemory { container } => {
                 if let Ok(container) = ContainerId::parse(container).and_then(|id| self.get(&id))
-                    && container.oom_is_news()
+                    && container.should_report_oom()
                 {
                     self.0.events.publish(Event::OutOfMemory { container: container.id.clone() });
                 }
@@ -129,7 +132,8 @@ impl Relay {
                     let container = self.get(&id)?;
                     container.process(exec.as_ref()).map(|process| (id, exec, process))
                 });
-                // Of what containerd has deleted meanwhile nobody wants to know; and a process ends once, whatever a guest says.
+                // Ignore processes that containerd has deleted, and repeated exits: a process ends
+                // once.
                 if let Ok((id, exec, process)) = ended
                     && process.life.phase().exit().is_none()
                 {
@@ -139,8 +143,8 @@ impl Relay {
         }
     }
 
-    /// All that ran has ended with the machine.
-    pub fn all_ended(&self) {
+    /// Notes that all processes have ended with the machine.
+    pub fn end_all(&self) {
         for (_, container) in self.0.containers.all() {
             for (exec, process) in container.execs.all() {
                 if process.life.phase().living_pid().is_some() {
@@ -155,7 +159,7 @@ impl Relay {
 
     fn ended(&self, id: &ContainerId, exec: Option<&ExecId>, process: &Process, exit: Exit) {
         let pid = process.life.phase().pid();
-        // Whatever the phase, an exit is accepted.
+        // Every phase accepts an exit.
         let _accepted = process.life.change(Change::Exit(exit));
         process.detach();
         self.0.events.publish(Event::Exited { container: id.clone(), exec: exec.cloned(), pid, exit });
@@ -197,10 +201,10 @@ impl Tasks for Relay {
         let container = self.get(id)?;
         let process = container.process(exec)?;
         process.life.change(Change::Start).map_err(|e| Error::new(e.code(), format!("cannot start {}: {e}", subject(id, exec))))?;
-        // An exec must not take away what the container is made from.
-        let later = if exec.is_none() { container.is_to_be_made() } else { None };
+        // An exec must not take the container's deferred request.
+        let deferred = if exec.is_none() { container.take_deferred_create() } else { None };
         let started = match exec {
-            None => self.run_init(running, &container, later.as_ref()).await,
+            None => self.run_init(running, &container, deferred.as_ref()).await,
             Some(exec) => self.run_exec(running, id, exec, &process).await,
         };
         match started {
@@ -214,8 +218,9 @@ impl Tasks for Relay {
             Err(error) => {
                 process.life.change(Change::StartFailed)?;
                 process.detach();
-                if later.is_some() {
-                    // It was created for containerd, and there is nothing that could end.
+                if deferred.is_some() {
+                    // For containerd it was created, and no process exists whose end would be
+                    // reported.
                     self.ended(id, None, &process, Exit::killed());
                 }
                 Err(error)
@@ -229,10 +234,10 @@ impl Tasks for Relay {
         let pid = process.life.phase().pid();
         if exec.is_none() && matches!(process.life.phase(), Phase::Created { .. }) {
             match self.kill(id, None, libc::SIGKILL as u32, false).await {
-                // The guest's word for it may not come; whoever stops the pod does without.
-                Ok(()) => drop(tokio::time::timeout(ENDED, process.life.exit()).await),
-                // It has ended meanwhile, or the machine has.
-                Err(error) => info!(container = %id, %error, "cannot kill what is to be deleted"),
+                // The guest may not report the exit; then the deletion goes on without it.
+                Ok(()) => drop(tokio::time::timeout(END_TIMEOUT, process.life.exit()).await),
+                // The container or the machine has ended meanwhile.
+                Err(error) => info!(container = %id, %error, "cannot kill a container that is being deleted"),
             }
         }
         let deleted = process.life.change(Change::Delete);
@@ -278,17 +283,17 @@ impl Tasks for Relay {
             return Err(Error::precondition(format!("{} has not been started", subject(id, exec))));
         }
         let Some(running) = self.0.running.get() else {
-            // Nothing runs yet. Signal 0 only asks whether there is a process.
+            // Nothing runs yet. Signal 0 only tests whether the process exists.
             if signal != 0 {
                 self.ended(id, exec, &process, Exit { code: signal.saturating_add(128), at: SystemTime::now() });
             }
             return Ok(());
         };
         if exec.is_none() && signal == libc::SIGKILL as u32 {
-            self.0.tasks.spawn(self.clone().see_killed(id.clone(), process.clone()).in_current_span());
+            self.0.tasks.spawn(self.clone().condemn_unless_killed(id.clone(), process.clone()).in_current_span());
         }
         match running.answered(running.guest.tasks().kill(id, exec, signal, all)).await {
-            // Meanwhile, and be it with the machine.
+            // It has ended meanwhile, perhaps with the machine.
             Err(_) if process.life.phase().exit().is_some() => Err(ended()),
             outcome => outcome,
         }
@@ -313,7 +318,7 @@ impl Tasks for Relay {
         let (running, container) = (self.running()?, self.get(id)?);
         if container.init.life.phase().living_pid().is_none() {
             let message = format!("cannot update container {id}: it is {}", container.init.life.phase().name());
-            // containerd takes «not found», and nothing else, for an end that it has not heard of yet.
+            // containerd takes only NotFound for an end that it has not heard of yet.
             let ended = container.init.life.phase().exit().is_some();
             return Err(if ended { Error::not_found(message) } else { Error::precondition(message) });
         }
@@ -321,7 +326,7 @@ impl Tasks for Relay {
             serde_json::from_slice(resources).map_err(|e| Error::invalid(format!("the new limits of container {id} do not parse: {e}")))?;
         translate::resources(&mut limits);
         if let Some(limits) = limits.as_object_mut() {
-            // containerd repeats all that the container was made with. Which devices it may use does not change.
+            // containerd sends all resources again. The allowed devices do not change.
             limits.remove("devices");
         }
         running.answered(running.guest.tasks().update(id, limits.to_string().into_bytes())).await
@@ -340,7 +345,8 @@ impl Tasks for Relay {
 
     async fn close_stdin(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
         let process = self.get(id)?.process(exec)?;
-        // The guest does not know an exec that was not started, and has closed the input of what has ended.
+        // The guest does not know an exec before its start, and has closed an ended process's
+        // input.
         if process.life.phase().living_pid().is_none() {
             return Ok(());
         }
@@ -361,7 +367,7 @@ impl Tasks for Relay {
         Ok(process.life.exit().await)
     }
 
-    /// One process stands for all of a machine's: the host knows no others.
+    /// The hypervisor's process stands for all processes of the guest.
     async fn pids(&self, id: &ContainerId) -> Result<Vec<u32>> {
         Ok(vec![self.get(id)?.init.life.phase().pid()])
     }
@@ -372,7 +378,7 @@ impl Tasks for Relay {
         running.answered(running.guest.tasks().statistics(id)).await
     }
 
-    fn any(&self) -> bool {
+    fn has_containers(&self) -> bool {
         !self.0.containers.is_empty()
     }
 
@@ -380,14 +386,14 @@ impl Tasks for Relay {
         let Ok(container) = self.get(id) else { return };
         container.init.life.exit().await;
         self.0.outputs.close();
-        // Whoever reads them may have stopped reading.
-        if tokio::time::timeout(OUTPUTS, self.0.outputs.wait()).await.is_err() {
-            warn!(container = %id, "its last output was not read within {OUTPUTS:?}, and is lost");
+        // Their reader may have stopped reading.
+        if tokio::time::timeout(OUTPUT_TIMEOUT, self.0.outputs.wait()).await.is_err() {
+            warn!(container = %id, "its last output was not read within {OUTPUT_TIMEOUT:?}, and is lost");
         }
     }
 }
 
-/// What containers in virtual machines have none of.
+/// The error of a request for a checkpoint.
 pub fn no_checkpoints() -> Error {
     Error::unimplemented("containers in a virtual machine have no checkpoints")
 }

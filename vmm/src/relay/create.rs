@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How a container of a virtual machine is made: from its specification on the host to Create in the guest.
+//! How a container in a virtual machine is made: from its specification on the host to Create in
+//! the guest.
 
 use super::container::{Container, Process};
-use super::memory::Volumes;
+use super::memory::MemoryVolumes;
 use super::{Relay, Running};
-use crate::relay::streams::{Paths, Streams};
+use crate::relay::streams::{StreamPaths, Streams};
 use crate::relay::translate::{self, Translated};
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
@@ -18,17 +19,18 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long the agent may take for what needs no waiting.
-pub const ASKED: Duration = Duration::from_secs(30);
+/// How long the agent may take for a request that does not wait for anything.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Relay {
-    /// Records a container that is made when it is started, and refuses what could not be made then.
+    /// Records a container that is made later, at Start. Refuses it now if it could not be made
+    /// then.
     pub(super) fn announce(&self, container: &Container, request: CreateRequest) -> Result<()> {
         self.record(container)?;
         let spec = specification(container)?;
         let memory = self.0.memory.used_by(&spec);
         self.translated(container, spec, &memory)?;
-        container.make_later(request);
+        container.defer_create(request);
         Ok(())
     }
 
@@ -43,7 +45,8 @@ impl Relay {
         self.0.files.get().map_or(Ok(()), SandboxFiles::publish)?;
         let spec = specification(container)?;
         let memory = self.0.memory.used_by(&spec);
-        // docker mounts it by itself, and `ctr run --rootfs` has it where it likes; a relative path is one in the bundle.
+        // docker mounts it itself, and `ctr run --rootfs` has it anywhere. A relative path is
+        // relative to the bundle.
         let root = container.bundle.join(spec["root"]["path"].as_str().unwrap_or("rootfs"));
         let Translated { spec, volumes, disks, huge_pages, shared_pid } = self.translated(container, spec, &memory)?;
         running.share.show(id, &root, &request.rootfs, &volumes)?;
@@ -54,20 +57,20 @@ impl Relay {
         let disks = running.attach(id, disks).await?;
         let submounts = running.share.submounts(id)?;
         let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory, huge_pages, disks, submounts, shared_pid };
-        let patience = ASKED + agent::DISK_FOUND * u32::try_from(bundle.disks.len()).unwrap_or(u32::MAX);
+        let patience = REQUEST_TIMEOUT + agent::DISK_FOUND * u32::try_from(bundle.disks.len()).unwrap_or(u32::MAX);
         running.guest.ask(Request::Bundle(bundle), patience).await?;
         let paths = self.open_streams(running, id, None, &container.init).await?;
         running.call(running.guest.tasks().create(id, request.stdio.terminal, paths)).await
     }
 
-    /// Opens the streams of a process. Returns how the guest knows them.
+    /// Opens the streams of a process. Returns their names in the guest.
     pub(super) async fn open_streams(
         &self,
         running: &Running,
         id: &ContainerId,
         exec: Option<&ExecId>,
         process: &Process,
-    ) -> Result<Paths> {
+    ) -> Result<StreamPaths> {
         let (namespace, _) = self.0.pod.names()?;
         let logged = Logged { id: exec.map_or(id.as_str(), ExecId::as_str), namespace: namespace.as_str(), reaper: &self.0.reaper };
         let logs = process.logging.run(&process.stdio, logged).await?;
@@ -77,12 +80,12 @@ impl Relay {
         Ok(paths)
     }
 
-    /// The container's specification for the guest.
+    /// Translates the container's specification for the guest.
     fn translated(&self, container: &Container, spec: Value, memory: &[(PathBuf, Memory)]) -> Result<Translated> {
         let context = translate::Context {
             sandbox_pid: std::process::id(),
             shm: &self.0.shm,
-            memory: &|source| Volumes::number(memory, source),
+            memory: &|source| MemoryVolumes::number(memory, source),
             is_single: self.is_single(),
         };
         translate::translate(spec, &container.id, &context)
@@ -90,7 +93,7 @@ impl Relay {
     }
 }
 
-/// An error of making a container, which says so. The guest's own say so already.
+/// Adds "cannot create container" to an error, unless the guest has done so.
 pub fn cannot_create(id: &ContainerId, error: Error) -> Error {
     let subject = format!("cannot create container {id}: ");
     match error.to_string() {

@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The disks of containers: attached before the guest is told of one, detached when it has let go of it.
+//! The disks of containers. A disk is attached before the guest learns of it, and detached after
+//! the guest stopped using it.
 
 use super::Running;
-use crate::hypervisor::connection::Wanted;
+use crate::hypervisor::connection::WantedDisk;
 use magnetar_core::error::{Error, Result};
 use magnetar_core::ids::ContainerId;
 use magnetar_vm_agent_api::{self as agent, Request};
 use std::time::Duration;
 use tracing::warn;
 
-/// How long the guest may take to let go of a disk: it writes what it has not written yet.
-const LETS_GO: Duration = Duration::from_secs(30);
+/// How long the guest may take to release a disk: it first writes back pending data.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Running {
-    /// Attaches what a container wants, and says by which serial number its guest finds each.
+    /// Attaches a container's disks. Returns their serial numbers, by which the guest finds them.
     ///
     /// # Errors
-    /// Those of [`Connection::attach`](crate::hypervisor::connection::Connection::attach). What a failed call has attached,
-    /// [`detach`](Self::detach) takes away.
-    pub async fn attach(&self, container: &ContainerId, wanted: Vec<Wanted>) -> Result<Vec<agent::Disk>> {
+    /// Those of [`Connection::attach`](crate::hypervisor::connection::Connection::attach).
+    /// [`detach`](Self::detach) removes what a failed call has attached.
+    pub async fn attach(&self, container: &ContainerId, wanted: Vec<WantedDisk>) -> Result<Vec<agent::Disk>> {
         let mut attached = Vec::new();
         for wanted in wanted {
             let named = |error: Error| Error::new(error.code(), format!("the block device {}: {error}", wanted.device));
@@ -28,20 +29,21 @@ impl Running {
         Ok(attached)
     }
 
-    /// Takes away the disks of a container that is gone, unless another one has them. Idempotent. What fails leaves the device
-    /// open until it is tried again, when the next container goes, or the pod ends.
+    /// Detaches the disks of a removed container, unless another container has them. Idempotent. If
+    /// it fails, the device stays open until the next container is removed, which retries, or the
+    /// pod ends.
     pub async fn detach(&self, container: &ContainerId) {
-        for disk in self.hypervisor.leave(container) {
-            // On a connection of its own: it may take long, and others have something to ask, too.
-            if let Err(error) = self.guest.ask_apart(&Request::Release { serial: disk.to_string() }, LETS_GO).await
+        for disk in self.hypervisor.release(container) {
+            // On a separate connection, because it may take long and would delay other requests.
+            if let Err(error) = self.guest.ask_on_new_connection(&Request::Release { serial: disk.to_string() }, RELEASE_TIMEOUT).await
                 && self.death().is_none()
             {
-                warn!(%container, %disk, %error, "the guest does not let go of a disk that is taken away");
+                warn!(%container, %disk, %error, "the guest did not release a disk that is being detached");
             }
             if let Err(error) = self.hypervisor.detach(disk).await
                 && self.death().is_none()
             {
-                warn!(%container, %disk, %error, "a disk stays attached, until another container goes or the pod ends");
+                warn!(%container, %disk, %error, "cannot detach a disk; it stays attached until another container is removed or the pod ends");
             }
         }
     }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The agent in the guest, as the host talks to it.
+//! The host's connections to the agent in the guest.
 //!
 //! ```text
-//! dial ──vsock──> agent     one connection for each purpose (magnetar_vm_agent_api), by way of the kernel or of a Unix socket
-//! Guest::ask                requests, one after the other, on the one connection that is for them
+//! dial ──vsock──> agent     one connection per purpose (magnetar_vm_agent_api), through the kernel or a Unix socket
+//! Guest::ask                requests, one after the other, on one connection
 //! Guest::tasks              containerd's Task API
 //! ```
 //!
-//! A guest that does not answer within the deadline is as good as dead; who asks is told so.
+//! A guest that misses a deadline counts as dead: the caller gets an error.
 
 mod answers;
 mod tasks;
@@ -30,17 +30,17 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::either::Either;
 use tokio_vsock::{VsockAddr, VsockStream};
 
-/// How long a guest may take for its first word on a connection.
-const OPENED: Duration = Duration::from_secs(10);
+/// How long a guest may take for its first message on a connection.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many requests may wait for the one that is being answered.
+/// How many requests may wait behind the current one.
 const QUEUE: usize = 16;
 
-/// Between two calls of an agent that does not listen yet.
-const AGAIN: Duration = Duration::from_millis(20);
+/// The interval between attempts to connect to an agent that does not listen yet.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The longest answer of the vsock device to CONNECT, in bytes.
-const LONGEST_GREETING: usize = 32;
+const MAX_GREETING: usize = 32;
 
 /// A connection to the agent.
 pub type Connection = Either<UnixStream, VsockStream>;
@@ -48,74 +48,77 @@ pub type Connection = Either<UnixStream, VsockStream>;
 /// How the guest is reached.
 #[derive(Debug, Clone)]
 pub struct Dialer {
-    way: Way,
+    way: Transport,
     secret: Secret,
 }
 
 #[derive(Debug, Clone)]
-enum Way {
+enum Transport {
     /// Through the Unix socket of a hybrid vsock device (Firecracker's docs/vsock.md has its protocol).
     Hybrid {
-        /// Where it is.
+        /// Its path.
         socket: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: u32,
     },
     /// Through the kernel.
     Kernel {
         /// The guest's address.
         number: u32,
-        /// The device that has it. Without the device the address may be another guest's.
+        /// The device that holds the address. Once it is closed, the address may belong to another
+        /// guest.
         device: Weak<OwnedFd>,
     },
 }
 
 impl Dialer {
-    /// Through the Unix socket of a hybrid vsock device, which `owner` is, to an agent with this secret.
+    /// Through the Unix socket of a hybrid vsock device that runs as `owner`, to an agent with this
+    /// secret.
     pub fn hybrid(socket: PathBuf, owner: u32, secret: Secret) -> Self {
-        Self { way: Way::Hybrid { socket, owner }, secret }
+        Self { way: Transport::Hybrid { socket, owner }, secret }
     }
 
-    /// Through the kernel, as long as somebody else keeps the address.
+    /// Through the kernel, as long as the caller keeps the address.
     pub fn kernel(cid: &Cid, secret: Secret) -> Self {
-        Self { way: Way::Kernel { number: cid.number, device: Arc::downgrade(&cid.device) }, secret }
+        Self { way: Transport::Kernel { number: cid.number, device: Arc::downgrade(&cid.device) }, secret }
     }
 
     /// Connects for a purpose.
     ///
     /// # Errors
-    /// `Unavailable` where there is nobody to talk to, `FailedPrecondition` where the agent refuses, with its reason.
+    /// `Unavailable` if nobody answers, `FailedPrecondition` with the agent's reason if it refuses.
     pub async fn dial(&self, purpose: Purpose) -> Result<Connection> {
-        in_time(async { self.open(self.connect().await?, purpose).await }).await
+        within_open_timeout(async { self.open(self.connect().await?, purpose).await }).await
     }
 
-    /// Connects for a purpose to an agent that may not listen yet, for as long as it does not: the caller has a deadline.
+    /// Connects for a purpose to an agent that may not listen yet. Retries without limit, so the
+    /// caller needs a deadline.
     ///
     /// # Errors
     /// As [`Dialer::dial`].
     pub async fn dial_first(&self, purpose: Purpose) -> Result<Connection> {
         let stream = match &self.way {
-            // Its guest has said hello.
-            Way::Hybrid { socket, owner } => hybrid(socket, *owner).await?,
-            Way::Kernel { number, device } => loop {
+            // The guest has sent its first message, so its agent listens.
+            Transport::Hybrid { socket, owner } => hybrid(socket, *owner).await?,
+            Transport::Kernel { number, device } => loop {
                 match vsock(*number, device).await {
-                    Err(error) if not_yet(&error) => tokio::time::sleep(AGAIN).await,
+                    Err(error) if is_starting(&error) => tokio::time::sleep(RETRY_INTERVAL).await,
                     connected => break Either::Right(connected.map_err(unavailable)?),
                 }
             },
         };
-        in_time(self.open(stream, purpose)).await
+        within_open_timeout(self.open(stream, purpose)).await
     }
 
     /// Connects to the agent's port.
     async fn connect(&self) -> Result<Connection> {
         match &self.way {
-            Way::Hybrid { socket, owner } => hybrid(socket, *owner).await,
-            Way::Kernel { number, device } => vsock(*number, device).await.map(Either::Right).map_err(unavailable),
+            Transport::Hybrid { socket, owner } => hybrid(socket, *owner).await,
+            Transport::Kernel { number, device } => vsock(*number, device).await.map(Either::Right).map_err(unavailable),
         }
     }
 
-    /// Says what the connection is for, and that it is ours.
+    /// Sends the connection's purpose and the secret.
     async fn open(&self, mut stream: Connection, purpose: Purpose) -> Result<Connection> {
         frame::write(&mut stream, &Opening { version: VERSION, purpose }).await.context(what)?;
         self.secret.say(&mut stream).await.context(what)?;
@@ -140,13 +143,14 @@ async fn hybrid(socket: &Path, owner: u32) -> Result<Connection> {
     Ok(Either::Left(stream))
 }
 
-/// Whether this is what is said of a guest that starts: that it has no driver for its device yet (Linux before 2026 waits for it),
-/// or, by the guest's own kernel, that nobody listens.
-fn not_yet(error: &std::io::Error) -> bool {
+/// Whether a connection failed because the guest is still starting. Either its vsock driver is not
+/// loaded (Linux before 2026 waits for it), or the guest's kernel says that nobody listens.
+fn is_starting(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::HostUnreachable | ErrorKind::ConnectionReset)
 }
 
-/// Connects to a guest that may be slow: the kernel gives a connection up after two seconds (`VSOCK_DEFAULT_CONNECT_TIMEOUT`).
+/// Connects to a guest that may be slow. The kernel gives up after two seconds
+/// (`VSOCK_DEFAULT_CONNECT_TIMEOUT`), so retry.
 async fn vsock(number: u32, device: &Weak<OwnedFd>) -> std::io::Result<VsockStream> {
     let Some(_kept) = device.upgrade() else { return Err(ErrorKind::ConnectionRefused.into()) };
     loop {
@@ -165,24 +169,24 @@ fn what() -> String {
     "cannot reach the agent in the guest".into()
 }
 
-async fn in_time(opened: impl Future<Output = Result<Connection>>) -> Result<Connection> {
-    match tokio::time::timeout(OPENED, opened).await {
+async fn within_open_timeout(opened: impl Future<Output = Result<Connection>>) -> Result<Connection> {
+    match tokio::time::timeout(OPEN_TIMEOUT, opened).await {
         Ok(opened) => opened,
-        Err(_) => Err(late(OPENED)),
+        Err(_) => Err(no_answer(OPEN_TIMEOUT)),
     }
 }
 
 /// The error of an agent that has not answered within `patience`.
-pub fn late(patience: Duration) -> Error {
+pub fn no_answer(patience: Duration) -> Error {
     Error::new(Code::Unavailable, format!("the agent in the guest has not answered within {patience:?}"))
 }
 
-/// `OK <port>` and a line feed, read byte by byte: what follows is the guest's.
+/// Reads `OK <port>` and a line feed, byte by byte, because the bytes after it belong to the guest.
 async fn greeting(stream: &mut UnixStream) -> Result<()> {
     let what = || "the vsock device has no connection to the agent in the guest".to_string();
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') {
-        if line.len() == LONGEST_GREETING {
+        if line.len() == MAX_GREETING {
             return Err(Error::new(Code::Unavailable, what()));
         }
         line.push(stream.read_u8().await.map_err(|error| Error::new(Code::Unavailable, format!("{}: {error}", what())))?);
@@ -190,7 +194,7 @@ async fn greeting(stream: &mut UnixStream) -> Result<()> {
     if line.starts_with(b"OK ") { Ok(()) } else { Err(Error::new(Code::Unavailable, what())) }
 }
 
-/// The agent of a guest that runs. Cheap to clone.
+/// The agent of a running guest. Cheap to clone.
 #[derive(Clone)]
 pub struct Guest {
     dialer: Dialer,
@@ -199,8 +203,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Connects for requests and for tasks, when the agent listens. Returns the guest, and the loop that carries its requests,
-    /// which ends with the connection.
+    /// Connects for requests and for tasks, once the agent listens. Returns the guest, and the loop
+    /// that sends its requests. The loop ends with the connection.
     ///
     /// # Errors
     /// As [`Dialer::dial`].
@@ -208,13 +212,13 @@ impl Guest {
         let control = dialer.dial_first(Purpose::Control).await?;
         let tasks = GuestTasks::new(dialer.dial(Purpose::Tasks).await?);
         let (requests, asked) = mpsc::channel(QUEUE);
-        Ok((Self { dialer, requests, tasks }, carry(control, asked)))
+        Ok((Self { dialer, requests, tasks }, serve_requests(control, asked)))
     }
 
-    /// Has the agent do something, within `patience`.
+    /// Sends a request, and waits for the answer, at most for `patience`.
     ///
     /// # Errors
-    /// What the agent says; `Unavailable` where it does not answer.
+    /// The agent's error; `Unavailable` if it does not answer.
     pub async fn ask(&self, request: Request, patience: Duration) -> Result<()> {
         let gone = || Error::new(Code::Unavailable, "the agent in the guest is gone");
         let (answer, answered) = oneshot::channel();
@@ -224,15 +228,16 @@ impl Guest {
         };
         match tokio::time::timeout(patience, asked).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(late(patience)),
+            Err(_) => Err(no_answer(patience)),
         }
     }
 
-    /// Has the agent do something that may take long, and that nothing else is to wait for: on a connection of its own.
+    /// Sends a request that may take long on a connection of its own, so that no other request
+    /// waits for it.
     ///
     /// # Errors
     /// As [`Guest::ask`].
-    pub async fn ask_apart(&self, request: &Request, patience: Duration) -> Result<()> {
+    pub async fn ask_on_new_connection(&self, request: &Request, patience: Duration) -> Result<()> {
         let asked = async {
             let mut control = self.dialer.dial(Purpose::Control).await?;
             frame::write(&mut control, request).await.context(what)?;
@@ -241,7 +246,7 @@ impl Guest {
                 Answer::Failed(line) => Err(answers::error(&Error::from_line(&line))),
             }
         };
-        tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(late(patience)))
+        tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(no_answer(patience)))
     }
 
     /// The Task API in the guest.
@@ -249,7 +254,7 @@ impl Guest {
         &self.tasks
     }
 
-    /// A further connection.
+    /// Opens another connection.
     ///
     /// # Errors
     /// As [`Dialer::dial`].
@@ -258,18 +263,19 @@ impl Guest {
     }
 }
 
-/// Asks an agent whether it lives, on a connection for requests that nothing else uses, and tells it the time. Not cancel-safe.
+/// Pings an agent, on a request connection that nothing else uses, and tells it the time. Not
+/// cancel-safe.
 ///
 /// # Errors
-/// Where the connection fails.
+/// If the connection fails.
 pub async fn ping(control: &mut Connection) -> std::io::Result<()> {
     frame::write(control, &Request::Ping { now: now() }).await?;
-    // Whatever it answers, it lives.
+    // Any answer shows that it lives.
     frame::read::<Answer>(control, frame::FROM_GUEST).await.map(drop)
 }
 
-/// Carries requests one after the other, whether or not whoever asked still waits.
-async fn carry(mut control: Connection, mut asked: mpsc::Receiver<(Request, oneshot::Sender<Result<()>>)>) {
+/// Sends requests one after the other, even if the caller no longer waits.
+async fn serve_requests(mut control: Connection, mut asked: mpsc::Receiver<(Request, oneshot::Sender<Result<()>>)>) {
     while let Some((request, answer)) = asked.recv().await {
         let answered = async {
             frame::write(&mut control, &request).await?;
@@ -284,7 +290,7 @@ async fn carry(mut control: Connection, mut asked: mpsc::Receiver<(Request, ones
     }
 }
 
-/// The time now, as the agent is told it: nanoseconds since the epoch.
+/// The current time for the agent: nanoseconds since the epoch.
 pub fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Volumes in memory: an emptyDir with `medium: Memory` is the guest's, so that it costs no way through the share and counts
-//! against the pod's own memory. So is one with `medium: HugePages`: the host's huge pages are not the guest's.
+//! Volumes in memory. An emptyDir with `medium: Memory` is in the guest's memory: that avoids the
+//! way through the share, and counts against the pod's own memory. So is an emptyDir with `medium:
+//! HugePages`, because the guest cannot use the host's huge pages.
 
 use magnetar_vm_agent_api::Memory;
 use serde_json::Value;
@@ -9,28 +10,29 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// The folder in which the kubelet has a pod's emptyDirs.
+/// The kubelet's folder for a pod's emptyDirs.
 const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
 
 /// `TMPFS_MAGIC` of linux/magic.h.
 const TMPFS: i64 = 0x0102_1994;
 
-/// `HUGETLBFS_MAGIC`, there too.
+/// `HUGETLBFS_MAGIC` of linux/magic.h.
 const HUGETLBFS: i64 = 0x9584_58f6;
 
-/// Those of a pod, by the host's directories that stand for them. Containers that mount the same one share it.
+/// A pod's volumes in memory, by the host's directory of each. Containers that mount the same
+/// directory share the volume.
 #[derive(Debug, Default)]
-pub struct Volumes(Mutex<BTreeMap<PathBuf, u32>>);
+pub struct MemoryVolumes(Mutex<BTreeMap<PathBuf, u32>>);
 
-impl Volumes {
-    /// Those that a specification mounts, with the directory of each.
+impl MemoryVolumes {
+    /// The volumes that a specification mounts, with their directories on the host.
     pub fn used_by(&self, spec: &Value) -> Vec<(PathBuf, Memory)> {
         let mounts = spec.get("mounts").and_then(Value::as_array).into_iter().flatten();
         let sources = mounts.filter_map(|mount| mount["source"].as_str()).map(PathBuf::from);
         sources.filter_map(|source| self.volume(&source).map(|memory| (source, memory))).collect()
     }
 
-    /// The number of the one that `source` stands for.
+    /// The number of the volume for the directory `source`.
     pub fn number(used: &[(PathBuf, Memory)], source: &Path) -> Option<u32> {
         used.iter().find(|(directory, _)| directory == source).map(|(_, memory)| memory.name)
     }
@@ -57,7 +59,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn only_a_tmpfs_of_the_kubelet_is_one() {
+    fn only_the_kubelets_tmpfs_is_a_memory_volume() {
         let disk = tempfile::tempdir_in("/var/tmp").unwrap();
         let memory = tempfile::tempdir_in("/dev/shm").unwrap();
         let make = |at: &Path| {
@@ -67,10 +69,10 @@ mod tests {
         };
         let (on_disk, in_memory) = (make(disk.path()), make(memory.path()));
         let spec = json!({"mounts": [{"source": on_disk}, {"source": in_memory}, {"source": memory.path()}, {"source": "proc"}]});
-        let volumes = Volumes::default();
+        let volumes = MemoryVolumes::default();
         let used = volumes.used_by(&spec);
         assert_eq!(used.iter().map(|(source, memory)| (source, memory.name)).collect::<Vec<_>>(), [(&in_memory, 0)]);
-        assert_eq!(Volumes::number(&volumes.used_by(&spec), &in_memory), Some(0), "the same the second time");
-        assert_eq!(Volumes::number(&used, &on_disk), None);
+        assert_eq!(MemoryVolumes::number(&volumes.used_by(&spec), &in_memory), Some(0), "the same the second time");
+        assert_eq!(MemoryVolumes::number(&used, &on_disk), None);
     }
 }

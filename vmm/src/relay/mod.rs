@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The containers of a pod that is a virtual machine: what containerd asks is asked of the agent in the guest, which has them.
+//! The containers of a pod in a virtual machine. The agent in the guest has them; requests of
+//! containerd are passed on to it.
 //!
-//! The host's part is files, streams and book-keeping. State and Wait are answered from the book, so a guest that hangs delays
-//! neither; the rest ends with the guest's answer or with the machine.
+//! The host keeps files, streams and records. It answers State and Wait from its records, so a
+//! guest that hangs does not delay them. All other calls end with the guest's answer or with the
+//! machine.
 
 mod container;
 mod containers;
@@ -16,7 +18,7 @@ pub mod translate;
 use crate::host::share::Share;
 use crate::hypervisor::connection::Connection;
 use container::Container;
-use create::ASKED;
+use create::REQUEST_TIMEOUT;
 use guest::{Failure, Guest, TaskAnswer};
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::events::Events;
@@ -26,9 +28,9 @@ use magnetar_core::reaper::Reaper;
 use magnetar_core::record::PodDir;
 use magnetar_core::sandbox_files::SandboxFiles;
 use magnetar_core::server::Parts;
-use magnetar_core::task::gate::{Gate, MADE};
+use magnetar_core::task::gate::{CREATE_TIMEOUT, Gate};
 use magnetar_core::task::registry::Registry;
-use memory::Volumes;
+use memory::MemoryVolumes;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -36,12 +38,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-/// Between the moment when a connection to the guest breaks and the one when the machine is known to have ended: a machine
-/// that is switched off takes some seconds.
-const ENDED: Duration = Duration::from_secs(10);
+/// How long to wait, after a connection to the guest broke, until the machine's end is known. A
+/// machine that switches itself off takes some seconds.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the last output of a container without a pod may take to be read, before its machine is switched off.
-const OUTPUTS: Duration = Duration::from_secs(10);
+/// How long the last output of a container without a pod may stay unread before its machine is
+/// switched off.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The containers of one pod. Cheap to clone.
 #[derive(Clone)]
@@ -53,42 +56,42 @@ struct Shared {
     events: Events,
     idle: Idle,
     tasks: TaskTracker,
-    /// The pod's /dev/shm, as the specifications of containers have it.
+    /// The pod's /dev/shm on the host, as containers' specifications name it.
     shm: PathBuf,
     files: OnceLock<SandboxFiles>,
     running: OnceLock<Running>,
-    /// Set where the one container has no pod: its machine is started with it, and not before.
+    /// Set if the only container has no pod. Its machine is started with the container, not before.
     is_single: OnceLock<()>,
-    memory: Volumes,
-    /// What passes on outputs that the guest may still write.
+    memory: MemoryVolumes,
+    /// The tasks that copy the guest's output.
     outputs: TaskTracker,
     gate: Gate,
     containers: Registry<ContainerId, Container>,
 }
 
-/// A machine that runs.
+/// A running machine.
 pub struct Running {
     /// Its agent.
     pub guest: Guest,
-    /// What it sees of the host's files.
+    /// The host's files that it sees.
     pub share: Share,
     /// Its hypervisor.
     pub hypervisor: Connection,
-    /// The process that it is on the host.
+    /// The hypervisor's process id.
     pub pid: u32,
-    /// Why it has ended, once it has.
+    /// Why it has ended; `None` while it runs.
     pub death: watch::Receiver<Option<Arc<str>>>,
-    /// Ends it, for a reason.
+    /// Ends it with a reason.
     pub condemn: mpsc::Sender<String>,
 }
 
 impl Running {
-    /// Why it has ended, once it has.
+    /// Why it has ended; `None` while it runs.
     pub fn death(&self) -> Option<Arc<str>> {
         self.death.borrow().clone()
     }
 
-    /// Waits for the machine's end. Cancel-safe.
+    /// Waits for the machine's end, and returns it as an error. Cancel-safe.
     async fn ended(&self) -> Error {
         let mut death = self.death.clone();
         let reason = death.wait_for(Option::is_some).await;
@@ -96,17 +99,18 @@ impl Running {
         Error::new(Code::Unavailable, format!("the pod's virtual machine has ended: {reason}"))
     }
 
-    /// Why a connection to the guest has broken: the machine's end, which is known a moment later, or just `error`.
+    /// Explains a broken connection to the guest: by the machine's end, if that becomes known soon,
+    /// otherwise by `error`.
     async fn broken(&self, error: Error) -> Error {
-        tokio::time::timeout(ENDED, self.ended()).await.unwrap_or(error)
+        tokio::time::timeout(END_TIMEOUT, self.ended()).await.unwrap_or(error)
     }
 
-    /// What a call to the guest brings that needs no waiting there.
+    /// Runs a call to the guest that needs no waiting there.
     async fn answered<T>(&self, call: impl Future<Output = TaskAnswer<T>>) -> Result<T> {
-        tokio::time::timeout(ASKED, self.call(call)).await.unwrap_or_else(|_| Err(guest::late(ASKED)))
+        tokio::time::timeout(REQUEST_TIMEOUT, self.call(call)).await.unwrap_or_else(|_| Err(guest::no_answer(REQUEST_TIMEOUT)))
     }
 
-    /// What a call to the guest brings, or the machine's end.
+    /// Runs a call to the guest, until the machine ends.
     async fn call<T>(&self, call: impl Future<Output = TaskAnswer<T>>) -> Result<T> {
         let outcome = tokio::select! {
             biased;
@@ -119,7 +123,7 @@ impl Running {
             Err(Failure::Broken(error)) => {
                 let error = self.broken(error).await;
                 if self.death().is_none() {
-                    // Nothing can be asked of it any more. It fails where another reason was sooner.
+                    // No further call can succeed. Sending fails if another reason came first.
                     let _sooner = self.condemn.try_send(format!("the connection to the agent in the guest is broken: {error}"));
                 }
                 Err(error)
@@ -129,22 +133,24 @@ impl Running {
 }
 
 impl Relay {
-    /// The containers of `pod`, whose machine does not run yet. `shm` is what they mount as /dev/shm.
+    /// The containers of `pod`, whose machine does not run yet. Their specifications name `shm` as
+    /// the source of /dev/shm.
     pub fn new(pod: PodDir, shm: PathBuf, parts: &Parts) -> Self {
         let Parts { reaper, events, idle, tasks } = parts.clone();
         let (files, running, memory, containers) =
-            (OnceLock::new(), OnceLock::new(), Volumes::default(), Registry::new("container", "this pod"));
+            (OnceLock::new(), OnceLock::new(), MemoryVolumes::default(), Registry::new("container", "this pod"));
         let (gate, is_single, outputs) = (Gate::new(), OnceLock::new(), TaskTracker::new());
         Self(Arc::new(Shared { pod, reaper, events, idle, tasks, shm, files, running, is_single, memory, outputs, gate, containers }))
     }
 
-    /// Sees to it that every container finds these files.
+    /// Publishes these files again before each container is made.
     pub fn keep_published(&self, files: SandboxFiles) {
         let _the_first_counts = self.0.files.set(files);
     }
 
-    /// The one container has no pod. It can be created before the machine runs, and is made when it is started.
-    pub fn is_for_a_single_container(&self) {
+    /// Marks the pod's only container as one without a pod: it can be created before the machine
+    /// runs, and is made when it is started.
+    pub fn set_single(&self) {
         let _the_first_counts = self.0.is_single.set(());
     }
 
@@ -152,14 +158,14 @@ impl Relay {
         self.0.is_single.get().is_some()
     }
 
-    /// The machine runs.
+    /// Notes the running machine.
     pub fn runs(&self, running: Running) {
         let _the_first_counts = self.0.running.set(running);
     }
 
-    /// Lets no more containers be made, and waits for those that are being made.
+    /// Refuses to make more containers, and waits for those in progress.
     pub async fn close(&self) {
-        if !self.0.gate.close(MADE).await {
+        if !self.0.gate.close(CREATE_TIMEOUT).await {
             warn!("a container is still being made in a pod that is being stopped");
         }
     }

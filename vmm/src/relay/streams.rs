@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A process's streams between containerd's FIFOs and the guest: a connection and a task for each.
+//! Copies a process's streams between containerd's FIFOs and the guest, with a connection and a
+//! task for each.
 //!
-//! An output ends when the guest has said its end, after the last byte, so nothing is lost however quickly a process ends.
-//! An input ends with CloseIO, once containerd has closed its end too, or with the process.
+//! An output ends when the guest reports its end, after the last byte. So nothing is lost, however
+//! quickly a process ends. An input ends with CloseIO, once containerd has closed its end too, or
+//! with the process.
 
 use crate::relay::guest::{Connection, Guest};
 use magnetar_core::error::{Context, Error, Result};
@@ -27,14 +29,15 @@ use tracing::debug;
 /// The streams of one process.
 #[derive(Debug, Default)]
 pub struct Streams {
-    /// Keeps the input open while nobody writes.
+    /// Keeps the input open while it has no writer.
     input: Mutex<Option<OwnedFd>>,
     ended: CancellationToken,
 }
 
-/// The names of a process's streams in the guest, as the Task API there is told; an empty one is none.
+/// The names of a process's streams in the guest, for the Task API there. An empty name means no
+/// stream.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Paths {
+pub struct StreamPaths {
     /// Standard input.
     pub stdin: String,
     /// Standard output.
@@ -43,7 +46,7 @@ pub struct Paths {
     pub stderr: String,
 }
 
-/// Where an output goes on the host.
+/// An output's destination on the host.
 enum Sink {
     /// A FIFO, with a reader that keeps it open while containerd is away.
     Fifo(pipe::Sender, pipe::Receiver),
@@ -54,12 +57,13 @@ enum Sink {
 }
 
 impl Streams {
-    /// Opens a process's streams, on both sides (`logs` are those of its logging program), and begins to carry them: the input in a task of `tasks`, each output in one of
-    /// `outputs`, which ends when all of it was passed on. To be called before the process
-    /// is made. Returns the streams, and how the guest knows them.
+    /// Opens a process's streams on both sides and starts to copy them. `logs` are the pipes of its
+    /// logging program. The input is copied in a task of `tasks`, each output in a task of
+    /// `outputs`, which ends after the last byte. Call it before the process is made. Returns the
+    /// streams, and their names in the guest.
     ///
     /// # Errors
-    /// Where a FIFO cannot be opened, nobody reads it, or the guest refuses.
+    /// If a FIFO cannot be opened, no reader opens it, or the guest refuses.
     pub async fn open(
         guest: &Guest,
         container: &ContainerId,
@@ -68,9 +72,9 @@ impl Streams {
         tasks: &TaskTracker,
         outputs: &TaskTracker,
         logs: Option<LogPipes>,
-    ) -> Result<(Self, Paths)> {
+    ) -> Result<(Self, StreamPaths)> {
         let streams = Self::default();
-        let mut paths = Paths::default();
+        let mut paths = StreamPaths::default();
         let name = |kind| StreamName { container: container.to_string(), exec: exec.map(ExecId::to_string), kind };
         if let Some(path) = &stdio.stdin {
             let what = || format!("cannot open the stream {}", path.display());
@@ -110,12 +114,12 @@ impl Streams {
         Ok((streams, paths))
     }
 
-    /// Lets the input end once containerd has closed its end.
+    /// Ends the input once containerd has closed its end.
     pub fn close_input(&self) {
         drop(self.input.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
-    /// The process has ended: it takes no input any more. Its outputs end by themselves.
+    /// Stops the input, because the process has ended. Outputs end by themselves.
     pub fn process_ended(&self) {
         self.close_input();
         self.ended.cancel();
@@ -158,7 +162,7 @@ impl Sink {
     }
 }
 
-/// A file, which is always ready: writing to it takes as long as it takes.
+/// A file is always ready; a write to it blocks until it is done.
 struct Blocking(File);
 
 impl AsyncWrite for Blocking {

@@ -1,46 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A container's specification for the host, as one for the guest. Nothing but a function: what it needs to know of the host
-//! it is told, and what is to be done there it returns.
+//! Translates a container's specification for the host into one for the guest. A pure function: the
+//! caller provides what it must know of the host, and it returns what must be done there.
 //!
-//! - Root and volumes are in the share. /dev/shm is the guest's. An emptyDir in memory is in the guest's memory.
-//! - Namespaces of the pod are those of the guest itself; those of the container are made there.
-//! - A block device that the container was given becomes a disk of the machine. It keeps the host's numbers here, for which the
-//!   agent puts those that its kernel has given the disk.
-//! - The host's other devices, processors, labels and hooks mean nothing there. What the container would miss is refused;
-//!   what only restricts it on the host (AppArmor, SELinux, CPU sets) is left out.
+//! - Root filesystem and volumes are in the share. /dev/shm is the guest's. An emptyDir in memory is
+//!   in the guest's memory.
+//! - The pod's namespaces are the guest's own; the container's are made in the guest.
+//! - A block device of the container becomes a disk of the machine. It keeps the host's numbers here.
+//!   The agent replaces them with the numbers that its kernel gives the disk.
+//! - The host's other devices, processors, labels and hooks mean nothing in the guest. What the
+//!   container would miss is refused. What only restricts it on the host (AppArmor, SELinux, CPU sets)
+//!   is left out.
 
-use crate::host::block::Numbers;
+use crate::host::block::DeviceNumbers;
 use crate::host::huge_pages;
 use crate::host::share::{ROOTFS, Volume};
-use crate::hypervisor::connection::Wanted;
+use crate::hypervisor::connection::WantedDisk;
 use magnetar_core::error::{Error, Result};
 use magnetar_core::ids::ContainerId;
 use magnetar_vm_agent_api as api;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
-/// What there is to know of the pod.
+/// What the translation must know of the pod.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// The process whose PID namespace on the host stands for the pod's.
     pub sandbox_pid: u32,
     /// The pod's /dev/shm on the host.
     pub shm: &'a Path,
-    /// The number of the volume in memory that a directory of the host stands for, if it does.
+    /// The number of the volume in memory for a directory of the host; `None` if it is no such
+    /// volume.
     pub memory: &'a (dyn Fn(&Path) -> Option<u32> + Sync),
-    /// Whether the container has no pod. Its hooks and sysctls are the sandbox's then.
+    /// Whether the container has no pod. The sandbox then handles its hooks and sysctls.
     pub is_single: bool,
 }
 
-/// What comes of it.
+/// The result of the translation.
 #[derive(Debug)]
 pub struct Translated {
-    /// For the guest.
+    /// The specification for the guest.
     pub spec: Value,
-    /// What the guest must be shown.
+    /// The volumes to mount into the share.
     pub volumes: Vec<Volume>,
-    /// What must be attached: no device twice.
-    pub disks: Vec<Wanted>,
+    /// The disks to attach, each device once.
+    pub disks: Vec<WantedDisk>,
     /// How many huge pages it may use.
     pub huge_pages: u32,
     /// Whether it joins the pod's PID namespace.
@@ -48,12 +51,13 @@ pub struct Translated {
 }
 
 /// Devices that are the same in every kernel, by their numbers (Documentation/admin-guide/devices.txt in the kernel).
-const EVERYWHERE: [(i64, i64); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 229)];
+const SAME_IN_EVERY_KERNEL: [(i64, i64); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 229)];
 
-/// Translates.
+/// Translates a specification.
 ///
 /// # Errors
-/// `Unimplemented` for what a container in a virtual machine cannot have, `InvalidArgument` for what is no specification.
+/// `Unimplemented` for what a container in a virtual machine cannot have, `InvalidArgument` for an
+/// invalid specification.
 pub fn translate(mut spec: Value, container: &ContainerId, context: &Context<'_>) -> Result<Translated> {
     let Some(object) = spec.as_object_mut() else { return Err(Error::invalid("the specification is not a JSON object")) };
     if context.is_single {
@@ -65,7 +69,7 @@ pub fn translate(mut spec: Value, container: &ContainerId, context: &Context<'_>
     let Some(root) = root.as_object_mut() else { return Err(Error::invalid("root of the specification is not an object")) };
     root.insert("path".into(), format!("{share}/{ROOTFS}").into());
     let volumes = mounts(object, &share, context)?;
-    // The guest has the pod's name, and no namespace for a container's own.
+    // The guest has the pod's hostname. Containers have no UTS namespace of their own.
     object.remove("hostname");
     object.remove("domainname");
     if let Some(process) = object.get_mut("process") {
@@ -94,8 +98,8 @@ pub fn translate(mut spec: Value, container: &ContainerId, context: &Context<'_>
     Ok(Translated { spec, volumes, disks, huge_pages, shared_pid })
 }
 
-/// Limits for the guest: without what names the host's processors, memory nodes and devices, and sizes of huge pages that only the
-/// host has.
+/// Adapts limits for the guest. Removes those for the host's processors, memory nodes and devices,
+/// and those for huge page sizes that only the host has.
 pub fn resources(limits: &mut Value) {
     if let Some(cpu) = limits.get_mut("cpu").and_then(Value::as_object_mut) {
         for of_the_host in ["cpus", "mems", "realtimeRuntime", "realtimePeriod"] {
@@ -106,9 +110,9 @@ pub fn resources(limits: &mut Value) {
         for of_the_host in ["blockIO", "rdma", "network"] {
             limits.remove(of_the_host);
         }
-        // There is nothing to be limited, and no file to write a limit to.
+        // The guest has no such pages, and no file for their limit.
         if let Some(huge) = limits.get_mut("hugepageLimits").and_then(Value::as_array_mut) {
-            huge.retain(|limit| limit["pageSize"].as_str().is_some_and(huge_pages::is_guests));
+            huge.retain(|limit| limit["pageSize"].as_str().is_some_and(huge_pages::guest_has));
         }
     }
 }
@@ -127,8 +131,9 @@ fn mounts(object: &mut Map<String, Value>, share: &str, context: &Context<'_>) -
     let mut volumes = Vec::new();
     for mount in object.get_mut("mounts").and_then(Value::as_array_mut).into_iter().flatten() {
         if mount["destination"] == "/dev/shm" && mount["type"] == "tmpfs" {
-            // containerd leaves a container the one of its default specification where it finds none of the pod's on the host.
-            // As in other pods, where the container has a part of the pod's: programs may be mapped from it.
+            // If containerd finds no /dev/shm of the pod on the host, it keeps the mount of its
+            // default specification. Replace it by the pod's, mounted as in other pods: programs
+            // may be mapped from it.
             let options = ["bind", "rw", "rprivate"];
             *mount = json!({"destination": "/dev/shm", "type": "bind", "source": api::SHM, "options": options});
             continue;
@@ -167,7 +172,8 @@ fn mounts(object: &mut Map<String, Value>, share: &str, context: &Context<'_>) -
             volumes.push(Volume { name, source, read_only, recursive, follows_host });
             inside.into()
         };
-        // What is mounted on the host may appear through the share; within the guest nothing is to spread.
+        // Later mounts of the host may appear through the share, but mounts must not propagate
+        // within the guest.
         if let Some(options) = mount["options"].as_array_mut() {
             options.retain(|option| !matches!(option.as_str(), Some("rslave" | "slave" | "rprivate" | "private")));
             options.push("rprivate".into());
@@ -176,7 +182,7 @@ fn mounts(object: &mut Map<String, Value>, share: &str, context: &Context<'_>) -
     Ok(volumes)
 }
 
-/// Says whether the pod's PID namespace is one of them.
+/// Replaces the namespaces. Returns whether the container shares the pod's PID namespace.
 fn namespaces(linux: &mut Map<String, Value>, context: &Context<'_>) -> Result<bool> {
     let mut inside = vec![json!({"type": "mount"}), json!({"type": "cgroup"})];
     let mut shared_pid = false;
@@ -191,7 +197,7 @@ fn namespaces(linux: &mut Map<String, Value>, context: &Context<'_>) -> Result<b
             }
             "pid" => {
                 return Err(Error::unimplemented(
-                    "the container is to share the process ids of another one: in a virtual machine only a whole pod can share them",
+                    "the container asks to share the process ids of another one: in a virtual machine only a whole pod can share them",
                 ));
             }
             "user" => {
@@ -199,28 +205,29 @@ fn namespaces(linux: &mut Map<String, Value>, context: &Context<'_>) -> Result<b
                     "a pod in a virtual machine has no user namespace on the host: leave out hostUsers: false",
                 ));
             }
-            // The guest's own are the pod's.
+            // The guest's own namespaces are the pod's.
             "network" | "ipc" | "uts" | "mount" | "cgroup" | "time" => {}
             other => return Err(Error::unimplemented(format!("the specification has a namespace of the type {other:?}"))),
         }
     }
     if !asked.iter().any(|namespace| namespace["type"] == "pid") {
-        return Err(Error::unimplemented("the container is to have the host's process ids, which a virtual machine keeps it from"));
+        return Err(Error::unimplemented("the container asks for the host's process ids, which a virtual machine cannot give it"));
     }
     linux.insert("namespaces".into(), inside.into());
     Ok(shared_pid)
 }
 
-/// Returns those that are to be disks: block devices that a rule allows by their numbers. Without such a rule a device is one
-/// of the many that containerd gives to a privileged container, of which it knows no more than that the host has them.
-fn devices(linux: &mut Map<String, Value>) -> Result<Vec<Wanted>> {
+/// Returns the block devices that become disks: those that a rule allows by their numbers. A device
+/// without such a rule is one of the many that containerd gives a privileged container, only
+/// because the host has them.
+fn devices(linux: &mut Map<String, Value>) -> Result<Vec<WantedDisk>> {
     let none = Vec::new();
     let rules = linux.get("resources").and_then(|resources| resources["devices"].as_array()).unwrap_or(&none);
-    let mut disks = Vec::<Wanted>::new();
+    let mut disks = Vec::<WantedDisk>::new();
     for device in linux.get("devices").and_then(Value::as_array).into_iter().flatten() {
         let numbers = (device["major"].as_i64().unwrap_or(-1), device["minor"].as_i64().unwrap_or(-1));
         let is_block = device["type"] == "b";
-        if !is_block && EVERYWHERE.contains(&numbers) {
+        if !is_block && SAME_IN_EVERY_KERNEL.contains(&numbers) {
             continue;
         }
         let path = device["path"].as_str().unwrap_or_default();
@@ -233,13 +240,14 @@ fn devices(linux: &mut Map<String, Value>) -> Result<Vec<Wanted>> {
             )));
         }
         let number = |number: i64| u32::try_from(number).map_err(|_| Error::invalid(format!("{number} is no number of a device: {path}")));
-        let device = Numbers { major: number(numbers.0)?, minor: number(numbers.1)? };
+        let device = DeviceNumbers { major: number(numbers.0)?, minor: number(numbers.1)? };
         let read_only = !allowing.any(|rule| rule["access"].as_str().is_none_or(|access| access.contains('w')));
         if !disks.iter().any(|disk| disk.device == device) {
-            disks.push(Wanted { device, read_only });
+            disks.push(WantedDisk { device, read_only });
         }
     }
-    // The guest's kernel may have given the same numbers to a disk of another container.
+    // In the guest, the same numbers may belong to another container's disk, so drop the other
+    // rules.
     let rules = linux.get_mut("resources").and_then(|resources| resources.get_mut("devices")).and_then(Value::as_array_mut);
     if let Some(rules) = rules {
         let wanted = |rule: &Value| disks.iter().any(|disk| allows(rule, (disk.device.major.into(), disk.device.minor.into())));
@@ -253,7 +261,7 @@ fn huge_pages(linux: &Map<String, Value>) -> Result<u32> {
     huge_pages::pages(limits.into_iter().flatten().filter_map(|limit| Some((limit["pageSize"].as_str()?, limit["limit"].as_u64()?))))
 }
 
-/// Whether a rule allows this block device, and no other.
+/// Whether a rule allows exactly this block device.
 fn allows(rule: &Value, (major, minor): (i64, i64)) -> bool {
     rule["allow"] == true && rule["type"] == "b" && rule["major"] == major && rule["minor"] == minor
 }

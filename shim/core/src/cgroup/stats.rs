@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a cgroup uses, in the two messages that containerd and its CRI plugin understand.
+//! A cgroup's resource usage, in the two messages that containerd and its CRI plugin understand.
 //!
-//! `io.containerd.cgroups.v1.Metrics` and `io.containerd.cgroups.v2.Metrics` are published in containerd/cgroups; their fields
-//! are filled as that library fills them, units and all. A file that is not there, because its
-//! controller is not, leaves its message out. The files are described in the kernel's documentation: admin-guide/cgroup-v1 and -v2.
+//! containerd/cgroups defines `io.containerd.cgroups.v1.Metrics` and
+//! `io.containerd.cgroups.v2.Metrics`. Fields and units are filled as that library does it. If a
+//! controller and so its file is missing, its part of the message is left out. The kernel's
+//! documentation describes the files: admin-guide/cgroup-v1 and -v2.
 
 mod v1;
 mod v2;
@@ -13,16 +14,16 @@ use crate::error::{Error, Result};
 use containerd_shim_protos::protobuf::Message;
 use std::path::Path;
 
-/// What something uses, in one of the two messages.
+/// Resource usage, as one of the two messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metrics {
-    /// Which of them.
+    /// The message's version.
     pub version: Version,
     /// The message, encoded.
     pub encoded: Vec<u8>,
 }
 
-/// The messages, by the cgroup version whose counters they have.
+/// The cgroup versions that have a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
     /// `io.containerd.cgroups.v1.Metrics`.
@@ -32,7 +33,7 @@ pub enum Version {
 }
 
 impl Version {
-    /// The message's full name, by which containerd decodes it.
+    /// The message's full name, which containerd decodes it by.
     pub fn type_url(self) -> &'static str {
         match self {
             Self::V1 => "io.containerd.cgroups.v1.Metrics",
@@ -41,7 +42,7 @@ impl Version {
     }
 }
 
-/// The cgroup's use of everything, as of now.
+/// The cgroup's current resource usage.
 ///
 /// # Errors
 ///
@@ -58,7 +59,8 @@ pub fn metrics(cgroup: &Cgroup) -> Result<Metrics> {
     Ok(Metrics { version, encoded })
 }
 
-/// A whole file; `None` if it is not there or the kernel does not want to say (pressure, where that is switched off).
+/// A file's content. `None` if it does not exist or the kernel refuses, as for pressure that is
+/// switched off.
 fn read(dir: &Path, file: &str) -> Option<String> {
     std::fs::read_to_string(dir.join(file)).ok()
 }
@@ -68,7 +70,8 @@ fn read_number(dir: &Path, file: &str) -> Option<u64> {
     number(read(dir, file)?.trim())
 }
 
-/// `max` is the largest number there is, and a negative one is 0: some counters pass below it for a moment.
+/// Parses a number. `max` is the largest number. A negative number is 0, because some counters are
+/// negative for a moment.
 fn number(text: &str) -> Option<u64> {
     match text.parse() {
         Ok(number) => Some(number),
@@ -85,7 +88,7 @@ pub(super) fn pairs(text: &str) -> impl Iterator<Item = (&str, u64)> {
     })
 }
 
-/// `8:16` as a device's major and minor number.
+/// Parses a device's major and minor number, such as `8:16`.
 fn device_numbers(text: &str) -> Option<(u64, u64)> {
     let (major, minor) = text.split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
@@ -99,7 +102,7 @@ fn huge_page_sizes() -> Vec<String> {
     sizes
 }
 
-/// From the name of a directory in /sys/kernel/mm/hugepages: `hugepages-2048kB`.
+/// The size from the name of a directory in /sys/kernel/mm/hugepages, such as `hugepages-2048kB`.
 fn huge_page_size(name: &str) -> Option<String> {
     let kilobytes: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
     Some(match kilobytes {
@@ -135,7 +138,7 @@ mod tests {
     use containerd_shim_protos::cgroups_v2::metrics::Metrics as V2;
 
     #[test]
-    fn numbers() {
+    fn numbers_pairs_and_devices_are_parsed() {
         assert_eq!([number("7"), number("max"), number("-3"), number("x"), number("")], [Some(7), Some(u64::MAX), Some(0), None, None]);
         assert_eq!(pairs("a 1\nbroken\nb max\nc x\n").collect::<Vec<_>>(), [("a", 1), ("b", u64::MAX)]);
         assert_eq!(device_numbers("259:3"), Some((259, 3)));
@@ -149,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn rdma_lines() {
+    fn rdma_lines_are_parsed() {
         let text = "mlx4_0 hca_handle=2 hca_object=2000\nocrdma1 hca_handle=3 hca_object=max\n";
         assert_eq!(rdma(text).collect::<Vec<_>>(), [("mlx4_0", 2, 2000), ("ocrdma1", 3, u32::MAX)]);
     }
@@ -176,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_exist_has_no_metrics() {
+    fn metrics_of_a_missing_cgroup_are_not_found() {
         let error = metrics(&Cgroup::at("/magnetar-test-nowhere").unwrap()).unwrap_err();
         assert_eq!(error.code(), crate::error::Code::NotFound);
     }

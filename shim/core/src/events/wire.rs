@@ -21,7 +21,7 @@ pub fn topic(event: &Event) -> &'static str {
     names(event).0
 }
 
-/// The request that tells of an event; none, with a word in the log, for one that cannot be encoded.
+/// The request that sends an event. If the event cannot be encoded, logs that and returns `None`.
 pub fn request(namespace: &Namespace, at: SystemTime, event: &Event) -> Option<ForwardRequest> {
     let (topic, type_url) = names(event);
     let value = match encode(event) {
@@ -43,7 +43,7 @@ pub fn request(namespace: &Namespace, at: SystemTime, event: &Event) -> Option<F
     })
 }
 
-/// An event's topic, and the full name of its message, by which the receiver finds its type.
+/// An event's topic, and the full name of its message, which the receiver decodes it by.
 fn names(event: &Event) -> (&'static str, &'static str) {
     match event {
         Event::Created { .. } => ("/tasks/create", "containerd.events.TaskCreate"),
@@ -58,8 +58,8 @@ fn names(event: &Event) -> (&'static str, &'static str) {
     }
 }
 
-/// Each message is encoded by its own type: through `dyn` the library would load the descriptors of all files, 400 KiB of them, to know
-/// a name for an error that cannot happen.
+/// Encodes each message through its own type. Through `dyn`, the library would load the descriptors
+/// of all files (400 KiB) to name a type in an error that cannot happen.
 fn encode(event: &Event) -> Result<Vec<u8>> {
     let rest = Default::default;
     match event {
@@ -88,7 +88,7 @@ fn encode(event: &Event) -> Result<Vec<u8>> {
         }
         Event::Exited { container, exec, pid, exit } => message::TaskExit {
             container_id: container.to_string(),
-            // An init has its container's name.
+            // For an init, the id is the container's name.
             id: exec.as_ref().map_or(container.as_str(), ExecId::as_str).into(),
             pid: *pid,
             exit_status: exit.code,
@@ -129,7 +129,7 @@ mod tests {
     use crate::reaper::Exit;
 
     #[test]
-    fn an_inits_exit_has_the_containers_name_and_an_execs_its_own() {
+    fn exit_events_name_the_container_for_init_and_the_exec_otherwise() {
         let container = ContainerId::parse("c").unwrap();
         for (exec, id) in [(None, "c"), (Some(ExecId::parse("e").unwrap()), "e")] {
             let event = Event::Exited { container: container.clone(), exec, pid: 7, exit: Exit { code: 3, at: SystemTime::UNIX_EPOCH } };

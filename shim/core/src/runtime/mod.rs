@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How one container is made: the seam between the Task API and whatever runs processes.
+//! How a container is made: the interface between the Task API and whatever runs processes.
 //!
-//! An implementation makes processes and says their ids; it keeps no state of its own that is not on disk. What happens to a
-//! process afterwards goes through it too, with defaults for containers that are processes of this host, as those of runc and
-//! libcontainer are: signals and ends by the [`Reaper`], the rest by the container's cgroup. A runtime whose containers live inside
-//! a process of its own, as those of an app kernel do, answers differently.
+//! An implementation makes processes and returns their ids. It keeps all its state on disk. All
+//! further operations on a process go through it too. Their defaults are for containers that are
+//! processes of this host, as with runc and libcontainer: the [`Reaper`] handles signals and ends,
+//! and the container's cgroup the rest. A runtime whose containers live inside its own process, as
+//! with an app kernel, overrides them.
 
 pub mod cli;
 pub mod libcontainer;
@@ -28,20 +29,20 @@ use tokio_stream::Stream;
 pub enum Streams {
     /// Three descriptors.
     Pipes(ChildStreams),
-    /// A new terminal, whose master comes back in [`Made`].
+    /// A new terminal. Its master is returned in [`Made`].
     Terminal,
 }
 
 /// A process that was made.
 #[derive(Debug)]
 pub struct Made {
-    /// Its id on the host. It is a child of this process, or is about to be handed to it.
+    /// Its id on the host. It is a child of this process, or becomes one soon.
     pub pid: u32,
-    /// The master of its terminal, where it has one.
+    /// The master of its terminal, if it has one.
     pub terminal: Option<OwnedFd>,
 }
 
-/// A container to be made from a bundle.
+/// The request to make a container from a bundle.
 #[derive(Debug)]
 pub struct Creation<'a> {
     /// Its name.
@@ -50,7 +51,7 @@ pub struct Creation<'a> {
     pub bundle: &'a Path,
     /// The streams of its init.
     pub streams: Streams,
-    /// Where to restore it from, instead of starting its program.
+    /// The checkpoint to restore it from, instead of starting its program.
     pub checkpoint: Option<&'a Path>,
 }
 
@@ -67,7 +68,7 @@ pub struct Execution<'a> {
     pub streams: Streams,
 }
 
-/// How a checkpoint is made.
+/// The request for a checkpoint.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// The directory for the image.
@@ -81,32 +82,34 @@ pub struct Checkpoint {
 pub struct Subject<'a> {
     /// Its container.
     pub container: &'a ContainerId,
-    /// The exec that it is; none for the container's init.
+    /// The exec; `None` for the container's init.
     pub exec: Option<&'a ExecId>,
-    /// Its process id, as [`Made`] had it.
+    /// Its process id, from [`Made`].
     pub pid: u32,
 }
 
-/// How many processes of a container the kernel has killed for want of memory, told each time that there are more.
+/// The number of a container's processes that the kernel has killed for lack of memory. Yields a
+/// value whenever it grows.
 pub type Kills = Pin<Box<dyn Stream<Item = u64> + Send>>;
 
-/// Makes containers. All methods are idempotent where their name suggests it. None but `start` is cancel-safe:
-/// they are run to their end by the task that owns the container.
+/// Makes containers. Methods are idempotent if their name suggests it. Only `start` is cancel-safe:
+/// the task that owns the container runs the others to completion.
 ///
 /// The methods with defaults are for containers that are processes of this host.
 pub trait Runtime: Send + Sync + 'static {
-    /// Runs the process that the pod's containers will live in, where they live in one, as in an app kernel. Called once, before the
-    /// first container is made. [`stop_sandbox`](Self::stop_sandbox) removes what a failed call has made.
+    /// Runs the process that the pod's containers will live in, if they do so, as in an app kernel.
+    /// Called once, before the first container is made. [`stop_sandbox`](Self::stop_sandbox)
+    /// removes what a failed call has made.
     fn start_sandbox(&self) -> impl Future<Output = Result<()>> + Send {
         std::future::ready(Ok(()))
     }
 
-    /// Ends that process, when no container is left. Idempotent, and called also where it was not started.
+    /// Ends that process after the last container. Idempotent; also called if it was not started.
     fn stop_sandbox(&self) -> impl Future<Output = Result<()>> + Send {
         std::future::ready(Ok(()))
     }
 
-    /// Waits until that process has ended by itself, and says how. Cancel-safe.
+    /// Waits until that process has ended by itself. Returns how. Cancel-safe.
     fn sandbox_died(&self) -> impl Future<Output = Death> + Send {
         std::future::pending()
     }
@@ -129,19 +132,19 @@ pub trait Runtime: Send + Sync + 'static {
     /// Writes a container's state to disk.
     fn checkpoint(&self, container: &ContainerId, checkpoint: Checkpoint) -> impl Future<Output = Result<()>> + Send;
 
-    /// Kills what is left and forgets the container. One that is unknown is fine.
+    /// Kills the remaining processes and removes the container. An unknown container is no error.
     fn delete(&self, container: &ContainerId) -> impl Future<Output = Result<()>> + Send;
 
-    /// Follows a process to its end, from the moment of this call on. Cancel-safe.
+    /// Watches a process from this call on, and waits for its end. Cancel-safe.
     fn ended(&self, process: Subject<'_>, reaper: &Reaper) -> impl Future<Output = Exit> + Send + 'static + use<Self> {
         let ended = reaper.watch(process.pid);
         async move { ended.await.unwrap_or_else(|_| Exit::killed()) }
     }
 
-    /// Sends a signal to a process that is followed.
+    /// Sends a signal to a process that is watched.
     ///
     /// # Errors
-    /// `NotFound` for one that has ended, `InvalidArgument` for what is no signal.
+    /// `NotFound` if it has ended, `InvalidArgument` for an invalid signal.
     fn signal(&self, process: Subject<'_>, reaper: &Reaper, signal: u32) -> impl Future<Output = Result<()>> + Send {
         let sent = reaper.signal(process.pid, signal).map_err(|e| {
             let code = if e.raw_os_error() == Some(libc::ESRCH) { Code::NotFound } else { Code::InvalidArgument };
@@ -150,31 +153,31 @@ pub trait Runtime: Send + Sync + 'static {
         std::future::ready(sent)
     }
 
-    /// Sends a signal to all processes of a container, be they none. `cgroup` is the container's own, here and below, if its
-    /// specification names one.
+    /// Sends a signal to all processes of a container; no process is no error. Here and below,
+    /// `cgroup` is the container's own, if its specification names one.
     fn signal_all(&self, container: &ContainerId, cgroup: Option<&OwnedCgroup>, signal: u32) -> impl Future<Output = Result<()>> + Send {
-        std::future::ready(own(container, cgroup).and_then(|cgroup| cgroup.signal(signal)))
+        std::future::ready(required_cgroup(container, cgroup).and_then(|cgroup| cgroup.signal(signal)))
     }
 
-    /// The ids of all processes of a container, as the host has them.
+    /// The host's ids of all processes of a container.
     fn pids(&self, container: &ContainerId, cgroup: Option<&OwnedCgroup>) -> impl Future<Output = Result<Vec<u32>>> + Send {
-        std::future::ready(own(container, cgroup).and_then(|cgroup| cgroup.pids(true)))
+        std::future::ready(required_cgroup(container, cgroup).and_then(|cgroup| cgroup.pids(true)))
     }
 
-    /// What a container uses.
+    /// A container's resource usage.
     fn statistics(&self, container: &ContainerId, cgroup: Option<&OwnedCgroup>) -> impl Future<Output = Result<Metrics>> + Send {
-        std::future::ready(own(container, cgroup).and_then(|cgroup| stats::metrics(cgroup)))
+        std::future::ready(required_cgroup(container, cgroup).and_then(|cgroup| stats::metrics(cgroup)))
     }
 
-    /// How many processes of a container were killed for want of memory.
+    /// How many processes of a container were killed for lack of memory.
     fn kills(&self, _container: &ContainerId, cgroup: Option<&OwnedCgroup>) -> u64 {
         cgroup.map_or(0, |cgroup| oom::oom_kills(cgroup))
     }
 
-    /// Follows [`kills`](Self::kills) for as long as the container is there.
+    /// Watches [`kills`](Self::kills) while the container exists.
     ///
     /// # Errors
-    /// Where that cannot be watched.
+    /// If it cannot be watched.
     fn watch_kills(&self, _container: &ContainerId, cgroup: Option<&OwnedCgroup>) -> Result<Kills> {
         match cgroup {
             Some(cgroup) => Ok(Box::pin(OomWatch::new(cgroup)?.stream())),
@@ -182,19 +185,20 @@ pub trait Runtime: Send + Sync + 'static {
         }
     }
 
-    /// Whether it gains from a kernel that moves processes between cgroups at once when it makes an exec: not one that counts on the
-    /// time this takes otherwise.
+    /// Whether to let the kernel prepare fast moves between cgroups before an exec. A runtime that
+    /// relies on the slow move says no.
     fn execs_into_warm_cgroups(&self) -> bool {
         true
     }
 
-    /// Whether it runs a container's last hooks when it cannot make the container. runc does, others do not.
+    /// Whether the runtime itself runs a container's last hooks if it cannot make the container.
+    /// runc does, others do not.
     fn undoes_hooks(&self) -> bool {
         false
     }
 }
 
-/// A container's cgroup, for what needs one.
-fn own<'a>(container: &ContainerId, cgroup: Option<&'a OwnedCgroup>) -> Result<&'a OwnedCgroup> {
+/// A container's cgroup, or an error if it has none.
+fn required_cgroup<'a>(container: &ContainerId, cgroup: Option<&'a OwnedCgroup>) -> Result<&'a OwnedCgroup> {
     cgroup.ok_or_else(|| Error::precondition(format!("container {container} has no cgroup of its own")))
 }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What `crictl inspectp` shows under `info`, for people and for scripts: CNI agents and debuggers read `.info.pid` and
-//! `.info.runtimeSpec.linux.namespaces`, as containerd's own sandboxes have them (`SandboxInfo` of internal/cri/types).
+//! The data that `crictl inspectp` shows under `info`, for people and scripts. CNI agents and
+//! debuggers read `.info.pid` and `.info.runtimeSpec.linux.namespaces`, as they do for containerd's
+//! own sandboxes (`SandboxInfo` of internal/cri/types).
 //!
-//! It is written to the pod's directory when the pod is created, and completed when somebody asks: no process keeps it in memory.
+//! It is written to the pod's directory when the pod is created, and completed on request. No
+//! process keeps it in memory.
 
 use super::PodRequest;
 use crate::error::{Context, Error, Result};
@@ -14,28 +16,30 @@ use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-/// The kinds of namespaces that a pod's process may have for its containers, by the names of the OCI specification and of /proc.
+/// The kinds of namespaces that a pod's process may hold for its containers, with their names in
+/// the OCI specification and in /proc.
 const NAMESPACES: [(&str, &str); 4] = [("ipc", "ipc"), ("uts", "uts"), ("pid", "pid"), ("user", "user")];
 
-/// What only a sandbox of ours has to tell.
+/// The keys that only our sandboxes have.
 const OURS: [&str; 4] = [FIXED_SIZE, "reason", "sandboxProcess", "version"];
 
-/// Why the pod cannot be given other limits while it runs, if that is so.
+/// The key for the reason why a running pod cannot be resized.
 pub const FIXED_SIZE: &str = "fixedSize";
 
-/// The same, out of the map that is [`shown`].
+/// Reads that reason from the map that [`shown`] returns.
 pub fn fixed_size(shown: &HashMap<String, String>) -> Option<String> {
     let ours: Value = serde_json::from_str(shown.get("magnetar")?).ok()?;
     ours[FIXED_SIZE].as_str().map(String::from)
 }
 
-/// The version of the OCI runtime specification whose words these are.
+/// The version of the OCI runtime specification that the fields follow.
 const VERSION: &str = "1.2.0";
 
-/// The most bytes that are kept of what a pod was resized to: it is two short lists of numbers.
-const RESIZED: usize = 64 * 1024;
+/// The largest size, in bytes, of a pod's new resources. They are two short lists of numbers.
+const MAX_RESIZED: usize = 64 * 1024;
 
-/// What a pod was resized to: the CRI's `LinuxContainerResources`, for the pod's sandbox and for its containers.
+/// The new resources of a resized pod: the CRI's `LinuxContainerResources`, for the pod's sandbox
+/// and for its containers.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct Resized {
@@ -43,44 +47,46 @@ struct Resized {
     resources: Option<Map<String, Value>>,
 }
 
-/// Where it is kept.
-fn file(dir: &PodDir) -> PathBuf {
+/// The path of the stored information.
+fn info_file(dir: &PodDir) -> PathBuf {
     dir.path().join("info.json")
 }
 
-/// Keeps what the pod was asked to be.
+/// Stores the request that made the pod.
 ///
 /// # Errors
-/// Where the file cannot be written.
-pub fn keep(dir: &PodDir, sandbox: &SandboxId, request: &PodRequest) -> Result<()> {
-    let path = file(dir);
+/// If the file cannot be written.
+pub fn save(dir: &PodDir, sandbox: &SandboxId, request: &PodRequest) -> Result<()> {
+    let path = info_file(dir);
     std::fs::write(&path, of_request(sandbox, request).to_string()).context(|| format!("cannot write {}", path.display()))
 }
 
-/// Where what the pod was resized to is kept.
-fn resized(dir: &PodDir) -> PathBuf {
+/// The path of the stored new resources.
+fn resized_file(dir: &PodDir) -> PathBuf {
     dir.path().join("resized.json")
 }
 
-/// Keeps what a pod was resized to. containerd keeps it in its memory, and asks us when that is gone.
+/// Stores the new resources of a pod. containerd keeps them in memory, and asks us after a restart.
 ///
 /// # Errors
-/// `InvalidArgument` for what is no JSON object (`UpdatedResources` of containerd's internal/cri/server/podsandbox), or too long; and
-/// where the file cannot be written.
+/// `InvalidArgument` if `resources` is too long or no JSON object (`UpdatedResources` of
+/// containerd's internal/cri/server/podsandbox), or if the file cannot be written.
 pub fn keep_resized(dir: &PodDir, resources: &[u8]) -> Result<()> {
-    let invalid = || Error::invalid(format!("the pod's new resources are no JSON object of at most {RESIZED} bytes"));
+    let invalid = || Error::invalid(format!("the pod's new resources are no JSON object of at most {MAX_RESIZED} bytes"));
     let resources: Resized =
-        serde_json::from_slice(resources.get(..RESIZED.min(resources.len())).unwrap_or_default()).map_err(|_| invalid())?;
-    let path = resized(dir);
+        serde_json::from_slice(resources.get(..MAX_RESIZED.min(resources.len())).unwrap_or_default()).map_err(|_| invalid())?;
+    let path = resized_file(dir);
     let of_linux = |limits: Option<Map<String, Value>>| json!({ "linux": limits.unwrap_or_default() });
     let whole = json!({ "overhead": of_linux(resources.overhead), "resources": of_linux(resources.resources) });
     std::fs::write(&path, whole.to_string()).context(|| format!("cannot write {}", path.display()))
 }
 
-/// All that is known of a pod whose process for namespaces is `pid`, which is 0 where there is none (any more).
-pub fn of(dir: &PodDir, pid: u32, reason: Option<&str>) -> Value {
-    // One that was never created, or by an earlier version, says only what is known now.
-    let kept = std::fs::read(file(dir)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+/// The information of a pod. `pid` is the process that holds its namespaces, or 0 if there is none
+/// (any more).
+pub fn load(dir: &PodDir, pid: u32, reason: Option<&str>) -> Value {
+    // A pod that was never created, or was created by an earlier version, has no file: it only has
+    // the current facts.
+    let kept = std::fs::read(info_file(dir)).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let mut info: Value = kept.unwrap_or_else(|| json!({}));
     info["pid"] = pid.into();
     info["processStatus"] = if pid == 0 { "deleted" } else { "running" }.into();
@@ -89,7 +95,7 @@ pub fn of(dir: &PodDir, pid: u32, reason: Option<&str>) -> Value {
     if let Some(reason) = reason {
         info["reason"] = reason.into();
     }
-    let resized = std::fs::read(resized(dir)).ok().and_then(|text| serde_json::from_slice::<Map<String, Value>>(&text).ok());
+    let resized = std::fs::read(resized_file(dir)).ok().and_then(|text| serde_json::from_slice::<Map<String, Value>>(&text).ok());
     if let Some(info) = info.as_object_mut() {
         info.extend(resized.unwrap_or_default());
     }
@@ -104,21 +110,21 @@ pub fn of(dir: &PodDir, pid: u32, reason: Option<&str>) -> Value {
     info
 }
 
-/// The map of JSON texts that containerd wants. From 2.3 on it takes what it does not know out of `info`: what is ours stands under
-/// `magnetar` as well.
+/// The map of JSON texts for containerd. Since 2.3 containerd drops unknown keys from `info`, so
+/// our keys are also under `magnetar`.
 pub fn shown(info: &Value) -> HashMap<String, String> {
     let ours: Value = OURS.iter().filter_map(|key| Some(((*key).to_owned(), info.get(key)?.clone()))).collect::<Map<_, _>>().into();
     HashMap::from([("info".to_owned(), info.to_string()), ("magnetar".to_owned(), ours.to_string())])
 }
 
-/// The specification of the pod as a process in it would have it, with the namespaces that are held by `pid`.
+/// The OCI specification of the pod, as if it had a process, with the namespaces that `pid` holds.
 pub fn spec_of(dir: &PodDir, pid: u32) -> Vec<u8> {
-    let spec = of(dir, pid, None)["runtimeSpec"].take();
+    let spec = load(dir, pid, None)["runtimeSpec"].take();
     let spec = if spec.is_null() { json!({ "ociVersion": VERSION }) } else { spec };
     spec.to_string().into_bytes()
 }
 
-/// Whether the pod's network namespace has gone: its file is no namespace any more, or not there.
+/// Whether the pod's network namespace is gone: its file is missing or not a namespace any more.
 fn is_closed(namespaces: Option<&Value>) -> bool {
     let network = namespaces.and_then(Value::as_array).into_iter().flatten().find(|namespace| namespace["type"] == "network");
     let path = network.and_then(|network| network["path"].as_str());
@@ -146,7 +152,7 @@ fn of_request(sandbox: &SandboxId, request: &PodRequest) -> Value {
     })
 }
 
-/// The pod's configuration in the words and numbers of the CRI.
+/// The pod's configuration with the CRI's names and numbers.
 fn config_of(config: &PodConfig) -> Value {
     let mode = |mode| match mode {
         NamespaceMode::Pod => 0,
@@ -192,9 +198,9 @@ mod tests {
         let dir = PodDir::existing(state.path().to_owned());
         let config = PodConfig { name: "web".into(), pid: NamespaceMode::Container, ..PodConfig::default() };
         let request = PodRequest { config, netns: Some("/run/netns/cni-1".into()), single: None };
-        assert_eq!(of(&dir, 7, None)["pid"], 7, "a pod that was never created");
-        keep(&dir, &SandboxId::parse("p1").unwrap(), &request).unwrap();
-        let info = of(&dir, 7, None);
+        assert_eq!(load(&dir, 7, None)["pid"], 7, "a pod that was never created");
+        save(&dir, &SandboxId::parse("p1").unwrap(), &request).unwrap();
+        let info = load(&dir, 7, None);
         assert_eq!(info["netNamespaceClosed"], true, "there is no such namespace");
         let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().unwrap();
         let path =
@@ -202,10 +208,10 @@ mod tests {
         assert_eq!((path("network"), path("ipc"), path("pid")), (Some("/run/netns/cni-1"), Some("/proc/7/ns/ipc"), None));
         assert_eq!(info["config"]["metadata"]["name"], "web");
         assert_eq!(info["config"]["linux"]["security_context"]["namespace_options"]["pid"], 1);
-        let ended = of(&dir, 0, Some("it was killed"));
+        let ended = load(&dir, 0, Some("it was killed"));
         assert_eq!((ended["processStatus"].as_str(), ended["reason"].as_str()), (Some("deleted"), Some("it was killed")));
         keep_resized(&dir, br#"{"Overhead": null, "Resources": {"memory_limit_in_bytes": 5}}"#).unwrap();
-        assert_eq!(of(&dir, 7, None)["resources"]["linux"]["memory_limit_in_bytes"], 5);
+        assert_eq!(load(&dir, 7, None)["resources"]["linux"]["memory_limit_in_bytes"], 5);
         assert_eq!(keep_resized(&dir, b"1").unwrap_err().code(), crate::error::Code::InvalidArgument);
         let shown = shown(&ended);
         let ours: Value = serde_json::from_str(&shown["magnetar"]).unwrap();

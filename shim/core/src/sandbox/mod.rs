@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The pod: what a sandboxer implements, and the one owner of a pod's life.
+//! The pod: the interface of a sandboxer, and the task that owns a pod's life.
 //!
 //! ```text
 //!   Empty ──CreateSandbox──> Created ──StartSandbox──> Ready ──StopSandbox──> Stopped
 //! ```
 //!
-//! One task owns the sandbox: commands reach it by a channel and run one after another; the phase is
-//! a watch channel, so that Status, Wait and Ping never wait behind a boot.
+//! One task owns the sandbox. Commands reach it through a channel and run one after another. The
+//! phase is a watch channel, so that Status, Wait and Ping never wait for a boot.
 
 mod info;
 mod service;
@@ -26,25 +26,25 @@ use std::time::SystemTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
-/// How many commands may wait for the one that runs. containerd sends one at a time.
+/// How many commands may wait behind the current one. containerd sends one at a time.
 const QUEUE: usize = 8;
 
-/// What CreateSandbox says about the pod, or a container about the sandbox that it has alone.
+/// The request to make a sandbox: from CreateSandbox, or for a container without a pod.
 #[derive(Debug, Clone)]
 pub struct PodRequest {
     /// The pod's configuration.
     pub config: PodConfig,
-    /// Its network namespace; none where it uses the host's. That of a [`Single`] container is made where it is to have its own, and
-    /// none is named.
+    /// Its network namespace; `None` if it uses the host's. For a [`Single`] container, `None` also
+    /// means a new namespace if its specification asks for one without a path.
     pub netns: Option<PathBuf>,
-    /// The container that has no pod, if the sandbox is for one.
+    /// The container without a pod, if the sandbox is for one.
     pub single: Option<Single>,
 }
 
-/// A kind of sandbox, for one pod. Called by the pod's owner only, one call at a time.
+/// A kind of sandbox, for one pod. Only the pod's owner calls it, one call at a time.
 pub trait Sandboxer: Send + 'static {
-    /// Why a pod that runs cannot be given other limits, if that is so: a sentence for whoever asks. Otherwise its cgroup, which is
-    /// changed by whoever asks, is all that there is to it.
+    /// A sentence that explains why a running pod cannot be resized. `None` if it can be: then the
+    /// caller changes the pod's cgroup, and nothing else is needed.
     const FIXED_SIZE: Option<&'static str> = None;
 
     /// Prepares the pod. What a failed call has made, [`stop`](Self::stop) removes.
@@ -56,28 +56,29 @@ pub trait Sandboxer: Send + 'static {
     /// Ends all containers and releases what the pod holds. Idempotent.
     fn stop(&mut self) -> impl Future<Output = Result<()>> + Send;
 
-    /// What the pod uses.
+    /// The pod's resource usage.
     fn metrics(&self) -> Result<Metrics>;
 
-    /// Waits until a pod that is ready has ended by itself, and says how. Cancel-safe. Namespaces do not end by themselves.
+    /// Waits until a ready pod has ended by itself. Returns how. Cancel-safe. Never returns for
+    /// namespaces, which do not end by themselves.
     fn died(&mut self) -> impl Future<Output = Death> + Send {
         std::future::pending()
     }
 }
 
-/// The end of a pod that nobody asked for.
+/// The end of a pod without a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Death {
     /// How it ended.
     pub exit: Exit,
-    /// Why, in a sentence: whoever looks at the pod gets to read it.
+    /// The reason as a sentence, which users of the pod see.
     pub reason: Arc<str>,
 }
 
-/// Where a pod is in its life.
+/// A pod's phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PodPhase {
-    /// Nothing was asked yet.
+    /// Not created yet.
     Empty,
     /// Created, not started.
     Created,
@@ -85,19 +86,19 @@ pub enum PodPhase {
     Ready {
         /// The process whose namespaces containers join.
         pid: u32,
-        /// Since when.
+        /// The time when it became ready.
         since: SystemTime,
     },
-    /// Over.
+    /// Ended.
     Stopped {
-        /// Since when it had been ready; the epoch if it never was.
+        /// The time when it became ready; the epoch if it never was.
         since: SystemTime,
         /// How it ended.
         exit: Exit,
     },
 }
 
-/// A command with the way to answer it.
+/// A command with the channel for its answer.
 enum Command {
     Create(Box<PodRequest>, oneshot::Sender<Result<()>>),
     Start(oneshot::Sender<Result<u32>>),
@@ -125,12 +126,12 @@ impl Pod {
         (pod, own(sandboxer, received, phase_sender, death_sender))
     }
 
-    /// The phase now.
+    /// The current phase.
     pub fn phase(&self) -> PodPhase {
         *self.phase.borrow()
     }
 
-    /// Why the pod has ended, where nobody asked it to.
+    /// Why the pod has ended, if nobody asked for it.
     pub fn reason(&self) -> Option<Arc<str>> {
         self.death.borrow().clone()
     }
@@ -150,12 +151,12 @@ impl Pod {
         self.ask(Command::Start).await
     }
 
-    /// Ends the pod; one that has ended already is fine.
+    /// Ends the pod. Idempotent.
     pub async fn stop(&self) -> Result<()> {
         self.ask(Command::Stop).await
     }
 
-    /// What the pod uses.
+    /// The pod's resource usage.
     pub async fn metrics(&self) -> Result<Metrics> {
         self.ask(Command::Metrics).await
     }
@@ -191,7 +192,7 @@ impl Pod {
     }
 }
 
-/// The owner: one command after another, to its end, whether or not the caller still waits.
+/// The pod's owner. Runs each command to completion, even if the caller no longer waits.
 async fn own<S: Sandboxer>(
     mut sandboxer: S,
     mut commands: mpsc::Receiver<Command>,
@@ -201,7 +202,7 @@ async fn own<S: Sandboxer>(
     loop {
         let now = *phase.borrow();
         let command = tokio::select! {
-            // A death that is seen is told before anything is asked of the dead.
+            // Report a death before running commands on a dead pod.
             biased;
             died = sandboxer.died(), if matches!(now, PodPhase::Ready { .. }) => {
                 let PodPhase::Ready { since, .. } = now else { continue };
@@ -272,7 +273,7 @@ async fn undo<S: Sandboxer>(sandboxer: &mut S) {
     }
 }
 
-/// A caller that has gone away wants no answer.
+/// Sends an answer. The caller may have left.
 fn reply<T>(answer: oneshot::Sender<Result<T>>, result: Result<T>) {
     let _unheard = answer.send(result);
 }

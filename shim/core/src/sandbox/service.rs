@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The Sandbox API (`containerd.runtime.sandbox.v1`) over ttrpc: wire types stop here.
+//! The Sandbox API (`containerd.runtime.sandbox.v1`) over ttrpc. Wire types stop here.
 
 use super::{Pod, PodPhase, PodRequest, info};
 use crate::error::{Error, Result};
 use crate::ids::SandboxId;
 use crate::pod_config::PodConfig;
 use crate::record::PodDir;
-use crate::task::any;
+use crate::task::metrics_message;
 use async_trait::async_trait;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -18,14 +18,15 @@ use std::time::SystemTime;
 use tracing::debug;
 use ttrpc::asynchronous::TtrpcContext;
 
-/// A pod that is ready, by containerd's name of that state, which is the CRI's.
+/// containerd's name for the state of a ready pod, which is the CRI's.
 const READY: &str = "SANDBOX_READY";
 
-/// Any other, likewise.
+/// The name for every other state.
 pub const NOT_READY: &str = "SANDBOX_NOTREADY";
 
-/// containerd wants an OCI specification of every sandbox, logs an error for one that has none, and shows its namespaces to NRI plugins.
-/// A pod has no process of its own to specify, so this one says only what its containers will share.
+/// The type of an OCI specification. containerd expects one for every sandbox, logs an error
+/// without it, and shows its namespaces to NRI plugins. A pod has no process of its own, so ours
+/// only has what its containers will share.
 const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// Serves the Sandbox API for one pod.
@@ -42,7 +43,7 @@ impl SandboxService {
         Self { id, dir, pod }
     }
 
-    /// A request for another pod has lost its way.
+    /// Refuses a request for another pod.
     fn check(&self, id: &str) -> Result<()> {
         if id == self.id.as_str() {
             return Ok(());
@@ -62,7 +63,7 @@ impl Sandbox for SandboxService {
         };
         let netns = (!req.netns_path.is_empty()).then(|| PathBuf::from(&req.netns_path));
         let request = PodRequest { config, netns, single: None };
-        info::keep(&self.dir, &self.id, &request)?;
+        info::save(&self.dir, &self.id, &request)?;
         self.pod.create(request).await?;
         Ok(api::CreateSandboxResponse::new())
     }
@@ -151,15 +152,15 @@ impl Sandbox for SandboxService {
         let metric = response.metrics.mut_or_insert_default();
         metric.timestamp = MessageField::some(SystemTime::now().into());
         metric.id = req.sandbox_id;
-        metric.data = MessageField::some(any(metrics));
+        metric.data = MessageField::some(metrics_message(metrics));
         Ok(response)
     }
 }
 
 impl SandboxService {
-    /// What `crictl inspectp` shows.
+    /// The information that `crictl inspectp` shows.
     fn info(&self, pid: u32) -> HashMap<String, String> {
-        let mut info = info::of(&self.dir, pid, self.pod.reason().as_deref());
+        let mut info = info::load(&self.dir, pid, self.pod.reason().as_deref());
         if let Some(why) = self.pod.fixed_size() {
             info[info::FIXED_SIZE] = why.into();
         }

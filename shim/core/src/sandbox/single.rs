@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A container without a pod, as ctr, nerdctl and docker make them: it gets a sandbox of its own, made from its specification.
+//! A container without a pod, as ctr, nerdctl and docker make them. It gets a sandbox of its own,
+//! derived from its specification.
 //!
 //! ```text
-//!   containerd starts a shim ──> Create ──> the sandbox is made, for this container alone
-//!                                Start  ──> it is started: whoever gives the container a network has done so by then
-//!                                the container ends, or could not be made ──> the sandbox is stopped
-//!                                Delete, Shutdown ──> the process ends
+//!   containerd starts a shim ──> Create ──> make the sandbox for this container
+//!                                Start  ──> start the sandbox; the container's network is set up by then
+//!                                the container ends, or could not be made ──> stop the sandbox
+//!                                Delete, Shutdown ──> end the process
 //! ```
 
 use super::PodRequest;
@@ -21,14 +22,14 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What only a container without a pod says about its sandbox.
+/// The part of a sandbox request that only a container without a pod has.
 #[derive(Debug, Clone)]
 pub struct Single {
     /// The container.
     pub container: ContainerId,
     /// Its bundle.
     pub bundle: PathBuf,
-    /// Its cgroup, as its specification has it.
+    /// Its cgroup, as in its specification.
     pub cgroups_path: Option<String>,
     /// Its hooks.
     pub hooks: Hooks,
@@ -36,7 +37,7 @@ pub struct Single {
     annotations: Map<String, Value>,
 }
 
-/// What of a specification is about the sandbox.
+/// The fields of a specification that concern the sandbox.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Spec {
@@ -85,10 +86,10 @@ struct Memory {
 }
 
 impl PodRequest {
-    /// The sandbox for a container alone, from the text of its bundle's `config.json`.
+    /// The sandbox for a single container, from the text of its bundle's `config.json`.
     ///
     /// # Errors
-    /// `InvalidArgument` for what is no specification.
+    /// `InvalidArgument` for an invalid specification.
     pub fn of_single(container: ContainerId, bundle: &Path, specification: &[u8]) -> Result<Self> {
         let invalid =
             |why: &dyn std::fmt::Display| Error::invalid(format!("{}/config.json is no OCI specification: {why}", bundle.display()));
@@ -116,11 +117,11 @@ impl PodRequest {
     }
 }
 
-/// Runs the last hooks of a container, which its bundle names, where no OCI runtime does. What the first ones have made, as a network is,
-/// would stay for good.
+/// Runs a container's last hooks, as its bundle lists them, where no OCI runtime does. Otherwise
+/// things that earlier hooks made, such as a network, would stay forever.
 ///
 /// # Errors
-/// As [`hooks::run`], and for a bundle that cannot be read.
+/// As [`hooks::run`], or if the bundle cannot be read.
 pub async fn run_last_hooks(container: &ContainerId, bundle: &Path, reaper: &Reaper) -> Result<()> {
     let request = PodRequest::of_single(container.clone(), bundle, &read_bundle(bundle)?)?;
     let Some(single) = request.single.filter(|single| !single.hooks.poststop.is_empty()) else { return Ok(()) };
@@ -129,7 +130,8 @@ pub async fn run_last_hooks(container: &ContainerId, bundle: &Path, reaper: &Rea
 }
 
 impl Single {
-    /// The container's state for its hooks (runtime-spec, runtime.md, "State"). `pid` is the process in its network namespace.
+    /// The container's state for its hooks (runtime-spec, runtime.md, "State"). `pid` is a process
+    /// in its network namespace.
     pub fn state(&self, status: &str, pid: u32) -> Value {
         json!({
             "ociVersion": self.version,
@@ -141,11 +143,12 @@ impl Single {
         })
     }
 
-    /// The path of a cgroup for the sandbox that bears its name: where the container's own would be, or beside it.
+    /// The path of the sandbox's cgroup. Its last component is the container's name. It is the
+    /// container's own cgroup, or beside it.
     pub fn sandbox_cgroup(&self) -> String {
         let name = self.container.as_str();
         match self.cgroups_path.as_deref() {
-            // As the systemd driver has it: slice, prefix and name.
+            // The systemd driver's form: slice, prefix and name.
             Some(path) if path.contains(':') => match path.rsplit_once(':') {
                 Some((place, _)) => format!("{place}:{name}"),
                 None => path.to_owned(),
@@ -169,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sandbox_is_what_the_container_says() {
+    fn the_sandbox_follows_the_containers_specification() {
         let request = request(json!({
             "ociVersion": "1.1.0",
             "hostname": "inside",
@@ -194,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_specification_is_refused() {
+    fn an_invalid_specification_is_refused() {
         for wrong in [json!([]), json!({ "linux": 1 }), json!({ "linux": { "sysctl": { "../x": "1" } } })] {
             assert_eq!(request(wrong).unwrap_err().code(), Code::InvalidArgument);
         }
@@ -203,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sandboxs_cgroup_bears_its_name() {
+    fn the_sandboxs_cgroup_has_the_containers_name() {
         for (path, own) in [
             (Some("/default/web"), "/default/web"),
             (Some("/default/other"), "/default/web"),

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Commands run one after another; questions never wait.
+//! Commands run one after another; status requests never wait.
 
 use super::*;
 
-/// A pod whose start waits until it is let go.
+/// A pod whose start waits for the test.
 struct Slow {
     start: Option<oneshot::Receiver<Result<u32>>>,
     stops: Arc<std::sync::atomic::AtomicU32>,
@@ -66,7 +66,7 @@ async fn a_failed_start_is_undone_and_reported() {
 }
 
 #[tokio::test]
-async fn what_comes_out_of_order_is_refused() {
+async fn commands_in_the_wrong_phase_are_refused() {
     with_pod(async |pod, go, _| {
         assert_eq!(pod.start().await.unwrap_err().code(), Code::FailedPrecondition);
         pod.create(request()).await.unwrap();

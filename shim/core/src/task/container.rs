@@ -23,29 +23,29 @@ pub struct Container {
     pub id: ContainerId,
     /// Its bundle.
     pub bundle: PathBuf,
-    /// Where we mounted its root filesystem.
+    /// The directory where we mounted its root filesystem.
     pub rootfs: Option<PathBuf>,
-    /// What its specification says.
+    /// Its specification.
     pub spec: Spec,
     /// Its first process.
     pub init: Arc<Process>,
     /// Its further processes.
     pub execs: Registry<ExecId, Process>,
     cgroup: OnceLock<OwnedCgroup>,
-    oom_told: AtomicU64,
+    oom_reported: AtomicU64,
 }
 
 /// One process of a container.
 #[derive(Debug)]
 pub struct Process {
-    /// Where its streams lead.
+    /// Its streams.
     pub stdio: StdioSpec,
     /// Its life.
     pub life: Life,
     /// `process` of the OCI specification as JSON; empty for an init, whose bundle has it.
     pub process: Vec<u8>,
     streams: Mutex<Attached>,
-    /// The program that takes its outputs, if they go to one.
+    /// The logging program for its output, if there is one.
     pub logging: Logging,
     copies: Mutex<Option<Copies>>,
 }
@@ -59,26 +59,27 @@ enum Attached {
 }
 
 impl Container {
-    /// A container that is about to be made.
+    /// A container before it is made.
     pub fn new(id: ContainerId, bundle: PathBuf, rootfs: Option<PathBuf>, spec: Spec, stdio: StdioSpec) -> Self {
         let init = Arc::new(Process::new(stdio, Vec::new(), Phase::Creating));
         let execs = Registry::new("exec", format!("container {id}"));
-        Self { id, bundle, rootfs, spec, init, execs, cgroup: OnceLock::new(), oom_told: AtomicU64::new(0) }
+        Self { id, bundle, rootfs, spec, init, execs, cgroup: OnceLock::new(), oom_reported: AtomicU64::new(0) }
     }
 
-    /// Remembers the cgroup that was claimed for it. The first one counts.
+    /// Sets the cgroup that was claimed for it. Only the first call counts.
     pub fn set_cgroup(&self, cgroup: OwnedCgroup) {
         let _the_first_counts = self.cgroup.set(cgroup);
     }
 
-    /// Its cgroup: none before one was claimed for it, and where its specification names none.
+    /// Its cgroup. `None` until one is claimed, and if its specification names none.
     pub fn cgroup(&self) -> Option<&OwnedCgroup> {
         self.cgroup.get()
     }
 
-    /// Whether `kills`, the kernel's count of OOM kills in the container, is news.
+    /// Whether `kills`, the kernel's count of OOM kills in the container, has grown since the last
+    /// report.
     pub fn is_new_oom(&self, kills: u64) -> bool {
-        self.oom_told.fetch_max(kills, Ordering::Relaxed) < kills
+        self.oom_reported.fetch_max(kills, Ordering::Relaxed) < kills
     }
 
     /// Its init, whose process id is `pid`.
@@ -112,8 +113,9 @@ impl Process {
         }
     }
 
-    /// Opens the FIFOs for a process without a terminal, and hands them to the user it runs as. The outputs of one that is an exec
-    /// are copied, so that they can be ended while somebody could still write.
+    /// Opens the FIFOs for a process without a terminal, and gives them to the user it runs as. The
+    /// output of an exec is copied, so that it can be ended while another process still has it
+    /// open.
     pub async fn open_pipes(&self, owner: Option<(u32, u32)>, logs: Option<LogPipes>, is_exec: bool) -> Result<ChildStreams> {
         let (mut child, keepers) = self.stdio.open(logs).await?;
         if is_exec {
@@ -136,12 +138,12 @@ impl Process {
         Ok(child)
     }
 
-    /// Remembers the terminal.
+    /// Sets the terminal.
     pub fn set_terminal(&self, terminal: Terminal) {
         *self.streams() = Attached::Terminal(terminal);
     }
 
-    /// Its terminal, where it has one.
+    /// Its terminal, if it has one.
     pub fn terminal(&self) -> Option<Terminal> {
         match &*self.streams() {
             Attached::Terminal(terminal) => Some(terminal.clone()),
@@ -153,12 +155,12 @@ impl Process {
     pub fn close_stdin(&self) {
         match &*self.streams() {
             Attached::Pipes(keepers) => keepers.close_stdin(),
-            // A terminal has no end of input: the user types it.
+            // A terminal's input cannot be closed: the user types the end of input.
             Attached::Terminal(_) | Attached::None => {}
         }
     }
 
-    /// Lets go of the streams when it has ended, so that readers see their end.
+    /// Releases the streams after its end, so that readers see the end.
     pub fn detach(&self) {
         *self.streams() = Attached::None;
     }

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The containers of a pod, and what can be done with them.
+//! The containers of a pod, and the operations on them.
 //!
-//! The same for a runc pod on the host and for the agent in a guest. Every container is recorded before anything of it is made.
+//! A runc pod on the host and the agent in a guest share this code. Every container is recorded
+//! before anything is made for it.
 
 mod ends;
 mod removal;
 mod starts;
 
 use super::container::{Container, Process};
-use super::gate::{Gate, MADE};
+use super::gate::{CREATE_TIMEOUT, Gate};
 use super::registry::Registry;
 use super::spec::{self, Spec};
 use super::{CreateRequest, State, Tasks, no_terminal, subject};
@@ -36,7 +37,8 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-/// How long killed processes may take to leave their cgroup: longer is the kernel's trouble.
+/// How long killed processes may take to leave their cgroup. If they take longer, the kernel has a
+/// problem.
 const CGROUP_EMPTY: Duration = Duration::from_secs(10);
 
 /// The containers of one pod. Cheap to clone.
@@ -57,7 +59,7 @@ struct Shared<R> {
     events: Events,
     idle: Idle,
     tasks: TaskTracker,
-    /// Whether the pod is where new processes may be made.
+    /// Whether this process has moved to its cgroup, so that it may make processes.
     settled: watch::Sender<bool>,
     gate: Gate,
     files: OnceLock<SandboxFiles>,
@@ -73,26 +75,30 @@ impl<R: Runtime> Containers<R> {
         Self(Arc::new(Shared { runtime, pod, reaper, events, idle, tasks, settled, gate, files, containers }))
     }
 
-    /// Sees to it that every container finds these files.
+    /// Publishes these files again before each container is made.
     pub fn keep_published(&self, files: SandboxFiles) {
         let _the_first_counts = self.0.files.set(files);
     }
 
-    /// Makes no process until this process has moved: what it makes must be where clean-up looks.
+    /// Makes no process until this process has moved to its cgroup, because clean-up looks for
+    /// processes there.
     pub fn hold_until(&self, moved: oneshot::Receiver<Result<()>>) {
         self.0.settled.send_replace(false);
         let shared = self.0.clone();
         self.0.tasks.spawn(async move {
             match moved.await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(%error, "the sandbox process has no cgroup of its own, and stays where it was started"),
-                Err(_) => warn!("nobody moved the sandbox process to a cgroup of its own"),
+                Ok(Err(error)) => {
+                    warn!(%error, "cannot move the sandbox process to its own cgroup; it stays in the cgroup where it was started")
+                }
+                Err(_) => warn!("the move of the sandbox process to its own cgroup was dropped"),
             }
             shared.settled.send_replace(true);
         });
     }
 
-    /// Waits for the move, and has the kernel prepare for the runtime's, if that is of use to it.
+    /// Waits until this process has moved. With `warm`, first lets the kernel prepare for the
+    /// runtime's own moves.
     async fn ready_to_make(&self, warm: bool) {
         if warm && *self.0.settled.borrow() {
             moves::warm_up();
@@ -114,7 +120,9 @@ impl<R: Runtime> Containers<R> {
         let path = container.spec.cgroups_path();
         match path.map(OwnedCgroup::claim).transpose()? {
             Some(cgroup) => container.set_cgroup(cgroup),
-            None => warn!(container = %container.id, "its specification names no cgroup: there are no statistics and no OOM reports"),
+            None => {
+                warn!(container = %container.id, "the container's specification names no cgroup: there are no statistics and no OOM reports")
+            }
         }
         let record = ContainerRecord::new(container.id.clone(), container.bundle.clone(), container.rootfs.clone(), path.map(String::from));
         self.0.pod.write_container(&record)?;
@@ -147,7 +155,7 @@ impl<R: Runtime> Containers<R> {
         Ok(pid)
     }
 
-    /// Runs what the containers will live in, if their runtime has such a process.
+    /// Starts the process that the containers will live in, if their runtime has one.
     ///
     /// # Errors
     /// What the runtime says.
@@ -155,7 +163,7 @@ impl<R: Runtime> Containers<R> {
         self.0.runtime.start_sandbox().await
     }
 
-    /// Ends it. Idempotent.
+    /// Ends that process. Idempotent.
     ///
     /// # Errors
     /// What the runtime says.
@@ -163,15 +171,15 @@ impl<R: Runtime> Containers<R> {
         self.0.runtime.stop_sandbox().await
     }
 
-    /// Waits for its end, if nobody has asked for that. Cancel-safe.
+    /// Waits until that process has ended by itself. Cancel-safe.
     pub async fn sandbox_died(&self) -> Death {
         self.0.runtime.sandbox_died().await
     }
 
-    /// Kills every container, and returns when all have ended. No more can be made.
+    /// Kills every container, and waits for their ends. Refuses to make more.
     pub async fn kill_all(&self) -> Result<()> {
         self.settled().await;
-        if !self.0.gate.close(MADE).await {
+        if !self.0.gate.close(CREATE_TIMEOUT).await {
             warn!("a container is still being made in a pod that is being stopped");
         }
         for (_, container) in self.0.containers.all() {
@@ -186,7 +194,7 @@ impl<R: Runtime> Containers<R> {
         Ok(())
     }
 
-    /// Kills a container's first process. One that has ended meanwhile is fine.
+    /// Kills a container's first process. It is no error if that has ended meanwhile.
     async fn kill_init(&self, container: &Container, pid: u32) {
         let killed = self.0.runtime.signal(container.init_subject(pid), &self.0.reaper, libc::SIGKILL as u32).await;
         if let Err(error) = killed
@@ -196,7 +204,7 @@ impl<R: Runtime> Containers<R> {
         }
     }
 
-    /// The streams for a process, and where a logging program reads what a terminal shows.
+    /// The streams for a process. For a terminal also the pipes of its logging program.
     async fn streams(&self, container: &Container, exec: Option<&ExecId>, process: &Process) -> Result<(Streams, Option<LogPipes>)> {
         let (namespace, _) = self.0.pod.names()?;
         let id = exec.map_or(container.id.as_str(), ExecId::as_str);
@@ -271,7 +279,7 @@ impl<R: Runtime> Tasks for Containers<R> {
             Some(pid) => {
                 let subject = runtime::Subject { container: id, exec, pid };
                 self.0.runtime.signal(subject, &self.0.reaper, signal).await?;
-                // With cgroup v1 a frozen process does not even die.
+                // With cgroup v1 a frozen process does not die.
                 if signal == libc::SIGKILL as u32 && matches!(container.init.life.phase(), Phase::Paused { .. }) {
                     container.cgroup().map_or(Ok(()), OwnedCgroup::thaw)?;
                 }
@@ -350,11 +358,11 @@ impl<R: Runtime> Tasks for Containers<R> {
         self.0.runtime.statistics(id, container.cgroup()).await
     }
 
-    fn any(&self) -> bool {
+    fn has_containers(&self) -> bool {
         !self.0.containers.is_empty()
     }
 
-    /// Streams are the process's own: nothing is passed on.
+    /// The process writes to the streams itself, so no output has to be passed on.
     async fn ended(&self, id: &ContainerId) {
         if let Ok(container) = self.get(id) {
             container.init.life.exit().await;

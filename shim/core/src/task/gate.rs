@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Stopping a pod in which containers are being made: those end first, and no more are begun.
+//! Lets a pod stop safely while containers are being made: waits for those, and refuses new ones.
 //!
-//! What is made after the pod's files are gone would find them missing, or make them anew.
+//! A container that is made after the pod's files were removed would miss them, or make them again.
 
 use crate::error::{Error, Result};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How long a container that is being made when its pod is stopped may take.
-pub const MADE: Duration = Duration::from_secs(5);
+/// How long a container in progress may take when its pod is stopped.
+pub const CREATE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Counts containers that are being made, until it is closed.
+/// Counts the containers that are being made, and can be closed.
 #[derive(Debug, Default)]
 pub struct Gate(watch::Sender<State>);
 
@@ -25,7 +25,7 @@ struct State {
 pub struct Inside<'a>(&'a Gate);
 
 impl Gate {
-    /// Open, and nobody inside.
+    /// An open gate.
     pub fn new() -> Self {
         Self(watch::Sender::new(State::default()))
     }
@@ -42,7 +42,8 @@ impl Gate {
         if entered { Ok(Inside(self)) } else { Err(Error::precondition("the sandbox is being stopped")) }
     }
 
-    /// Closes it, and waits until nobody is inside, for at most `patience`. Says whether that is so. Cancel-safe.
+    /// Closes the gate, and waits at most `patience` for containers in progress. Returns whether
+    /// all are finished. Cancel-safe.
     pub async fn close(&self, patience: Duration) -> bool {
         self.0.send_modify(|state| state.closed = true);
         let mut state = self.0.subscribe();
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "current_thread", start_paused = true)]
-    async fn who_is_inside_is_waited_for_and_nobody_comes_after() {
+    async fn close_waits_for_creations_and_refuses_new_ones() {
         let gate = Gate::new();
         let inside = gate.enter().unwrap();
         assert!(!gate.close(Duration::from_secs(1)).await);

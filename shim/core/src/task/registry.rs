@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a pod has of containers, and a container of execs: by name, each name once.
+//! The containers of a pod, or the execs of a container, by unique name.
 
 use crate::error::{Code, Error, Result};
 use std::collections::BTreeMap;
@@ -15,12 +15,12 @@ pub struct Registry<K, V> {
 }
 
 impl<K: Ord + Clone + Display, V> Registry<K, V> {
-    /// None yet. Errors say that there is no `kind` of a name in `place`, or that there is one already.
+    /// An empty registry. Its errors name the `kind` of thing and the `place`.
     pub fn new(kind: &'static str, place: impl Into<String>) -> Self {
         Self { kind, place: place.into(), things: Mutex::default() }
     }
 
-    /// The one of this name.
+    /// The thing with this name.
     ///
     /// # Errors
     /// `NotFound`.
@@ -29,7 +29,7 @@ impl<K: Ord + Clone + Display, V> Registry<K, V> {
         self.lock().get(name).cloned().ok_or_else(missing)
     }
 
-    /// Adds one.
+    /// Adds a thing.
     ///
     /// # Errors
     /// `AlreadyExists` for a name in use.
@@ -42,17 +42,17 @@ impl<K: Ord + Clone + Display, V> Registry<K, V> {
         Ok(())
     }
 
-    /// Forgets one, if it is there.
+    /// Removes a thing, if it exists.
     pub fn remove(&self, name: &K) {
         self.lock().remove(name);
     }
 
-    /// Whether there is none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
 
-    /// Those of now.
+    /// All current things.
     pub fn all(&self) -> Vec<(K, Arc<V>)> {
         self.lock().iter().map(|(name, thing)| (name.clone(), thing.clone())).collect()
     }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_there_once() {
+    fn a_name_is_unique_until_it_is_removed() {
         let registry = Registry::new("exec", "container web");
         registry.add("a", Arc::new(1)).unwrap();
         let twice = registry.add("a", Arc::new(2)).unwrap_err();

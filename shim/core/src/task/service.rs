@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The Task API (`containerd.task.v3`) over ttrpc: requests are parsed here, and wire types stop here.
+//! The Task API (`containerd.task.v3`) over ttrpc. Requests are parsed here, and wire types stop
+//! here.
 
 use super::single::SingleSandbox;
 use super::{CreateRequest, State, Tasks};
@@ -30,25 +31,26 @@ use ttrpc::asynchronous::{Server, TtrpcContext};
 pub struct TaskService<T> {
     sandbox: SandboxId,
     tasks: T,
-    /// The owner of what goes on when a request's caller has left.
+    /// The owner of work that continues after a request's caller has left.
     background: TaskTracker,
     single: Option<SingleSandbox>,
 }
 
 impl<T: Tasks> TaskService<T> {
-    /// Serves the containers of a `sandbox` that is there, as in a guest. What must not end between two of its steps is one of
-    /// `background`.
+    /// Serves the containers of a `sandbox` that already exists, as in a guest. `background` owns
+    /// work that must not stop halfway.
     pub fn new(sandbox: SandboxId, tasks: T, background: TaskTracker) -> Self {
         Self { sandbox, tasks, background, single: None }
     }
 
-    /// Serves the containers of `pod`; a container that comes before anybody has asked for the pod gets it for itself.
+    /// Serves the containers of `pod`. If a container comes before the pod was created, it gets the
+    /// pod for itself.
     pub fn of_pod(sandbox: SandboxId, tasks: T, background: TaskTracker, pod: Pod) -> Self {
         let single = Some(SingleSandbox::new(pod, background.clone()));
         Self { sandbox, tasks, background, single }
     }
 
-    /// The server that serves this, too.
+    /// Adds this service to a server.
     pub fn register(self, server: Server) -> Server {
         server.register_service(create_task(Arc::new(self)))
     }
@@ -68,7 +70,7 @@ impl<T: Tasks> Task for TaskService<T> {
             single.before_create(&request).await.map_err(not_created)?;
         }
         let tasks = self.tasks.clone();
-        let created = to_its_end(&self.background, async move { tasks.create(request).await }).await;
+        let created = run_to_completion(&self.background, async move { tasks.create(request).await }).await;
         if let (Err(_), Some(single)) = (&created, &self.single) {
             single.after_failed_create(&self.tasks).await;
         }
@@ -93,15 +95,15 @@ impl<T: Tasks> Task for TaskService<T> {
         debug!(container = req.id, exec = req.exec_id, "Delete");
         let (id, exec) = names(req.id, req.exec_id)?;
         let tasks = self.tasks.clone();
-        let (pid, exit) = to_its_end(&self.background, async move { tasks.delete(&id, exec.as_ref()).await }).await?;
+        let (pid, exit) = run_to_completion(&self.background, async move { tasks.delete(&id, exec.as_ref()).await }).await?;
         Ok(api::DeleteResponse { pid, exit_status: exit.code, exited_at: MessageField::some(exit.at.into()), ..Default::default() })
     }
 
     async fn pids(&self, _ctx: &TtrpcContext, req: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
         let id = ContainerId::parse(req.id)?;
         let pids = match self.tasks.pids(&id).await {
-            // containerd, started anew, asks about the sandbox too, to see whether anything runs in it. The sandbox of a container
-            // without a pod has the container's name.
+            // After a restart, containerd also asks for the sandbox, to see whether anything runs
+            // in it. The sandbox of a container without a pod has the container's name.
             Err(error) if error.code() == Code::NotFound && id.as_str() == self.sandbox.as_str() => vec![std::process::id()],
             pids => pids?,
         };
@@ -182,17 +184,18 @@ impl<T: Tasks> Task for TaskService<T> {
 
     async fn stats(&self, _ctx: &TtrpcContext, req: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
         let metrics = self.tasks.statistics(&ContainerId::parse(req.id)?).await?;
-        Ok(api::StatsResponse { stats: MessageField::some(any(metrics)), ..Default::default() })
+        Ok(api::StatsResponse { stats: MessageField::some(metrics_message(metrics)), ..Default::default() })
     }
 
     async fn connect(&self, _ctx: &TtrpcContext, req: api::ConnectRequest) -> ttrpc::Result<api::ConnectResponse> {
-        // containerd asks a shim for its pid with the sandbox's id too, which has no task.
+        // containerd also sends the sandbox's id, which has no task, to ask a shim for its pid.
         let state = ContainerId::parse(req.id).and_then(|id| self.tasks.state(&id, None));
         let task_pid = state.map(|state| state.phase.pid()).unwrap_or_default();
         Ok(api::ConnectResponse { shim_pid: std::process::id(), task_pid, version: env!("CARGO_PKG_VERSION").into(), ..Default::default() })
     }
 
-    /// A pod ends with its sandbox, not with a task: ShutdownSandbox ends the process. A process without a pod ends here.
+    /// Ends a process without a pod. In a pod this does nothing, because the pod ends with its
+    /// sandbox: ShutdownSandbox ends the process.
     async fn shutdown(&self, _ctx: &TtrpcContext, _req: api::ShutdownRequest) -> ttrpc::Result<api::Empty> {
         if let Some(single) = &self.single {
             single.shut_down(&self.tasks).await?;
@@ -201,20 +204,21 @@ impl<T: Tasks> Task for TaskService<T> {
     }
 }
 
-/// Metrics as protocols carry them.
-pub fn any(metrics: Metrics) -> Any {
+/// Metrics as a message for the protocols.
+pub fn metrics_message(metrics: Metrics) -> Any {
     Any { type_url: metrics.version.type_url().into(), value: metrics.encoded, ..Any::default() }
 }
 
-/// Does what must not end between two of its steps: ttrpc drops what serves a request when the caller's deadline has passed, and
-/// containerd gives a Delete ten seconds.
-async fn to_its_end<T: Send + 'static>(tasks: &TaskTracker, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+/// Runs work that must not stop halfway. ttrpc drops the handler of a request after the caller's
+/// deadline, and containerd gives a Delete ten seconds.
+async fn run_to_completion<T: Send + 'static>(tasks: &TaskTracker, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     let done = tasks.spawn(work.in_current_span()).await;
-    done.unwrap_or_else(|error| Err(Error::internal(format!("the request was not carried out: {error}"))))
+    done.unwrap_or_else(|error| Err(Error::internal(format!("the request was not completed: {error}"))))
 }
 
-/// An error as the answer to Create. containerd takes Unimplemented there for the word of an older shim, asks once more in an older
-/// protocol, and tells of that failure instead of ours.
+/// Changes an error into an answer to Create. containerd takes Unimplemented there as the answer of
+/// an older shim: it repeats the request in an older protocol, and reports that failure instead of
+/// ours.
 fn not_created(error: Error) -> Error {
     match error.code() {
         Code::Unimplemented => Error::precondition(error.to_string()),
@@ -251,7 +255,7 @@ fn state(id: &ContainerId, exec: Option<&ExecId>, state: &State) -> api::StateRe
     }
 }
 
-/// The names in a request; an empty one is no exec.
+/// Parses the names in a request. An empty exec means none.
 fn names(id: String, exec: String) -> Result<(ContainerId, Option<ExecId>)> {
     let exec = if exec.is_empty() { None } else { Some(ExecId::parse(exec)?) };
     Ok((ContainerId::parse(id)?, exec))
@@ -287,7 +291,7 @@ mod tests {
                 Ok(())
             }
         };
-        assert!(tokio::time::timeout(Duration::from_millis(1), to_its_end(&tasks, work)).await.is_err());
+        assert!(tokio::time::timeout(Duration::from_millis(1), run_to_completion(&tasks, work)).await.is_err());
         go_on.send(()).unwrap();
         tasks.close();
         tasks.wait().await;
@@ -295,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn unimplemented_is_not_an_answer_to_create() {
+    fn create_never_answers_unimplemented() {
         let error = not_created(Error::unimplemented("no such option"));
         assert_eq!((error.code(), error.to_string().as_str()), (Code::FailedPrecondition, "no such option"));
         assert_eq!(not_created(Error::not_found("gone")).code(), Code::NotFound);

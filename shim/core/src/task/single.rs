@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The sandbox of a container that has no pod: [`crate::sandbox::Single`] has the picture.
+//! The sandbox of a container without a pod. [`crate::sandbox::Single`] has the diagram.
 //!
-//! A process that is asked for a container before it is asked for a sandbox makes the sandbox itself, stops it when the container
-//! has ended, and ends when containerd says Shutdown. In a pod all of that is the Sandbox API's, and nothing here does anything.
+//! If the first request is for a container and not for a sandbox, this process makes the sandbox
+//! itself. It stops the sandbox when the container has ended, and ends at Shutdown. In a pod, the
+//! Sandbox API does all that, and nothing here does anything.
 
 use super::{CreateRequest, Tasks, read_bundle};
 use crate::error::{Error, Result};
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, warn};
 
-/// The sandbox that a container may have for itself.
+/// The sandbox of a container without a pod, if this process has one.
 #[derive(Debug)]
 pub struct SingleSandbox {
     pod: Pod,
@@ -22,7 +23,8 @@ pub struct SingleSandbox {
 }
 
 impl SingleSandbox {
-    /// That of `pod`, which nobody has asked for yet. `background` owns what waits for a container's end.
+    /// For `pod`, which has not been created. `background` owns the task that waits for the
+    /// container's end.
     pub fn new(pod: Pod, background: TaskTracker) -> Self {
         Self { pod, background, is_single: AtomicBool::new(false) }
     }
@@ -31,10 +33,10 @@ impl SingleSandbox {
         self.is_single.load(Ordering::Relaxed)
     }
 
-    /// Makes the sandbox, if nobody has asked for a pod.
+    /// Makes the sandbox, unless there is a pod.
     ///
     /// # Errors
-    /// Where the bundle does not parse or the sandbox cannot be made.
+    /// If the bundle does not parse or the sandbox cannot be made.
     pub async fn before_create(&self, request: &CreateRequest) -> Result<()> {
         if self.pod.phase() != PodPhase::Empty {
             return Ok(());
@@ -48,15 +50,15 @@ impl SingleSandbox {
 
     /// Stops a sandbox whose container could not be made.
     pub async fn after_failed_create(&self, tasks: &impl Tasks) {
-        if self.is_single() && !tasks.any() {
+        if self.is_single() && !tasks.has_containers() {
             stop(&self.pod).await;
         }
     }
 
-    /// Starts the sandbox before its container, and stops it when that has ended.
+    /// Starts the sandbox before its container. Stops it when the container has ended.
     ///
     /// # Errors
-    /// Where the sandbox cannot be started.
+    /// If the sandbox cannot be started.
     pub async fn before_start(&self, tasks: &impl Tasks, container: &ContainerId) -> Result<()> {
         if !self.is_single() || self.pod.phase() != PodPhase::Created {
             return Ok(());
@@ -71,21 +73,21 @@ impl SingleSandbox {
         Ok(())
     }
 
-    /// In a pod, ShutdownSandbox ends the process. A process without one ends with its container: containerd asks for it when it
-    /// has deleted the container, or could not create it.
+    /// Ends the process, unless it serves a pod: then ShutdownSandbox ends it. containerd sends
+    /// Shutdown after it deleted the container, or could not create it.
     ///
     /// # Errors
-    /// Where the sandbox cannot be stopped.
+    /// If the sandbox cannot be stopped.
     pub async fn shut_down(&self, tasks: &impl Tasks) -> Result<()> {
         let is_unused = self.is_single() || self.pod.phase() == PodPhase::Empty;
-        if is_unused && !tasks.any() {
+        if is_unused && !tasks.has_containers() {
             self.pod.shut_down().await?;
         }
         Ok(())
     }
 }
 
-/// Stops a sandbox that nobody needs any more. What fails is tried again at Shutdown.
+/// Stops a sandbox that is not needed any more. If it fails, Shutdown repeats it.
 async fn stop(pod: &Pod) {
     if let Err(error) = pod.stop().await {
         warn!(%error, "cannot stop the sandbox of a container that has ended");

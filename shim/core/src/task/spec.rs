@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The few words of a bundle's `config.json` that the Task API itself needs.
+//! The few fields of a bundle's `config.json` that the Task API itself needs.
 //!
-//! The OCI runtime reads all of it; we read what decides ownership of streams, where the container's
-//! cgroup will be, and whether its processes end with its init. Paths in it are not followed.
+//! The OCI runtime reads all of it. We read what decides the ownership of streams, the path of the
+//! container's cgroup, and whether its processes end with its init. Paths in it are not followed.
 
 use crate::error::{Context, Error, Result};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
@@ -10,11 +10,11 @@ use serde::Deserialize;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// A `config.json` larger than this is not read. containerd's are some 20 KiB; seccomp profiles
+/// At most this much of a `config.json` is read. containerd's are about 20 KiB. Seccomp profiles
 /// and thousands of mounts make the largest known ones less than 4 MiB.
 const MAX_SIZE: u64 = 16 << 20;
 
-/// What is kept of an OCI runtime specification.
+/// The fields of an OCI runtime specification that we use.
 #[derive(Debug, Deserialize)]
 pub struct Spec {
     #[serde(default)]
@@ -70,25 +70,25 @@ impl Spec {
     /// Reads `config.json` of a bundle, which must be a real directory with a real file in it.
     ///
     /// # Errors
-    /// `InvalidArgument` for a bundle that is a symbolic link, not absolute, or whose file does not
-    /// parse; `NotFound` where there is none.
+    /// `InvalidArgument` for a bundle that is a symbolic link or not absolute, or whose file does
+    /// not parse; `NotFound` if there is no file.
     pub fn read(bundle: &Path) -> Result<Self> {
         parse(&read_bundle(bundle)?).map_err(|e| Error::invalid(format!("{}/config.json is no OCI specification: {e}", bundle.display())))
     }
 
-    /// Where the container's cgroup is to be.
+    /// The path of the container's cgroup.
     pub fn cgroups_path(&self) -> Option<&str> {
         self.linux.cgroups_path.as_deref().filter(|path| !path.is_empty())
     }
 
-    /// Whether the kernel ends all of the container's processes with its init: only if that is
-    /// process 1 of a PID namespace of its own.
+    /// Whether the kernel ends all of the container's processes with its init. It does so only if
+    /// init is process 1 of its own PID namespace.
     pub fn ends_with_init(&self) -> bool {
         self.linux.namespaces.iter().any(|namespace| namespace.kind == "pid" && namespace.path.is_empty())
     }
 
-    /// The host's ids of the user that the container's program runs as, if that user is not the
-    /// host's own: the owner that its streams need.
+    /// The host's user and group ids of the container's program, if it has a user namespace. Its
+    /// streams must belong to them.
     pub fn mapped_owner(&self) -> Option<(u32, u32)> {
         if self.linux.uid_mappings.is_empty() {
             return None;
@@ -100,10 +100,10 @@ impl Spec {
     }
 }
 
-/// The text of a bundle's `config.json`, as far as it is read.
+/// Reads the text of a bundle's `config.json`.
 ///
 /// # Errors
-/// As [`Spec::read`], but for what is in it.
+/// As [`Spec::read`], without those of parsing.
 pub fn read_bundle(bundle: &Path) -> Result<Vec<u8>> {
     check_bundle(bundle)?;
     let path = bundle.join("config.json");
@@ -117,7 +117,8 @@ pub fn read_bundle(bundle: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A specification is an object; serde would take a list of its fields too.
+/// Parses a specification. Requires an object, because serde would also accept a list of the
+/// fields.
 fn parse(bytes: &[u8]) -> serde_json::Result<Spec> {
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(serde::de::Error::custom("it is not a JSON object"));
@@ -130,7 +131,7 @@ fn check_bundle(bundle: &Path) -> Result<()> {
         return Err(Error::invalid(format!("the bundle {} is not an absolute path", bundle.display())));
     }
     let stat =
-        rustix::fs::statat(CWD, bundle, AtFlags::SYMLINK_NOFOLLOW).context(|| format!("cannot look at the bundle {}", bundle.display()))?;
+        rustix::fs::statat(CWD, bundle, AtFlags::SYMLINK_NOFOLLOW).context(|| format!("cannot inspect the bundle {}", bundle.display()))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => Ok(()),
         FileType::Symlink => Err(Error::invalid(format!("the bundle {} is a symbolic link", bundle.display()))),
@@ -138,10 +139,10 @@ fn check_bundle(bundle: &Path) -> Result<()> {
     }
 }
 
-/// `rootfs` of a bundle, made if it is missing; a link in its place is refused.
+/// The directory `rootfs` of a bundle. Makes it if it is missing, and refuses a link.
 ///
 /// # Errors
-/// `InvalidArgument` where something else has its name.
+/// `InvalidArgument` if it is something other than a directory.
 pub fn rootfs_dir(bundle: &Path) -> Result<PathBuf> {
     let path = bundle.join("rootfs");
     match rustix::fs::mkdir(&path, Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH) {
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_own_pid_namespace_ends_with_init() {
+    fn only_processes_of_an_own_pid_namespace_end_with_init() {
         assert!(spec(r#"{"linux":{"namespaces":[{"type":"pid"}]}}"#).ends_with_init());
         assert!(!spec(r#"{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}"#).ends_with_init());
         assert!(!spec(r#"{"linux":{"namespaces":[{"type":"mount"}]}}"#).ends_with_init());

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pods' network namespaces with guests that are tasks. They need root, and say so where they are skipped.
+//! Forwarding in real network namespaces, with tasks as guests. The tests need root; without it,
+//! they say that they are skipped.
 
 use super::*;
 use nix::sched::{CloneFlags, unshare};
@@ -9,14 +10,14 @@ use std::io::Write as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::mpsc;
 
-/// What listens on the ports of a guest.
+/// The guest's ports.
 mod port {
     pub const ECHO: u16 = 7;
-    /// Says nothing, and hears nothing.
+    /// Sends nothing, and reads nothing.
     pub const SILENT: u16 = 9;
-    /// Says something, and listens until the other has said all.
+    /// Sends a text and closes, then reads until the client closes.
     pub const GREETING: u16 = 80;
-    /// Says something and is gone, without an end.
+    /// Sends a text, and disappears without closing.
     pub const FAILING: u16 = 99;
     pub const NOTHING: u16 = 1;
 }
@@ -25,28 +26,28 @@ struct Pod {
     tasks: TaskTracker,
     cancel: CancellationToken,
     forwarder: Forwarder,
-    /// What was heard by those in the guest who listen, when their connections ended.
-    heard: mpsc::UnboundedReceiver<Vec<u8>>,
+    /// What the guest's listeners read, or how their connections ended.
+    received: mpsc::UnboundedReceiver<Vec<u8>>,
 }
 
 impl Pod {
     fn start() -> Self {
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let (tell, heard) = mpsc::unbounded_channel();
+        let (report, received) = mpsc::unbounded_channel();
         let guest = tasks.clone();
         let dial = move |port| {
             let (connection, end) = duplex(4096);
             let accepted = port != port::NOTHING;
             if accepted {
-                guest.spawn(listen_in_guest(port, end, tell.clone()));
+                guest.spawn(listen_in_guest(port, end, report.clone()));
             }
             async move { if accepted { Ok(connection) } else { Err(Error::new(magnetar_core::error::Code::Unavailable, "refused")) } }
         };
         let forwarder = super::start(&tasks, &cancel, dial).unwrap();
-        Self { tasks, cancel, forwarder, heard }
+        Self { tasks, cancel, forwarder, received }
     }
 
-    /// Nothing is left, when this is done.
+    /// Waits for the end, and checks that nothing is left.
     async fn ends(self) {
         drop(self.forwarder);
         self.tasks.close();
@@ -55,7 +56,7 @@ impl Pod {
     }
 }
 
-async fn listen_in_guest(port: u16, connection: DuplexStream, tell: mpsc::UnboundedSender<Vec<u8>>) {
+async fn listen_in_guest(port: u16, connection: DuplexStream, report: mpsc::UnboundedSender<Vec<u8>>) {
     let (plain, mut socket) = duplex(4096);
     let (from, to) = tokio::io::split(plain);
     let carried = chunk::carry(from, to, connection);
@@ -65,9 +66,9 @@ async fn listen_in_guest(port: u16, connection: DuplexStream, tell: mpsc::Unboun
             port::GREETING => {
                 socket.write_all(b"hello").await.unwrap();
                 socket.shutdown().await.unwrap();
-                let mut heard = Vec::new();
-                socket.read_to_end(&mut heard).await.unwrap();
-                tell.send(heard).unwrap();
+                let mut received = Vec::new();
+                socket.read_to_end(&mut received).await.unwrap();
+                report.send(received).unwrap();
             }
             port::FAILING => {
                 socket.write_all(b"hel").await.unwrap();
@@ -82,7 +83,7 @@ async fn listen_in_guest(port: u16, connection: DuplexStream, tell: mpsc::Unboun
     };
     if [port::SILENT, port::FAILING].contains(&port) {
         tokio::select! {
-            ended = carried => tell.send(format!("{:?}", ended.map_err(|error| error.kind())).into()).unwrap(),
+            ended = carried => report.send(format!("{:?}", ended.map_err(|error| error.kind())).into()).unwrap(),
             () = talk => {}
         }
     } else {
@@ -90,15 +91,15 @@ async fn listen_in_guest(port: u16, connection: DuplexStream, tell: mpsc::Unboun
     }
 }
 
-/// Runs `test` in a network namespace with nothing but a loopback that is up.
+/// Runs `test` in a network namespace that has only a loopback, which is up.
 fn in_pod(test: impl AsyncFnOnce() + Send) {
     let body = move || {
         if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-            // Past the capture: a test that runs nothing says so.
+            // Written past libtest's capture, so that a skipped test is seen.
             let _unheard = writeln!(std::io::stderr(), "skipped: a network namespace needs root ({error})");
             return;
         }
-        // `RTM_NEWLINK` with `NLM_F_REQUEST`: the first device is to be up.
+        // `RTM_NEWLINK` with `NLM_F_REQUEST`: bring up the first device.
         let (head, one) =
             ([32_u32.to_ne_bytes(), [16_u16.to_ne_bytes(), 1_u16.to_ne_bytes()].concat().try_into().unwrap()], 1_u32.to_ne_bytes());
         let up = [&head.concat()[..], &[0; 12], &one, &one, &one].concat();
@@ -115,7 +116,7 @@ async fn dial(port: u16) -> io::Result<TcpStream> {
     TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await
 }
 
-/// How reading ends, and what was read before.
+/// The result of reading, and the text that was read.
 async fn read_all(client: &mut TcpStream) -> (Result<(), ErrorKind>, String) {
     let mut bytes = Vec::new();
     let ended = client.read_to_end(&mut bytes).await;
@@ -136,7 +137,7 @@ async fn echoes(mut client: TcpStream) {
 }
 
 #[test]
-fn a_port_of_the_loopback_is_one_of_the_guest() {
+fn connections_to_the_loopback_reach_the_guest() {
     in_pod(async || {
         let pod = Pod::start();
         echoes(dial(port::ECHO).await.unwrap()).await;
@@ -157,20 +158,20 @@ fn without_ipv6_there_is_still_ipv4() {
 }
 
 #[test]
-fn a_server_may_end_first() {
+fn a_server_may_close_first() {
     in_pod(async || {
         let mut pod = Pod::start();
         let mut client = dial(port::GREETING).await.unwrap();
         assert_eq!(read_all(&mut client).await, (Ok(()), "hello".into()));
         client.write_all(b"and goodbye").await.unwrap();
         client.shutdown().await.unwrap();
-        assert_eq!(pod.heard.recv().await.unwrap(), b"and goodbye");
+        assert_eq!(pod.received.recv().await.unwrap(), b"and goodbye");
         pod.ends().await;
     });
 }
 
 #[test]
-fn what_nobody_listens_for_and_what_fails_is_reset() {
+fn refused_and_failed_connections_are_reset() {
     in_pod(async || {
         let pod = Pod::start();
         let mut client = dial(port::NOTHING).await.unwrap();
@@ -182,7 +183,7 @@ fn what_nobody_listens_for_and_what_fails_is_reset() {
 }
 
 #[test]
-fn a_client_that_fails_is_the_end_even_if_it_had_said_all() {
+fn a_clients_reset_ends_the_connection_even_after_its_close() {
     in_pod(async || {
         let mut pod = Pod::start();
         for said_all in [false, true] {
@@ -194,18 +195,18 @@ fn a_client_that_fails_is_the_end_even_if_it_had_said_all() {
             }
             client.set_zero_linger().unwrap();
             drop(client);
-            assert_eq!(pod.heard.recv().await.unwrap(), b"Err(UnexpectedEof)", "{said_all}");
+            assert_eq!(pod.received.recv().await.unwrap(), b"Err(UnexpectedEof)", "{said_all}");
         }
         pod.ends().await;
     });
 }
 
 #[test]
-fn more_than_are_carried_at_once_wait() {
+fn connections_above_the_limit_wait() {
     in_pod(async || {
         let pod = Pod::start();
         let mut first = Vec::new();
-        for _ in 0..AT_ONCE {
+        for _ in 0..MAX_CONNECTIONS {
             let mut client = dial(port::ECHO).await.unwrap();
             client.write_all(b"x").await.unwrap();
             assert_eq!(client.read_u8().await.unwrap(), b'x');
@@ -218,7 +219,7 @@ fn more_than_are_carried_at_once_wait() {
         assert_eq!(last.read_u8().await.unwrap(), b'x');
         drop((first, last));
         let clients = TaskTracker::new();
-        for _ in 0..2 * AT_ONCE {
+        for _ in 0..2 * MAX_CONNECTIONS {
             clients.spawn(async { echoes(dial(port::ECHO).await.unwrap()).await });
         }
         clients.close();
@@ -228,7 +229,7 @@ fn more_than_are_carried_at_once_wait() {
 }
 
 #[test]
-fn the_end_is_the_end_of_all() {
+fn open_connections_are_reset_at_the_end() {
     in_pod(async || {
         for by_token in [true, false] {
             let mut pod = Pod::start();
@@ -237,7 +238,7 @@ fn the_end_is_the_end_of_all() {
             tokio::time::sleep(Duration::from_millis(20)).await;
             if by_token {
                 pod.cancel.cancel();
-                assert_eq!(pod.heard.recv().await.unwrap(), b"Err(UnexpectedEof)");
+                assert_eq!(pod.received.recv().await.unwrap(), b"Err(UnexpectedEof)");
             }
             pod.ends().await;
             assert_eq!(read_all(&mut client).await, (Err(ErrorKind::ConnectionReset), String::new()));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the kernel has in a network namespace, and what of it a guest is told.
+//! Reads the network configuration of a namespace, and derives the guest's from it.
 
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::netlink::all;
@@ -17,17 +17,17 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tracing::{debug, warn};
 
-/// The local table is the kernel's own; the third that every namespace has is empty.
+/// The tables that every namespace has. The kernel fills the local one (255); 253 is empty.
 const TABLES: [u32; 3] = [253, MAIN, 255];
 const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
-/// How the names of our taps begin; a number follows.
+/// The prefix of our taps' names. A number follows.
 pub const TAP: &str = "mag";
 
-/// The interfaces that a guest gets, by their indices.
+/// A guest's interfaces by index.
 pub type Interfaces = BTreeMap<u32, Interface>;
 
-/// All that the kernel says of a namespace.
+/// The network configuration of a namespace.
 #[derive(Debug, Default)]
 pub struct State {
     /// Its interfaces.
@@ -41,7 +41,7 @@ pub struct State {
 }
 
 impl State {
-    /// Asks the kernel.
+    /// Reads it from the kernel.
     pub async fn read(handle: &Handle) -> Result<Self> {
         let what = || "cannot read the pod's network".to_string();
         Ok(Self {
@@ -52,7 +52,8 @@ impl State {
         })
     }
 
-    /// The interfaces for a guest, with their addresses. `Unimplemented` for one that no guest can have.
+    /// The interfaces for a guest, with their addresses. `Unimplemented` for an interface that a
+    /// guest cannot have.
     pub fn interfaces(&self) -> Result<Interfaces> {
         let mut interfaces = Interfaces::new();
         for link in &self.links {
@@ -70,14 +71,15 @@ impl State {
         Ok(interfaces)
     }
 
-    /// What a guest is told that gets these interfaces.
+    /// The configuration for a guest with these interfaces.
     pub fn network(&self, interfaces: Interfaces) -> Network {
         let mut routes: Vec<_> = self.routes.iter().filter_map(|message| route(message, &interfaces)).collect();
-        // A gateway is found by a route whose scope is narrower.
+        // Routes without a gateway come first, then by narrower scope, because the kernel resolves
+        // a gateway through an existing route of a narrower scope.
         routes.sort_by_key(|route| (route.gateway.is_some(), Reverse(route.scope)));
         let elsewhere = self.routes.iter().filter(|route| !TABLES.contains(&table(route))).count();
         if elsewhere > 0 {
-            warn!(elsewhere, "the pod has routes in tables that its virtual machine does not know");
+            warn!(elsewhere, "the pod has routes in additional routing tables, which its virtual machine does not get");
         }
         let neighbours = self.neighbours.iter().filter_map(|message| neighbour(message, &interfaces)).collect();
         Network { interfaces: interfaces.into_values().collect(), routes, neighbours }
@@ -102,19 +104,19 @@ fn kind(link: &LinkMessage) -> Option<&InfoKind> {
     infos?.iter().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None })
 }
 
-/// An interface without its addresses; none if the guest does without it.
+/// An interface without its addresses; `None` if the guest does not get it.
 fn interface(link: &LinkMessage) -> Result<Option<Interface>> {
     let (name, flags) = (name(link), link.header.flags);
-    // What belongs to a bridge or a bond is in the pod by way of that.
+    // A port of a bridge or bond is used through that bridge or bond.
     let has_master = link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Controller(_)));
     if flags.contains(LinkFlags::Loopback) || is_tap(link) || has_master {
         return Ok(None);
     }
     let ethernet = link.header.link_layer_type == LinkLayerType::Ether;
     if !flags.contains(LinkFlags::Up) {
-        // A kernel may give every namespace tunnels that nobody uses.
+        // Some kernels create unused tunnels in every namespace.
         if ethernet {
-            warn!(interface = name, "an interface of the pod is down, and its virtual machine goes without it");
+            warn!(interface = name, "an interface of the pod is down, so its virtual machine does not get it");
         } else {
             debug!(interface = name, "an interface of the pod is down");
         }
@@ -136,14 +138,15 @@ fn interface(link: &LinkMessage) -> Result<Option<Interface>> {
     let (true, Some(mac), Some(mtu)) = (ethernet, mac, mtu) else {
         return refused("it is no Ethernet");
     };
-    // Such as an ipvlan of layer 3, or a VRF. A dummy takes whatever it is sent, and that is all it does.
+    // For example an ipvlan of layer 3, or a VRF. A dummy is allowed: it only discards what it is
+    // sent.
     if flags.contains(LinkFlags::Noarp) && kind != Some(&InfoKind::Dummy) {
-        return refused("there are no neighbours to be found on it (NOARP)");
+        return refused("it does not resolve neighbours (NOARP)");
     }
     Ok(Some(Interface { name: name.into(), mac, mtu, addresses: Vec::new() }))
 }
 
-/// An interface's own address; none for one that cannot be used, or comes and goes by itself.
+/// An interface's own address; `None` for an address that is unusable or temporary.
 fn prefix(message: &AddressMessage) -> Option<Prefix> {
     let (mut ip, mut peer) = (None, None);
     let mut flags = AddressFlags::from_bits_retain(message.header.flags.bits().into());
@@ -156,16 +159,16 @@ fn prefix(message: &AddressMessage) -> Option<Prefix> {
         }
     }
     let ip = ip.or(peer)?;
-    // IPv6's temporary addresses have IPv4's flag for a second address of a network.
+    // IPv6 marks temporary addresses with the flag that IPv4 uses for secondary addresses.
     if flags.contains(AddressFlags::Dadfailed) || (ip.is_ipv6() && flags.contains(AddressFlags::Secondary)) {
         return None;
     }
-    // Where there is a peer the length is of its prefix, to which there is a route.
+    // With a peer address, the prefix length belongs to the peer, and the kernel has a route to it.
     let length = if peer.is_none_or(|peer| peer == ip) { message.header.prefix_len } else { whole(ip) };
     Some(Prefix { ip, length })
 }
 
-/// A route that a guest with these interfaces can have.
+/// A route for a guest with these interfaces; `None` for one that it cannot have.
 fn route(message: &RouteMessage, interfaces: &Interfaces) -> Option<Route> {
     let header = &message.header;
     let anywhere = match header.address_family {
@@ -186,7 +189,7 @@ fn route(message: &RouteMessage, interfaces: &Interfaces) -> Option<Route> {
         attributes.iter().find_map(|attribute| if let RouteAttribute::MultiPath(hops) = attribute { Some(hops) } else { None })
     {
         let first = hops.first()?;
-        warn!(?to, ways = hops.len(), "a virtual machine goes only the first of a route's several ways");
+        warn!(?to, ways = hops.len(), "a virtual machine uses only the first hop of a multipath route");
         leaves_by = Some(first.interface_index);
         route.on_link = first.flags.contains(RouteNextHopFlags::Onlink);
         attributes.extend(&first.attributes);
@@ -204,7 +207,7 @@ fn route(message: &RouteMessage, interfaces: &Interfaces) -> Option<Route> {
                 route.mtu = metrics.iter().find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
             }
             RouteAttribute::Encap(_) => {
-                warn!(?to, "a virtual machine does not have a route that wraps what it carries");
+                warn!(?to, "a virtual machine does not get routes with encapsulation");
                 return None;
             }
             _ => {}
@@ -220,7 +223,7 @@ fn table(message: &RouteMessage) -> u32 {
     table.unwrap_or(message.header.table.into())
 }
 
-/// A neighbour that somebody has written down.
+/// A permanent neighbour entry.
 fn neighbour(message: &NeighbourMessage, interfaces: &Interfaces) -> Option<Neighbour> {
     if message.header.state != NeighbourState::Permanent {
         return None;

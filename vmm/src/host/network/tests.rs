@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Frames, through a real kernel. That needs root, and is said where it is skipped.
+//! Sends frames through a real kernel. The tests need root; without it, they say that they are
+//! skipped.
 
 use super::*;
 use magnetar_core::home::namespace;
@@ -23,7 +24,8 @@ const OUTSIDE_MAC: Mac = Mac([2, 0, 0, 0, 9, 1]);
 const PATIENCE: Duration = Duration::from_secs(10);
 const VIRTIO_NET_HEADER: usize = 10;
 
-/// A pod's network namespace, which the test is in, with an `eth0` whose peer is in another.
+/// A pod's network namespace with an `eth0`, whose peer is in another namespace. The test runs in
+/// it.
 struct Pod {
     inside: OwnedFd,
     outside: OwnedFd,
@@ -58,7 +60,7 @@ impl Pod {
         pod
     }
 
-    /// Does something where the peer is.
+    /// Runs `work` in the peer's namespace.
     async fn outside<T>(&self, work: impl AsyncFnOnce() -> T) -> T {
         setns(&self.outside, CloneFlags::CLONE_NEWNET).unwrap();
         let done = work().await;
@@ -72,7 +74,7 @@ fn in_pod(test: impl AsyncFnOnce(Pod) + Send) {
     std::thread::scope(|scope| {
         let body = move || {
             if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-                // Past the capture: a test that runs nothing says so.
+                // Written past libtest's capture, so that a skipped test is seen.
                 let _unheard = writeln!(std::io::stderr(), "skipped: a network namespace needs root ({error})");
                 return;
             }
@@ -100,7 +102,7 @@ async fn up(handle: &Handle, name: &str, ip: Ipv4Addr, other: Ipv4Addr, mac: Mac
     index
 }
 
-/// What there is: interfaces, and queueing disciplines with the rules at their entrance.
+/// Everything in the namespace: interfaces, and queueing disciplines with their ingress rules.
 async fn inventory() -> Vec<String> {
     ask(|handle| async move {
         let links = links(&handle).await.unwrap();
@@ -124,7 +126,7 @@ async fn inventory() -> Vec<String> {
     .await
 }
 
-/// An IPv4 datagram from the guest, whose checksum is left to whoever sends it on.
+/// An IPv4 datagram from the guest. Its checksum is left to the next hop.
 fn frame(text: &[u8], port: u16) -> Vec<u8> {
     let udp_length = 8 + text.len() as u16;
     let mut frame = vec![1, 0, 0, 0, 0, 0];
@@ -154,7 +156,7 @@ fn sum(bytes: &[u8]) -> u16 {
 }
 
 #[test]
-fn frames_go_both_ways_and_nothing_stays() {
+fn frames_pass_both_ways_and_detach_removes_everything() {
     in_pod(async |pod| {
         let before = inventory().await;
         let Attached { network, mut nics } = attach().await.unwrap();
@@ -172,7 +174,7 @@ fn frames_go_both_ways_and_nothing_stays() {
         assert_eq!((mac, mtu), (POD_MAC, 9000));
         let tap = magnetar_sys::readiness::watch(tap).unwrap();
         let socket = pod.outside(async || UdpSocket::bind((OUTSIDE, 0)).await.unwrap()).await;
-        // Longer than an Ethernet's usual frames.
+        // Longer than usual Ethernet frames.
         let text = [b'x'; 8000];
         socket.send_to(&text, (POD, 7)).await.unwrap();
         let mut buffer = [0; 10_000];
@@ -180,7 +182,7 @@ fn frames_go_both_ways_and_nothing_stays() {
             let mut ready = tap.readable().await.unwrap();
             let Ok(length) = ready.try_io(|tap| Ok(rustix::io::read(tap.as_fd(), &mut buffer)?)) else { continue };
             let arrived = &buffer[VIRTIO_NET_HEADER..length.unwrap()];
-            // The peer's kernel has more to say, about IPv6.
+            // The peer's kernel sends IPv6 packets as well.
             if arrived.ends_with(&text) {
                 assert_eq!(arrived[..14], [&POD_MAC.0[..], &OUTSIDE_MAC.0, &[8, 0]].concat());
                 assert_eq!(arrived.len(), 14 + 20 + 8 + text.len());
@@ -202,12 +204,12 @@ fn frames_go_both_ways_and_nothing_stays() {
 }
 
 #[test]
-fn what_an_earlier_attempt_left_is_no_obstacle() {
+fn attach_removes_what_an_earlier_attempt_left() {
     in_pod(async |_pod| {
         let before = inventory().await;
         let earlier = attach().await.unwrap();
         let attached = attach().await.unwrap();
-        // The rest may differ by link-local addresses, which the kernel makes when it finds the time.
+        // The rest may differ in link-local addresses, which the kernel adds with a delay.
         assert_eq!(attached.network.neighbours, earlier.network.neighbours);
         drop(earlier);
         assert!(inventory().await.contains(&"mag0 is up: true".into()));
@@ -217,7 +219,7 @@ fn what_an_earlier_attempt_left_is_no_obstacle() {
 }
 
 #[test]
-fn what_others_have_put_there_stays() {
+fn rules_of_others_stay() {
     in_pod(async |_pod| {
         ask(|handle| async move {
             let links = links(&handle).await.unwrap();

@@ -4,11 +4,11 @@ use super::*;
 use crate::hypervisor::Promise;
 use std::io::Write as _;
 
-/// A hypervisor that does what it can, and tells what.
+/// A hypervisor that records its orders.
 #[derive(Clone, Default)]
 struct Fake {
-    told: Arc<Mutex<Vec<String>>>,
-    /// How many times it fails to detach.
+    recorded: Arc<Mutex<Vec<String>>>,
+    /// How many times detach fails.
     refuses: Arc<Mutex<u32>>,
     hangs: bool,
 }
@@ -25,12 +25,12 @@ impl Control for Fake {
 
 impl HotPlug for Fake {
     fn attach<'a>(&'a mut self, disk: &'a Disk) -> Promise<'a, ()> {
-        self.told.lock().unwrap().push(format!("+{}{}", disk.id, if disk.read_only { " ro" } else { "" }));
+        self.recorded.lock().unwrap().push(format!("+{}{}", disk.id, if disk.read_only { " ro" } else { "" }));
         Box::pin(async { Ok(()) })
     }
 
     fn detach(&mut self, disk: DiskId) -> Promise<'_, ()> {
-        self.told.lock().unwrap().push(format!("-{disk}"));
+        self.recorded.lock().unwrap().push(format!("-{disk}"));
         let mut refuses = self.refuses.lock().unwrap();
         let outcome = match refuses.checked_sub(1) {
             Some(left) => {
@@ -43,12 +43,13 @@ impl HotPlug for Fake {
     }
 }
 
-/// For [`block::open`], which opens what there is: the first loop device, if this machine has one and we may.
-fn device() -> Option<Numbers> {
-    let device = Numbers { major: 7, minor: 0 };
+/// A device for [`block::open`], which opens real devices: the first loop device, if this machine
+/// has one and we may open it.
+fn device() -> Option<DeviceNumbers> {
+    let device = DeviceNumbers { major: 7, minor: 0 };
     let there = block::open(device, false).is_ok();
     if !there {
-        // Past the capture: a test that runs nothing says so.
+        // Written past libtest's capture, so that a skipped test is seen.
         let _unheard = writeln!(std::io::stderr(), "skipped: there is no loop device here");
     }
     there.then_some(device)
@@ -58,74 +59,74 @@ fn ids() -> [ContainerId; 2] {
     ["a", "b"].map(|id| ContainerId::parse(id).unwrap())
 }
 
-/// Gives orders about a device to a machine of `fake`, for two containers. Returns what the hypervisor was told; nothing where there
-/// is no such device.
-async fn ordered(fake: Fake, orders: impl AsyncFnOnce(Connection, Wanted, [ContainerId; 2])) -> Option<Vec<String>> {
-    let wanted = Wanted { device: device()?, read_only: false };
+/// Runs `orders` about a device, for two containers, against `fake`. Returns what the hypervisor
+/// was told; `None` if there is no such device.
+async fn ordered(fake: Fake, orders: impl AsyncFnOnce(Connection, WantedDisk, [ContainerId; 2])) -> Option<Vec<String>> {
+    let wanted = WantedDisk { device: device()?, read_only: false };
     let (disks, task) = Connection::new(Box::new(fake.clone()));
     tokio::join!(orders(disks, wanted, ids()), task);
-    Some(fake.told.lock().unwrap().clone())
+    Some(fake.recorded.lock().unwrap().clone())
 }
 
 #[tokio::test]
-async fn a_device_is_attached_once_and_leaves_with_the_last_container() {
-    let told = ordered(Fake::default(), async |disks, writes, [a, b]| {
-        let reads = Wanted { read_only: true, ..writes };
+async fn a_shared_device_is_attached_once_and_detached_after_its_last_container() {
+    let recorded = ordered(Fake::default(), async |disks, writes, [a, b]| {
+        let reads = WantedDisk { read_only: true, ..writes };
         let first = disks.attach(writes, &a).await.unwrap();
         assert_eq!(disks.attach(writes, &b).await.unwrap(), first);
         let second = disks.attach(reads, &b).await.unwrap();
-        assert_eq!(disks.leave(&a), []);
-        assert_eq!(disks.leave(&a), [], "it has left already");
-        assert_eq!(disks.leave(&b), [first, second]);
+        assert_eq!(disks.release(&a), []);
+        assert_eq!(disks.release(&a), [], "it was released before");
+        assert_eq!(disks.release(&b), [first, second]);
         disks.detach(first).await.unwrap();
         disks.detach(first).await.unwrap();
         assert!(disks.has_disks());
         assert_ne!(disks.attach(writes, &a).await.unwrap(), first, "no number is used twice");
         assert_eq!(disks.state().await.unwrap(), MachineState::Running);
     });
-    let Some(told) = told.await else { return };
-    assert_eq!(told, ["+disk-1", "+disk-2 ro", "-disk-1", "+disk-3"]);
+    let Some(recorded) = recorded.await else { return };
+    assert_eq!(recorded, ["+disk-1", "+disk-2 ro", "-disk-1", "+disk-3"]);
 }
 
 #[tokio::test]
-async fn who_wants_a_disk_before_it_is_detached_has_it() {
-    let told = ordered(Fake::default(), async |disks, wanted, [a, b]| {
+async fn a_disk_that_is_needed_again_before_its_detach_stays() {
+    let recorded = ordered(Fake::default(), async |disks, wanted, [a, b]| {
         let disk = disks.attach(wanted, &a).await.unwrap();
-        assert_eq!(disks.leave(&a), [disk]);
+        assert_eq!(disks.release(&a), [disk]);
         assert_eq!(disks.attach(wanted, &b).await.unwrap(), disk);
         disks.detach(disk).await.unwrap();
-        assert_eq!(disks.leave(&b), [disk], "it was not taken from the other one");
+        assert_eq!(disks.release(&b), [disk], "the second container kept it");
         disks.detach(disk).await.unwrap();
         assert!(!disks.has_disks());
     });
-    let Some(told) = told.await else { return };
-    assert_eq!(told, ["+disk-1", "-disk-1"]);
+    let Some(recorded) = recorded.await else { return };
+    assert_eq!(recorded, ["+disk-1", "-disk-1"]);
 }
 
 #[tokio::test]
-async fn what_could_not_be_detached_is_tried_again_and_nobodys_meanwhile() {
+async fn a_failed_detach_is_retried_and_the_disk_is_not_given_out() {
     let fake = Fake { refuses: Arc::new(Mutex::new(3)), ..Fake::default() };
-    let told = ordered(fake, async |disks, wanted, [a, b]| {
+    let recorded = ordered(fake, async |disks, wanted, [a, b]| {
         let disk = disks.attach(wanted, &a).await.unwrap();
-        assert_eq!(disks.leave(&a), [disk]);
+        assert_eq!(disks.release(&a), [disk]);
         assert!(disks.detach(disk).await.is_err());
         assert!(disks.attach(wanted, &b).await.is_err(), "the guest may have lost it");
-        assert_eq!(disks.leave(&b), [disk], "the next one who goes tries it");
+        assert_eq!(disks.release(&b), [disk], "the next release retries it");
         assert!(disks.detach(disk).await.is_err());
         assert_ne!(disks.attach(wanted, &b).await.unwrap(), disk);
     });
-    let Some(told) = told.await else { return };
-    assert_eq!(told, ["+disk-1", "-disk-1", "-disk-1", "-disk-1", "-disk-1", "+disk-2"]);
+    let Some(recorded) = recorded.await else { return };
+    assert_eq!(recorded, ["+disk-1", "-disk-1", "-disk-1", "-disk-1", "-disk-1", "+disk-2"]);
 }
 
 #[tokio::test]
-async fn a_device_that_is_not_there_is_nobodys() {
+async fn a_missing_device_is_not_attached() {
     let (disks, task) = Connection::new(Box::<Fake>::default());
     let orders = async move {
-        let wanted = Wanted { device: Numbers { major: 0, minor: 0 }, read_only: false };
+        let wanted = WantedDisk { device: DeviceNumbers { major: 0, minor: 0 }, read_only: false };
         let [id, _] = ids();
         assert!(disks.attach(wanted, &id).await.unwrap_err().to_string().contains("0:0"));
-        assert_eq!(disks.leave(&id), []);
+        assert_eq!(disks.release(&id), []);
     };
     tokio::join!(orders, task);
 }
@@ -135,13 +136,13 @@ async fn a_hypervisor_that_does_not_answer_is_not_asked_again() {
     let (disks, task) = Connection::new(Box::new(Fake { hangs: true, ..Fake::default() }));
     let orders = async move {
         assert_eq!(disks.state().await.unwrap_err().to_string(), "the hypervisor has not carried out an order within 20s");
-        assert_eq!(disks.state().await.unwrap_err().to_string(), "the hypervisor has once not carried out an order within 20s");
+        assert_eq!(disks.state().await.unwrap_err().to_string(), "the hypervisor has not carried out an earlier order within 20s");
     };
     tokio::join!(orders, task);
 }
 
 #[tokio::test]
-async fn who_asks_a_machine_that_has_ended_is_told() {
+async fn requests_after_the_machines_end_are_unavailable() {
     let (disks, task) = Connection::new(Box::<Fake>::default());
     drop(task);
     assert_eq!(disks.state().await.unwrap_err().code(), Code::Unavailable);

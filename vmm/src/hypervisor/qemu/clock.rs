@@ -1,53 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How fast the guest's time stamp counter is. In emulation it is the host's.
+//! Measures the rate of the guest's time stamp counter. In emulation it is the host's counter.
 //!
-//! The guest's kernel would measure it against the emulated timer, for some milliseconds. Where the host is busy that fails, and
-//! then it takes a clock that is slow to read, or, where the machine has no such thing, one that only knows ticks of 4 ms.
-//! We have more time than it has: from the start of this process to that of the machine.
+//! Otherwise the guest's kernel measures it against the emulated timer for some milliseconds. That
+//! fails on a busy host. The kernel then uses a clock that is slow to read or, if the machine has
+//! none, one that only counts ticks of 4 ms. This process has more time to measure: from its own
+//! start to the machine's.
 
 use magnetar_sys::counter;
 use std::time::{Duration, Instant};
 
-/// With less time between its two looks, the time that the looks themselves take would show.
-const LEAST: Duration = Duration::from_millis(20);
+/// The least time between the two samples. With less, the time that sampling takes would distort
+/// the result.
+const MIN_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A measurement that has begun.
 #[derive(Debug, Clone, Copy)]
-pub struct Clock(Look);
+pub struct Clock(Sample);
 
 /// Time and counter at the same moment.
 #[derive(Debug, Clone, Copy)]
-struct Look {
+struct Sample {
     at: Instant,
     count: u64,
 }
 
 impl Clock {
-    /// Begins, if this processor has such a counter.
+    /// Begins to measure. `None` if this processor has no such counter.
     pub fn begin() -> Option<Self> {
-        look().map(Self)
+        sample().map(Self)
     }
 
-    /// The counter's rate, in kHz. Waits, for at most 20 ms, if the measurement has just begun.
+    /// The counter's rate in kHz. Waits at most 20 ms, if the measurement has just begun.
     pub fn khz(self) -> Option<u64> {
-        std::thread::sleep(LEAST.saturating_sub(self.0.at.elapsed()));
-        let now = look()?;
+        std::thread::sleep(MIN_INTERVAL.saturating_sub(self.0.at.elapsed()));
+        let now = sample()?;
         rate(now.count.checked_sub(self.0.count)?, now.at.duration_since(self.0.at))
     }
 }
 
-/// The best of some: this process may have been interrupted between the clock and the counter.
-fn look() -> Option<Look> {
-    let mut best: Option<(Duration, Look)> = None;
+/// The best of several samples: this process may have been interrupted between reading clock and
+/// counter.
+fn sample() -> Option<Sample> {
+    let mut best: Option<(Duration, Sample)> = None;
     for _ in 0..8 {
         let at = Instant::now();
         let count = counter::now()?;
         let took = at.elapsed();
         if best.is_none_or(|(least, _)| took < least) {
-            best = Some((took, Look { at, count }));
+            best = Some((took, Sample { at, count }));
         }
     }
-    best.map(|(_, look)| look)
+    best.map(|(_, sample)| sample)
 }
 
 fn rate(ticks: u64, time: Duration) -> Option<u64> {

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Disks, attached to a QEMU that runs.
+//! Attaches disks to a running QEMU, and detaches them.
 //!
 //! ```text
-//! attach   add-fd: the device, which only we can open ─> blockdev-add: a block node of it ─> device_add: a disk of the guest
+//! attach   add-fd: pass the device, which only we can open ─> blockdev-add: its block node ─> device_add: the guest's disk
 //! detach   device_del ─> DEVICE_DELETED ─> blockdev-del ─> remove-fd
 //! ```
 //!
-//! The disks are on a SCSI controller that is there from the start. Such a disk comes and goes by a word of the hypervisor: a
-//! card would need a slot that can be plugged, and its removal the guest's consent. The guest has a driver for it when it wants
-//! one (the agent's `block`).
+//! The disks are on a SCSI controller that exists from the start. QEMU alone can add and remove
+//! such a disk. A PCI card would need a hotplug slot, and the guest's consent to remove it. The
+//! guest loads a driver when it needs one (the agent's `block`).
 //!
-//! The block node and the device are called as the disk's serial number; the set of descriptors has its number (QEMU's "QMP
-//! Reference Manual" has the commands).
+//! The block node and the device are named after the disk's serial number. The descriptor set has
+//! the disk's number (see the commands in QEMU's "QMP Reference Manual").
 
 use super::machine::MachineKind;
 use super::qmp::Qmp;
@@ -21,7 +21,8 @@ use serde_json::{Value, json};
 use std::os::fd::AsFd;
 use tracing::warn;
 
-/// The controller, as a `-device`. One queue: what is on it is not many processors' only work.
+/// The controller, as a `-device`. One queue is enough, since disks are not the only work of many
+/// processors.
 pub fn controller(machine: MachineKind) -> String {
     format!("{},id=disks,num_queues=1", machine.device("virtio-scsi"))
 }
@@ -29,30 +30,30 @@ pub fn controller(machine: MachineKind) -> String {
 /// Attaches `disk`.
 ///
 /// # Errors
-/// What QEMU says; then nothing of it is left.
+/// Errors of QEMU. Nothing of the disk is left then.
 pub async fn attach(qmp: &mut Qmp, disk: &Disk) -> Result<()> {
     qmp.order("add-fd", set(disk.id), Some(disk.device.as_fd())).await?;
     let failed = match qmp.order("blockdev-add", node(disk), None).await {
         Ok(()) => match qmp.order("device_add", device(disk.id), None).await {
             Ok(()) => return Ok(()),
             Err(error) => {
-                undone(qmp.order("blockdev-del", node_name(disk.id), None).await, disk.id);
+                warn_if_left(qmp.order("blockdev-del", node_name(disk.id), None).await, disk.id);
                 error
             }
         },
         Err(error) => error,
     };
-    undone(qmp.order("remove-fd", set(disk.id), None).await, disk.id);
+    warn_if_left(qmp.order("remove-fd", set(disk.id), None).await, disk.id);
     Err(failed)
 }
 
-/// Detaches a disk. QEMU does not ask the guest, but waits for what that has under way.
+/// Detaches a disk. QEMU does not ask the guest, but waits for its pending requests.
 ///
 /// # Errors
-/// What QEMU says; then it can be tried again.
+/// Errors of QEMU, after which the call can be repeated.
 pub async fn detach(qmp: &mut Qmp, disk: DiskId) -> Result<()> {
     match qmp.delete_device(&disk.to_string()).await {
-        // It has left already, when this was tried before.
+        // An earlier call has removed it.
         Err(error) if error.code() == Code::NotFound => {}
         deleted => deleted?,
     }
@@ -60,9 +61,9 @@ pub async fn detach(qmp: &mut Qmp, disk: DiskId) -> Result<()> {
     qmp.order("remove-fd", set(disk), None).await
 }
 
-fn undone(undone: Result<()>, disk: DiskId) {
+fn warn_if_left(undone: Result<()>, disk: DiskId) {
     if let Err(error) = undone {
-        warn!(%disk, %error, "something is left of a disk that could not be attached");
+        warn!(%disk, %error, "cannot clean up after a disk could not be attached");
     }
 }
 
@@ -74,18 +75,19 @@ fn node_name(disk: DiskId) -> Value {
     json!({ "node-name": disk.to_string() })
 }
 
-/// The block node. Written to without the host's page cache, which would be the pod's memory and another copy of what is in the
-/// guest's.
+/// The block node. It bypasses the host's page cache, which would count as the pod's memory and
+/// duplicate the guest's cache.
 fn node(disk: &Disk) -> Value {
     json!({
         "driver": "host_device",
         "node-name": disk.id.to_string(),
-        // The descriptor in the set that is open for the same, and as direct.
+        // QEMU picks the set's descriptor with the same access mode and O_DIRECT flag.
         "filename": format!("/dev/fdset/{}", disk.id.0),
         "read-only": disk.read_only,
         "cache": { "direct": true },
         "discard": "unmap",
-        // Others may have it too: another container of the pod read-only, a pod on this node. QEMU would take a lock on it.
+        // The device may have other users: another container of the pod, read-only, or another pod
+        // on this node. Without this, QEMU would lock it.
         "locking": "off",
     })
 }
@@ -102,12 +104,12 @@ mod tests {
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
     use tokio::net::UnixStream;
 
-    /// A QEMU that refuses one command. Answers what it was told.
+    /// A fake QEMU that refuses one command. Returns the commands that it received.
     async fn fake(stream: UnixStream, refused: &str) -> Vec<(String, Value)> {
         let mut stream = BufStream::new(stream);
         stream.write_all(b"{\"QMP\": {}}\n").await.unwrap();
         stream.flush().await.unwrap();
-        let (mut line, mut told) = (String::new(), Vec::new());
+        let (mut line, mut commands) = (String::new(), Vec::new());
         while stream.read_line(&mut line).await.unwrap() > 0 {
             let command: Value = serde_json::from_str(&line).unwrap();
             line.clear();
@@ -125,12 +127,12 @@ mod tests {
             }
             stream.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
             stream.flush().await.unwrap();
-            told.push((name, command["arguments"].clone()));
+            commands.push((name, command["arguments"].clone()));
         }
-        told
+        commands
     }
 
-    async fn told(refused: &str, detached: bool) -> (Result<()>, Vec<(String, Value)>) {
+    async fn run_attach(refused: &str, detached: bool) -> (Result<()>, Vec<(String, Value)>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let device = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let disk = Disk { id: DiskId(7), device, read_only: true };
@@ -142,33 +144,36 @@ mod tests {
         tokio::join!(order, fake(theirs, refused))
     }
 
-    fn names(told: &[(String, Value)]) -> Vec<&str> {
-        told.iter().map(|(name, _)| name.as_str()).collect()
+    fn names(commands: &[(String, Value)]) -> Vec<&str> {
+        commands.iter().map(|(name, _)| name.as_str()).collect()
     }
 
     #[tokio::test]
-    async fn a_disk_comes_and_goes() {
-        let (outcome, told) = told("nothing", true).await;
+    async fn a_disk_is_attached_and_detached() {
+        let (outcome, commands) = run_attach("nothing", true).await;
         outcome.unwrap();
-        assert_eq!(names(&told), ["qmp_capabilities", "add-fd", "blockdev-add", "device_add", "device_del", "blockdev-del", "remove-fd"]);
-        assert_eq!(told[1].1, json!({"fdset-id": 7}));
-        assert_eq!((&told[2].1["filename"], &told[2].1["read-only"]), (&json!("/dev/fdset/7"), &json!(true)));
-        assert_eq!((&told[3].1["drive"], &told[3].1["serial"]), (&told[2].1["node-name"], &json!("disk-7")));
+        assert_eq!(
+            names(&commands),
+            ["qmp_capabilities", "add-fd", "blockdev-add", "device_add", "device_del", "blockdev-del", "remove-fd"]
+        );
+        assert_eq!(commands[1].1, json!({"fdset-id": 7}));
+        assert_eq!((&commands[2].1["filename"], &commands[2].1["read-only"]), (&json!("/dev/fdset/7"), &json!(true)));
+        assert_eq!((&commands[3].1["drive"], &commands[3].1["serial"]), (&commands[2].1["node-name"], &json!("disk-7")));
     }
 
     #[tokio::test]
-    async fn a_disk_that_has_left_already_is_taken_away_all_the_same() {
-        let (outcome, told) = told("device_del", true).await;
+    async fn a_detach_is_completed_if_the_device_is_gone_already() {
+        let (outcome, commands) = run_attach("device_del", true).await;
         outcome.unwrap();
-        assert_eq!(names(&told)[4..], ["device_del", "blockdev-del", "remove-fd"]);
+        assert_eq!(names(&commands)[4..], ["device_del", "blockdev-del", "remove-fd"]);
     }
 
     #[tokio::test]
-    async fn what_was_made_before_a_refusal_is_undone() {
+    async fn a_refused_attach_is_undone() {
         for (refused, undone) in [("add-fd", &[][..]), ("blockdev-add", &["remove-fd"]), ("device_add", &["blockdev-del", "remove-fd"])] {
-            let (outcome, told) = told(refused, false).await;
+            let (outcome, commands) = run_attach(refused, false).await;
             assert_eq!(outcome.unwrap_err().to_string(), format!("QEMU refuses {refused}: no"));
-            let names = names(&told);
+            let names = names(&commands);
             let after = names.iter().position(|name| *name == refused).unwrap() + 1;
             assert_eq!(&names[after..], undone);
         }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What differs between QEMU's kinds of machines: the options of the machine itself, and the names of its devices.
+//! The differences between QEMU's kinds of machines: the machine's options, and the names of its
+//! devices.
 //!
-//! A microvm has eight places for virtio devices, four of which every pod needs. QEMU tells the guest where they are by words that
-//! it adds to the kernel's command line. It is without ACPI: with it, the kernel takes the machine for one without the old interrupt
-//! controller and timer, and never sets them up. They are there, and the first tick arrives as vector 0, a division by zero; or
-//! there is no tick at all, and a kernel that could not measure its time stamp counter, as on a busy host, waits for one for ever.
+//! A microvm has eight slots for virtio devices, four of which every pod needs. QEMU adds their
+//! addresses to the kernel's command line. The machine has no ACPI: with it, the kernel assumes
+//! that the legacy interrupt controller and timer do not exist, and does not set them up. But they
+//! exist. So the first tick arrives as vector 0, a division by zero. Or no tick arrives, and a
+//! kernel that could not measure its time stamp counter, as on a busy host, waits for one forever.
 
 use serde::Deserialize;
 
@@ -12,26 +14,28 @@ use serde::Deserialize;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QemuConfig {
-    /// Its program: a name to look for in `PATH`, or an absolute path; `qemu-system-x86_64` if not given.
+    /// The program: a name to find in `PATH`, or an absolute path. The default is
+    /// `qemu-system-x86_64`.
     pub program: Option<String>,
     /// The kind of machine.
     pub machine: MachineKind,
 }
 
-/// The kinds of machines that QEMU makes for pods, by its names for them.
+/// The kinds of machines for pods, by QEMU's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MachineKind {
     /// A PC with PCI Express and ACPI. Every kernel starts on it.
     #[default]
     Q35,
-    /// Nothing but virtio devices that are in memory, where the kernel's command line says: quicker to start. The kernel must have
-    /// `VIRTIO_MMIO_CMDLINE_DEVICES`, as our own has.
+    /// A machine with only memory-mapped virtio devices, whose addresses are on the kernel's
+    /// command line. It starts faster. The kernel must have `VIRTIO_MMIO_CMDLINE_DEVICES`, as ours
+    /// has.
     Microvm,
 }
 
 impl MachineKind {
-    /// The folder of the guest that is installed for it.
+    /// The folder with the guest that is installed for it.
     pub(super) fn guest(self) -> &'static str {
         match self {
             Self::Q35 => "guest",
@@ -39,25 +43,26 @@ impl MachineKind {
         }
     }
 
-    /// The options that make it.
-    pub(super) fn words(self) -> &'static [&'static str] {
+    /// QEMU's options for this kind.
+    pub(super) fn options(self) -> &'static [&'static str] {
         match self {
-            // A pod has no use for keyboard, disks on SATA, SMBus, VMware's port. Linux would look for each of them.
+            // A pod needs no keyboard, SATA, SMBus or VMware port. Linux would probe each of them.
             Self::Q35 => {
                 &["-machine", "q35,memory-backend=ram,i8042=off,sata=off,smbus=off,usb=off,vmport=off,hpet=off,dump-guest-core=off"]
             }
             Self::Microvm => &[
                 "-machine",
-                // The serial port is one of ours.
+                // The serial port is added with the console.
                 "microvm,memory-backend=ram,acpi=off,isa-serial=off,dump-guest-core=off",
-                // Shared files are a device of virtio 1, which these places have to be told to be.
+                // The device for shared files needs virtio 1, which must be requested for
+                // memory-mapped devices.
                 "-global",
                 "virtio-mmio.force-legacy=false",
             ],
         }
     }
 
-    /// What its kernel need not look for.
+    /// Kernel parameters that skip probing.
     pub(super) fn parameters(self) -> &'static [&'static str] {
         match self {
             Self::Q35 => &[],
@@ -65,14 +70,14 @@ impl MachineKind {
         }
     }
 
-    /// One of its virtio devices, `virtio-net` for instance, as the beginning of a `-device`.
+    /// The start of a `-device` for a kind of virtio device, such as `virtio-net`.
     pub(super) fn device(self, kind: &str) -> String {
         match self {
             Self::Q35 if kind == "virtio-net" => {
-                // Nobody boots from the network, so the ROM that could is left out.
+                // Pods do not boot from the network, so leave out the ROM for that.
                 format!("{kind}-pci,disable-legacy=on,romfile=")
             }
-            // Those of vhost have no other form, and need no such option.
+            // vhost devices have no legacy form to disable.
             Self::Q35 if kind.starts_with("vhost-") => format!("{kind}-pci"),
             Self::Q35 => format!("{kind}-pci,disable-legacy=on"),
             Self::Microvm => format!("{kind}-device"),

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! QEMU's own protocol, as far as it is needed here: JSON objects, one a line.
+//! The part of QEMU's protocol (QMP) that is needed here: JSON objects, one per line.
 //!
 //! ```text
-//!   <── {"QMP": …}                            who is there
-//!   ──> {"execute": "qmp_capabilities"}       nothing beyond the basics is asked for
+//!   <── {"QMP": …}                            the greeting
+//!   ──> {"execute": "qmp_capabilities"}       no optional capabilities are requested
 //!   ──> {"execute": …, "id": n}
 //!   <── {"return": …, "id": n}, or {"error": {"desc": …}, "id": n}
-//!   <── {"event": …}                          at any time; skipped, but for DEVICE_DELETED
+//!   <── {"event": …}                          at any time; only DEVICE_DELETED matters
 //! ```
 //!
-//! A descriptor is handed over with the line of the command that wants it (SCM_RIGHTS of unix(7)).
+//! A descriptor is passed along with the line of the command that needs it (SCM_RIGHTS of unix(7)).
 //!
-//! Not the crate `qapi`: it reads lines of any length, which a hypervisor that a guest has taken over may send, refuses what a
-//! newer QEMU says in words that it does not know, and wants a task to run beside. The types of all of QEMU's commands are more
-//! code than this.
+//! The crate `qapi` is not used. It reads lines of any length, which a compromised hypervisor may
+//! send. It rejects messages of a newer QEMU with unknown words. It needs a background task. And
+//! the types of all QEMU commands are more code than this.
 
 use magnetar_core::error::{Code, Context, Error, Result};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -26,21 +26,21 @@ use std::os::fd::BorrowedFd;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 
-/// The longest line that is read, in bytes. What we ask for is answered in a few hundred.
-const LONGEST: u64 = 64 << 10;
+/// The longest line that is read, in bytes. The answers to our commands have a few hundred.
+const MAX_LINE: u64 = 64 << 10;
 
 /// A connection on which commands are executed, one at a time.
 #[derive(Debug)]
 pub struct Qmp {
     stream: BufReader<UnixStream>,
     last: u64,
-    /// What has come of the line that is being read.
+    /// The bytes of an incomplete line.
     begun: Vec<u8>,
-    /// The device whose end was told last.
+    /// The device in the last DEVICE_DELETED event.
     deleted: Option<String>,
 }
 
-/// What may be in a line. Other fields, and new ones, do not matter.
+/// A line's known fields. Others are ignored.
 #[derive(Debug, Deserialize)]
 struct Line {
     #[serde(rename = "QMP")]
@@ -65,14 +65,14 @@ struct Failure {
     desc: String,
 }
 
-/// The class of the error of a command for a device that is not there (QEMU's qapi/error.json).
+/// The error class for a device that does not exist (QEMU's qapi/error.json).
 const NO_SUCH_DEVICE: &str = "DeviceNotFound";
 
 impl Qmp {
-    /// Waits for the greeting and goes on from there to commands.
+    /// Waits for the greeting and enters command mode.
     ///
     /// # Errors
-    /// `Unavailable` where QEMU has ended, `Internal` where what is there does not speak the protocol.
+    /// `Unavailable` if QEMU has ended, `Internal` if the peer does not speak the protocol.
     pub async fn begin(stream: UnixStream) -> Result<Self> {
         let mut qmp = Self { stream: BufReader::new(stream), last: 0, begun: Vec::new(), deleted: None };
         if qmp.line().await?.greeting.is_none() {
@@ -82,15 +82,17 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Executes a command that has no arguments. Not cancel-safe.
+    /// Executes a command without arguments. Not cancel-safe.
     ///
     /// # Errors
-    /// `Unavailable` where QEMU has ended, `Internal` with its own words where it refuses, `NotFound` for a device that it has not.
+    /// `Unavailable` if QEMU has ended, `Internal` with QEMU's message if it refuses, `NotFound`
+    /// for a device that does not exist.
     pub async fn execute<T: DeserializeOwned>(&mut self, command: &str) -> Result<T> {
         self.call(command, None, None).await
     }
 
-    /// Executes a command whose answer says nothing, and hands over a descriptor with it, if there is one. Not cancel-safe.
+    /// Executes a command with an empty answer, and passes a descriptor with it if there is one.
+    /// Not cancel-safe.
     ///
     /// # Errors
     /// As [`execute`](Self::execute).
@@ -98,7 +100,8 @@ impl Qmp {
         self.call::<Value>(command, Some(arguments), descriptor).await.map(drop)
     }
 
-    /// Has a device removed, and waits until QEMU says that it is gone: with the answer, or after it. Not cancel-safe.
+    /// Removes a device, and waits for the DEVICE_DELETED event, which may come before or after the
+    /// answer. Not cancel-safe.
     ///
     /// # Errors
     /// As [`execute`](Self::execute).
@@ -107,7 +110,7 @@ impl Qmp {
         self.order("device_del", json!({ "id": id }), None).await?;
         while self.deleted.as_deref() != Some(id) {
             let line = self.line().await?;
-            self.hear(&line);
+            self.note_event(&line);
         }
         Ok(())
     }
@@ -126,8 +129,8 @@ impl Qmp {
         self.send(format!("{line}\n").as_bytes(), descriptor).await.context(|| format!("cannot send {command} to QEMU"))?;
         loop {
             let line = self.line().await?;
-            self.hear(&line);
-            // Without an id is what QEMU says on its own, or of a line that it could not read.
+            self.note_event(&line);
+            // An event has no id, and neither has the error for a line that QEMU could not parse.
             match (line.id, line.answer, line.error) {
                 (Some(id), Some(answer), _) if id == self.last => {
                     return serde_json::from_value(answer).map_err(|e| Error::internal(format!("QEMU's answer to {command}: {e}")));
@@ -141,7 +144,7 @@ impl Qmp {
         }
     }
 
-    /// The descriptor goes with the first byte.
+    /// Sends a line. The descriptor goes with its first byte.
     async fn send(&mut self, line: &[u8], descriptor: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
         let stream = self.stream.get_mut();
         let sent = match descriptor {
@@ -160,22 +163,22 @@ impl Qmp {
         stream.write_all(&line[sent..]).await
     }
 
-    fn hear(&mut self, line: &Line) {
+    fn note_event(&mut self, line: &Line) {
         if line.event.as_deref() == Some("DEVICE_DELETED") {
             self.deleted = line.data.as_ref().and_then(|data| data.device.clone());
         }
     }
 
-    /// Cancel-safe: what was read of a line is not lost.
+    /// Reads a line. Cancel-safe: an incomplete line is kept.
     async fn line(&mut self) -> Result<Line> {
-        let left = LONGEST - self.begun.len() as u64;
-        (&mut self.stream).take(left).read_until(b'\n', &mut self.begun).await.context(|| "cannot hear QEMU".into())?;
+        let left = MAX_LINE - self.begun.len() as u64;
+        (&mut self.stream).take(left).read_until(b'\n', &mut self.begun).await.context(|| "cannot read from QEMU".into())?;
         let line = std::mem::take(&mut self.begun);
         if line.last() == Some(&b'\n') {
             return serde_json::from_slice(&line).map_err(|e| Error::internal(format!("QEMU does not speak its protocol: {e}")));
         }
         match line.len() as u64 {
-            LONGEST => Err(Error::internal(format!("QEMU sends a line of more than {LONGEST} bytes"))),
+            MAX_LINE => Err(Error::internal(format!("QEMU sends a line of more than {MAX_LINE} bytes"))),
             _ => Err(Error::new(Code::Unavailable, "QEMU has closed the connection")),
         }
     }

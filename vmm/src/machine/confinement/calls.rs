@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! System calls by what they are for: what filters forbid, and what they allow.
+//! The lists of system calls for the filters: those that are denied, and those that are allowed.
 
-/// What nothing beside a pod has a use for: the memory and the descriptors of other processes, keys, and the kernel itself.
-pub const OTHERS: &[i64] = &[
+/// Calls that no helper program needs: they reach other processes' memory and descriptors, keys,
+/// and the kernel itself.
+pub const INTRUSIVE: &[i64] = &[
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -44,8 +45,9 @@ pub const OTHERS: &[i64] = &[
     libc::SYS_modify_ldt,
 ];
 
-/// What only the pod's process does, for its containers: namespaces, mounts, nodes, and watching processes.
-pub const POD_WORK: &[i64] = &[
+/// Calls that only the pod's process needs, for its containers: namespaces, mounts, device nodes,
+/// and watching processes.
+pub const POD_PROCESS_ONLY: &[i64] = &[
     libc::SYS_process_mrelease,
     libc::SYS_pidfd_open,
     libc::SYS_pidfd_send_signal,
@@ -68,7 +70,7 @@ pub const POD_WORK: &[i64] = &[
     libc::SYS_sethostname,
 ];
 
-/// What a small server needs, of this C library or another, and to be executed.
+/// Calls that a small server needs, with any C library, and to be executed.
 pub const SERVER: &[i64] = &[
     // Memory.
     libc::SYS_brk,
@@ -78,7 +80,7 @@ pub const SERVER: &[i64] = &[
     libc::SYS_mremap,
     libc::SYS_madvise,
     libc::SYS_membarrier,
-    // Threads, and the end.
+    // Threads, and exit.
     libc::SYS_set_robust_list,
     libc::SYS_set_tid_address,
     libc::SYS_rseq,
@@ -101,7 +103,7 @@ pub const SERVER: &[i64] = &[
     libc::SYS_rt_sigtimedwait,
     libc::SYS_sigaltstack,
     libc::SYS_signalfd4,
-    // Who and where it is.
+    // Its identity and directory.
     libc::SYS_getuid,
     libc::SYS_geteuid,
     libc::SYS_getgid,
@@ -155,7 +157,7 @@ pub const SERVER: &[i64] = &[
     libc::SYS_getpeername,
     libc::SYS_getsockopt,
     libc::SYS_setsockopt,
-    // What waits.
+    // Waiting.
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
@@ -165,7 +167,7 @@ pub const SERVER: &[i64] = &[
     libc::SYS_eventfd2,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
-    // What newer architectures do without.
+    // Calls that newer architectures do not have.
     #[cfg(target_arch = "x86_64")]
     libc::SYS_arch_prctl,
     #[cfg(target_arch = "x86_64")]

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! containerd's Task API in the guest, asked by the host. Wire types stop here.
+//! The client for containerd's Task API in the guest. Wire types stop here.
 
 use super::Connection;
 use super::answers::{self, Answers};
-use crate::relay::streams::Paths;
+use crate::relay::streams::StreamPaths;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -17,7 +17,8 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::Context;
 
-/// The containers in the guest. Cheap to clone. Calls have no deadline of their own: they end with an answer or the connection.
+/// The containers in the guest. Cheap to clone. Calls have no timeout of their own: they end with
+/// an answer or with the connection.
 #[derive(Clone)]
 pub struct GuestTasks(TaskClient);
 
@@ -30,19 +31,19 @@ pub enum Failure {
     Broken(Error),
 }
 
-/// What a call brings.
+/// The result of a call.
 pub type Answer<T> = std::result::Result<T, Failure>;
 
 impl GuestTasks {
-    /// By way of a connection whose [`Purpose`](agent::Purpose) is `Tasks`.
+    /// Uses a connection whose [`Purpose`](agent::Purpose) is `Tasks`.
     pub fn new(connection: Connection) -> Self {
         Self(TaskClient::new(Client::new(Socket::new(Answers::over(connection)))))
     }
 
     /// Makes a container from the bundle that the agent has of it.
-    pub async fn create(&self, container: &ContainerId, terminal: bool, streams: Paths) -> Answer<()> {
+    pub async fn create(&self, container: &ContainerId, terminal: bool, streams: StreamPaths) -> Answer<()> {
         let bundle = format!("{}/{container}", agent::BUNDLES);
-        let Paths { stdin, stdout, stderr } = streams;
+        let StreamPaths { stdin, stdout, stderr } = streams;
         let asked = api::CreateTaskRequest { id: container.to_string(), bundle, terminal, stdin, stdout, stderr, ..Default::default() };
         done(self.0.create(Context::default(), &asked).await)
     }
@@ -54,8 +55,8 @@ impl GuestTasks {
     }
 
     /// Announces an exec. `process` is `process` of the OCI specification, as JSON.
-    pub async fn exec(&self, container: &ContainerId, exec: &ExecId, process: Vec<u8>, terminal: bool, streams: Paths) -> Answer<()> {
-        let Paths { stdin, stdout, stderr } = streams;
+    pub async fn exec(&self, container: &ContainerId, exec: &ExecId, process: Vec<u8>, terminal: bool, streams: StreamPaths) -> Answer<()> {
+        let StreamPaths { stdin, stdout, stderr } = streams;
         let (id, exec_id) = (container.to_string(), exec.to_string());
         let asked = api::ExecProcessRequest { id, exec_id, terminal, stdin, stdout, stderr, spec: json(process), ..Default::default() };
         done(self.0.exec(Context::default(), &asked).await)
@@ -96,7 +97,8 @@ impl GuestTasks {
         done(self.0.close_io(Context::default(), &asked).await)
     }
 
-    /// What a container uses. A guest has cgroup version 2, and does not choose what containerd is to decode.
+    /// A container's resource usage. A guest has cgroup version 2. The type is checked here, so
+    /// that the guest does not choose what containerd decodes.
     pub async fn statistics(&self, container: &ContainerId) -> Answer<Metrics> {
         let asked = api::StatsRequest { id: container.to_string(), ..Default::default() };
         let answer = self.0.stats(Context::default(), &asked).await.map_err(failure)?;

@@ -7,15 +7,16 @@ use std::panic;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::UnixListener;
 
-/// What must not take longer than this, does not end.
-const WATCH: Duration = Duration::from_secs(20);
+/// A test that takes longer than this hangs.
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(WATCH, future).await.expect("it does not end") })
+    runtime.block_on(async { tokio::time::timeout(TEST_TIMEOUT, future).await.expect("it does not end") })
 }
 
-/// What comes of a dial to a device that says `bytes` and no more, and how many bytes more can then be read of them.
+/// Dials a device that sends `bytes` and closes. Returns how many bytes are left for the
+/// connection's user.
 fn dialed(bytes: &[u8]) -> Result<usize> {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("host");
@@ -24,7 +25,7 @@ fn dialed(bytes: &[u8]) -> Result<usize> {
         let device = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let (mut from, mut to) = stream.split();
-            // Where nobody listens any more, it fails.
+            // This fails if the peer has hung up.
             let _gone = to.write_all(bytes).await.and(to.shutdown().await);
             tokio::io::copy(&mut from, &mut tokio::io::sink()).await
         };
@@ -45,7 +46,7 @@ fn ready() -> Vec<u8> {
 }
 
 #[test]
-fn what_follows_the_greeting_is_the_guests() {
+fn bytes_after_the_greeting_are_kept() {
     assert_eq!(dialed(&[b"OK 1073741824\n", ready().as_slice(), b"more"].concat()).unwrap(), 4);
     assert_eq!(dialed(&[b"OK 1073741824\n".as_slice(), b"more"].concat()).unwrap_err().code(), Code::Internal);
     for greeting in [&b""[..], b"OK", b"NO 1\n", b"\n", b"OK 11111111111111111111111111111111111111111111\n"] {
@@ -69,7 +70,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn any_greeting_is_one_or_an_error(
+    fn any_greeting_is_accepted_or_an_error(
         greeting in prop_oneof!["OK [0-9]{0,40}\n", "OK .{0,40}", "(?s).{0,50}"],
         answer in prop_oneof![Just(ready()), vec(any::<u8>(), 0..60)],
         more in vec(any::<u8>(), 0..20),
@@ -84,8 +85,9 @@ proptest! {
     }
 
     #[test]
-    fn whatever_a_guest_answers_to_a_call_nothing_panics(said in vec(message(), 0..6)) {
-        // In tasks of the crate ttrpc a panic would not be seen otherwise. In a release it is the end of the process.
+    fn no_answer_of_a_guest_causes_a_panic(said in vec(message(), 0..6)) {
+        // A panic in a task of the crate ttrpc would otherwise go unnoticed. In a release build it
+        // ends the process.
         static PANICS: AtomicUsize = AtomicUsize::new(0);
         static HOOK: std::sync::Once = std::sync::Once::new();
         HOOK.call_once(|| {
@@ -104,7 +106,7 @@ proptest! {
             let (mut theirs_in, mut theirs_out) = theirs.into_split();
             let container = magnetar_core::ids::ContainerId::parse("c").unwrap();
             let talk = async {
-                // Once the call has come.
+                // After the call has arrived.
                 let mut first = [0; 1];
                 theirs_in.read_exact(&mut first).await.unwrap();
                 let _gone = theirs_out.write_all(&said.concat()).await.and(theirs_out.shutdown().await);
@@ -153,7 +155,7 @@ fn asked(answer: &[u8], ends: bool) -> Result<()> {
             let guest = Guest { dialer, requests, tasks: GuestTasks::new(Either::Left(ours)) };
             let asked = guest.ask(Request::SwitchOff, Duration::from_millis(300));
             let carried = async {
-                carry(control, queue).await;
+                serve_requests(control, queue).await;
                 std::future::pending::<()>().await
             };
             tokio::select! {

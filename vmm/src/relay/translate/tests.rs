@@ -13,7 +13,7 @@ fn translated(spec: Value, is_single: bool) -> Result<Translated> {
     translate(spec, &ContainerId::parse("c1").unwrap(), &context)
 }
 
-/// The least that the guest takes, with more in `linux`.
+/// The smallest specification that is accepted, with `more` in `linux`.
 fn with_linux(more: Value) -> Value {
     let mut linux = json!({"namespaces": [{"type": "pid"}]});
     linux.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -64,7 +64,7 @@ fn root_cgroup_and_namespaces_are_the_guests() {
 }
 
 #[test]
-fn the_pods_containers_share_its_memory_also_where_containerd_knows_of_none() {
+fn containers_share_the_pods_shm_even_without_containerds_mount() {
     let mut spec = with_linux(json!({}));
     spec["mounts"] = json!([{"type": "tmpfs", "source": "shm", "destination": "/dev/shm", "options": ["nosuid", "size=65536k"]}]);
     let Translated { spec, volumes, .. } = inside(spec).unwrap();
@@ -99,7 +99,7 @@ fn volumes_are_shared_and_memory_is_the_guests() {
 }
 
 #[test]
-fn what_would_be_missed_is_refused_with_the_reason() {
+fn unsupported_features_are_refused_with_the_reason() {
     let cases = [
         (json!({"hooks": {"prestart": [{"path": "/bin/true"}]}}), "prestart hooks"),
         (json!({"linux": {"namespaces": []}}), "host's process ids"),
@@ -129,7 +129,7 @@ fn a_block_device_that_the_container_was_given_becomes_a_disk() {
         "resources": {"devices": [deny, standard, rule(1, "r"), rule(1, "mrw"), rule(2, "r"), rule(3, "rwm")]},
     }));
     let Translated { spec, disks, .. } = inside(given.clone()).unwrap();
-    let disk = |minor, read_only| Wanted { device: Numbers { major: 7, minor }, read_only };
+    let disk = |minor, read_only| WantedDisk { device: DeviceNumbers { major: 7, minor }, read_only };
     assert_eq!(disks, [disk(1, false), disk(2, true)]);
     assert_eq!(spec["linux"]["devices"], given["linux"]["devices"]);
     let rules = json!([deny, standard, rule(1, "r"), rule(1, "mrw"), rule(2, "r")]);
@@ -137,7 +137,7 @@ fn a_block_device_that_the_container_was_given_becomes_a_disk() {
 }
 
 #[test]
-fn devices_that_come_with_privileges_are_none_of_its_own() {
+fn devices_of_a_privileged_container_are_refused() {
     let devices =
         json!([{"path": "/dev/null", "type": "c", "major": 1, "minor": 3}, {"path": "/dev/loop1", "type": "b", "major": 7, "minor": 1}]);
     for rules in
@@ -146,13 +146,13 @@ fn devices_that_come_with_privileges_are_none_of_its_own() {
         let given = with_linux(json!({"devices": devices, "resources": {"devices": rules}}));
         assert!(inside(given).unwrap_err().to_string().contains("/dev/loop1 (7:1)"));
     }
-    // The numbers of /dev/null are those of a memory disk, too.
+    // As a block device, the numbers of /dev/null belong to a RAM disk.
     let ram = json!({"devices": [{"path": "/dev/ram3", "type": "b", "major": 1, "minor": 3}]});
     assert!(inside(with_linux(ram)).unwrap_err().to_string().contains("/dev/ram3"));
 }
 
 #[test]
-fn huge_pages_are_those_that_a_guest_has() {
+fn only_huge_pages_of_the_guests_size_are_kept() {
     let limits = |list: Value| with_linux(json!({"resources": {"hugepageLimits": list}}));
     let given = json!([{"pageSize": "2MB", "limit": 4 << 20}, {"pageSize": "1GB", "limit": 0}]);
     let Translated { spec, huge_pages, .. } = inside(limits(given)).unwrap();
@@ -163,7 +163,7 @@ fn huge_pages_are_those_that_a_guest_has() {
 }
 
 #[test]
-fn limits_lose_what_names_the_hosts_hardware() {
+fn limits_for_the_hosts_hardware_are_removed() {
     let mut limits = json!({"cpu": {"quota": 1, "cpus": "0-3", "mems": "0"}, "memory": {"limit": 1}, "blockIO": {"weight": 10}});
     resources(&mut limits);
     assert_eq!(limits, json!({"cpu": {"quota": 1}, "memory": {"limit": 1}}));

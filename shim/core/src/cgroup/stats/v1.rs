@@ -27,7 +27,7 @@ pub(super) fn metrics(dirs: &BTreeMap<String, PathBuf>) -> Metrics {
 }
 
 fn pids(dir: &Path) -> Option<PidsStat> {
-    // Here, and only here, no limit is 0.
+    // Only in this field, 0 means no limit.
     let limit = read_number(dir, "pids.max").filter(|limit| *limit != u64::MAX).unwrap_or(0);
     Some(PidsStat { current: read_number(dir, "pids.current")?, limit, ..PidsStat::default() })
 }
@@ -91,7 +91,7 @@ fn memory_entry(dir: &Path, prefix: &str) -> Option<MemoryEntry> {
     })
 }
 
-/// memory.stat. What begins with `total_` counts the cgroups below as well.
+/// memory.stat. Keys that begin with `total_` include the cgroups below.
 fn memory_stat(text: &str) -> MemoryStat {
     let mut stat = MemoryStat::default();
     for (key, value) in pairs(text) {
@@ -149,7 +149,8 @@ fn oom_control(text: &str) -> MemoryOomControl {
     stat
 }
 
-/// The counters of the scheduler that counts by cgroup, or if there is none those of throttling, which always count.
+/// The counters of an I/O scheduler that counts by cgroup. Without one, those of throttling, which
+/// always count.
 fn blkio(dir: &Path) -> BlkIOStat {
     let entries = |name: &str| block_entries(&read(dir, &format!("blkio.{name}")).unwrap_or_default(), device_name);
     let stat = BlkIOStat {
@@ -188,7 +189,7 @@ fn block_entries(text: &str, device_name: impl Fn(u64, u64) -> String) -> Vec<Bl
     text.lines().filter_map(entry).collect()
 }
 
-/// The device's file in /dev, or nothing for one that has none.
+/// The device's file in /dev; empty if it has none.
 fn device_name(major: u64, minor: u64) -> String {
     let device = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")).unwrap_or_default();
     device.file_name().map(|name| format!("/dev/{}", name.to_string_lossy())).unwrap_or_default()
@@ -227,13 +228,13 @@ mod tests {
     }
 
     #[test]
-    fn throttling() {
+    fn throttling_is_parsed() {
         let stat = throttle("nr_periods 10\nnr_throttled 3\nthrottled_time 123456789\n");
         assert_eq!((stat.periods, stat.throttled_periods, stat.throttled_time), (10, 3, 123_456_789));
     }
 
     #[test]
-    fn memory_of_the_cgroup_and_in_total() {
+    fn memory_is_read_for_the_cgroup_and_in_total() {
         let stat = memory_stat(
             "cache 1\nrss 2\npgpgin 3\nshmem 99\nhierarchical_memory_limit 9223372036854771712\nhierarchical_memsw_limit 5\n\
              total_cache 11\ntotal_rss 12\ntotal_pgmajfault 13\ntotal_inactive_file 14\ntotal_unevictable 15\n",
@@ -245,13 +246,13 @@ mod tests {
     }
 
     #[test]
-    fn oom() {
+    fn oom_control_is_parsed() {
         let stat = oom_control("oom_kill_disable 0\nunder_oom 1\noom_kill 4\n");
         assert_eq!((stat.oom_kill_disable, stat.under_oom, stat.oom_kill), (0, 1, 4));
     }
 
     #[test]
-    fn block_devices() {
+    fn block_entries_have_the_devices_names() {
         let entries =
             block_entries("8:0 Read 4096\n8:0 Write 1\n253:1 77\nTotal 4174\n\nx:y Read 1\n", |major, minor| format!("{major}-{minor}"));
         let seen: Vec<_> = entries.iter().map(|entry| (entry.device.as_str(), entry.op.as_str(), entry.value)).collect();
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn without_controllers_there_are_no_numbers() {
+    fn without_controllers_the_fields_are_missing() {
         assert_eq!(metrics(&BTreeMap::new()), Metrics::default());
     }
 }

@@ -54,7 +54,8 @@ fn memory(dir: &Path) -> Option<MemoryStat> {
     let value = |file: &str| read_number(dir, file);
     let mut stat = memory_stat(&read(dir, "memory.stat")?);
     stat.usage = value("memory.current").unwrap_or(0);
-    // The root cgroup has no such file, and no limit: containerd subtracts the usage from it.
+    // The root cgroup has no such file and no limit. containerd subtracts the usage from this
+    // value.
     stat.usage_limit = value("memory.max").unwrap_or(u64::MAX);
     stat.max_usage = value("memory.peak").unwrap_or(0);
     stat.swap_usage = value("memory.swap.current").unwrap_or(0);
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn cpu_time_throttling_and_pressure() {
+    fn cpu_time_throttling_and_pressure_are_read() {
         let dir = cgroup(&[
             (
                 "cpu.stat",
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_and_its_events() {
+    fn memory_and_its_events_are_read() {
         let dir = cgroup(&[
             ("memory.stat", "anon 1\nfile 2\ninactive_file 3\npgfault 4\npgmajfault 5\nthp_collapse_alloc 6\nsec_pagetables 9\n"),
             ("memory.current", "4096\n"),
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn devices() {
+    fn io_entries_are_parsed() {
         let entries = io_entries("8:16 rbytes=1459200 wbytes=3 rios=192 wios=353 dbytes=0 dios=0\n8:0 \nbroken\n253:1 rbytes=x\n");
         let seen: Vec<_> =
             entries.iter().map(|entry| (entry.major, entry.minor, entry.rbytes, entry.wbytes, entry.rios, entry.wios)).collect();
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn without_controllers_there_are_no_numbers() {
+    fn without_controllers_the_fields_are_missing() {
         assert_eq!(metrics(cgroup(&[]).path()), Metrics::default());
         let pids = metrics(cgroup(&[("pids.current", "3\n"), ("pids.max", "max\n")]).path()).pids.unwrap();
         assert_eq!((pids.current, pids.limit), (3, u64::MAX));

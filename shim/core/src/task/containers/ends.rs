@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How processes end, and what has to happen then.
+//! What happens when a process ends.
 
 use super::{CGROUP_EMPTY, Containers};
 use crate::events::Event;
@@ -15,28 +15,28 @@ use tracing::{info, warn};
 
 /// How long the report of an init's end waits for the ends of its execs, which the kernel has
 /// killed with it.
-const EXECS_END: Duration = Duration::from_secs(2);
+const EXECS_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl<R: Runtime> Containers<R> {
     /// Follows a container's first process to its end.
     pub(super) async fn init_ended(self, container: Arc<Container>, ended: impl Future<Output = Exit>) {
         let exit = ended.await;
-        self.tell_oom(&container, self.0.runtime.kills(&container.id, container.cgroup()));
+        self.report_oom(&container, self.0.runtime.kills(&container.id, container.cgroup()));
         if let Some(cgroup) = container.cgroup()
             && !container.spec.ends_with_init()
             && let Err(error) = cgroup.kill_all(CGROUP_EMPTY).await
         {
-            warn!(container = %container.id, %error, "cannot kill what init left behind");
+            warn!(container = %container.id, %error, "cannot kill the processes that init left behind");
         }
         let pid = container.init.life.phase().pid();
-        // Whatever the phase, an exit is accepted.
+        // Every phase accepts an exit.
         let _accepted = container.init.life.change(Change::Exit(exit));
         container.init.detach();
         info!(container = %container.id, code = exit.code, "exited");
         // Subscribers take the init's exit for the last word about a container.
         for (_, exec) in container.execs.all() {
             if exec.life.phase().living_pid().is_some() {
-                let _bounded = tokio::time::timeout(EXECS_END, exec.life.exit()).await;
+                let _bounded = tokio::time::timeout(EXECS_TIMEOUT, exec.life.exit()).await;
             }
         }
         self.0.events.publish(Event::Exited { container: container.id.clone(), exec: None, pid, exit });
@@ -71,7 +71,7 @@ impl<R: Runtime> Containers<R> {
             loop {
                 tokio::select! {
                     kills = kills.next() => match kills {
-                        Some(kills) => containers.tell_oom(&container, kills),
+                        Some(kills) => containers.report_oom(&container, kills),
                         None => return,
                     },
                     _ = container.init.life.exit() => return,
@@ -80,7 +80,7 @@ impl<R: Runtime> Containers<R> {
         });
     }
 
-    fn tell_oom(&self, container: &Container, kills: u64) {
+    fn report_oom(&self, container: &Container, kills: u64) {
         if container.is_new_oom(kills) {
             info!(container = %container.id, kills, "out of memory");
             self.0.events.publish(Event::OutOfMemory { container: container.id.clone() });

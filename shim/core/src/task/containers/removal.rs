@@ -39,14 +39,14 @@ impl<R: Runtime> Containers<R> {
         Ok((pid, exit))
     }
 
-    /// Removes what was made of a container, in the reverse order. Idempotent.
+    /// Removes everything that was made for a container, in reverse order. Idempotent.
     pub(super) async fn unmake(&self, container: &Container) -> Result<()> {
         self.0.runtime.delete(&container.id).await?;
         if let Some(rootfs) = &container.rootfs {
             mount::unmount(rootfs)?;
         }
         if let Some(cgroup) = container.cgroup() {
-            // Who lives on in it after a failed start has nothing to live for.
+            // Processes that survived a failed start are of no use.
             cgroup.kill_all(CGROUP_EMPTY).await?;
             cgroup.remove(CGROUP_EMPTY).await?;
         }
@@ -58,14 +58,14 @@ impl<R: Runtime> Containers<R> {
         Ok(())
     }
 
-    /// Runs the last hooks of a container that could not be made, if its runtime leaves that to others: what the first ones have made, as
-    /// a network is, would stay for good.
+    /// Runs the last hooks of a container that could not be made, unless its runtime does.
+    /// Otherwise things that earlier hooks made, such as a network, would stay forever.
     pub(super) async fn undo_hooks(&self, container: &Container) {
         if self.0.runtime.undoes_hooks() {
             return;
         }
         if let Err(error) = run_last_hooks(&container.id, &container.bundle, &self.0.reaper).await {
-            warn!(container = %container.id, %error, "not all that was made for a container that could not be made may have been removed");
+            warn!(container = %container.id, %error, "a poststop hook of a container that could not be made failed; something may be left");
         }
     }
 }

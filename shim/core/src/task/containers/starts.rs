@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How processes are started: a container's program, and further ones.
+//! How a container's program and execs are started.
 
 use super::{Containers, subject};
 use crate::error::{Error, Result};
@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::debug;
 
-/// How long the runtime may take to notice that what it starts has ended.
-const START_AFTER_END: Duration = Duration::from_secs(1);
+/// How long the runtime may take to notice that the process it starts has ended.
+const START_REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<R: Runtime> Containers<R> {
     /// [`Tasks::start`](crate::task::Tasks::start).
@@ -21,9 +21,9 @@ impl<R: Runtime> Containers<R> {
         let container = self.get(id)?;
         let process = container.process(exec)?;
         let named = |error: Error| Error::new(error.code(), format!("cannot start {}: {error}", subject(id, exec)));
-        let around = container.init.life.phase();
-        if exec.is_some() && (around.living_pid().is_none() || matches!(around, Phase::Paused { .. })) {
-            return Err(named(Error::precondition(format!("its container is {}", around.name()))));
+        let container_phase = container.init.life.phase();
+        if exec.is_some() && (container_phase.living_pid().is_none() || matches!(container_phase, Phase::Paused { .. })) {
+            return Err(named(Error::precondition(format!("its container is {}", container_phase.name()))));
         }
         process.life.change(Change::Start).map_err(named)?;
         let started = match exec {
@@ -46,13 +46,14 @@ impl<R: Runtime> Containers<R> {
         }
     }
 
-    /// A runtime that starts a container whose init was killed meanwhile may wait for it for ever.
+    /// Starts a container's program. A runtime may wait forever for an init that was killed
+    /// meanwhile.
     async fn start_init(&self, container: &Container) -> Result<()> {
         let mut start = std::pin::pin!(self.0.runtime.start(&container.id));
         tokio::select! {
             started = &mut start => started,
-            // A short program may be over before the runtime has said that it was started.
-            _ = container.init.life.exit() => match tokio::time::timeout(START_AFTER_END, start).await {
+            // A short program may have ended before the runtime reports its start.
+            _ = container.init.life.exit() => match tokio::time::timeout(START_REPORT_TIMEOUT, start).await {
                 Ok(started) => started,
                 Err(_) => Err(Error::precondition("it was killed before its program was started")),
             },

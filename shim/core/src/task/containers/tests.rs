@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A runtime of the tests' own, whose containers are no processes of this host, as an app kernel's are: it answers for them itself.
+//! A runtime for the tests. Its containers are not processes of this host, as with an app kernel,
+//! so it answers all questions about them itself.
 
 use super::*;
 use crate::cgroup::stats::Version;
@@ -17,7 +18,7 @@ const PID: u32 = u32::MAX;
 
 #[derive(Default)]
 struct Kernel {
-    /// Whether what the containers live in runs.
+    /// Whether the process that the containers live in runs.
     runs: AtomicBool,
     ends: Mutex<Option<oneshot::Sender<Exit>>>,
     signals: Mutex<Vec<(u32, bool)>>,
@@ -90,7 +91,7 @@ async fn next(events: &mut mpsc::UnboundedReceiver<(SystemTime, Event)>) -> Even
 }
 
 #[tokio::test]
-async fn a_runtime_answers_for_containers_that_are_no_processes_of_this_host() {
+async fn a_runtime_handles_containers_that_are_no_host_processes() {
     let state = tempfile::tempdir().unwrap();
     let pod = PodDir::new(state.path(), &Namespace::parse("test").unwrap(), &SandboxId::parse("pod").unwrap()).unwrap();
     pod.make().unwrap();
@@ -121,7 +122,7 @@ async fn a_runtime_answers_for_containers_that_are_no_processes_of_this_host() {
     assert_eq!(*containers.0.runtime.signals.lock().unwrap(), [(15, true), (9, false)]);
     assert!(matches!(next(&mut told).await, Event::Exited { pid: PID, exec: None, exit: Exit { code: 137, .. }, .. }));
     assert_eq!(containers.delete(&id, None).await.unwrap().1.code, 137);
-    assert!(!containers.any());
+    assert!(!containers.has_containers());
     containers.stop_sandbox().await.unwrap();
     assert!(!containers.0.runtime.runs.load(Ordering::Relaxed));
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a guest is told, of what the kernel might say.
+//! What the guest gets of various kernel configurations.
 
 use super::*;
 use magnetar_core::error::Code;
@@ -39,7 +39,7 @@ fn refused(state: &State) -> String {
 }
 
 #[test]
-fn a_guest_has_the_ethernet_that_is_up() {
+fn a_guest_gets_the_ethernet_interfaces_that_are_up() {
     let mut loopback = link(1, "lo", InfoKind::Dummy);
     loopback.header.flags |= LinkFlags::Loopback;
     let mut down = link(4, "eth2", InfoKind::Veth);
@@ -59,7 +59,7 @@ fn a_guest_has_the_ethernet_that_is_up() {
 }
 
 #[test]
-fn what_no_guest_can_have_is_refused_by_name() {
+fn unsupported_interfaces_are_refused_by_name() {
     let mut wireguard = link(4, "wg0", InfoKind::Wireguard);
     wireguard.header.link_layer_type = LinkLayerType::None;
     assert!(refused(&links([wireguard])).contains("wg0, a wireguard device: it is no Ethernet"));
@@ -81,7 +81,7 @@ fn address(index: u32, length: u8, attributes: impl Into<Vec<AddressAttribute>>)
 }
 
 #[test]
-fn addresses_are_those_of_the_interface_itself() {
+fn only_the_interfaces_own_addresses_are_kept() {
     use AddressAttribute::{Address, Flags, Local};
     let at = |text: &str| text.parse::<IpAddr>().unwrap();
     let mut failed = address(ETH0, 64, [Address(at("2001:db8::9"))]);
@@ -97,8 +97,8 @@ fn addresses_are_those_of_the_interface_itself() {
     ];
     let state = State { addresses, ..links([link(ETH0, "eth0", InfoKind::Veth)]) };
     let interfaces = state.interfaces().unwrap();
-    let told: Vec<_> = interfaces[&ETH0].addresses.iter().map(|Prefix { ip, length }| format!("{ip}/{length}")).collect();
-    assert_eq!(told, ["10.0.0.2/24", "10.0.0.3/24", "10.1.0.2/32", "fe80::2/64"]);
+    let addresses: Vec<_> = interfaces[&ETH0].addresses.iter().map(|Prefix { ip, length }| format!("{ip}/{length}")).collect();
+    assert_eq!(addresses, ["10.0.0.2/24", "10.0.0.3/24", "10.1.0.2/32", "fe80::2/64"]);
 }
 
 fn to(text: &str, length: u8, attributes: impl Into<Vec<RouteAttribute>>) -> RouteMessage {
@@ -119,20 +119,20 @@ fn by(text: &str) -> RouteAttribute {
     RouteAttribute::Gateway(text.parse::<IpAddr>().unwrap().into())
 }
 
-fn told(routes: Vec<RouteMessage>) -> Vec<Route> {
+fn guest_routes(routes: Vec<RouteMessage>) -> Vec<Route> {
     let state = State { routes, ..links([link(ETH0, "eth0", InfoKind::Veth), link(ETH1, "net1", InfoKind::Veth)]) };
     state.network(state.interfaces().unwrap()).routes
 }
 
 #[test]
-fn a_gateway_is_on_a_link_that_is_there_before() {
+fn gateway_routes_come_after_the_routes_to_their_gateways() {
     let oif = RouteAttribute::Oif(ETH0);
     let mut link = to("169.254.1.1", 32, [oif.clone()]);
     link.header.scope = RouteScope::Link;
     let mut on_link = to("0.0.0.0", 0, [by("169.254.1.1"), oif.clone()]);
     on_link.header.flags = RouteFlags::Onlink;
     let six = to("::", 0, [by("fe80::1"), oif.clone(), RouteAttribute::Priority(1024)]);
-    let routes = told(vec![on_link, six, link, to("fe80::", 64, [oif])]);
+    let routes = guest_routes(vec![on_link, six, link, to("fe80::", 64, [oif])]);
     let order: Vec<_> = routes.iter().map(|route| (route.to.length, route.gateway.is_some(), route.on_link, route.metric)).collect();
     assert_eq!(order, [(32, false, false, None), (64, false, false, None), (0, true, true, None), (0, true, false, Some(1024))]);
     assert_eq!(routes[0].scope, 253);
@@ -154,15 +154,15 @@ fn routes_of_the_kernel_and_of_others_are_left_out() {
     cached.header.flags = RouteFlags::Cloned;
     let elsewhere = to("10.5.0.0", 16, [RouteAttribute::Oif(1)]);
     let wrapped = to("10.6.0.0", 16, [oif, RouteAttribute::Encap(Vec::new())]);
-    assert_eq!(told(vec![local, policy, multicast, blackhole, cached, elsewhere, wrapped]), []);
+    assert_eq!(guest_routes(vec![local, policy, multicast, blackhole, cached, elsewhere, wrapped]), []);
 }
 
 #[test]
-fn a_route_keeps_what_a_guest_can_follow() {
+fn a_route_keeps_its_supported_attributes() {
     let via = RouteAttribute::Via(RouteVia::Inet6("fe80::1".parse().unwrap()));
     let metrics = RouteAttribute::Metrics(vec![RouteMetric::Advmss(1400), RouteMetric::Mtu(1450)]);
     let source = RouteAttribute::PrefSource(RouteAddress::Inet(Ipv4Addr::new(10, 0, 0, 2)));
-    let route = &told(vec![to("10.2.0.0", 16, [via, metrics, source, RouteAttribute::Oif(ETH1)])])[0];
+    let route = &guest_routes(vec![to("10.2.0.0", 16, [via, metrics, source, RouteAttribute::Oif(ETH1)])])[0];
     assert_eq!((route.gateway, route.mtu, route.interface.as_str()), (Some("fe80::1".parse().unwrap()), Some(1450), "net1"));
     assert_eq!(route.source, Some(IpAddr::from([10, 0, 0, 2])));
 
@@ -174,12 +174,12 @@ fn a_route_keeps_what_a_guest_can_follow() {
         hop
     };
     let ways = RouteAttribute::MultiPath(vec![hop(ETH1, "10.0.0.1"), hop(ETH0, "10.0.0.9")]);
-    let route = &told(vec![to("0.0.0.0", 0, [ways])])[0];
+    let route = &guest_routes(vec![to("0.0.0.0", 0, [ways])])[0];
     assert_eq!((route.gateway, route.interface.as_str(), route.on_link), (Some("10.0.0.1".parse().unwrap()), "net1", true));
 }
 
 #[test]
-fn neighbours_are_those_that_stay() {
+fn only_permanent_neighbours_are_kept() {
     let neighbour = |index, state, mac: &[u8]| {
         let mut message = NeighbourMessage::default();
         message.header.ifindex = index;

@@ -36,7 +36,7 @@ async fn status(answers: &[&str]) -> (Result<Value>, Vec<String>) {
 }
 
 #[tokio::test]
-async fn a_command_is_answered_past_events_and_old_answers() {
+async fn events_and_old_answers_are_skipped() {
     let answer = concat!(
         r#"{"timestamp": {"seconds": 1}, "event": "RESUME"}"#,
         "\n",
@@ -50,21 +50,21 @@ async fn a_command_is_answered_past_events_and_old_answers() {
 }
 
 #[tokio::test]
-async fn a_refusal_has_qemus_words() {
+async fn a_refusal_has_qemus_message() {
     let refusal = r#"{"error": {"class": "GenericError", "desc": "not now"}, "id": 2}"#;
     let (status, _) = status(&[r#"{"return": {}, "id": 1}"#, refusal]).await;
     assert_eq!(status.unwrap_err().to_string(), "QEMU refuses query-status: not now");
 }
 
 #[tokio::test]
-async fn an_old_refusal_is_no_answer() {
+async fn an_old_refusal_is_ignored() {
     let answers = concat!(r#"{"error": {"desc": "too late"}, "id": 1}"#, "\n", r#"{"return": {}, "id": 2}"#);
     let (status, _) = status(&[r#"{"return": {}, "id": 1}"#, answers]).await;
     assert_eq!(status.unwrap(), json!({}));
 }
 
 #[tokio::test]
-async fn the_end_of_a_device_is_heard_before_the_answer_and_after_it() {
+async fn device_deleted_is_noticed_before_and_after_the_answer() {
     let answer = r#"{"return": {}, "id": 2}"#;
     let event = |device: &str| format!(r#"{{"event": "DEVICE_DELETED", "data": {{"device": "{device}", "path": "/p"}}}}"#);
     for answers in [format!("{}\n{answer}", event("d")), format!("{answer}\n{}\n{}", event("other"), event("d"))] {
@@ -78,7 +78,7 @@ async fn the_end_of_a_device_is_heard_before_the_answer_and_after_it() {
 }
 
 #[tokio::test]
-async fn a_descriptor_is_handed_over_with_its_command() {
+async fn a_descriptor_is_sent_with_its_command() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (mut reader, writer) = std::io::pipe().unwrap();
     let order = async {
@@ -121,7 +121,7 @@ fn receive(socket: &UnixStream) -> rustix::io::Result<(Vec<u8>, Option<std::os::
 }
 
 #[tokio::test]
-async fn what_is_not_the_protocol_is_an_error() {
+async fn a_peer_that_speaks_another_protocol_is_an_error() {
     for answer in ["[]", r#"{"return":1,"id":-1}"#, "\u{0}", ""] {
         let (status, _) = status(&[answer]).await;
         assert!(status.as_ref().unwrap_err().to_string().contains("protocol"), "{answer:?}: {status:?}");
@@ -129,7 +129,7 @@ async fn what_is_not_the_protocol_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_line_without_end_is_not_read_to_it() {
+async fn an_endless_line_is_not_read_to_its_end() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let send = async { while theirs.write_all(&[b' '; 4096]).await.is_ok() {} };
     let (begun, ()) = tokio::join!(Qmp::begin(ours), send);
@@ -137,7 +137,7 @@ async fn a_line_without_end_is_not_read_to_it() {
 }
 
 #[tokio::test]
-async fn the_end_is_said_to_be_one() {
+async fn a_closed_connection_is_unavailable() {
     let (status, _) = status(&[]).await;
     assert_eq!(status.unwrap_err().code(), Code::Unavailable);
     let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -146,7 +146,7 @@ async fn the_end_is_said_to_be_one() {
     assert_eq!(Qmp::begin(ours).await.unwrap_err().code(), Code::Unavailable);
 }
 
-/// A line, as it should be or not quite.
+/// A line that is valid or damaged.
 fn line() -> impl Strategy<Value = Vec<u8>> {
     let known = prop_oneof![
         Just(GREETING.to_owned()),
@@ -172,7 +172,7 @@ proptest! {
                 qmp.execute::<Value>("query-status").await
             };
             let talk = async {
-                // Where nobody listens any more, it fails.
+                // This fails if the peer has hung up.
                 let _gone = theirs_out.write_all(&bytes).await;
                 drop(theirs_out);
                 tokio::io::copy(&mut theirs_in, &mut tokio::io::sink()).await

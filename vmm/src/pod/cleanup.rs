@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What was made on the host for a pod that is a virtual machine, and how each of it is removed.
+//! What was made on the host for a pod in a virtual machine, and how to remove it.
 //!
-//! Each thing is noted before it is made, so that a failure at any line leaves nothing. It is removed in the reverse order, and is
-//! forgotten only when that went well: what has failed is tried again.
+//! Each entry is noted before the thing is made, so a failure at any line leaves nothing behind.
+//! Entries are removed in reverse order. An entry is dropped only after its removal succeeded, so
+//! that a failed removal is repeated.
 
 use crate::host::network;
 use crate::host::share::Share;
@@ -16,12 +17,12 @@ use magnetar_core::sandbox_files::SandboxFiles;
 use std::sync::Arc;
 use tracing::warn;
 
-/// One thing.
+/// Something on the host that must be removed.
 #[derive(Debug, Clone)]
-pub enum Made {
+pub enum Cleanup {
     /// The cgroup of the machine's processes, which the pod's record names.
     Cgroup,
-    /// What the first hooks of a container without a pod have made, also where a later one has failed.
+    /// What the first hooks of a container without a pod have made, even if a later hook failed.
     Hooks(Arc<Home>, Box<Single>),
     /// This process is in the pod's network namespace.
     InNetwork(Arc<Home>),
@@ -29,16 +30,17 @@ pub enum Made {
     Files(SandboxFiles),
     /// The share.
     Share(Share),
-    /// What brings the pod's network to the guest. It is in the pod's network namespace.
+    /// The tap devices and rules that connect the pod's network to the guest. They are in the pod's
+    /// network namespace.
     Taps,
 }
 
-impl Made {
+impl Cleanup {
     /// Removes it. Idempotent.
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn remove(&self, record: &PodRecord, reaper: &Reaper) -> Result<()> {
+    pub async fn run(&self, record: &PodRecord, reaper: &Reaper) -> Result<()> {
         match self {
             Self::Cgroup => home::remove_pod_cgroup(record).await,
             Self::Hooks(home, single) => {
@@ -53,10 +55,11 @@ impl Made {
     }
 }
 
-/// That a hook fails must not keep its container from being removed (runtime-spec, config.md, "Poststop").
+/// A failing hook must not keep its container from being removed (runtime-spec, config.md,
+/// "Poststop").
 async fn run_last_hooks(home: &Home, single: &Single, reaper: &Reaper) {
     let state = single.state("stopped", 0);
     if let Err(error) = hooks::run(&single.hooks.poststop, &state, home.network(), reaper).await {
-        warn!(%error, "not all that was made for the container may have been removed");
+        warn!(%error, "a poststop hook failed; something that was made for the container may be left");
     }
 }
