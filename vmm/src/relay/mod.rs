@@ -152,8 +152,8 @@ impl Relay {
         self.0.is_single.get().is_some()
     }
 
-    /// Notes the running machine.
-    pub fn runs(&self, running: Running) {
+    /// Sets the running machine.
+    pub fn set_running(&self, running: Running) {
         let _the_first_counts = self.0.running.set(running);
     }
 
