@@ -310,7 +310,7 @@ impl Sandboxer for VmPod {
         let forwarder = self.forward(&machine)?;
         confinement::confine_this_process()?;
         let Machine { guest, hypervisor, pid, death, condemn, .. } = machine.clone();
-        self.relay.runs(Running { guest, share, hypervisor, pid, death, condemn });
+        self.relay.set_running(Running { guest, share, hypervisor, pid, death, condemn });
         self.state = State::Running { machine, forwarder };
         Ok(std::process::id())
     }

@@ -13,7 +13,7 @@ pub const SIZE: &str = "2MB";
 /// The size in MiB.
 pub const MIB: u32 = 2;
 
-/// The host's counters for this size.
+/// The host's directory of counters for this size.
 const HOST_COUNTERS: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
 /// The number of pages for these limits, which are bytes by page size. The kubelet sets a limit of

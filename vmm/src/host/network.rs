@@ -71,7 +71,7 @@ pub async fn attach() -> Result<Attached> {
 /// or is cancelled, it can be repeated.
 ///
 /// # Errors
-/// What the kernel says.
+/// Errors of the kernel.
 pub async fn detach() -> Result<()> {
     netlink::with(|handle| async move { remove(&handle).await }).await
 }
@@ -80,7 +80,7 @@ pub async fn detach() -> Result<()> {
 /// plugin has done it.
 ///
 /// # Errors
-/// What the kernel says.
+/// Errors of the kernel.
 pub async fn raise_loopback() -> Result<()> {
     netlink::with(|handle| async move {
         let up = LinkUnspec::new_with_index(LOOPBACK).up().build();

@@ -63,7 +63,7 @@ impl Share {
     /// directory.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the kernel.
     pub fn make(pod: &Path) -> Result<Self> {
         let (dir, places) = (pod.join("share"), pod.join("places"));
         unshare(CloneFlags::CLONE_NEWNS).context(|| "cannot make a mount namespace".into())?;
@@ -83,7 +83,7 @@ impl Share {
     /// Makes a secret, and puts it where the guest's agent finds it.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the kernel.
     pub fn write_secret(&self) -> Result<Secret> {
         let mut bytes = [0; secret::LENGTH];
         getrandom(&mut bytes, GetRandomFlags::empty()).context(|| "cannot get random bytes for the pod's secret".into())?;
@@ -96,7 +96,7 @@ impl Share {
     /// Removes the secret, once the agent has it.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the kernel.
     pub fn remove_secret(&self) -> Result<()> {
         let file = self.places.join(secret::FILE);
         ignore_missing(fs::remove_file(&file), &file)
@@ -145,7 +145,7 @@ impl Share {
     /// The mounts below a container's volumes that are directories, as paths relative to the share.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the kernel.
     pub fn submounts(&self, container: &ContainerId) -> Result<Vec<String>> {
         let dir = self.dir.join(container.as_str());
         let mounted = mount::mounts_below(&dir)?;
@@ -157,7 +157,7 @@ impl Share {
     /// Removes a container from the share. Idempotent.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the kernel.
     pub fn hide(&self, container: &ContainerId) -> Result<()> {
         let dir = self.dir.join(container.as_str());
         let places = self.places.join(container.as_str());
@@ -172,7 +172,7 @@ impl Share {
     /// Removes the share. Idempotent.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the kernel.
     pub fn remove(&self) -> Result<()> {
         for dir in [&self.dir, &self.places] {
             for mounted in mount::mounts_below(dir)? {

@@ -37,7 +37,7 @@ impl NamedSocket {
     /// Connects. The descriptor is for a child process.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the kernel.
     pub fn connect(&self) -> Result<OwnedFd> {
         UnixStream::connect(self.path()).map(OwnedFd::from).context(|| "cannot connect to a device of the virtual machine".into())
     }

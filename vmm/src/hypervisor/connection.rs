@@ -65,7 +65,7 @@ impl Connection {
     /// The machine's state.
     ///
     /// # Errors
-    /// What the hypervisor says; `Unavailable` where the machine has ended.
+    /// Errors of the hypervisor; `Unavailable` if the machine has ended.
     pub async fn state(&self) -> Result<MachineState> {
         self.order(Order::State).await
     }

@@ -110,7 +110,7 @@ pub trait Hypervisor: Send + Sync {
     /// Cancel-safe.
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// Errors of the hypervisor.
     fn begin<'a>(&'a self, spec: &'a VmSpec) -> Promise<'a, Box<dyn Control>>;
 
     /// Who caused this exit of its process.

@@ -97,7 +97,7 @@ const UNUSED_CAPABILITIES: [u32; 23] = [9, 11, 14, 15, 16, 17, 20, 22, 25, 26, 2
 /// Confines this process. It can still mount what containers need, and create their device nodes.
 ///
 /// # Errors
-/// What the kernel says.
+/// Errors of the kernel.
 pub fn confine_this_process() -> Result<()> {
     let denied = INTRUSIVE.iter().map(|call| (*call, Vec::new())).collect();
     let filter = filter(denied, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))?;

@@ -44,7 +44,7 @@ impl VsockDirectory {
     /// Makes the directory, and the socket for the guest's first message.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the kernel.
     pub fn make(&self) -> Result<UnixListener> {
         let ready = self.path.join(format!("{HOST}_{READY_PORT}"));
         DirBuilder::new().mode(0o700).create(&self.path).context(|| format!("cannot make {}", self.path.display()))?;
@@ -78,7 +78,7 @@ impl VsockDirectory {
     /// Opens the directory. A server that cannot reach it by its path uses this descriptor.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the kernel.
     pub fn open(&self) -> Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         open(&self.path, flags, Mode::empty()).context(|| format!("cannot open {}", self.path.display()))

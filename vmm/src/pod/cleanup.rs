@@ -39,7 +39,7 @@ impl Cleanup {
     /// Removes it. Idempotent.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// Errors of the kernel.
     pub async fn run(&self, record: &PodRecord, reaper: &Reaper) -> Result<()> {
         match self {
             Self::Cgroup => home::remove_pod_cgroup(record).await,

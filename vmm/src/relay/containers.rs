@@ -30,8 +30,8 @@ use tracing::{Instrument, info, warn};
 const KILL_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Relay {
-    /// The process id for all containers' processes. For a container without a pod it is this
-    /// process, because the client looks for its network namespace before there is a machine.
+    /// The process id for all containers' processes. Without a pod it is this process: the client
+    /// looks for its network namespace before there is a machine.
     fn pid(&self) -> u32 {
         match self.0.running.get() {
             Some(running) if !self.is_single() => running.pid,
@@ -63,9 +63,8 @@ impl Relay {
         outcome
     }
 
-    /// Ends a machine whose guest does not end a killed container, for example because it is
-    /// compromised. containerd stops containers before their pod, so the pod could never be
-    /// stopped.
+    /// Ends a machine whose guest does not end a killed container. containerd stops containers
+    /// before their pod, so otherwise the pod could never be stopped.
     async fn condemn_unless_killed(self, id: ContainerId, process: Arc<Process>) {
         if tokio::time::timeout(KILL_TIMEOUT, process.life.exit()).await.is_err()
             && let Ok(running) = self.running()
@@ -76,16 +75,15 @@ impl Relay {
         }
     }
 
-    /// Removes a process in the guest. If the guest fails to, the host's part is removed anyway;
-    /// the guest's part ends with the machine.
+    /// Removes a process in the guest. A failure is only logged: what is left ends with the
+    /// machine.
     async fn forget(&self, running: &Running, id: &ContainerId, exec: Option<&ExecId>) {
         if let Err(error) = self.try_forget(running, id, exec).await {
             warn!(%error, "the guest has not removed {}", subject(id, exec));
         }
     }
 
-    /// An unknown process or a dead guest is no error. Even if Delete fails, the names are
-    /// forgotten.
+    /// An unknown process or a dead guest is no error. If Delete fails, Forget is still sent.
     async fn try_forget(&self, running: &Running, id: &ContainerId, exec: Option<&ExecId>) -> Result<()> {
         if running.death().is_some() {
             return Ok(());
@@ -95,7 +93,7 @@ impl Relay {
         let forgotten =
             running.guest.ask(Request::Forget { container: id.to_string(), exec: exec.map(ExecId::to_string) }, REQUEST_TIMEOUT).await;
         let forgotten = match forgotten {
-            Err(error) if error.code() == Code::Unavailable => Err(running.broken(error).await),
+            Err(error) if error.code() == Code::Unavailable => Err(running.explain_broken(error).await),
             outcome => outcome.map(drop),
         };
         if running.death().is_some() { Ok(()) } else { deleted.and(forgotten) }
@@ -137,7 +135,7 @@ impl Relay {
                 if let Ok((id, exec, process)) = ended
                     && process.life.phase().exit().is_none()
                 {
-                    self.ended(&id, exec.as_ref(), &process, Exit { code: code.min(u32::from(u8::MAX)), at: SystemTime::now() });
+                    self.record_exit(&id, exec.as_ref(), &process, Exit { code: code.min(u32::from(u8::MAX)), at: SystemTime::now() });
                 }
             }
         }
@@ -148,16 +146,16 @@ impl Relay {
         for (_, container) in self.0.containers.all() {
             for (exec, process) in container.execs.all() {
                 if process.life.phase().living_pid().is_some() {
-                    self.ended(&container.id, Some(&exec), &process, Exit::killed());
+                    self.record_exit(&container.id, Some(&exec), &process, Exit::killed());
                 }
             }
             if container.init.life.phase().exit().is_none() {
-                self.ended(&container.id, None, &container.init, Exit::killed());
+                self.record_exit(&container.id, None, &container.init, Exit::killed());
             }
         }
     }
 
-    fn ended(&self, id: &ContainerId, exec: Option<&ExecId>, process: &Process, exit: Exit) {
+    fn record_exit(&self, id: &ContainerId, exec: Option<&ExecId>, process: &Process, exit: Exit) {
         let pid = process.life.phase().pid();
         // Every phase accepts an exit.
         let _accepted = process.life.change(Change::Exit(exit));
@@ -221,7 +219,7 @@ impl Tasks for Relay {
                 if deferred.is_some() {
                     // For containerd it was created, and no process exists whose end would be
                     // reported.
-                    self.ended(id, None, &process, Exit::killed());
+                    self.record_exit(id, None, &process, Exit::killed());
                 }
                 Err(error)
             }
@@ -285,7 +283,7 @@ impl Tasks for Relay {
         let Some(running) = self.0.running.get() else {
             // Nothing runs yet. Signal 0 only tests whether the process exists.
             if signal != 0 {
-                self.ended(id, exec, &process, Exit { code: signal.saturating_add(128), at: SystemTime::now() });
+                self.record_exit(id, exec, &process, Exit { code: signal.saturating_add(128), at: SystemTime::now() });
             }
             return Ok(());
         };

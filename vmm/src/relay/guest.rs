@@ -232,8 +232,8 @@ impl Guest {
         }
     }
 
-    /// Sends a request that may take long on a connection of its own, so that no other request
-    /// waits for it.
+    /// Sends a request that may take long. Uses a connection of its own, so that no other request
+    /// waits.
     ///
     /// # Errors
     /// As [`Guest::ask`].

@@ -92,7 +92,7 @@ impl Running {
     }
 
     /// Waits for the machine's end, and returns it as an error. Cancel-safe.
-    async fn ended(&self) -> Error {
+    async fn end_error(&self) -> Error {
         let mut death = self.death.clone();
         let reason = death.wait_for(Option::is_some).await;
         let reason = reason.ok().as_deref().and_then(Option::as_deref).unwrap_or("it was stopped").to_string();
@@ -101,8 +101,8 @@ impl Running {
 
     /// Explains a broken connection to the guest: by the machine's end, if that becomes known soon,
     /// otherwise by `error`.
-    async fn broken(&self, error: Error) -> Error {
-        tokio::time::timeout(END_TIMEOUT, self.ended()).await.unwrap_or(error)
+    async fn explain_broken(&self, error: Error) -> Error {
+        tokio::time::timeout(END_TIMEOUT, self.end_error()).await.unwrap_or(error)
     }
 
     /// Runs a call to the guest that needs no waiting there.
@@ -115,13 +115,13 @@ impl Running {
         let outcome = tokio::select! {
             biased;
             outcome = call => outcome,
-            ended = self.ended() => return Err(ended),
+            ended = self.end_error() => return Err(ended),
         };
         match outcome {
             Ok(value) => Ok(value),
             Err(Failure::Refused(error)) => Err(error),
             Err(Failure::Broken(error)) => {
-                let error = self.broken(error).await;
+                let error = self.explain_broken(error).await;
                 if self.death().is_none() {
                     // No further call can succeed. Sending fails if another reason came first.
                     let _sooner = self.condemn.try_send(format!("the connection to the agent in the guest is broken: {error}"));
@@ -158,8 +158,8 @@ impl Relay {
         self.0.is_single.get().is_some()
     }
 
-    /// Notes the running machine.
-    pub fn runs(&self, running: Running) {
+    /// Sets the running machine.
+    pub fn set_running(&self, running: Running) {
         let _the_first_counts = self.0.running.set(running);
     }
 

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 /// What the translation must know of the pod.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
-    /// The process whose PID namespace on the host stands for the pod's.
+    /// The process whose PID namespace on the host represents the pod's.
     pub sandbox_pid: u32,
     /// The pod's /dev/shm on the host.
     pub shm: &'a Path,

@@ -158,7 +158,7 @@ impl<R: Runtime> Containers<R> {
     /// Starts the process that the containers will live in, if their runtime has one.
     ///
     /// # Errors
-    /// What the runtime says.
+    /// Errors of the runtime.
     pub async fn start_sandbox(&self) -> Result<()> {
         self.0.runtime.start_sandbox().await
     }
@@ -166,7 +166,7 @@ impl<R: Runtime> Containers<R> {
     /// Ends that process. Idempotent.
     ///
     /// # Errors
-    /// What the runtime says.
+    /// Errors of the runtime.
     pub async fn stop_sandbox(&self) -> Result<()> {
         self.0.runtime.stop_sandbox().await
     }

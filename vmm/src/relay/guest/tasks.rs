@@ -40,7 +40,7 @@ impl GuestTasks {
         Self(TaskClient::new(Client::new(Socket::new(Answers::over(connection)))))
     }
 
-    /// Makes a container from the bundle that the agent has of it.
+    /// Makes a container from the bundle that the agent has written.
     pub async fn create(&self, container: &ContainerId, terminal: bool, streams: StreamPaths) -> Answer<()> {
         let bundle = format!("{}/{container}", agent::BUNDLES);
         let StreamPaths { stdin, stdout, stderr } = streams;

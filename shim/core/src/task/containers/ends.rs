@@ -33,7 +33,7 @@ impl<R: Runtime> Containers<R> {
         let _accepted = container.init.life.change(Change::Exit(exit));
         container.init.detach();
         info!(container = %container.id, code = exit.code, "exited");
-        // Subscribers take the init's exit for the last word about a container.
+        // Subscribers expect no event of a container after its init's exit.
         for (_, exec) in container.execs.all() {
             if exec.life.phase().living_pid().is_some() {
                 let _bounded = tokio::time::timeout(EXECS_TIMEOUT, exec.life.exit()).await;

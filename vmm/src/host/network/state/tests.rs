@@ -65,7 +65,7 @@ fn unsupported_interfaces_are_refused_by_name() {
     assert!(refused(&links([wireguard])).contains("wg0, a wireguard device: it is no Ethernet"));
     let mut ipvlan = link(4, "ipvl0", InfoKind::IpVlan);
     ipvlan.header.flags |= LinkFlags::Noarp;
-    assert!(refused(&links([ipvlan])).contains("ipvl0, a ipvlan device: there are no neighbours"));
+    assert!(refused(&links([ipvlan])).contains("ipvl0, a ipvlan device: it does not resolve neighbours"));
     let mut vlan = link(4, "eth0.7", InfoKind::Vlan);
     vlan.attributes[2] = LinkAttribute::Address(vec![2, 0, 0, 0, 0, ETH0 as u8]);
     let message = refused(&links([link(ETH0, "eth0", InfoKind::Veth), vlan]));
