@@ -45,7 +45,7 @@ pub enum Sharing {
     /// A virtiofsd shares a directory with them.
     Virtiofs,
     /// They only have block devices.
-    #[cfg_attr(not(test), expect(dead_code, reason = "Firecracker is the first; until then the tests' own hypervisor"))]
+    #[cfg_attr(not(any(test, fuzzing)), expect(dead_code, reason = "Firecracker is the first; until then the tests' own hypervisor"))]
     BlockOnly,
 }
 
