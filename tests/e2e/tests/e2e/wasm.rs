@@ -518,7 +518,7 @@ fn a_component_answers_http_requests_each_in_an_instance_of_its_own() {
         other.remove().await?;
 
         let (status, _, said) = ends(case, &pod, &module("http.wat", []).env("PORT", "none")).await?;
-        ensure!(status.exit_code == 1 && said.contains("\"none\" is no port"), "{} {said:?}", status.exit_code);
+        ensure!(status.exit_code == 1 && said.contains("\"none\" is not a port number"), "{} {said:?}", status.exit_code);
         Ok(pod.remove().await?)
     });
 }
