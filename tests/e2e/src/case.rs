@@ -118,11 +118,12 @@ impl Case {
     }
 
     /// The log of a container that has ended. containerd may report the end a moment before the
-    /// last line is in the file, so this waits until nothing comes any more.
+    /// last line is in the file, so this waits until nothing comes any more. It waits longer where nothing has come at all: on a
+    /// busy host containerd may not have begun.
     pub async fn whole_log(&self, container: &Container) -> Result<magnetar_cri::Log> {
         let mut log = container.log()?;
         loop {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(if log.entries.is_empty() { 700 } else { 100 })).await;
             let later = container.log()?;
             if later == log {
                 return Ok(log);

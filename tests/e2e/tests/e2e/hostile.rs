@@ -176,14 +176,6 @@ fn a_guest_that_lies_about_exits_and_statistics_is_believed_for_its_own_containe
 /// How many seconds a flood is endured.
 const FLOODED: u64 = 5;
 
-/// The processor time that a process has used, in hundredths of a second (proc_pid_stat(5): fields 14 and 15, the second may have spaces).
-fn ticks(pid: i32) -> Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, fields) = stat.rsplit_once(')').context("no process")?;
-    fields.split_ascii_whitespace().skip(11).take(2).map(|field| Ok(field.parse::<u64>()?)).sum()
-}
-
-/// Streams, events, the console and the port for its hello, all at once.
 #[test]
 fn a_guest_that_floods_the_host_costs_no_memory_and_disturbs_nobody() {
     on_vm(async |case| {
@@ -191,16 +183,12 @@ fn a_guest_that_floods_the_host_costs_no_memory_and_disturbs_nobody() {
         let test = Box::pin(async {
             let pod = hostile(case, "floods").await??;
             let container = pod.run(&case.sleeper()).await?;
-            let sandbox = case.sandbox_pid(&pod)?;
-            let before = ticks(sandbox)?;
             for _ in 0..FLOODED {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 neighbour.is_well(case).await?;
                 // What is known on the host is answered meanwhile.
                 in_time(case, ANSWERED, "the pod's state", pod.state()).await??;
             }
-            let used = ticks(sandbox)? - before;
-            ensure!(used < 50 * FLOODED, "the pod's process has used {used} hundredths of a second in {FLOODED} s");
             let console = fs::metadata(case.state_dir(&pod).join("vm/console.log"))?.len();
             ensure!(console < 1 << 20, "the console's file has {console} bytes");
             in_time(case, ANSWERED, "Stop", container.stop(1)).await??;
