@@ -169,8 +169,9 @@ fn check_confinement(spec: &Value, module: &Module) -> Result<()> {
     }
 }
 
-/// Whose container it is, as far as its code is shared: the pod's Kubernetes namespace, or else containerd's namespace. The annotation
-/// is containerd's own (`io.kubernetes.cri.sandbox-namespace`); it overrides what a pod says.
+/// The containers that share this one's cache: those of the pod's Kubernetes namespace, or, without
+/// a pod, of containerd's namespace. containerd sets the annotation. A pod cannot, because the
+/// configuration that we ship passes on only a pod's annotations `io.magnetar.wasm.*`.
 fn tenant(spec: &Value, images: Option<&Images>) -> String {
     let kubernetes = spec["annotations"]["io.kubernetes.cri.sandbox-namespace"].as_str();
     let containerd = images.map(|images| images.namespace.as_str());
