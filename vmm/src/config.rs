@@ -3,6 +3,7 @@
 
 use crate::host::huge_pages;
 use crate::host::{acceleration, vsock};
+use crate::hypervisor::cloud_hypervisor::CloudHypervisorConfig;
 use crate::hypervisor::qemu::QemuConfig;
 use crate::machine::spec::LEAST_MEMORY;
 use magnetar_core::error::{Error, Result};
@@ -17,6 +18,9 @@ use std::path::{Path, PathBuf};
 pub struct VmConfig {
     /// The hypervisor.
     pub hypervisor: HypervisorName,
+    /// Settings for Cloud Hypervisor only.
+    #[serde(rename = "cloud-hypervisor")]
+    pub cloud_hypervisor: CloudHypervisorConfig,
     /// Settings for QEMU only.
     pub qemu: QemuConfig,
     /// The guest's kernel. The default is the kernel that is installed beside this program for the
@@ -47,6 +51,8 @@ pub struct VmConfig {
 pub enum HypervisorName {
     /// QEMU.
     Qemu,
+    /// Cloud Hypervisor.
+    CloudHypervisor,
 }
 
 impl Default for VmConfig {
@@ -54,6 +60,7 @@ impl Default for VmConfig {
         Self {
             hypervisor: HypervisorName::Qemu,
             qemu: QemuConfig::default(),
+            cloud_hypervisor: CloudHypervisorConfig::default(),
             kernel: None,
             initramfs: None,
             kernel_parameters: String::new(),
@@ -180,6 +187,7 @@ mod tests {
             (serde_json::json!({"hypervisor": "xen"}), "xen"),
             (serde_json::json!({"qemu": {"machine": "pc"}}), "pc"),
             (serde_json::json!({"qemu": {"vcpus": 1}}), "vcpus"),
+            (serde_json::json!({"cloud-hypervisor": {"machine": "q35"}}), "machine"),
             (serde_json::json!({"machine": "microvm"}), "machine is a setting of QEMU: move it to the table vm.qemu"),
             (serde_json::json!({"vsock": "hybrid"}), "hybrid"),
         ] {

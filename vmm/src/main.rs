@@ -31,6 +31,7 @@ mod relay;
 
 use config::{HypervisorName, VmConfig};
 use hypervisor::Hypervisor;
+use hypervisor::cloud_hypervisor::CloudHypervisor;
 use hypervisor::qemu::Qemu;
 use magnetar_core::sandbox_files::SandboxFiles;
 use magnetar_core::server;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
             let files = SandboxFiles::new(&record.config.containerd, &record.sandbox, dir);
             let relay = Relay::new(dir.clone(), files.state_dir.join("shm"), parts);
             let hypervisor: Arc<dyn Hypervisor> = match config.hypervisor {
+                HypervisorName::CloudHypervisor => Arc::new(CloudHypervisor::configured(&config.cloud_hypervisor)?),
                 HypervisorName::Qemu => Arc::new(Qemu::configured(&config.qemu)?),
             };
             Ok((VmPod::new(hypervisor, config, dir.clone(), record, relay.clone(), parts.clone()), relay))

@@ -3,7 +3,8 @@
 //! the privileges they do not need before their first instruction.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -71,6 +72,10 @@ pub struct Bounds {
     /// Whether the program loses the caller's protection from the OOM killer: a negative
     /// `oom_score_adj` becomes 0.
     pub plain_oom_score: bool,
+    /// A detached mount (fsmount(2)) that covers /dev for the program alone, in a mount namespace
+    /// of its own. Mounts and unmounts of the host still reach that namespace, and nothing of it
+    /// reaches the host.
+    pub devices: Option<OwnedFd>,
     /// The Landlock ruleset that limits the program's access to files; `None` limits nothing
     /// (landlock(7)).
     pub ruleset: Option<OwnedFd>,
@@ -85,6 +90,7 @@ impl Default for Bounds {
             user: None,
             capabilities: CapabilitySet::ALL,
             plain_oom_score: false,
+            devices: None,
             ruleset: None,
             filters: Vec::new(),
         }
@@ -114,6 +120,9 @@ pub fn bind(command: &mut Command, bounds: Bounds) -> io::Result<()> {
             if rustix::io::pread(&file, &mut sign, 0)? == 1 && sign == *b"-" {
                 rustix::io::pwrite(&file, b"0", 0)?;
             }
+        }
+        if let Some(devices) = &bounds.devices {
+            cover_devices(devices)?;
         }
         limit_capabilities(bounds.capabilities)?;
         match bounds.user {
@@ -198,6 +207,16 @@ fn spawn_elsewhere(command: &mut Command, go: impl FnOnce() -> io::Result<()>) -
 
 fn check(returned: libc::c_long) -> io::Result<()> {
     if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Puts a detached mount over /dev, in a mount namespace of this process's own.
+fn cover_devices(devices: &OwnedFd) -> io::Result<()> {
+    // SAFETY: numbers only; the process has one thread.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) }.into())?;
+    // A slave: what the host unmounts must not stay in use here.
+    mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    move_mount(devices, c"", CWD, c"/dev", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
 }
 
 /// Drops all capabilities but `kept` from the bounding set, and clears the ambient set.
@@ -360,6 +379,21 @@ mod tests {
         .unwrap();
         assert_eq!(alone.stdout, b"1\n");
         assert_ne!(after.stdout, b"1\n", "children are made where they were before");
+    }
+
+    #[test]
+    fn a_program_finds_only_the_devices_of_its_own_mount() {
+        use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+        if !root() {
+            return eprintln!("skipped: a_program_finds_only_the_devices_of_its_own_mount: only root can mount");
+        }
+        let config = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+        fsconfig_create(&config).unwrap();
+        let devices = fsmount(&config, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
+        rustix::fs::openat(&devices, c"marker", OFlags::CREATE | OFlags::CLOEXEC, Mode::RUSR).unwrap();
+        let text = output_within(Bounds { devices: Some(devices), ..Bounds::default() }, "ls /dev");
+        assert_eq!(text, "marker\n");
+        assert!(!std::path::Path::new("/dev/marker").exists(), "the host's /dev is as it was");
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //!
 //! The trait is object-safe: `main` chooses an implementation, and no other code depends on it.
 
+pub mod cloud_hypervisor;
 pub mod connection;
 pub mod qemu;
 
@@ -85,6 +86,17 @@ pub enum MachineState {
     Other,
 }
 
+/// What a hypervisor reports by itself, and what ends the machine although the hypervisor's process
+/// runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// The guest has restarted or panicked. Nothing of the pod is in it any more.
+    Restarted,
+}
+
+/// Waits for a machine's event.
+pub type EventWatch = Pin<Box<dyn Future<Output = MachineEvent> + Send>>;
+
 /// Who caused the end of a hypervisor's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -121,6 +133,12 @@ pub trait Hypervisor: Send + Sync {
 pub trait Control: Send {
     /// The machine's state.
     fn state(&mut self) -> Promise<'_, MachineState>;
+
+    /// The events that the hypervisor reports by itself, for one caller; `None` if it has none, and
+    /// its process ends with every guest.
+    fn events(&mut self) -> Option<EventWatch> {
+        None
+    }
 
     /// The interface to attach and detach disks while the machine runs; `None` if the hypervisor
     /// cannot.

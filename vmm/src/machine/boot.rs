@@ -20,6 +20,7 @@ use crate::relay::guest::{self, Dialer, Guest};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::{Event, Purpose};
+use rustix::fs::{Mode, chmod};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,7 +79,7 @@ impl Machine {
             }
             reason = processes.one_ended(&*hypervisor) => Err(Error::internal(format!("the virtual machine did not start: {reason}"))),
         };
-        let Connected { control, guest, requests, events, pulse } = match connected {
+        let Connected { mut control, guest, requests, events, pulse } = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 processes.kill().await;
@@ -87,10 +88,11 @@ impl Machine {
         };
         let (death_sender, death) = watch::channel(None);
         let off = Arc::new(watch::Sender::new(false));
+        let reported = control.events();
         let (connection, serve) = Connection::new(control);
         let (condemn, condemned) = mpsc::channel(1);
         let machine = Self { guest, hypervisor: connection.clone(), pid: processes.hypervisor.pid, death, condemn, off: off.clone() };
-        let watch = death::MachineWatch { hypervisor, connection, serve, requests, events, pulse, off: off.subscribe(), condemned };
+        let watch = death::MachineWatch { hypervisor, connection, serve, requests, events, reported, pulse, off: off.subscribe(), condemned };
         let until_end = async move {
             let reason = watch.run_until_end(&mut processes, on_event).await;
             // End all containers before publishing the death, so that whoever sees the death also
@@ -136,6 +138,12 @@ impl Processes {
     ) -> Result<Self> {
         let common = Common { reaper: &parts.reaper, tasks: &parts.tasks, cgroup: context.cgroup };
         let virtiofsd = spec.share.as_ref().map(|share| Process::run("virtiofsd", &devices::virtiofsd(share), None, common)).transpose()?;
+        if let Some(share) = &spec.share {
+            // Only root can enter its directory. A hypervisor that runs as another user reaches it
+            // through a descriptor.
+            let what = || format!("cannot open {} for the hypervisor", share.socket.display());
+            chmod(&share.socket, Mode::from_raw_mode(0o666)).context(what)?;
+        }
         let (connection, host);
         let (vsock, carried) = match (&spec.vsock, directory) {
             (Vsock::Kernel(cid), _) => (VsockServer::Kernel(Some(cid.clone())), VsockAttachment::Kernel(cid)),

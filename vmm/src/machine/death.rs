@@ -6,7 +6,7 @@ use super::log_tail::{LogTail, agent_error_in, panic_in};
 use super::off_timeout;
 use super::processes::Process;
 use crate::hypervisor::connection::Connection;
-use crate::hypervisor::{Hypervisor, MachineState, Verdict};
+use crate::hypervisor::{EventWatch, Hypervisor, MachineEvent, MachineState, Verdict};
 use crate::relay::guest;
 use magnetar_core::reaper::Exit;
 use magnetar_vm_agent_api::{Event, GIVES_UP, frame};
@@ -50,6 +50,8 @@ pub struct MachineWatch<S, C> {
     pub requests: C,
     /// The connection for the guest's events.
     pub events: guest::Connection,
+    /// What the hypervisor reports by itself, if it does.
+    pub reported: Option<EventWatch>,
     /// The connection for pings of the agent.
     pub pulse: guest::Connection,
     /// Becomes true when the machine must be switched off.
@@ -62,7 +64,7 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> MachineWatch<
     /// Passes on the guest's events until the machine ends. Then kills all remaining processes, and
     /// returns the reason.
     pub async fn run_until_end(self, processes: &mut Processes, on_event: impl Fn(Event) + Send + Sync) -> String {
-        let Self { hypervisor, connection, serve, requests, mut events, pulse, mut off, mut condemned } = self;
+        let Self { hypervisor, connection, serve, requests, mut events, reported, pulse, mut off, mut condemned } = self;
         let hypervisor = &*hypervisor;
         let patience = connection.clone();
         let listen = async {
@@ -84,8 +86,18 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> MachineWatch<
             }
         };
         let ordered = async { drop(off.wait_for(|off| *off).await) };
+        let reported = async {
+            match reported {
+                Some(event) => event.await,
+                None => std::future::pending().await,
+            }
+        };
+        let console = processes.console.clone();
         let reason = tokio::select! {
             reason = processes.one_ended(hypervisor) => reason,
+            event = reported => match event {
+                MachineEvent::Restarted => guest_end_reason(&console),
+            },
             reason = ping_until_silent(pulse, connection) => reason,
             // `serve` runs while a `Connection` exists, and the ping loop has one.
             () = serve => "the connection to the hypervisor is no longer served".into(),
@@ -138,16 +150,23 @@ impl Processes {
 
 /// Why the hypervisor has ended, according to its exit and the guest's console.
 fn hypervisor_end_reason(kind: &dyn Hypervisor, process: &Process, exit: Exit, console: &LogTail) -> String {
+    match (panic_in(&console.last()), kind.verdict(exit)) {
+        (None, Verdict::Hypervisor) => process.describe(exit),
+        (Some(_), _) | (None, Verdict::Guest) => guest_end_reason(console),
+    }
+}
+
+/// Why the guest has ended, according to its console.
+fn guest_end_reason(console: &LogTail) -> String {
     let said = console.last();
-    match (panic_in(&said), agent_error_in(&said), kind.verdict(exit)) {
-        (Some(panic), _, _) => format!("the guest's kernel has panicked: {panic}"),
-        (None, Some(reason), Verdict::Guest) => format!("{GIVES_UP}: {reason}"),
-        (None, None, Verdict::Guest) => match console.last_line() {
+    match (panic_in(&said), agent_error_in(&said)) {
+        (Some(panic), _) => format!("the guest's kernel has panicked: {panic}"),
+        (None, Some(reason)) => format!("{GIVES_UP}: {reason}"),
+        (None, None) => match console.last_line() {
             Some(line) => format!("the guest has switched itself off; the last line on its console: {line}"),
             // A triple fault restarts the guest, which also ends the machine.
             None => "the guest has restarted or switched itself off, and its console is empty".into(),
         },
-        (None, _, Verdict::Hypervisor) => process.describe(exit),
     }
 }
 

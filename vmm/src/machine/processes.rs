@@ -95,10 +95,12 @@ impl Process {
             }
         }
         let Confinement { user, capabilities, pids, .. } = invocation.confinement;
-        let (ruleset, filters) = (invocation.confinement.ruleset(&invocation.program)?, invocation.confinement.filters()?);
+        let devices = invocation.confinement.own_devices()?;
+        let ruleset = invocation.confinement.ruleset(&invocation.program, devices.as_ref())?;
+        let filters = invocation.confinement.filters()?;
         // This process is protected from the OOM killer, as the shim is. A helper is not: a guest's
         // memory counts as its pod's.
-        let bounds = Bounds { entrance: cgroup.entrance()?, user, capabilities, plain_oom_score: true, ruleset, filters };
+        let bounds = Bounds { entrance: cgroup.entrance()?, user, capabilities, plain_oom_score: true, devices, ruleset, filters };
         bound::bind(&mut command, bounds).context(what)?;
         let (child, holder) = match pids {
             Pids::All => (command.spawn(), None),
