@@ -11,7 +11,7 @@ NEWER := /opt/containerd-next/bin
 TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 CARGO_TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 BINARIES := containerd-shim-magnetar-v2 magnetar-runc magnetar-wasm magnetar-vmm magnetar-vm-agent magnetar-guest-image
-KINDS := runc wasmtime wasmedge qemu
+KINDS := runc wasmtime wasmedge qemu clh
 # What a microVM boots, from the agent and by our tool for it.
 GUEST := $(CARGO_TARGET)/$(TARGET)/release/vm-agent $(CARGO_TARGET)/$(TARGET)/release/guest-image
 # The guest with a kernel of our own, if there is one.

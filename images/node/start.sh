@@ -29,7 +29,7 @@ install_into() {
 
 # fill UPPER NAME CONFIG… - an upper directory with all that distinguishes this node from the root filesystem.
 fill() {
-    local upper=$1 name=$2
+    local upper=$1 name=$2 hypervisor
     shift 2
     mkdir -p "$upper"
     cp -a "$here/files/." "$upper/"
@@ -39,8 +39,18 @@ fill() {
     [[ $# == 0 ]] || cp -- "$@" "$upper/etc/containerd/conf.d/"
     printf '127.0.0.1 localhost\n198.51.100.2 node-%s\n' "$name" >"$upper/etc/hosts"
     echo "node-$name" >"$upper/etc/hostname"
+    # No distribution has it.
+    if hypervisor=$(cloud_hypervisor); then mkdir -p "$upper/usr/local/bin" && cp "$hypervisor" "$upper/usr/local/bin/cloud-hypervisor"; fi
     # Nobody answers there either, but pods copy this file and expect a name server in it.
     echo 'nameserver 198.51.100.1' >"$upper/etc/resolv.conf"
+}
+
+# cloud_hypervisor - the path of that program on this machine, if it has one.
+cloud_hypervisor() {
+    local program=${MAGNETAR_CLOUD_HYPERVISOR-}
+    [[ $program ]] || program=$(command -v cloud-hypervisor) || return
+    [[ -x $program ]] || fail "MAGNETAR_CLOUD_HYPERVISOR is $program, which is no program"
+    printf '%s' "$program"
 }
 
 # shares - what of the machine's files a node sees, read-only, as FROM:TO.

@@ -107,7 +107,7 @@ impl Bench {
 }
 
 fn runs_machines(handler: &str) -> bool {
-    handler == "magnetar-qemu"
+    matches!(handler, "magnetar-qemu" | "magnetar-clh")
 }
 
 fn runs_modules(handler: &str) -> bool {

@@ -70,7 +70,18 @@ impl Case {
 
     /// Whether the handler under test runs virtual machines.
     pub fn is_vm(&self) -> bool {
-        self.handler == "magnetar-qemu"
+        self.hypervisor().is_some()
+    }
+
+    /// The hypervisor's program, if the handler under test runs virtual machines: as the kernel
+    /// names its process.
+    pub fn hypervisor(&self) -> Option<&'static str> {
+        match self.handler.as_str() {
+            "magnetar-qemu" => Some("qemu-system"),
+            // A process's name has at most 15 letters.
+            "magnetar-clh" => Some("cloud-hyperviso"),
+            _ => None,
+        }
     }
 
     /// How many of `pods` to make at the same time: all, but for machines on a node whose one processor is itself emulated. It starts

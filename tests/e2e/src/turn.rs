@@ -92,6 +92,16 @@ pub fn on_vm<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
     unless(no_machines, test);
 }
 
+/// The same for a test of what only QEMU's machines have: its protocol, or a vsock that it does not
+/// serve itself.
+///
+/// # Panics
+/// As [`on_node`].
+pub fn on_qemu<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
+    let other = |case: &Case| (case.hypervisor() != Some("qemu-system")).then_some("the machines are not QEMU's");
+    unless(|case| no_machines(case).or_else(|| other(case)), test);
+}
+
 /// The same for a test of machines with the kernel that `make kernel` compiles, where that is installed: [`OWN_GUEST`] is its folder.
 ///
 /// # Panics

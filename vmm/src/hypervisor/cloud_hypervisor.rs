@@ -20,7 +20,7 @@ use super::{Control, EventWatch, HotPlug, Hypervisor, MachineState, Promise, Sha
 use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::confinement::{Calls, Confinement, Files, Pids, has_landlock};
 use crate::machine::program::{Invocation, Program};
-use crate::machine::spec::{Nic, VmSpec};
+use crate::machine::spec::{Acceleration, Nic, VmSpec};
 use crate::machine::vsock_directory::HOST;
 use api::Api;
 use magnetar_core::error::{Error, Result};
@@ -46,7 +46,7 @@ const EVENTS: &str = "events";
 /// The guest's vsock address. Each guest has its own device, so all guests can have the same one.
 const GUEST_CID: u32 = 3;
 
-/// The devices that it opens. The random numbers are for the guest.
+/// The devices that it opens, KVM first. The random numbers are for the guest.
 const DEVICES: &[&str] = &["kvm", "null", "urandom"];
 
 /// The handler's table `vm.cloud-hypervisor`.
@@ -56,12 +56,16 @@ pub struct CloudHypervisorConfig {
     /// The program: a name to find in `PATH`, or an absolute path. The default is
     /// `cloud-hypervisor`.
     pub program: Option<String>,
+    /// Whether the program emulates the processor where there is no KVM. Cloud Hypervisor does not;
+    /// the program that stands in for it in this project's tests does.
+    pub emulates: bool,
 }
 
 /// Cloud Hypervisor, as installed on this node.
 #[derive(Debug, Clone)]
 pub struct CloudHypervisor {
     program: PathBuf,
+    emulates: bool,
     /// Whether this node has Landlock. Without it, Cloud Hypervisor's own use of it fails.
     landlock: bool,
 }
@@ -73,7 +77,7 @@ impl CloudHypervisor {
     /// `NotFound` if the program is not installed.
     pub fn configured(config: &CloudHypervisorConfig) -> Result<Self> {
         let program = PROGRAM.find(config.program.as_deref().unwrap_or_default())?;
-        Ok(Self { program, landlock: has_landlock() })
+        Ok(Self { program, emulates: config.emulates, landlock: has_landlock() })
     }
 }
 
@@ -84,7 +88,7 @@ impl Hypervisor for CloudHypervisor {
 
     fn traits(&self) -> Traits {
         Traits {
-            emulates: false,
+            emulates: self.emulates,
             sharing: Sharing::Virtiofs,
             vsocks: VsockSupport { kernel: false, user: false, own: true },
             guest: "guest",
@@ -97,7 +101,7 @@ impl Hypervisor for CloudHypervisor {
         let api = invocation.listen(spec.dir.join(CONTROL));
         let events = invocation.fifo(spec.dir.join(EVENTS));
         invocation.arguments([format!("--api-socket=fd={api}"), format!("--event-monitor=fd={events}"), "--seccomp=true".into()]);
-        if self.landlock {
+        if self.landlock && spec.acceleration == Acceleration::Kvm {
             invocation.arguments(["--landlock"]);
         }
         board(&mut invocation, spec);
@@ -128,14 +132,16 @@ impl Hypervisor for CloudHypervisor {
 /// Confines it to what it needs, in case its guest takes it over. Its own filter and its own
 /// Landlock rules come on top.
 fn confine(invocation: &mut Invocation, spec: &VmSpec) {
+    let is_itself = spec.acceleration == Acceleration::Kvm;
     let own = spec.vsock_directory().map(|directory| directory.path().to_owned()).into_iter().collect();
     let read = vec![spec.kernel.clone(), spec.initramfs.clone(), "/sys/devices/system/cpu".into()];
     invocation.confinement = Confinement {
         user: Some(spec.users.hypervisor),
         capabilities: CapabilitySet::NONE,
         pids: Pids::Itself,
-        devices: Some(DEVICES),
-        files: Some(Files { read, own }),
+        devices: Some(if is_itself { DEVICES } else { &DEVICES[1..] }),
+        // What emulates in its place runs other programs.
+        files: is_itself.then_some(Files { read, own }),
         calls: Calls::DenyList,
     };
 }

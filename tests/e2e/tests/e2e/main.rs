@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod bench;
+mod clh_double;
 mod codes;
 mod disk;
 mod engine;

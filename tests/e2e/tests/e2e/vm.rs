@@ -15,7 +15,7 @@ use magnetar_cri::{
     Container, Pod,
     v1::{LinuxContainerResources, MountPropagation, NamespaceMode, NamespaceOption, PodSandboxState},
 };
-use magnetar_e2e::{Case, Scratch, Service, eventually, kernel::remove_cgroups, on_vm, refused};
+use magnetar_e2e::{Case, Scratch, Service, eventually, kernel::remove_cgroups, on_qemu, on_vm, refused};
 use magnetar_observe::{Process, Processes};
 use nix::{
     sys::signal::{Signal, kill},
@@ -33,6 +33,11 @@ pub fn process(case: &Case, pod: &Pod, word: &str) -> Result<Process> {
     let all = Processes::now()?;
     let found = all.iter().find(|process| process.parent == sandbox && process.name.contains(word)).cloned();
     found.with_context(|| format!("the pod has no process {word}"))
+}
+
+/// The hypervisor's process.
+pub fn hypervisor(case: &Case, pod: &Pod) -> Result<Process> {
+    process(case, pod, case.hypervisor().context("the handler has no hypervisor")?)
 }
 
 fn send(process: &Process, signal: Signal) -> Result<()> {
@@ -77,7 +82,7 @@ fn kernel_vsock() -> bool {
 
 /// The address of the pod's guest, where the kernel is its vsock.
 fn guest_address(case: &Case, pod: &Pod) -> Result<Option<String>> {
-    let hypervisor = process(case, pod, "qemu-system")?;
+    let hypervisor = hypervisor(case, pod)?;
     let device = hypervisor.command.iter().find(|word| word.starts_with("vhost-vsock-pci,"));
     Ok(device.and_then(|device| Some(device.split_once("guest-cid=")?.1.split(',').next()?.to_owned())))
 }
@@ -86,7 +91,7 @@ fn guest_address(case: &Case, pod: &Pod) -> Result<Option<String>> {
 fn a_killed_hypervisor_is_the_pods_end() {
     on_vm(async |case| {
         let (pod, container) = running(case, "vmm-killed").await?;
-        send(&process(case, &pod, "qemu-system")?, Signal::SIGKILL)?;
+        send(&hypervisor(case, &pod)?, Signal::SIGKILL)?;
         dies(case, pod, &container, "the hypervisor was ended by signal 9").await
     });
 }
@@ -94,10 +99,11 @@ fn a_killed_hypervisor_is_the_pods_end() {
 /// Nobody else takes them away: `serve` is down meanwhile.
 #[test]
 fn all_processes_of_a_machine_die_with_the_pods_process() {
-    on_vm(async |case| {
+    on_qemu(async |case| {
         let (pod, container) = running_with_device(case, "vmm-gone").await?;
         let machine =
-            ["qemu-system", "vhost-device", "virtiofsd"].map(|word| process(case, &pod, word)).into_iter().collect::<Result<Vec<_>>>()?;
+            [case.hypervisor().context("no hypervisor")?, "vhost-device", "virtiofsd"].map(|word| process(case, &pod, word));
+        let machine = machine.into_iter().collect::<Result<Vec<_>>>()?;
         let held = Service::Magnetar.hold()?;
         kill(Pid::from_raw(case.sandbox_pid(&pod)?), Signal::SIGKILL)?;
         eventually("the machine's processes are gone", case.soon(), async || {
@@ -144,7 +150,7 @@ fn a_killed_virtiofsd_is_the_pods_end() {
 
 #[test]
 fn a_killed_vsock_device_is_the_pods_end() {
-    on_vm(async |case| {
+    on_qemu(async |case| {
         let (pod, container) = running_with_device(case, "vsock-killed").await?;
         send(&process(case, &pod, "vhost-device")?, Signal::SIGKILL)?;
         dies(case, pod, &container, "vhost-device-vsock was ended by signal 9").await
@@ -153,7 +159,7 @@ fn a_killed_vsock_device_is_the_pods_end() {
 
 #[test]
 fn a_pod_has_the_kernels_vsock_where_there_is_one() {
-    on_vm(async |case| {
+    on_qemu(async |case| {
         let kernel = kernel_vsock();
         let (pod, container) = running(case, "vsock").await?;
         ensure!(guest_address(case, &pod)?.is_some() == kernel, "the kernel has a vsock: {kernel}");
@@ -215,7 +221,7 @@ fn a_guest_whose_kernel_panics_says_why() {
 
 #[test]
 fn a_machine_that_somebody_has_paused_is_taken_for_dead() {
-    on_vm(async |case| {
+    on_qemu(async |case| {
         let (pod, container) = running(case, "paused").await?;
         let mut monitor = UnixStream::connect(case.state_dir(&pod).join("vm/debug.sock"))?;
         let mut answers = BufReader::new(monitor.try_clone()?).lines();
@@ -231,7 +237,7 @@ fn a_machine_that_somebody_has_paused_is_taken_for_dead() {
 
 #[test]
 fn an_agent_that_does_not_answer_is_taken_for_dead() {
-    on_vm(async |case| {
+    on_qemu(async |case| {
         let (pod, container) = running_with_device(case, "hangs").await?;
         send(&process(case, &pod, "vhost-device")?, Signal::SIGSTOP)?;
         dies(case, pod, &container, "has not answered within").await
@@ -242,7 +248,7 @@ fn an_agent_that_does_not_answer_is_taken_for_dead() {
 fn a_hypervisor_that_hangs_is_taken_for_dead() {
     on_vm(async |case| {
         let (pod, container) = running(case, "frozen").await?;
-        send(&process(case, &pod, "qemu-system")?, Signal::SIGSTOP)?;
+        send(&hypervisor(case, &pod)?, Signal::SIGSTOP)?;
         dies(case, pod, &container, "the hypervisor hangs").await
     });
 }
@@ -251,7 +257,7 @@ fn a_hypervisor_that_hangs_is_taken_for_dead() {
 fn a_short_pause_is_survived_and_the_clock_is_right_afterwards() {
     on_vm(async |case| {
         let (pod, container) = running(case, "short-pause").await?;
-        let hypervisor = process(case, &pod, "qemu-system")?;
+        let hypervisor = hypervisor(case, &pod)?;
         send(&hypervisor, Signal::SIGSTOP)?;
         tokio::time::sleep(Duration::from_secs(2)).await;
         send(&hypervisor, Signal::SIGCONT)?;
@@ -339,7 +345,7 @@ fn the_pid_that_containerd_reports_is_the_hypervisors() {
     on_vm(async |case| {
         let (pod, container) = running(case, "pid").await?;
         let second = pod.run(&case.sleeper().named("second")).await?;
-        let hypervisor = process(case, &pod, "qemu-system")?.pid;
+        let hypervisor = hypervisor(case, &pod)?.pid;
         assert_eq!((container.pid().await?, second.pid().await?), (hypervisor, hypervisor));
         container.stop(5).await?;
         assert_eq!(second.exec(["echo", "alive"]).await?.stdout, "alive\n");

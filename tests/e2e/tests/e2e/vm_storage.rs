@@ -16,7 +16,7 @@ use magnetar_cri::{
 use magnetar_e2e::{Case, Scratch, kernel::remove_cgroups, on_vm, on_vm_with_hugetlb, refused};
 use nix::libc;
 
-use crate::{options::Replaced, vm::process};
+use crate::{options::Replaced, vm::hypervisor};
 
 /// A loop device of the node over a file of 16 MiB, gone with this value.
 pub struct Loop {
@@ -54,7 +54,7 @@ impl Loop {
     /// How the pod's hypervisor has it open: for each descriptor `O_RDONLY` or `O_RDWR`.
     fn accesses(&self, case: &Case, pod: &Pod) -> Result<Vec<i32>> {
         let number = fs::metadata(&self.device)?.rdev();
-        let process = Path::new("/proc").join(process(case, pod, "qemu-system")?.pid.to_string());
+        let process = Path::new("/proc").join(hypervisor(case, pod)?.pid.to_string());
         let mut accesses = Vec::new();
         for descriptor in fs::read_dir(process.join("fd"))?.flatten() {
             // Some are gone meanwhile.

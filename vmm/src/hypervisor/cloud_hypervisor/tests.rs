@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::host::vsock::Vsock;
-use crate::machine::spec::{Acceleration, Users, Virtiofs};
+use crate::machine::spec::{Users, Virtiofs};
 use magnetar_core::error::Code;
 use magnetar_core::ids::SandboxId;
 use magnetar_vm_agent_api::network::Mac;
@@ -31,7 +31,7 @@ fn spec(nics: usize) -> VmSpec {
 }
 
 fn arguments(spec: &VmSpec, landlock: bool) -> Vec<String> {
-    let hypervisor = CloudHypervisor { program: "/c".into(), landlock };
+    let hypervisor = CloudHypervisor { program: "/c".into(), emulates: false, landlock };
     let invocation = hypervisor.plan(spec, VsockAttachment::Own(Path::new("/pod/v/host")));
     invocation.arguments.into_iter().map(|word| word.into_string().unwrap()).collect()
 }
@@ -73,17 +73,20 @@ fn huge_pages_are_asked_for() {
 #[test]
 fn it_runs_as_the_pods_user_with_devices_of_its_own() {
     let spec = spec(1);
-    let hypervisor = CloudHypervisor { program: "/c".into(), landlock: true };
+    let hypervisor = CloudHypervisor { program: "/c".into(), emulates: false, landlock: true };
     let Confinement { user, capabilities, pids, devices, files, calls } =
         hypervisor.plan(&spec, VsockAttachment::Own(Path::new("/pod/v/host"))).confinement;
     assert_eq!((user, capabilities, pids, calls), (Some(2_000_000_007), CapabilitySet::NONE, Pids::Itself, Calls::DenyList));
     assert_eq!(devices, Some(["kvm", "null", "urandom"].as_slice()));
     assert_eq!(files.unwrap().own, [Path::new("/pod/v")]);
+    let emulated = VmSpec { acceleration: Acceleration::Tcg, ..spec };
+    let Confinement { devices, files, .. } = hypervisor.plan(&emulated, VsockAttachment::Own(Path::new("/pod/v/host"))).confinement;
+    assert_eq!((devices, files), (Some(["null", "urandom"].as_slice()), None), "what stands in for it");
 }
 
 #[test]
 fn an_exit_with_code_0_is_the_guests() {
-    let hypervisor = CloudHypervisor { program: "/c".into(), landlock: true };
+    let hypervisor = CloudHypervisor { program: "/c".into(), emulates: false, landlock: true };
     assert_eq!(hypervisor.verdict(Exit { code: 0, ..Exit::killed() }), Verdict::Guest);
     assert_eq!(hypervisor.verdict(Exit { code: 1, ..Exit::killed() }), Verdict::Hypervisor);
 }
