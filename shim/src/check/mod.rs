@@ -127,13 +127,7 @@ fn report(sections: Vec<Section>) -> Report {
     if kernel_fits && state("sandboxers", "wasm") != State::No {
         usable.push("wasm");
     }
-    let vmm = [
-        ("sandboxers", "vmm"),
-        ("VMMs", "guest"),
-        ("kernel", "tun"),
-        ("kernel", "traffic control"),
-        ("helpers", "virtiofsd"),
-    ];
+    let vmm = [("sandboxers", "vmm"), ("VMMs", "guest"), ("kernel", "tun"), ("kernel", "traffic control"), ("helpers", "virtiofsd")];
     // `Partly` means that the module may or may not exist, so only `Yes` counts.
     let vsock = state("kernel", "vhost-vsock") == State::Yes || state("helpers", "vhost-device-vsock") != State::No;
     let qemu = vsock && state("VMMs", "qemu") != State::No;
@@ -207,7 +201,11 @@ mod tests {
                 Section { title: "VMMs", findings: ["cloud-hypervisor", "guest"].map(|name| Finding::yes(name, "")).to_vec() },
                 Section {
                     title: "kernel",
-                    findings: ["root", "cgroups", "pidfd", "tun", "traffic control"].map(|name| Finding::yes(name, "")).into_iter().chain([kvm]).collect(),
+                    findings: ["root", "cgroups", "pidfd", "tun", "traffic control"]
+                        .map(|name| Finding::yes(name, ""))
+                        .into_iter()
+                        .chain([kvm])
+                        .collect(),
                 },
                 Section { title: "helpers", findings: vec![Finding::yes("virtiofsd", "")] },
             ])

@@ -155,7 +155,9 @@ mod tests {
 
     #[test]
     fn an_old_cloud_hypervisor_cannot_be_used() {
-        for (version, state) in [("53.0 (/usr/bin/cloud-hypervisor)", State::Yes), ("38.0 (/p)", State::No), ("/p/cloud-hypervisor", State::Yes)] {
+        for (version, state) in
+            [("53.0 (/usr/bin/cloud-hypervisor)", State::Yes), ("38.0 (/p)", State::No), ("/p/cloud-hypervisor", State::Yes)]
+        {
             assert_eq!(judged("cloud-hypervisor", version.to_owned(), "").state, state, "{version}");
         }
     }

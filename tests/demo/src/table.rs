@@ -75,7 +75,9 @@ mod tests {
         assert_eq!(lines[2], "runc  magnetar-runc  7 ms   1234 ms       80 KiB  hello");
         assert_eq!(lines[3], "runc  magnetar-runc  -      -             -       failed: no kernel");
         let clh = KINDS.iter().find(|kind| kind.name == "clh").unwrap();
-        for (error, said) in [("Cloud Hypervisor needs KVM, but there is none", "not on this node: Cloud"), ("out of memory", "failed: out")] {
+        for (error, said) in
+            [("Cloud Hypervisor needs KVM, but there is none", "not on this node: Cloud"), ("out of memory", "failed: out")]
+        {
             let text = draw(&[(clh, Err(anyhow::anyhow!(error).context("the pod did not start")))]);
             let said = said.replace(": ", ": the pod did not start: ");
             assert!(text.contains(&said), "{text}");

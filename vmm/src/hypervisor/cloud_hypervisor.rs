@@ -139,11 +139,11 @@ fn confine(invocation: &mut Invocation, spec: &VmSpec) {
         user: Some(spec.users.hypervisor),
         capabilities: CapabilitySet::NONE,
         pids: Pids::Itself,
-        devices: Some(if is_itself { DEVICES } else { &DEVICES[1..] }),
         // What emulates in its place runs other programs.
         files: is_itself.then_some(Files { read, own }),
         calls: Calls::DenyList,
     };
+    invocation.devices = Some(if is_itself { DEVICES } else { &DEVICES[1..] });
 }
 
 /// Processors, memory, kernel, console and random numbers.

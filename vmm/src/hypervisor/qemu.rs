@@ -132,7 +132,6 @@ fn confine(invocation: &mut Invocation, spec: &VmSpec) {
         user: None,
         capabilities: UNTIL_CONFINED,
         pids: Pids::ItselfAndHolder,
-        devices: None,
         files: Some(Files { read, own }),
         calls: Calls::DenyList,
     };

@@ -92,7 +92,8 @@ impl Machine {
         let (connection, serve) = Connection::new(control);
         let (condemn, condemned) = mpsc::channel(1);
         let machine = Self { guest, hypervisor: connection.clone(), pid: processes.hypervisor.pid, death, condemn, off: off.clone() };
-        let watch = death::MachineWatch { hypervisor, connection, serve, requests, events, reported, pulse, off: off.subscribe(), condemned };
+        let watch =
+            death::MachineWatch { hypervisor, connection, serve, requests, events, reported, pulse, off: off.subscribe(), condemned };
         let until_end = async move {
             let reason = watch.run_until_end(&mut processes, on_event).await;
             // End all containers before publishing the death, so that whoever sees the death also

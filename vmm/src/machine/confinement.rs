@@ -13,10 +13,12 @@
 //! used where available.
 
 mod calls;
-mod own_devices;
 
 use calls::{INTRUSIVE, POD_PROCESS_ONLY, SERVER};
-use landlock::{ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    Scope,
+};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_sys::bound::{self, CapabilitySet, FilterInstruction};
 use object::Endianness;
@@ -47,9 +49,6 @@ pub struct Confinement {
     pub capabilities: CapabilitySet,
     /// Which processes it sees.
     pub pids: Pids,
-    /// The devices that it finds in a /dev of its own, where they belong to its user; the host's
-    /// /dev if `None`. For a program that opens a device only root may open.
-    pub devices: Option<&'static [&'static str]>,
     /// The host's files that it may use in addition to itself and its libraries; all files if
     /// `None`.
     pub files: Option<Files>,
@@ -118,15 +117,7 @@ pub fn has_landlock() -> bool {
 
 impl Confinement {
     /// No confinement.
-    pub const NONE: Self = Self { user: None, capabilities: CapabilitySet::ALL, pids: Pids::All, devices: None, files: None, calls: Calls::All };
-
-    /// Its own /dev, as a detached mount; `None` if it has the host's.
-    ///
-    /// # Errors
-    /// Errors of the kernel, for example where this process may not make device nodes.
-    pub fn own_devices(&self) -> Result<Option<OwnedFd>> {
-        self.devices.map(|devices| own_devices::make(devices, self.user.unwrap_or(0))).transpose()
-    }
+    pub const NONE: Self = Self { user: None, capabilities: CapabilitySet::ALL, pids: Pids::All, files: None, calls: Calls::All };
 
     /// The Landlock rules for `program`, which has its own /dev if there are `devices`. `None` if
     /// its files are not restricted, or the kernel has no Landlock.

@@ -88,7 +88,6 @@ fn vsock<'a>(program: &Path, directory: &VsockDirectory, opened: BorrowedFd<'a>)
         user: Some(directory.owner()),
         capabilities: CapabilitySet::NONE,
         pids: Pids::Itself,
-        devices: None,
         files: Some(Files { read: Vec::new(), own: vec![directory.path().to_owned()] }),
         calls: Calls::Server,
     };
@@ -184,7 +183,7 @@ mod tests {
         let (directory, opened) = (VsockDirectory::new(Path::new("/pod"), 2_000_000_007), std::fs::File::open("/").unwrap());
         let invocation = vsock(Path::new("/usr/bin/vhost-device-vsock"), &directory, opened.as_fd());
         assert_eq!(arguments(&invocation), ["--guest-cid=3", "--socket=/proc/self/fd/3/device", "--uds-path=/proc/self/fd/3/host"]);
-        let Confinement { user, capabilities, pids, devices: _, files, calls } = invocation.confinement;
+        let Confinement { user, capabilities, pids, files, calls } = invocation.confinement;
         assert_eq!((user, capabilities, pids, calls), (Some(2_000_000_007), CapabilitySet::NONE, Pids::Itself, Calls::Server));
         assert_eq!(files.unwrap().own, [Path::new("/pod/v")]);
     }

@@ -12,6 +12,7 @@ pub mod confinement;
 mod death;
 pub mod devices;
 pub mod log_tail;
+mod own_devices;
 pub mod processes;
 pub mod program;
 pub mod spec;

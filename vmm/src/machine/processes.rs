@@ -4,6 +4,7 @@
 
 use super::confinement::{Confinement, Pids};
 use super::log_tail::LogTail;
+use super::own_devices;
 use super::program::Invocation;
 use magnetar_core::cgroup::Cgroup;
 use magnetar_core::error::{Code, Context, Error, Result};
@@ -94,8 +95,9 @@ impl Process {
                 tasks.spawn(tail.follow(name, reader.into(), Some(file)));
             }
         }
-        let Confinement { user, capabilities, pids, .. } = invocation.confinement;
-        let devices = invocation.confinement.own_devices()?;
+        let Confinement { capabilities, pids, .. } = invocation.confinement;
+        let user = invocation.confinement.user;
+        let devices = invocation.devices.map(|names| own_devices::make(names, user.unwrap_or(0))).transpose()?;
         let ruleset = invocation.confinement.ruleset(&invocation.program, devices.as_ref())?;
         let filters = invocation.confinement.filters()?;
         // This process is protected from the OOM killer, as the shim is. A helper is not: a guest's

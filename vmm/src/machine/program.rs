@@ -51,6 +51,9 @@ pub struct Invocation<'a> {
     pub arguments: Vec<OsString>,
     /// What the program may do.
     pub confinement: Confinement,
+    /// The devices that it finds in a /dev of its own, where they belong to its user; the host's
+    /// /dev if `None`. For a program that opens itself what only root may open.
+    pub devices: Option<&'static [&'static str]>,
     inherited: Vec<Inherited<'a>>,
 }
 
@@ -68,7 +71,7 @@ const FIRST_INHERITED: RawFd = 3;
 impl<'a> Invocation<'a> {
     /// A program without arguments, run as root and without confinement.
     pub fn new(program: &Path) -> Self {
-        Self { program: program.to_owned(), arguments: Vec::new(), confinement: Confinement::NONE, inherited: Vec::new() }
+        Self { program: program.to_owned(), arguments: Vec::new(), confinement: Confinement::NONE, devices: None, inherited: Vec::new() }
     }
 
     /// Adds arguments.

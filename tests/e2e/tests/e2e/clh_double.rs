@@ -17,6 +17,9 @@ use crate::{
 /// Where the double is (`tests/e2e/run`).
 const DOUBLE: &str = "MAGNETAR_CLH_DOUBLE";
 
+/// A word of its process's name: as cargo names the file.
+const PROCESS: &str = "clh_double";
+
 /// A handler's options with this program in Cloud Hypervisor's place.
 fn options(program: &str, emulates: bool, parameters: &str) -> String {
     format!(
@@ -46,7 +49,7 @@ fn a_pod_has_a_kernel_files_a_network_and_commands() {
         ensure!(words.starts_with("console=ttyS0 quiet panic=-1 reboot=t"), "this is not the driver's command line: {words}");
         let address = container.exec(["ip", "-4", "-o", "address", "show", "dev", "eth0"]).await?.stdout;
         ensure!(address.contains(&pod.ip().await?), "{address}");
-        let double = process(case, &pod, "clh-double")?;
+        let double = process(case, &pod, PROCESS)?;
         assert_eq!(container.pid().await?, double.pid, "the hypervisor's process is the container's for containerd");
         Ok(pod.remove().await?)
     });
@@ -76,7 +79,7 @@ fn a_guest_whose_kernel_panics_says_why() {
 fn a_killed_hypervisor_is_the_pods_end() {
     on_vm(async |case| {
         let (pod, container) = running(case, "clh-killed").await?;
-        kill(Pid::from_raw(process(case, &pod, "clh-double")?.pid), Signal::SIGKILL)?;
+        kill(Pid::from_raw(process(case, &pod, PROCESS)?.pid), Signal::SIGKILL)?;
         dies(case, pod, &container, "the hypervisor was ended by signal 9").await
     });
 }

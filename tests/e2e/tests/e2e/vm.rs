@@ -101,8 +101,7 @@ fn a_killed_hypervisor_is_the_pods_end() {
 fn all_processes_of_a_machine_die_with_the_pods_process() {
     on_qemu(async |case| {
         let (pod, container) = running_with_device(case, "vmm-gone").await?;
-        let machine =
-            [case.hypervisor().context("no hypervisor")?, "vhost-device", "virtiofsd"].map(|word| process(case, &pod, word));
+        let machine = [case.hypervisor().context("no hypervisor")?, "vhost-device", "virtiofsd"].map(|word| process(case, &pod, word));
         let machine = machine.into_iter().collect::<Result<Vec<_>>>()?;
         let held = Service::Magnetar.hold()?;
         kill(Pid::from_raw(case.sandbox_pid(&pod)?), Signal::SIGKILL)?;

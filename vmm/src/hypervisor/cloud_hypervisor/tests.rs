@@ -74,13 +74,13 @@ fn huge_pages_are_asked_for() {
 fn it_runs_as_the_pods_user_with_devices_of_its_own() {
     let spec = spec(1);
     let hypervisor = CloudHypervisor { program: "/c".into(), emulates: false, landlock: true };
-    let Confinement { user, capabilities, pids, devices, files, calls } =
-        hypervisor.plan(&spec, VsockAttachment::Own(Path::new("/pod/v/host"))).confinement;
+    let plan = |spec| hypervisor.plan(spec, VsockAttachment::Own(Path::new("/pod/v/host")));
+    let Invocation { devices, confinement: Confinement { user, capabilities, pids, files, calls }, .. } = plan(&spec);
     assert_eq!((user, capabilities, pids, calls), (Some(2_000_000_007), CapabilitySet::NONE, Pids::Itself, Calls::DenyList));
     assert_eq!(devices, Some(["kvm", "null", "urandom"].as_slice()));
     assert_eq!(files.unwrap().own, [Path::new("/pod/v")]);
     let emulated = VmSpec { acceleration: Acceleration::Tcg, ..spec };
-    let Confinement { devices, files, .. } = hypervisor.plan(&emulated, VsockAttachment::Own(Path::new("/pod/v/host"))).confinement;
+    let Invocation { devices, confinement: Confinement { files, .. }, .. } = plan(&emulated);
     assert_eq!((devices, files), (Some(["null", "urandom"].as_slice()), None), "what stands in for it");
 }
 
@@ -106,8 +106,11 @@ async fn asked<T>(answer: &[u8], ask: impl AsyncFnOnce(Api) -> Result<T>) -> (Re
 }
 
 fn http(status: &str, body: &str) -> Vec<u8> {
-    format!("HTTP/1.1 {status}\r\nServer: Cloud Hypervisor API\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
-        .into_bytes()
+    format!(
+        "HTTP/1.1 {status}\r\nServer: Cloud Hypervisor API\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
 }
 
 #[tokio::test]
@@ -124,7 +127,11 @@ async fn version_and_state_are_asked_for() {
 #[tokio::test]
 async fn an_answer_that_is_none_is_an_error_with_its_reason() {
     for (answer, code, reason) in [
-        (http("404 Not Found", r#"["Error from API","The VM is not created"]"#), Code::NotFound, "refuses vm.info: Error from API: The VM is not created"),
+        (
+            http("404 Not Found", r#"["Error from API","The VM is not created"]"#),
+            Code::NotFound,
+            "refuses vm.info: Error from API: The VM is not created",
+        ),
         (http("500 Internal Server Error", ""), Code::Internal, "500 Internal Server Error"),
         (http("200 OK", "{\"state\": 7}"), Code::Internal, "Cloud Hypervisor's answer to vm.info is not what is expected"),
         (http("200 OK", "rub\x07bish"), Code::Internal, "is not what is expected"),
