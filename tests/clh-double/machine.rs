@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
-const VSOCK_DEVICE: &str = "/usr/libexec/vhost-device-vsock";
+const VSOCK_DEVICE: &str = "/usr/bin/vhost-device-vsock";
 
 /// The parameters that a guest needs in emulation (vmm/src/hypervisor/qemu.rs says why).
 const EMULATED: &str = "no_timer_check tsc=reliable initcall_blacklist=load_system_certificate_list noreplace-smp init_on_alloc=1";
@@ -29,9 +29,9 @@ struct Data {
     reason: Option<String>,
 }
 
-/// Runs the machine until its guest switches itself off. After a restart this runs on, as Cloud
+/// Runs the machine until its guest switches itself off; false if QEMU has failed and said why. After a restart this runs on, as Cloud
 /// Hypervisor does.
-pub fn run(options: &Options, events: &Events) -> std::io::Result<()> {
+pub fn run(options: &Options, events: &Events) -> std::io::Result<bool> {
     let mut qemu = Command::new(QEMU);
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine"]);
     qemu.arg("q35,memory-backend=ram,i8042=off,sata=off,smbus=off,usb=off,vmport=off,hpet=off");
@@ -45,7 +45,7 @@ pub fn run(options: &Options, events: &Events) -> std::io::Result<()> {
     qemu.args(["-chardev", "stdio,id=console,signal=off", "-device", "isa-serial,chardev=console"]);
     if let Some((tag, socket)) = &options.share {
         qemu.args(["-chardev", &format!("socket,id=share,path={socket}")]);
-        qemu.args(["-device", &format!("vhost-user-fs-pci,disable-legacy=on,tag={tag},chardev=share")]);
+        qemu.args(["-device", &format!("vhost-user-fs-pci,tag={tag},chardev=share")]);
     }
     let (cid, host) = options.vsock.as_ref().ok_or(std::io::Error::other("there is no --vsock, in whose directory sockets are"))?;
     let (back_end, monitor) = (Path::new(host).with_file_name("device"), Path::new(host).with_file_name("qmp"));
@@ -71,7 +71,7 @@ pub fn run(options: &Options, events: &Events) -> std::io::Result<()> {
         events.report("rebooting")?;
         std::thread::sleep(Duration::from_secs(3600));
     }
-    if exit.success() { Ok(()) } else { Err(std::io::Error::other(format!("QEMU: {exit}"))) }
+    Ok(exit.success())
 }
 
 /// Reads QEMU's events until it ends. Returns whether its guest has restarted.
@@ -80,7 +80,9 @@ fn has_restarted(monitor: &Path) -> std::io::Result<bool> {
     stream.write_all(b"{\"execute\": \"qmp_capabilities\"}\n")?;
     let mut restarted = false;
     for line in BufReader::new(stream).lines() {
-        let line: Line = serde_json::from_str(&line?)?;
+        // It ends when QEMU does, however that hangs up.
+        let Ok(line) = line else { break };
+        let line: Line = serde_json::from_str(&line)?;
         if line.event.as_deref() == Some("SHUTDOWN") {
             restarted = line.data.and_then(|data| data.reason).is_some_and(|reason| reason == "guest-reset");
         }

@@ -18,9 +18,8 @@ mod machine;
 mod options;
 
 use options::Options;
-use std::fs::File;
 use std::io::Write;
-use std::process::ExitCode;
+use std::process::{ChildStdin, Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
 
 /// What it does wrong, by a word of the kernel's command line.
@@ -47,7 +46,7 @@ impl Fault {
 
 /// Cloud Hypervisor's events, in its form: an object and an empty line.
 #[derive(Clone)]
-pub struct Events(Arc<Mutex<File>>);
+pub struct Events(Arc<Mutex<ChildStdin>>);
 
 impl Events {
     fn report(&self, event: &str) -> std::io::Result<()> {
@@ -59,7 +58,8 @@ impl Events {
 
 fn main() -> ExitCode {
     match run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("clh-double: {error}");
             ExitCode::FAILURE
@@ -67,11 +67,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> std::io::Result<()> {
+fn run() -> std::io::Result<bool> {
     let options = Options::parse(std::env::args().skip(1)).map_err(std::io::Error::other)?;
     let fault = Fault::of(&options.parameters);
-    let events = File::options().write(true).open(format!("/proc/self/fd/{}", options.events))?;
-    let events = Events(Arc::new(Mutex::new(events)));
+    // An inherited descriptor cannot be used without unsafe code, nor opened once more: it is root's.
+    // A program that inherits it can write to it.
+    let mut writer = Command::new("/bin/sh");
+    writer.args(["-c".to_owned(), format!("exec cat >&{}", options.events)]);
+    let writer = writer.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?.stdin;
+    let events = Events(Arc::new(Mutex::new(writer.ok_or(std::io::Error::other("a program has no input"))?)));
     events.report("booting")?;
     if options.api != 3 {
         return Err(std::io::Error::other("the API's socket must be descriptor 3"));

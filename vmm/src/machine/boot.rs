@@ -77,7 +77,15 @@ impl Machine {
             connected = tokio::time::timeout(HELLO_TIMEOUT, connect(&*hypervisor, &spec, &dialer, hello)) => {
                 connected.unwrap_or_else(|_| Err(silent(&processes.console)))
             }
-            reason = processes.one_ended(&*hypervisor) => Err(Error::internal(format!("the virtual machine did not start: {reason}"))),
+            reason = processes.one_ended(&*hypervisor) => Err(ended_early(&reason)),
+        };
+        let connected = match connected {
+            // Whoever was talked to may have hung up because it ends; then that is the cause.
+            Err(error) if error.code() == Code::Unavailable => {
+                let ended = tokio::time::timeout(death::CAUSE_TIMEOUT, processes.one_ended(&*hypervisor)).await;
+                Err(ended.map_or(error, |reason| ended_early(&reason)))
+            }
+            connected => connected,
         };
         let Connected { mut control, guest, requests, events, pulse } = match connected {
             Ok(connected) => connected,
@@ -122,6 +130,10 @@ async fn connect(
     let events = dialer.dial(Purpose::Events).await?;
     let pulse = dialer.dial(Purpose::Control).await?;
     Ok(Connected { control, guest, requests, events, pulse })
+}
+
+fn ended_early(reason: &str) -> Error {
+    Error::internal(format!("the virtual machine did not start: {reason}"))
 }
 
 fn silent(console: &LogTail) -> Error {

@@ -36,7 +36,7 @@ const EVENTS: usize = 256;
 const EVENT_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long to wait for a process to end, which explains why a connection broke.
-const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the task watches: signs of life, and requests to end the machine.
 pub struct MachineWatch<S, C> {
@@ -86,22 +86,13 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> MachineWatch<
             }
         };
         let ordered = async { drop(off.wait_for(|off| *off).await) };
-        let reported = async {
-            match reported {
-                Some(event) => event.await,
-                None => std::future::pending().await,
-            }
-        };
-        let console = processes.console.clone();
+        let mut reported = reported.unwrap_or_else(|| Box::pin(std::future::pending()));
         let reason = tokio::select! {
-            reason = processes.one_ended(hypervisor) => reason,
-            event = reported => match event {
-                MachineEvent::Restarted => guest_end_reason(&console),
-            },
+            reason = processes.end_reason(hypervisor, &mut reported) => reason,
             reason = ping_until_silent(pulse, connection) => reason,
             // `serve` runs while a `Connection` exists, and the ping loop has one.
             () = serve => "the connection to the hypervisor is no longer served".into(),
-            () = broken => match tokio::time::timeout(CAUSE_TIMEOUT, processes.one_ended(hypervisor)).await {
+            () = broken => match tokio::time::timeout(CAUSE_TIMEOUT, processes.end_reason(hypervisor, &mut reported)).await {
                 Ok(reason) => reason,
                 Err(_) => "the agent in the guest has closed its connections".into(),
             },
@@ -118,6 +109,18 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> MachineWatch<
 }
 
 impl Processes {
+    /// Waits until one of the processes has ended, or the hypervisor reports the guest's end. Returns
+    /// the reason.
+    async fn end_reason(&mut self, kind: &dyn Hypervisor, reported: &mut EventWatch) -> String {
+        let console = self.console.clone();
+        tokio::select! {
+            reason = self.one_ended(kind) => reason,
+            event = reported => match event {
+                MachineEvent::Restarted => guest_end_reason(&console),
+            },
+        }
+    }
+
     /// Waits until one of the processes has ended. Returns the reason. Cancel-safe.
     pub(super) async fn one_ended(&mut self, kind: &dyn Hypervisor) -> String {
         let Self { hypervisor, virtiofsd, vsock, console } = self;
