@@ -50,8 +50,10 @@ kernel: build ## a second kernel for microVMs, compiled with a minimal configura
 	@images/host-packages --kernel
 	@images/guest/build --own-kernel $(OWN_GUEST) $(GUEST)
 
-demo: build ## a pod of every kind, in a node of its own
-	@tests/demo/run
+demo: deps ## a pod of every kind, in a node of its own
+	@# The node is made while the compiler runs: that is mostly waiting for downloads. If it fails, the run makes it once more, and
+	@# says why it fails.
+	@images/node/node build & $(MAKE) --no-print-directory build && { wait $$! || true; } && tests/demo/run
 
 test: ## everything CI runs
 	@tests/run
