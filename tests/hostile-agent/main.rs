@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Where the mode does not say otherwise it pretends to be good: every request is done, every container runs, and ends when it is
-//! killed. There are no containers. tests/e2e/tests/e2e/hostile.rs has the tests. The program is built with these, as a test target
+//! killed. There are no containers. tests/e2e/tests/e2e/hostile_guest.rs has the tests. The program is built with these, as a test target
 //! without a harness, so that it is compiled with the same dependencies.
 //!
 //! Deliberately without tokio and ttrpc: those would keep it from saying what makes no sense.

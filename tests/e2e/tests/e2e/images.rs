@@ -45,7 +45,7 @@ async fn says(case: &Case, spec: &ContainerSpec) -> Result<String> {
 }
 
 #[test]
-fn the_pods_files_are_mounted_where_the_images_links_lead() {
+fn the_pods_files_are_mounted_at_the_targets_of_the_images_links() {
     on_node(async |case| {
         let said = says(case, &odd("cat /etc/resolv.conf /etc/hostname; wc -l </etc/hosts; readlink /etc/resolv.conf")).await?;
         let hosts = fs::read_to_string("/etc/hosts")?.lines().count();
@@ -56,7 +56,7 @@ fn the_pods_files_are_mounted_where_the_images_links_lead() {
 }
 
 #[test]
-fn a_file_is_mounted_where_a_link_leads_that_has_no_end() {
+fn a_file_is_mounted_at_the_target_of_a_dangling_link() {
     on_node(async |case| {
         let scratch = Scratch::new()?;
         fs::write(scratch.path().join("file"), "zone\n")?;
@@ -67,10 +67,10 @@ fn a_file_is_mounted_where_a_link_leads_that_has_no_end() {
 }
 
 #[test]
-fn a_directory_is_mounted_where_links_lead_whose_last_part_is_missing() {
+fn a_directory_is_mounted_at_a_link_target_whose_last_part_is_missing() {
     on_node(async |case| {
         if is_crun(case) {
-            return skipped("a_directory_is_mounted_where_links_lead_whose_last_part_is_missing", "crun makes no such directory");
+            return skipped("a_directory_is_mounted_at_a_link_target_whose_last_part_is_missing", "crun makes no such directory");
         }
         let scratch = Scratch::new()?;
         fs::create_dir(scratch.path().join("data"))?;
@@ -82,7 +82,7 @@ fn a_directory_is_mounted_where_links_lead_whose_last_part_is_missing() {
 }
 
 #[test]
-fn a_path_with_dots_and_doubled_slashes_is_where_it_would_be_without() {
+fn dots_and_double_slashes_in_a_mount_path_are_normalised() {
     on_node(async |case| {
         let scratch = Scratch::new()?;
         fs::create_dir(scratch.path().join("data"))?;
@@ -94,7 +94,7 @@ fn a_path_with_dots_and_doubled_slashes_is_where_it_would_be_without() {
 }
 
 #[test]
-fn a_working_directory_that_is_missing_is_made() {
+fn a_missing_working_directory_is_created() {
     on_node(async |case| {
         let fresh = odd("pwd; stat -c %a .").working_dir("/fresh/dir");
         assert_eq!(says(case, &fresh).await?, "/fresh/dir\n755\n");
@@ -108,10 +108,10 @@ fn a_working_directory_that_is_missing_is_made() {
 
 /// The kernel's word on it comes when the container counts as started.
 #[test]
-fn a_script_without_an_interpreter_ends_with_255_and_one_line() {
+fn a_script_without_an_interpreter_exits_with_255_and_a_one_line_error() {
     on_node(async |case| {
         if is_crun(case) {
-            return skipped("a_script_without_an_interpreter_ends_with_255_and_one_line", "crun ends with 1 and lines of JSON");
+            return skipped("a_script_without_an_interpreter_exits_with_255_and_a_one_line_error", "crun ends with 1 and lines of JSON");
         }
         let pod = case.pod("no-interpreter").await?;
         let container = pod.run(&ContainerSpec::new("script", ODD).command(["/srv/app/no-interpreter"])).await?;
@@ -126,7 +126,7 @@ fn a_script_without_an_interpreter_ends_with_255_and_one_line() {
 /// A raw block volume whose device path lies beneath a volume that another container of the pod can write to, and that somebody
 /// exchanges directories and links in while the device is made. The exchanging is done by the test, faster than any container.
 #[test]
-fn a_device_beneath_a_volume_that_changes_is_made_nowhere_else() {
+fn a_device_below_a_concurrently_changed_volume_is_made_nowhere_else() {
     on_shared_kernel("the device of a container in a virtual machine is one of the guest, and so is its root", async |case| {
         let rounds: u32 = std::env::var("MAGNETAR_ROUNDS_RACES").map_or(Ok(100), |rounds| rounds.parse())?;
         for handler in [case.handler(), "magnetar-libcontainer"] {

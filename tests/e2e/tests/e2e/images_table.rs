@@ -42,38 +42,38 @@ const PARTS: [Part; 6] =
     [mounts::questions, sources::questions, process::questions, programs::questions, surroundings::questions, commands::questions];
 
 #[test]
-fn mount_points_are_where_they_are_with_runc() {
+fn mount_points_are_the_same_as_with_runc() {
     on_node(async |case| compare(case, mounts::questions).await);
 }
 
 #[test]
-fn what_is_mounted_is_as_with_runc() {
+fn mounted_files_and_options_are_the_same_as_with_runc() {
     on_node(async |case| compare(case, sources::questions).await);
 }
 
 #[test]
-fn directories_users_and_variables_are_as_with_runc() {
+fn directories_users_and_variables_are_the_same_as_with_runc() {
     on_node(async |case| compare(case, process::questions).await);
 }
 
 #[test]
-fn programs_start_and_end_as_with_runc() {
+fn programs_start_and_exit_as_with_runc() {
     on_node(async |case| compare(case, programs::questions).await);
 }
 
 #[test]
-fn the_surroundings_of_a_process_are_as_with_runc() {
+fn devices_masked_paths_capabilities_and_limits_are_the_same_as_with_runc() {
     on_node(async |case| compare(case, surroundings::questions).await);
 }
 
 #[test]
-fn commands_in_a_container_are_as_with_runc() {
+fn commands_in_a_container_behave_as_with_runc() {
     on_node(async |case| compare(case, commands::questions).await);
 }
 
 /// A listed difference of a case that nobody asks about would never be found to be none.
 #[test]
-fn names_are_unique_and_every_listed_difference_is_of_a_case() -> Result<()> {
+fn case_names_are_unique_and_every_listed_difference_names_a_case() -> Result<()> {
     let files = Files::new()?;
     let mut names = Vec::new();
     for part in PARTS {

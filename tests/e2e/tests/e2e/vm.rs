@@ -83,7 +83,7 @@ fn guest_address(case: &Case, pod: &Pod) -> Result<Option<String>> {
 }
 
 #[test]
-fn a_killed_hypervisor_is_the_pods_end() {
+fn a_killed_hypervisor_ends_its_pod() {
     on_vm(async |case| {
         let (pod, container) = running(case, "vmm-killed").await?;
         send(&process(case, &pod, "qemu-system")?, Signal::SIGKILL)?;
@@ -93,7 +93,7 @@ fn a_killed_hypervisor_is_the_pods_end() {
 
 /// Nobody else takes them away: `serve` is down meanwhile.
 #[test]
-fn all_processes_of_a_machine_die_with_the_pods_process() {
+fn all_processes_of_a_machine_die_with_its_sandbox_process() {
     on_vm(async |case| {
         let (pod, container) = running_with_device(case, "vmm-gone").await?;
         let machine =
@@ -114,7 +114,7 @@ fn all_processes_of_a_machine_die_with_the_pods_process() {
 }
 
 #[test]
-fn a_pod_where_some_have_no_limit_has_memory_for_them_too() {
+fn a_pod_with_a_container_without_a_limit_gets_the_default_memory() {
     on_vm(async |case| {
         let parent = "/magnetar-e2e-some";
         let limits = LinuxContainerResources { memory_limit_in_bytes: 100 << 20, ..Default::default() };
@@ -134,7 +134,7 @@ fn a_pod_where_some_have_no_limit_has_memory_for_them_too() {
 }
 
 #[test]
-fn a_killed_virtiofsd_is_the_pods_end() {
+fn a_killed_virtiofsd_ends_its_pod() {
     on_vm(async |case| {
         let (pod, container) = running(case, "virtiofsd-killed").await?;
         send(&process(case, &pod, "virtiofsd")?, Signal::SIGKILL)?;
@@ -143,7 +143,7 @@ fn a_killed_virtiofsd_is_the_pods_end() {
 }
 
 #[test]
-fn a_killed_vsock_device_is_the_pods_end() {
+fn a_killed_vsock_device_ends_its_pod() {
     on_vm(async |case| {
         let (pod, container) = running_with_device(case, "vsock-killed").await?;
         send(&process(case, &pod, "vhost-device")?, Signal::SIGKILL)?;
@@ -152,7 +152,7 @@ fn a_killed_vsock_device_is_the_pods_end() {
 }
 
 #[test]
-fn a_pod_has_the_kernels_vsock_where_there_is_one() {
+fn a_pod_has_the_kernels_vsock_when_available() {
     on_vm(async |case| {
         let kernel = kernel_vsock();
         let (pod, container) = running(case, "vsock").await?;
@@ -169,7 +169,7 @@ fn a_pod_has_the_kernels_vsock_where_there_is_one() {
 }
 
 #[test]
-fn the_agent_answers_nobody_but_its_pods_process() {
+fn the_agent_answers_only_its_sandbox_process() {
     on_vm(async |case| {
         let (other, _) = running(case, "other").await?;
         let pod = case.node().run_pod(&case.pod_spec("curious").privileged()).await?;
@@ -203,7 +203,7 @@ fn the_agent_answers_nobody_but_its_pods_process() {
 }
 
 #[test]
-fn a_guest_whose_kernel_panics_says_why() {
+fn a_kernel_panic_ends_the_pod_and_its_message_is_the_reason() {
     on_vm(async |case| {
         let pod = case.node().run_pod(&case.pod_spec("panics").privileged()).await?;
         let container = pod.run(&case.sleeper().privileged()).await?;
@@ -214,7 +214,7 @@ fn a_guest_whose_kernel_panics_says_why() {
 }
 
 #[test]
-fn a_machine_that_somebody_has_paused_is_taken_for_dead() {
+fn a_machine_paused_from_outside_ends_its_pod() {
     on_vm(async |case| {
         let (pod, container) = running(case, "paused").await?;
         let mut monitor = UnixStream::connect(case.state_dir(&pod).join("vm/debug.sock"))?;
@@ -230,7 +230,7 @@ fn a_machine_that_somebody_has_paused_is_taken_for_dead() {
 }
 
 #[test]
-fn an_agent_that_does_not_answer_is_taken_for_dead() {
+fn an_agent_that_does_not_answer_ends_its_pod() {
     on_vm(async |case| {
         let (pod, container) = running_with_device(case, "hangs").await?;
         send(&process(case, &pod, "vhost-device")?, Signal::SIGSTOP)?;
@@ -239,7 +239,7 @@ fn an_agent_that_does_not_answer_is_taken_for_dead() {
 }
 
 #[test]
-fn a_hypervisor_that_hangs_is_taken_for_dead() {
+fn a_hypervisor_that_hangs_ends_its_pod() {
     on_vm(async |case| {
         let (pod, container) = running(case, "frozen").await?;
         send(&process(case, &pod, "qemu-system")?, Signal::SIGSTOP)?;
@@ -248,7 +248,7 @@ fn a_hypervisor_that_hangs_is_taken_for_dead() {
 }
 
 #[test]
-fn a_short_pause_is_survived_and_the_clock_is_right_afterwards() {
+fn a_machine_survives_a_short_pause_and_its_clock_is_right_afterwards() {
     on_vm(async |case| {
         let (pod, container) = running(case, "short-pause").await?;
         let hypervisor = process(case, &pod, "qemu-system")?;
@@ -266,7 +266,7 @@ fn a_short_pause_is_survived_and_the_clock_is_right_afterwards() {
 }
 
 #[test]
-fn what_a_machine_cannot_be_is_refused_with_the_reason() {
+fn namespaces_that_a_machine_cannot_have_are_refused_with_the_reason() {
     on_vm(async |case| {
         let spec = || case.pod_spec("refused");
         let cases = [
@@ -313,7 +313,7 @@ fn volumes_that_cannot_be_shared_are_refused_with_the_reason() {
 }
 
 #[test]
-fn a_container_that_wants_another_ones_pids_is_refused_with_the_reason() {
+fn a_container_that_targets_another_ones_pids_is_refused_with_the_reason() {
     on_vm(async |case| {
         let (pod, target) = running(case, "target").await?;
         let modes = NamespaceOption { pid: NamespaceMode::Target.into(), target_id: target.id().to_owned(), ..Default::default() };
@@ -325,7 +325,7 @@ fn a_container_that_wants_another_ones_pids_is_refused_with_the_reason() {
 }
 
 #[test]
-fn a_megabyte_that_is_printed_at_the_end_arrives() {
+fn a_megabyte_written_just_before_exit_is_logged_completely() {
     on_vm(async |case| {
         let pod = case.pod("tail").await?;
         let output = case.output(&pod, &case.script("yes 123456789012345 | head -c 1048576")).await?;
@@ -335,7 +335,7 @@ fn a_megabyte_that_is_printed_at_the_end_arrives() {
 }
 
 #[test]
-fn the_pid_that_containerd_reports_is_the_hypervisors() {
+fn containerd_reports_the_hypervisors_pid() {
     on_vm(async |case| {
         let (pod, container) = running(case, "pid").await?;
         let second = pod.run(&case.sleeper().named("second")).await?;
@@ -363,7 +363,7 @@ fn a_pod_has_a_kernel_of_its_own() {
 }
 
 #[test]
-fn a_volume_is_the_hosts_and_read_only_means_so() {
+fn a_volume_is_shared_with_the_host_and_a_read_only_one_cannot_be_written() {
     on_vm(async |case| {
         let scratch = Scratch::new()?;
         std::fs::write(scratch.path().join("given"), "from the host")?;

@@ -98,7 +98,7 @@ async fn watching_memory<T>(test: impl Future<Output = Result<T>>) -> Result<T> 
 
 /// Whatever the agent answers when the guest is to become the pod.
 #[test]
-fn a_guest_that_answers_nonsense_is_refused_as_a_pod() {
+fn a_pod_whose_guest_answers_nonsense_is_refused() {
     on_vm(async |case| {
         let neighbour = Neighbour::run(case).await?;
         let modes = ["opened-with-noise", "answer-too-long", "answer-torn", "answer-mistyped", "answer-endless"];
@@ -135,18 +135,18 @@ async fn no_container_can_be_made(case: &Case, modes: &[&str], answers: bool) ->
 }
 
 #[test]
-fn a_guest_that_answers_the_task_api_with_nonsense_makes_no_container() {
+fn a_container_whose_guest_answers_the_task_api_with_nonsense_is_refused() {
     let modes = ["answer-twice", "tasks-too-long", "tasks-torn", "tasks-mistyped", "tasks-flood"];
     on_vm(async |case| no_container_can_be_made(case, &modes, true).await);
 }
 
 #[test]
-fn a_guest_that_does_not_answer_the_task_api_can_be_removed() {
+fn a_pod_whose_guest_does_not_answer_the_task_api_can_be_removed() {
     on_vm(async |case| no_container_can_be_made(case, &["tasks-silent"], false).await);
 }
 
 #[test]
-fn a_guest_that_lies_about_exits_and_statistics_is_believed_for_its_own_containers_only() {
+fn a_guest_lying_about_exits_and_statistics_affects_only_its_own_containers() {
     on_vm(async |case| {
         let neighbour = Neighbour::run(case).await?;
         let test = Box::pin(async {
@@ -177,7 +177,7 @@ fn a_guest_that_lies_about_exits_and_statistics_is_believed_for_its_own_containe
 const FLOODED: u64 = 5;
 
 #[test]
-fn a_guest_that_floods_the_host_costs_no_memory_and_disturbs_nobody() {
+fn a_guest_flooding_the_host_uses_no_host_memory_and_disturbs_no_other_pod() {
     on_vm(async |case| {
         let neighbour = Neighbour::run(case).await?;
         let test = Box::pin(async {

@@ -28,7 +28,7 @@ const OURS: &str = "what is compared with the stock shim is ours";
 const AT_ONCE: u32 = 4;
 
 #[test]
-fn every_call_in_every_state_has_the_code_of_the_stock_shim() {
+fn every_call_in_every_state_returns_the_stock_shims_code() {
     on_magnetar(OURS, async |case| {
         let (stock, ours) = (Bench::stock(case).await?, Bench::new(case).await?);
         // Either goes on when the other fails: a call that is given up leaves a container half made.

@@ -61,9 +61,9 @@ fn gets_at(taken: &mut TakenOver, pid: i32, with: &[Errno]) -> Result<()> {
 }
 
 #[test]
-fn a_hypervisor_that_is_taken_over_gets_at_no_other_process() {
+fn a_compromised_hypervisor_reaches_no_other_process() {
     on_vm(async |case| {
-        let (pod, container) = pod(case, "walls-hypervisor").await?;
+        let (pod, container) = pod(case, "compromised-hypervisor").await?;
         let device = process(case, &pod, "vhost-device")?.pid;
         let hypervisor = process(case, &pod, "qemu-system")?.pid;
         {
@@ -99,9 +99,9 @@ fn a_hypervisor_that_is_taken_over_gets_at_no_other_process() {
 }
 
 #[test]
-fn a_vsock_device_that_is_taken_over_gets_at_nothing_but_its_sockets() {
+fn a_compromised_vsock_device_reaches_only_its_sockets() {
     on_vm(async |case| {
-        let (pod, container) = pod(case, "walls-vsock").await?;
+        let (pod, container) = pod(case, "compromised-vsock").await?;
         let hypervisor = process(case, &pod, "qemu-system")?.pid;
         let landlock = landlock(hypervisor)?;
         {
@@ -139,9 +139,9 @@ fn landlock(asked: i32) -> Result<bool> {
 }
 
 #[test]
-fn a_virtiofsd_that_is_taken_over_opens_no_disk_of_the_node() {
+fn a_compromised_virtiofsd_opens_no_disk_of_the_node() {
     on_vm(async |case| {
-        let (pod, container) = pod(case, "walls-files").await?;
+        let (pod, container) = pod(case, "compromised-files").await?;
         ensure!(fs::metadata("/dev/loop0").is_ok_and(|node| node.file_type().is_block_device()), "the node has no disk");
         let outer = process(case, &pod, "virtiofsd")?.pid;
         let all = Processes::now()?;
