@@ -39,7 +39,8 @@ use std::path::PathBuf;
 /// kind of pod implements all of them. `exec: None` means the container's first process, its init.
 /// Unless stated otherwise, a method fails with `NotFound` for an unknown container or exec.
 pub trait Tasks: Clone + Send + Sync + 'static {
-    /// Makes a container, whose init waits for [`start`](Self::start). Returns the init's process id on the host. Not cancel-safe.
+    /// Makes a container, whose init waits for [`start`](Self::start). Returns the init's process
+    /// id on the host. Not cancel-safe.
     ///
     /// # Errors
     /// `AlreadyExists` for a name in use; errors of the bundle, the mounts or the runtime. Nothing
@@ -59,7 +60,8 @@ pub trait Tasks: Clone + Send + Sync + 'static {
     /// `FailedPrecondition` while it runs.
     fn delete(&self, id: &ContainerId, exec: Option<&ExecId>) -> impl Future<Output = Result<(u32, Exit)>> + Send;
 
-    /// Announces an exec, which [`start`](Self::start) runs. `process` is `process` of the OCI specification, as JSON.
+    /// Announces an exec, which [`start`](Self::start) runs. `process` is `process` of the OCI
+    /// specification, as JSON.
     ///
     /// # Errors
     /// `FailedPrecondition` if the container does not run, `AlreadyExists` for a name in use.
@@ -84,7 +86,8 @@ pub trait Tasks: Clone + Send + Sync + 'static {
     /// `FailedPrecondition` if it does not run, `Unimplemented` if its kind has no checkpoints.
     fn checkpoint(&self, id: &ContainerId, checkpoint: Checkpoint) -> impl Future<Output = Result<()>> + Send;
 
-    /// Changes a container's limits. `resources` is `linux.resources` of the OCI specification, as JSON.
+    /// Changes a container's limits. `resources` is `linux.resources` of the OCI specification, as
+    /// JSON.
     ///
     /// # Errors
     /// `NotFound` also for a container that has ended: containerd takes only that for an end that

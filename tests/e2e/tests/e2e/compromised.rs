@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the processes of a machine can do when its guest has taken them over: each attack is made by the process itself, and refused.
+//! What the processes of a machine can do when its guest has taken them over: each attack is made
+//! by the process itself, and refused.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::FileTypeExt as _};
 
@@ -132,7 +133,8 @@ fn a_compromised_vsock_device_reaches_only_its_sockets() {
     });
 }
 
-/// Whether the kernel has Landlock, as another process is told that may ask (landlock_create_ruleset(2): its version).
+/// Whether the kernel has Landlock, as another process is told that may ask
+/// (landlock_create_ruleset(2): its version).
 fn landlock(asked: i32) -> Result<bool> {
     const VERSION: u64 = 1;
     Ok(TakenOver::begin(asked)?.call(libc::SYS_landlock_create_ruleset, [0, 0, VERSION, 0, 0, 0])?.is_ok())

@@ -76,7 +76,8 @@ pub async fn is_seen_as_dead(case: &Case, pod: &Pod, container: Option<&Containe
     }
     eventually("the pod is not ready", case.soon(), async || match pod.state().await {
         Ok(state) => Ok((state == PodSandboxState::SandboxNotready).then_some(())),
-        // containerd's own shim controller, between the end of the process and the moment when it is told of it.
+        // containerd's own shim controller, between the end of the process and the moment when it
+        // is told of it.
         Err(error) if error.to_string().contains("ttrpc: closed") => Ok(None),
         Err(error) => Err(error.into()),
     })
@@ -108,7 +109,8 @@ fn a_sandbox_process_killed_with_shared_pids_leaves_nothing() {
     });
 }
 
-/// Containers join the namespaces of the process that `crictl inspectp` names. Without it the pod can have no more of them.
+/// Containers join the namespaces of the process that `crictl inspectp` names. Without it the pod
+/// can have no more of them.
 #[test]
 fn a_killed_namespace_holder_ends_its_pod() {
     on_magnetar_with_shared_kernel(SANDBOX_PROCESS, "a guest's processes are the guest's", async |case| {
@@ -255,8 +257,9 @@ fn a_sandbox_process_killed_at_any_moment_of_pod_and_container_creation_leaves_n
             let (made, killed) = tokio::join!(makes, kills);
             killed.with_context(|| format!("after {milliseconds} ms; the pod: {made:?}"))?;
             for pod in case.node().pods().await?.iter().filter(|pod| !known.contains(&pod.id)) {
-                // containerd notes the end of a container that it can no longer ask at its second try, some seconds later, and
-                // removes no pod before. The kubelet tries again as well.
+                // containerd notes the end of a container that it can no longer ask at its second
+                // try, some seconds later, and removes no pod before. The kubelet tries again as
+                // well.
                 let removed = async || Ok(case.node().remove_pod(&pod.id).await.ok());
                 eventually(&format!("the pod killed after {milliseconds} ms to be removed"), case.soon(), removed).await?;
             }
@@ -268,8 +271,9 @@ fn a_sandbox_process_killed_at_any_moment_of_pod_and_container_creation_leaves_n
     });
 }
 
-/// In shim mode containerd does not clean up after a process that was killed before its first call of it; the next pod does,
-/// once the remains are a minute old. This makes them old, and the next pod.
+/// In shim mode containerd does not clean up after a process that was killed before its first call
+/// of it; the next pod does, once the remains are a minute old. This makes them old, and the next
+/// pod.
 async fn sweep_half_made(case: &Case) -> Result<()> {
     let known: Vec<_> = case.node().pods().await?.into_iter().map(|pod| pod.id).collect();
     for entry in std::fs::read_dir(STATE)? {

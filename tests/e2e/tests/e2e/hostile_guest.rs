@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Guests that somebody else has taken over: an agent of the tests' own (tests/hostile-agent) is process 1 of a real machine, and misuses
-//! the protocol. Whatever it says, its pod fails in time or works, can be removed, and leaves nothing; the pod's process does not grow;
-//! and the pod next to it does not notice.
+//! Guests that somebody else has taken over: an agent of the tests' own (tests/hostile-agent) is
+//! process 1 of a real machine, and misuses the protocol. Whatever it says, its pod fails in time
+//! or works, can be removed, and leaves nothing; the pod's process does not grow; and the pod next
+//! to it does not notice.
 
 use std::{fs, time::Duration};
 
@@ -15,7 +16,8 @@ use crate::options::Replaced;
 /// Where tests/e2e/run says that the files of the hostile guest are.
 const GUEST: &str = "MAGNETAR_HOSTILE_GUEST";
 
-/// The most memory that a pod's process may ever have had, in KiB. A good guest's has 7 MiB, most of it the program itself.
+/// The most memory that a pod's process may ever have had, in KiB. A good guest's has 7 MiB, most
+/// of it the program itself.
 const MEMORY: u64 = 24 << 10;
 
 /// The longest that containerd may be told of an error, in bytes.
@@ -64,7 +66,8 @@ impl Neighbour {
 /// What comes of a call, if it does so in time.
 async fn in_time<T>(case: &Case, seconds: u32, what: &str, call: impl Future<Output = T>) -> Result<T> {
     let within = case.within(seconds);
-    // On the heap, here and below: what a thread of libtest has for its stack is soon used up by calls in calls.
+    // On the heap, here and below: what a thread of libtest has for its stack is soon used up by
+    // calls in calls.
     tokio::time::timeout(within, Box::pin(call)).await.with_context(|| format!("{what} was not answered within {within:?}"))
 }
 
@@ -112,8 +115,8 @@ fn a_pod_whose_guest_answers_nonsense_is_refused() {
     });
 }
 
-/// Whatever it answers when a container is to be made, or whether it does: no container is made, and the pod can be removed, be it dead
-/// or not.
+/// Whatever it answers when a container is to be made, or whether it does: no container is made,
+/// and the pod can be removed, be it dead or not.
 async fn no_container_can_be_made(case: &Case, modes: &[&str], answers: bool) -> Result<()> {
     let neighbour = Neighbour::run(case).await?;
     for mode in modes {

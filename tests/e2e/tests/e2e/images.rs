@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Images and mounts as users have them: links whose ends are missing, working directories that are not there, programs that are
-//! none. What is expected is what the stock runtime does, runc; where a handler's runtime differs, the difference is listed here
-//! with its reason.
+//! Images and mounts as users have them: links whose ends are missing, working directories that are
+//! not there, programs that are none. What is expected is what the stock runtime does, runc; where
+//! a handler's runtime differs, the difference is listed here with its reason.
 
 use std::{
     fs,
@@ -21,7 +21,8 @@ use magnetar_e2e::{Case, Scratch, on_node, on_shared_kernel};
 /// The image of images/oci/images.d/17-odd.sh.
 const ODD: &str = "localhost/magnetar/odd:1";
 
-/// crun 1.28 makes no directory where a link leads that is missing itself, and says a failed `execve` in the container's own log.
+/// crun 1.28 makes no directory where a link leads that is missing itself, and says a failed
+/// `execve` in the container's own log.
 fn is_crun(case: &Case) -> bool {
     case.handler() == "magnetar-runc" || case.handler() == "magnetar-runc-shim"
 }
@@ -123,8 +124,9 @@ fn a_script_without_an_interpreter_exits_with_255_and_a_one_line_error() {
     });
 }
 
-/// A raw block volume whose device path lies beneath a volume that another container of the pod can write to, and that somebody
-/// exchanges directories and links in while the device is made. The exchanging is done by the test, faster than any container.
+/// A raw block volume whose device path lies beneath a volume that another container of the pod can
+/// write to, and that somebody exchanges directories and links in while the device is made. The
+/// exchanging is done by the test, faster than any container.
 #[test]
 fn a_device_below_a_concurrently_changed_volume_is_made_nowhere_else() {
     on_shared_kernel("the device of a container in a virtual machine is one of the guest, and so is its root", async |case| {
@@ -141,7 +143,8 @@ async fn race(case: &Case, pod: &PodSpec, rounds: u32) -> Result<()> {
     let (volume, outside) = (scratch.path().join("volume"), scratch.path().join("outside"));
     fs::create_dir_all(volume.join("a/b"))?;
     fs::create_dir_all(outside.join("b"))?;
-    // Whose owners must stay what they are, should the name lead here between the making of a device and the giving of it.
+    // Whose owners must stay what they are, should the name lead here between the making of a
+    // device and the giving of it.
     for round in (0..rounds).step_by(2) {
         fs::write(outside.join(format!("b/device-{round}")), "")?;
     }
@@ -170,7 +173,8 @@ async fn race(case: &Case, pod: &PodSpec, rounds: u32) -> Result<()> {
     Ok(())
 }
 
-/// How many of the containers could be started: a device that cannot be made where it should is an error.
+/// How many of the containers could be started: a device that cannot be made where it should is an
+/// error.
 async fn rounds_of(case: &Case, pod: &PodSpec, volume: &Path, rounds: u32) -> Result<u32> {
     let pod = case.node().run_pod(pod).await?;
     let mut started = 0;

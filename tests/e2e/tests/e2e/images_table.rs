@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Images, mounts, working directories, users, programs and exit codes as a table: each case is asked of the handler under test
-//! and of containerd's stock handler with runc, in the same node and the same run, and the two outcomes must be equal.
+//! Images, mounts, working directories, users, programs and exit codes as a table: each case is
+//! asked of the handler under test and of containerd's stock handler with runc, in the same node
+//! and the same run, and the two outcomes must be equal.
 //!
 //! ```text
 //!   mounts, sources, process, programs, surroundings, commands     the cases, each a name and a container (or a command in one)
@@ -9,7 +10,8 @@
 //!              └──── on the handler ► outcomes ─┴─► compared; what differs must be in `differences`
 //! ```
 //!
-//! What can be asked is what the CRI can say. A tmpfs, a file mode of a mount, a hook or an rlimit cannot be said there.
+//! What can be asked is what the CRI can say. A tmpfs, a file mode of a mount, a hook or an rlimit
+//! cannot be said there.
 
 mod ask;
 mod commands;
@@ -89,7 +91,8 @@ fn case_names_are_unique_and_every_listed_difference_names_a_case() -> Result<()
     Ok(())
 }
 
-/// Asks both handlers and fails with everything that differs and is not listed, or is listed and does not differ.
+/// Asks both handlers and fails with everything that differs and is not listed, or is listed and
+/// does not differ.
 async fn compare(case: &Case, part: Part) -> Result<()> {
     let kind = Kind::of(case);
     let announced = announces_recursive_read_only(case).await?;
@@ -129,8 +132,9 @@ async fn asked(case: &Case, handler: &str, part: Part, only: impl Fn(&Question) 
     ask::ask(case, handler, &files, questions).await
 }
 
-/// Whether a kubelet would ask the handler for mounts that are read-only all the way down. containerd 2.1 announces nothing of a
-/// handler with a sandboxer, and ends with a nil pointer when it is asked all the same.
+/// Whether a kubelet would ask the handler for mounts that are read-only all the way down.
+/// containerd 2.1 announces nothing of a handler with a sandboxer, and ends with a nil pointer when
+/// it is asked all the same.
 async fn announces_recursive_read_only(case: &Case) -> Result<bool> {
     let handlers = case.node().status().await?.runtime_handlers;
     let handler = handlers.into_iter().find(|handler| handler.name == case.handler());

@@ -161,7 +161,8 @@ fn containerd_reports_the_pid_of_the_containers_process() {
         let pod = case.pod("pid").await?;
         let container = pod.run(&case.sleeper()).await?;
         let pid = container.pid().await?;
-        // A container counts as started when its program is about to be executed, so that may still be to come.
+        // A container counts as started when its program is about to be executed, so that may still
+        // be to come.
         let is_the_program = async || {
             let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).context("no such process on the node")?;
             Ok(command.contains("while :").then_some(()))

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Containers without a pod, as nerdctl and docker make them. Both have the same commands; where the node lacks one, its tests say
-//! that they are skipped. nerdctl gives networks by hooks and reads logs by a program of its own, docker does both itself, and mounts
-//! the container's root as well.
+//! Containers without a pod, as nerdctl and docker make them. Both have the same commands; where
+//! the node lacks one, its tests say that they are skipped. nerdctl gives networks by hooks and
+//! reads logs by a program of its own, docker does both itself, and mounts the container's root as
+//! well.
 
 use std::{
     fs,
@@ -150,7 +151,8 @@ async fn start_dockerd(client: &Client<'_>) -> Result<()> {
         return Ok(());
     }
     let log = fs::File::create("/var/log/dockerd.log")?;
-    // Nobody waits for it: it is still there when the tests are over, for the next ones in this node.
+    // Nobody waits for it: it is still there when the tests are over, for the next ones in this
+    // node.
     Command::new("dockerd").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
     eventually("docker's daemon answers", client.case.within(60), async || Ok(client.tool.try_run(&["version"])?.success.then_some(())))
         .await
@@ -241,7 +243,8 @@ async fn containers_of_a_network_resolve_each_others_names(client: &Client<'_>) 
     client.ok(&["network", "create", "magnetar-e2e"])?;
     client.start("named", &["--network", "magnetar-e2e"], UNTIL_STOPPED)?;
     let address = client.says("named", "ip -4 -o address show dev eth0 | sed 's/.*inet //; s/[/].*//'")?;
-    // docker's name server is on the loopback of the network namespace, and a machine's kernel has a loopback of its own.
+    // docker's name server is on the loopback of the network namespace, and a machine's kernel has
+    // a loopback of its own.
     let by_address = client.name == Name::Docker && client.case.is_vm();
     let to = if by_address { address.trim() } else { "named" };
     let said = client.run(&["--rm", "--network", "magnetar-e2e", BUSYBOX, "ping", "-c", "1", "-W", "5", to])?;

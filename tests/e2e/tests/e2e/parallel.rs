@@ -77,7 +77,8 @@ async fn check_word(case: &Case, pod: &magnetar_cri::Pod, n: u32) -> Result<()> 
 #[test]
 fn a_pod_stopped_during_container_creation_can_be_removed() {
     on_magnetar("containerd's own shim leaves processes behind when this happens", async |case| {
-        // From the first container's making to the third's start, which takes an emulated processor ten times as long.
+        // From the first container's making to the third's start, which takes an emulated processor
+        // ten times as long.
         let step = Duration::from_millis(if case.is_vm() { 150 } else { 15 });
         for round in 0..5 {
             let pod = case.pod("stopped-meanwhile").await?;
@@ -95,9 +96,9 @@ fn a_pod_stopped_during_container_creation_can_be_removed() {
             };
             let (_, stopped) = tokio::join!(makes, stops);
             stopped?;
-            // Not both at once: containerd would not see the container that it is just making,
-            // and a container without its pod cannot be removed any more. And again while it has not noted the end of one
-            // that it has just started, as the kubelet does.
+            // Not both at once: containerd would not see the container that it is just making, and
+            // a container without its pod cannot be removed any more. And again while it has not
+            // noted the end of one that it has just started, as the kubelet does.
             let removed = async || Ok(case.node().remove_pod(pod.id()).await.ok());
             eventually("the stopped pod to be removed", case.soon(), removed).await?;
             pod.remove().await?;

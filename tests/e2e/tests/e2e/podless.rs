@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Containers without a pod, as ctr makes them: each gets a sandbox of its own, of the kind that the runtime's name says.
-//! With another handler than ours the same is asked of the stock runtime.
+//! Containers without a pod, as ctr makes them: each gets a sandbox of its own, of the kind that
+//! the runtime's name says. With another handler than ours the same is asked of the stock runtime.
 
 use std::{
     fs,
@@ -343,9 +343,10 @@ fn output_goes_to_a_file_or_to_a_logging_program() {
         started_with_log(ctr, &format!("file://{file}"), "to-file")?;
         eventually("the file has the output", case.soon(), async || Ok((fs::read_to_string(&file)? == "out\n").then_some(()))).await?;
         ctr.remove("to-file")?;
-        // What nerdctl gives every container that runs in the background: a program that reads both streams as descriptors 3 and
-        // 4, and says by closing 5 that it is ready. What stands behind the question mark is its arguments. The stock shim sends it
-        // SIGTERM when both streams have ended.
+        // What nerdctl gives every container that runs in the background: a program that reads both
+        // streams as descriptors 3 and 4, and says by closing 5 that it is ready. What stands
+        // behind the question mark is its arguments. The stock shim sends it SIGTERM when both
+        // streams have ended.
         let (program, record) = (scratch.join("logger"), scratch.join("record"));
         let script = format!(
             "#!/bin/sh\ntrap '' TERM\nexec >{record}\necho \"$CONTAINER_NAMESPACE $CONTAINER_ID $*\"\n\
@@ -383,7 +384,8 @@ fn removing_a_container_returns_quickly() {
             ctr.made(&["--rm", BUSYBOX, "quick", "true"])?;
             shortest = shortest.min(begin.elapsed());
         }
-        // A clean-up that gives a sandbox process time to end by itself takes 2.5 s (shim_protocol/delete.rs).
+        // A clean-up that gives a sandbox process time to end by itself takes 2.5 s
+        // (shim_protocol/delete.rs).
         ensure!(shortest < case.within(2), "the quickest of three containers took {shortest:?}");
         Ok(())
     });

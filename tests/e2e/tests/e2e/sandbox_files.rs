@@ -17,7 +17,8 @@ fn containers_have_the_host_name_of_their_pod() {
 #[test]
 fn a_pod_on_the_nodes_network_has_the_nodes_host_name() {
     on_node(async |case| {
-        // One in a virtual machine cannot be on it; without a name of its own it has the node's all the same.
+        // One in a virtual machine cannot be on it; without a name of its own it has the node's all
+        // the same.
         let pod = case.pod("node-name").await?;
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
         assert_eq!(case.output(&pod, &case.script("hostname; cat /etc/hostname")).await?, format!("{name}{name}"));

@@ -318,7 +318,8 @@ fn a_hundred_silent_connections_disturb_no_other_client() {
     });
 }
 
-/// Its init is killed at every step between its making and its end: what is killed with it is the container alone.
+/// Its init is killed at every step between its making and its end: what is killed with it is the
+/// container alone.
 #[test]
 fn an_init_killed_at_any_step_ends_only_its_container() {
     on_magnetar_with_shared_kernel(OURS, "the process that stands for a container in a virtual machine is the machine", async |case| {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What only pods in virtual machines have: how a machine can end, what it refuses, and what it keeps from the host.
+//! What only pods in virtual machines have: how a machine can end, what it refuses, and what it
+//! keeps from the host.
 
 use std::{
     fs::File,
@@ -39,7 +40,8 @@ fn send(process: &Process, signal: Signal) -> Result<()> {
     Ok(kill(Pid::from_raw(process.pid), signal)?)
 }
 
-/// The pod is seen to be dead in time, with `reason` in its status; it can be removed, and nothing is left (`on_node` looks).
+/// The pod is seen to be dead in time, with `reason` in its status; it can be removed, and nothing
+/// is left (`on_node` looks).
 pub(crate) async fn dies(case: &Case, pod: Pod, container: &Container, reason: &str) -> Result<()> {
     container.exited(case.within(KNOWN)).await.context("the container")?;
     eventually("the pod is not ready", case.within(KNOWN), async || {
@@ -177,7 +179,8 @@ fn the_agent_answers_only_its_sandbox_process() {
         let container = pod.run(&case.sleeper().privileged().mount_read_only("/usr", "/node/usr")).await?;
         let socat = "LD_LIBRARY_PATH=/node/usr/lib/x86_64-linux-gnu /node/usr/lib64/ld-linux-x86-64.so.2 /node/usr/bin/socat";
         let addresses = [guest_address(case, &pod)?, guest_address(case, &other)?].into_iter().flatten();
-        // The loopback, the host, and where there are such addresses its own guest's and the other's.
+        // The loopback, the host, and where there are such addresses its own guest's and the
+        // other's.
         for address in addresses.chain(["1".into(), "2".into()]) {
             // A version that the agent knows, and a secret that it does not.
             let opening = r#"printf '\000\000\000\041{"version":2,"purpose":"Control"}'; head -c 32 /dev/zero"#;

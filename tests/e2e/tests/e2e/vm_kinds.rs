@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Other kinds of virtual machines than the default: a kernel of our own, and a machine without PCI and ACPI.
+//! Other kinds of virtual machines than the default: a kernel of our own, and a machine without PCI
+//! and ACPI.
 
 use anyhow::{Result, ensure};
 use magnetar_cri::{Container, Pod};
@@ -17,7 +18,8 @@ async fn running(case: &Case, name: &str, options: &str) -> Result<(Pod, Contain
     Ok((pod, container))
 }
 
-/// What every guest has to have: the kernel that is meant, interfaces that CNI made and no others, rules, limits.
+/// What every guest has to have: the kernel that is meant, interfaces that CNI made and no others,
+/// rules, limits.
 async fn check_guest(container: &Container) -> Result<()> {
     let release = container.exec(["uname", "-r"]).await?.stdout;
     ensure!(release.trim_end().ends_with("-magnetar"), "another kernel runs: {release}");

@@ -78,7 +78,8 @@ fn over(file: &str) -> Result<Vec<String>> {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        // Only while it is ours: its number may be somebody else's by now. What stays is found by the leak check.
+        // Only while it is ours: its number may be somebody else's by now. What stays is found by
+        // the leak check.
         for device in over(&self.file).unwrap_or_default() {
             let _ = Command::new("losetup").args(["--detach", &device]).status();
         }

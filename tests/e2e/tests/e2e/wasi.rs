@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! WASI preview 1 as a program in C uses it (images/oci/wasm/wasi.c), an area at a time. The program checks for itself what is the same on
-//! all engines; what differs it prints, and it is expected here.
+//! WASI preview 1 as a program in C uses it (images/oci/wasm/wasi.c), an area at a time. The
+//! program checks for itself what is the same on all engines; what differs it prints, and it is
+//! expected here.
 
 use std::{
     ffi::OsStr,
@@ -64,7 +65,8 @@ async fn a_module_has_the_containers_arguments_and_environment(case: &Case, engi
 
 async fn only_the_streams_and_the_root_are_open(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "descriptors").await?;
-    // There is /dev/null. WASI's file types have one name for it and for a terminal, which Wasmtime tells apart by itself.
+    // There is /dev/null. WASI's file types have one name for it and for a terminal, which Wasmtime
+    // tells apart by itself.
     let input = if engine == Engine::Wasmtime { "0 is no terminal" } else { "0 is a terminal" };
     let said = area(case, &pod, ["descriptors"]).await?;
     assert_eq!(said.lines().collect::<Vec<_>>(), [input, "1 is no terminal", "2 is no terminal", "to standard output"]);
@@ -82,7 +84,8 @@ async fn standard_input_is_read_to_the_last_byte(case: &Case, engine: Engine) ->
     for part in lines.as_bytes().chunks(10_000) {
         session.send(part).await?;
     }
-    // Not before all has come back: the server forgets what it has not passed on when the client closes the connection.
+    // Not before all has come back: the server forgets what it has not passed on when the client
+    // closes the connection.
     container.logged(case.within(30), |log| log.stdout().ends_with("line 19999\n")).await?;
     session.close().await?;
     assert_eq!(container.exited(case.within(30)).await?.exit_code, 0);
@@ -123,8 +126,8 @@ fn with_data<const N: usize>(scratch: &Scratch, words: [&str; N]) -> Result<Cont
 async fn files_are_written_and_read_back(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "files").await?;
     let expected = match engine {
-        // Of several parts it writes the first that is not empty, which is allowed. It reserves no space, and has no name for the
-        // kernel's refusal.
+        // Of several parts it writes the first that is not empty, which is allowed. It reserves no
+        // space, and has no name for the kernel's refusal.
         Engine::Wasmtime => "of a write in parts: 3 bytes\nreserving space: Not supported\nrenaming to another volume: I/O error\n",
         Engine::WasmEdge => "of a write in parts: 6 bytes\nreserving space: done\nrenaming to another volume: Cross-device link\n",
     };
@@ -172,7 +175,8 @@ async fn unusual_names_and_all_file_types_are_listed(case: &Case, engine: Engine
     let mut expected = vec!["a\tname with \u{1f980}: file", "end: done", "link: link", &long, "pipe: something else"];
     assert_eq!(listed().await?, expected);
 
-    // All text in WASI is UTF-8. WasmEdge leaves to the module what is not; Wasmtime then lists nothing of the directory.
+    // All text in WASI is UTF-8. WasmEdge leaves to the module what is not; Wasmtime then lists
+    // nothing of the directory.
     fs::write(data.join(OsStr::from_bytes(b"\xff")), "")?;
     match engine {
         Engine::Wasmtime => expected = vec!["opendir: Illegal byte sequence"],
@@ -196,7 +200,8 @@ async fn links_are_followed(case: &Case, engine: Engine) -> Result<()> {
             "making an absolute link: Operation not permitted",
             "making a link that leads out: done",
         ],
-        // It follows links by itself, also where POSIX has none followed: where a file must be new, and where one is renamed.
+        // It follows links by itself, also where POSIX has none followed: where a file must be new,
+        // and where one is renamed.
         Engine::WasmEdge => [
             "a file as a directory: Not a directory",
             "a new file in place of a link: done",

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Wasm modules as containers. These tests have a handler of their own, whichever one the others are run with.
+//! Wasm modules as containers. These tests have a handler of their own, whichever one the others
+//! are run with.
 
 use std::{
     fs,
@@ -224,7 +225,8 @@ async fn a_volume_with_the_kernels_proc_is_refused_for_a_module(case: &Case, eng
 async fn a_module_holds_no_descriptors_from_the_creation_of_its_container(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "descriptors").await?;
     let container = running(case, &pod, &ContainerSpec::new("hello", MODULES)).await?;
-    // The event loop watches for signals through a pair of sockets of its own, one of which it has twice.
+    // The event loop watches for signals through a pair of sockets of its own, one of which it has
+    // twice.
     let (mut sockets, events): (_, &[_]) = match engine {
         Engine::Wasmtime => (3, &["anon_inode:[eventpoll]", "anon_inode:[eventfd]"]),
         // Waiting for a clock is done with these.
@@ -235,7 +237,8 @@ async fn a_module_holds_no_descriptors_from_the_creation_of_its_container(case: 
         let path = entry?.path();
         let target = fs::read_link(&path)?.to_string_lossy().into_owned();
         let expected = match target.as_str() {
-            // The module, and the code of the cache, on mounts that are nowhere. A folder would be the host's.
+            // The module, and the code of the cache, on mounts that are nowhere. A folder would be
+            // the host's.
             "/" => fs::metadata(&path)?.is_file(),
             socket if socket.starts_with("socket:") => {
                 sockets -= 1;
@@ -387,7 +390,8 @@ async fn allowed(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<Vec<Str
 /// What a container is asked to have.
 type Kind = fn(ContainerSpec) -> ContainerSpec;
 
-/// There is no execve between the container's making and the module, which would have taken capabilities away.
+/// There is no execve between the container's making and the module, which would have taken
+/// capabilities away.
 async fn a_module_has_the_credentials_that_a_native_program_would_have(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "credentials").await?;
     let kinds: [(&str, Kind); 8] = [
