@@ -16,11 +16,13 @@ pub mod registry;
 mod service;
 mod single;
 mod spec;
+mod view;
 
 pub use container::{Container, Process};
 pub use containers::Containers;
 pub use service::{TaskService, metrics_message};
 pub use spec::read_bundle;
+pub use view::{View, add_exec, mark_deleted};
 
 use crate::cgroup::stats::Metrics;
 use crate::error::{Error, Result};
@@ -103,11 +105,19 @@ pub trait Tasks: Clone + Send + Sync + 'static {
     /// Ends a process's input.
     fn close_stdin(&self, id: &ContainerId, exec: Option<&ExecId>) -> impl Future<Output = Result<()>> + Send;
 
+    /// One process, as it is known here. Never waits.
+    fn view(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<View>;
+
     /// A process's state. Never waits.
-    fn state(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<State>;
+    fn state(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<State> {
+        self.view(id, exec).map(View::state)
+    }
 
     /// Waits for a process's end. Cancel-safe.
-    fn wait(&self, id: &ContainerId, exec: Option<&ExecId>) -> impl Future<Output = Result<Exit>> + Send;
+    fn wait(&self, id: &ContainerId, exec: Option<&ExecId>) -> impl Future<Output = Result<Exit>> + Send {
+        let view = self.view(id, exec);
+        async { Ok(view?.life.exit().await) }
+    }
 
     /// The host's process ids of all of a container's processes. After a restart, containerd takes
     /// a task without processes for one that was never made, and removes it
