@@ -28,7 +28,8 @@ build: deps ## all binaries and configuration, as an install prefix in out/
 	cargo build --release --locked --no-default-features $(addprefix -p ,$(BINARIES))
 	wasm/cargo-engines build
 	@install -Dm755 -t $(OUT)/bin $(CARGO_TARGET)/$(TARGET)/release/containerd-shim-magnetar-v2
-	@# A name for each kind, for clients that name a runtime and have no handlers: io.containerd.magnetar-qemu.v2.
+	@# A name for each kind, for clients that name a runtime and have no handlers:
+	@# io.containerd.magnetar-qemu.v2.
 	@for kind in $(KINDS); do ln -sfn containerd-shim-magnetar-v2 $(OUT)/bin/containerd-shim-magnetar-$$kind-v2; done
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-{runc,maker,wasm,vmm}
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-{wasmtime,wasmedge}

@@ -251,7 +251,8 @@ fn keep_capabilities(kept: CapabilitySet) -> io::Result<()> {
     }
     let header = Header { version: CAPABILITY_VERSION, pid: 0 };
     let mut halves = [Half::default(); 2];
-    // SAFETY: the published structures of version 3 (capget(2)): a header and two halves, which outlive the calls.
+    // SAFETY: the published structures of version 3 (capget(2)): a header and two halves, which
+    // outlive the calls.
     unsafe {
         check(libc::syscall(libc::SYS_capget, &raw const header, halves.as_mut_ptr()))?;
         for (half, kept) in halves.iter_mut().zip([kept.0 as u32, (kept.0 >> 32) as u32]) {
@@ -270,7 +271,8 @@ fn install(filter: &[FilterInstruction], flags: libc::c_ulong) -> io::Result<()>
     }
     let length = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let program = Program { length, instructions: filter.as_ptr() };
-    // SAFETY: the kernel copies `length` instructions, whose layout is `struct sock_filter`'s (seccomp(2)).
+    // SAFETY: the kernel copies `length` instructions, whose layout is `struct sock_filter`'s
+    // (seccomp(2)).
     match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) } {
         0 => Ok(()),
         ..0 => Err(io::Error::last_os_error()),
