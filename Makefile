@@ -28,7 +28,8 @@ build: deps ## all binaries and configuration, as an install prefix in out/
 	cargo build --release --locked --no-default-features $(addprefix -p ,$(BINARIES))
 	wasm/cargo-engines build
 	@install -Dm755 -t $(OUT)/bin $(CARGO_TARGET)/$(TARGET)/release/containerd-shim-magnetar-v2
-	@# A name for each kind, for clients that name a runtime and have no handlers: io.containerd.magnetar-qemu.v2.
+	@# A name for each kind, for clients that name a runtime and have no handlers:
+	@# io.containerd.magnetar-qemu.v2.
 	@for kind in $(KINDS); do ln -sfn containerd-shim-magnetar-v2 $(OUT)/bin/containerd-shim-magnetar-$$kind-v2; done
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-{runc,maker,wasm,vmm}
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-{wasmtime,wasmedge}
@@ -50,8 +51,10 @@ kernel: build ## a second kernel for microVMs, compiled with a minimal configura
 	@images/host-packages --kernel
 	@images/guest/build --own-kernel $(OWN_GUEST) $(GUEST)
 
-demo: build ## a pod of every kind, in a node of its own
-	@tests/demo/run
+demo: deps ## a pod of every kind, in a node of its own
+	@# The node is made while the compiler runs: that is mostly waiting for downloads. If it fails, the
+	@# run makes it once more, and says why it fails.
+	@images/node/node build & $(MAKE) --no-print-directory build && { wait $$! || true; } && tests/demo/run
 
 test: ## everything CI runs
 	@tests/run

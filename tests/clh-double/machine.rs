@@ -29,8 +29,8 @@ struct Data {
     reason: Option<String>,
 }
 
-/// Runs the machine until its guest switches itself off; false if QEMU has failed and said why. After a restart this runs on, as Cloud
-/// Hypervisor does.
+/// Runs the machine until its guest switches itself off; false if QEMU has failed and said why.
+/// After a restart this runs on, as Cloud Hypervisor does.
 pub fn run(options: &Options, events: &Events) -> std::io::Result<bool> {
     let mut qemu = Command::new(QEMU);
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine"]);

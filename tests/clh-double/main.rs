@@ -70,8 +70,8 @@ fn main() -> ExitCode {
 fn run() -> std::io::Result<bool> {
     let options = Options::parse(std::env::args().skip(1)).map_err(std::io::Error::other)?;
     let fault = Fault::of(&options.parameters);
-    // An inherited descriptor cannot be used without unsafe code, nor opened once more: it is root's.
-    // A program that inherits it can write to it.
+    // An inherited descriptor cannot be used without unsafe code, nor opened once more: it is
+    // root's. A program that inherits it can write to it.
     let mut writer = Command::new("/bin/sh");
     writer.args(["-c".to_owned(), format!("exec cat >&{}", options.events)]);
     let writer = writer.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?.stdin;

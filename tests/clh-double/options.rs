@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The part of Cloud Hypervisor's command line that magnetar-vmm uses. Anything else is an error, so
-//! a new option is not overlooked.
+//! The part of Cloud Hypervisor's command line that magnetar-vmm uses. Anything else is an error,
+//! so a new option is not overlooked.
 
 /// The command line.
 #[derive(Debug, Default)]

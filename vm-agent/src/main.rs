@@ -32,7 +32,7 @@ use connections::Connections;
 use magnetar_core::config::{LogLevel, RuntimeConfig};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::events::Events;
-use magnetar_core::idle::Idle;
+use magnetar_core::idle::{self, Idle};
 use magnetar_core::ids::{Namespace, SandboxId};
 use magnetar_core::logging;
 use magnetar_core::reaper::Reaper;
@@ -102,7 +102,7 @@ fn way_out() -> RebootCommand {
 
 fn run() -> Result<()> {
     boot::prepare()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
+    let runtime = idle::event_loop().context(|| "cannot start the event loop".into())?;
     runtime.block_on(serve())
 }
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The functions that the fuzz targets for this program call (tests/fuzz), one for each target. They are compiled for fuzzing and for
-//! the unit test that gives them the fuzzers' corpus, and for nothing else.
+//! The functions that the fuzz targets for this program call (tests/fuzz), one for each target.
+//! They are compiled for fuzzing and for the unit test that gives them the fuzzers' corpus, and for
+//! nothing else.
 //!
-//! Each takes whatever bytes there are, and must return: a panic, a wait without end and memory without bound are the findings.
+//! Each takes whatever bytes there are, and must return: a panic, a wait without end and memory
+//! without bound are the findings.
 
 use crate::config::{ExtraNeeds, VmConfig};
 use crate::hypervisor::qemu::qmp::Qmp;
@@ -35,7 +37,8 @@ pub fn qmp(bytes: &[u8]) {
     });
 }
 
-/// The agent in the guest answers `bytes` to calls of containerd's Task API, and closes the connection.
+/// The agent in the guest answers `bytes` to calls of containerd's Task API, and closes the
+/// connection.
 pub fn tasks(bytes: &[u8]) {
     with_peer(bytes, async |ours| {
         let tasks = GuestTasks::new(Either::Left(ours));

@@ -15,6 +15,7 @@
 //! holder         a process that only holds namespaces
 //! namespace      user namespaces, and mounts with mapped ids
 //! process        sends signals by number
+//! signal         signals that wake the event loop
 //! keyring        session keyrings
 //! kvm            asks KVM for its version
 //! readiness      watches descriptors in the event loop
@@ -47,5 +48,6 @@ pub mod notification;
 pub mod process;
 pub mod readiness;
 pub mod sealed;
+pub mod signal;
 pub mod tap;
 pub mod vsock;

@@ -84,8 +84,9 @@ impl Case {
         }
     }
 
-    /// How many of `pods` to make at the same time: all, but for machines on a node whose one processor is itself emulated. It starts
-    /// one in ten seconds, and of four, whose kernels all want their ticks, none within the two minutes that a guest has.
+    /// How many of `pods` to make at the same time: all, but for machines on a node whose one
+    /// processor is itself emulated. It starts one in ten seconds, and of four, whose kernels all
+    /// want their ticks, none within the two minutes that a guest has.
     pub fn at_once(&self, pods: u32) -> u32 {
         if self.is_vm() && self.patience >= EMULATED { pods.min(2) } else { pods }
     }
@@ -129,8 +130,8 @@ impl Case {
     }
 
     /// The log of a container that has ended. containerd may report the end a moment before the
-    /// last line is in the file, so this waits until nothing comes any more. It waits longer where nothing has come at all: on a
-    /// busy host containerd may not have begun.
+    /// last line is in the file, so this waits until nothing comes any more. It waits longer where
+    /// nothing has come at all: on a busy host containerd may not have begun.
     pub async fn whole_log(&self, container: &Container) -> Result<magnetar_cri::Log> {
         let mut log = container.log()?;
         loop {

@@ -258,7 +258,8 @@ pub struct Disk {
     pub minor: u32,
 }
 
-/// A volume in the guest's memory: a tmpfs, or a hugetlbfs with pages of 2 MiB, at `<MEMORY>/<name>`, for the pod's life.
+/// A volume in the guest's memory: a tmpfs, or a hugetlbfs with pages of 2 MiB, at
+/// `<MEMORY>/<name>`, for the pod's life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {

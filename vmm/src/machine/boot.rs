@@ -161,8 +161,8 @@ impl Processes {
         let (vsock, carried) = match (&spec.vsock, directory) {
             (Vsock::Kernel(cid), _) => (VsockServer::Kernel(Some(cid.clone())), VsockAttachment::Kernel(cid)),
             (Vsock::User { program }, Some(directory)) => {
-                let process = devices::run_vsock(program, directory, common).await?;
-                connection = directory.connect_device()?;
+                let process;
+                (process, connection) = devices::run_vsock(program, directory, common).await?;
                 (VsockServer::User(process), VsockAttachment::User(connection.as_fd()))
             }
             (Vsock::Own, Some(directory)) => {

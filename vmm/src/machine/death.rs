@@ -29,7 +29,8 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the hypervisor may take to report the machine's state.
 const STATE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How many events of a guest are passed on at once. Further ones wait for the rest of [`EVENT_INTERVAL`].
+/// How many events of a guest are passed on at once. Further ones wait for the rest of
+/// [`EVENT_INTERVAL`].
 const EVENTS: usize = 256;
 
 /// The least time for so many events.
@@ -68,7 +69,8 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> MachineWatch<
         let hypervisor = &*hypervisor;
         let patience = connection.clone();
         let listen = async {
-            // A guest has few events. One that sends them without end must not cost the host a processor.
+            // A guest has few events. One that sends them without end must not cost the host a
+            // processor.
             let mut pace = tokio::time::interval(EVENT_INTERVAL);
             pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
@@ -109,8 +111,8 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> MachineWatch<
 }
 
 impl Processes {
-    /// Waits until one of the processes has ended, or the hypervisor reports the guest's end. Returns
-    /// the reason.
+    /// Waits until one of the processes has ended, or the hypervisor reports the guest's end.
+    /// Returns the reason.
     async fn end_reason(&mut self, kind: &dyn Hypervisor, reported: &mut EventWatch) -> String {
         let console = self.console.clone();
         tokio::select! {

@@ -7,15 +7,13 @@ use super::log_tail::LogTail;
 use super::own_devices;
 use super::program::Invocation;
 use magnetar_core::cgroup::Cgroup;
-use magnetar_core::error::{Code, Context, Error, Result};
+use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::reaper::{Exit, Reaper};
 use magnetar_sys::bound::{self, Bounds};
 use magnetar_sys::holder::{self, HolderError};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 /// One process.
@@ -157,25 +155,4 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ended_meanwhile = self.reaper.signal(self.pid, libc::SIGKILL as u32);
     }
-}
-
-/// How long a program may take to create its socket.
-const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Waits until a program has created its socket. Cancel-safe.
-///
-/// # Errors
-/// `DeadlineExceeded` if it does not.
-pub async fn wait_for_socket(socket: &Path) -> Result<()> {
-    let deadline = Instant::now() + LISTEN_TIMEOUT;
-    while !socket.exists() {
-        if Instant::now() > deadline {
-            return Err(Error::new(
-                Code::DeadlineExceeded,
-                format!("the socket {} did not appear within {LISTEN_TIMEOUT:?}", socket.display()),
-            ));
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    Ok(())
 }

@@ -91,8 +91,8 @@ impl<'a> Invocation<'a> {
         self.inherit(Inherited::Open(descriptor))
     }
 
-    /// Lets the program reach a file that only root can reach by its path. Returns the path that the
-    /// program must use. The file's own mode and owner still decide what it may do there.
+    /// Lets the program reach a file that only root can reach by its path. Returns the path that
+    /// the program must use. The file's own mode and owner still decide what it may do there.
     pub fn reach(&mut self, path: PathBuf) -> PathBuf {
         format!("/proc/self/fd/{}", self.inherit(Inherited::Path(path))).into()
     }

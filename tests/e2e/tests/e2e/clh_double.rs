@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The driver of Cloud Hypervisor, on nodes without KVM: with a double in its place
-//! (`tests/clh-double`), which boots the guest in QEMU's emulation. The real program is tested in the
-//! node that is a virtual machine (`tests/run clh`).
+//! (`tests/clh-double`), which boots the guest in QEMU's emulation. The real program is tested in
+//! the node that is a virtual machine (`tests/run clh`).
 
 use anyhow::{Context, Result, ensure};
 use magnetar_cri::{Container, Pod};
