@@ -72,14 +72,13 @@ fn huge_pages_are_asked_for() {
 
 #[test]
 fn it_runs_as_the_pods_user_with_devices_of_its_own() {
-    let spec = spec(1);
+    let (spec, emulated) = (spec(1), VmSpec { acceleration: Acceleration::Tcg, ..spec(1) });
     let hypervisor = CloudHypervisor { program: "/c".into(), emulates: false, landlock: true };
     let plan = |spec| hypervisor.plan(spec, VsockAttachment::Own(Path::new("/pod/v/host")));
     let Invocation { devices, confinement: Confinement { user, capabilities, pids, files, calls }, .. } = plan(&spec);
     assert_eq!((user, capabilities, pids, calls), (Some(2_000_000_007), CapabilitySet::NONE, Pids::Itself, Calls::DenyList));
     assert_eq!(devices, Some(["kvm", "null", "urandom"].as_slice()));
     assert_eq!(files.unwrap().own, [Path::new("/pod/v")]);
-    let emulated = VmSpec { acceleration: Acceleration::Tcg, ..spec };
     let Invocation { devices, confinement: Confinement { files, .. }, .. } = plan(&emulated);
     assert_eq!((devices, files), (Some(["null", "urandom"].as_slice()), None), "what stands in for it");
 }
