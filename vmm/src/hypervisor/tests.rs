@@ -125,6 +125,7 @@ async fn with_machine(cgroup: &Cgroup, shell: Shell, test: impl AsyncFnOnce(Resu
         memory_mib: 128,
         huge_pages: false,
         vcpus: 1,
+        most: Size { memory_mib: 128, vcpus: 1 },
         acceleration: Acceleration::Tcg,
         share: None,
         vsock: Vsock::Own,

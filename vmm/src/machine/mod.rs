@@ -14,6 +14,7 @@ pub mod devices;
 pub mod log_tail;
 pub mod processes;
 pub mod program;
+pub mod size;
 pub mod spec;
 pub mod vsock_directory;
 
@@ -22,6 +23,7 @@ use crate::relay::guest::Guest;
 use magnetar_core::cgroup::Cgroup;
 use magnetar_vm_agent_api::Request;
 use magnetar_vm_agent_api::secret::Secret;
+use size::Size;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -50,6 +52,10 @@ pub struct Machine {
     pub guest: Guest,
     /// Its hypervisor.
     pub hypervisor: Connection,
+    /// The size that it was started with.
+    pub start: Size,
+    /// The size that it may grow to.
+    pub most: Size,
     /// The hypervisor's process.
     pub pid: u32,
     /// Why it has ended; `None` while it runs.

@@ -110,6 +110,7 @@ impl Relay {
         container.init.detach();
         container.init.logging.finish().await;
         self.0.containers.remove(&container.id);
+        self.give_back();
         self.0.idle.soon();
         Ok(())
     }
@@ -327,7 +328,8 @@ impl Tasks for Relay {
             // containerd sends all resources again. The allowed devices do not change.
             limits.remove("devices");
         }
-        running.answered(running.guest.tasks().update(id, limits.to_string().into_bytes())).await
+        let change = running.answered(running.guest.tasks().update(id, limits.to_string().into_bytes()));
+        self.update_limits(running, &container, &limits, change).await
     }
 
     async fn resize(&self, id: &ContainerId, exec: Option<&ExecId>, size: Size) -> Result<()> {

@@ -24,6 +24,7 @@ mod options;
 mod ownership;
 mod parallel;
 mod podless;
+mod resize;
 mod resources;
 mod security;
 mod stdio;

@@ -21,6 +21,7 @@ fn spec(nics: usize) -> VmSpec {
         memory_mib: 256,
         huge_pages: false,
         vcpus: 2,
+        most: Size { memory_mib: 256, vcpus: 2 },
         acceleration: Acceleration::Tcg,
         share: Some(Virtiofs { program: "/f".into(), directory: "/pod/share".into(), socket: "/pod/share,1".into() }),
         vsock: Vsock::User { program: "/v".into() },
@@ -198,7 +199,7 @@ async fn qemus_states_are_translated() {
     for (word, state) in states {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let ask = async {
-            let mut connection = QemuControl(Qmp::begin(ours).await.unwrap());
+            let mut connection = QemuControl { qmp: Qmp::begin(ours).await.unwrap(), growth: None };
             assert_eq!(connection.state().await.unwrap(), state);
         };
         tokio::join!(ask, fake(theirs, word));
