@@ -129,6 +129,7 @@ async fn serve() -> Result<()> {
     }
     tokio::select! {
         ended = connections.serve() => ended,
+        never = size::report_free_memory() => match never {},
         () = reap => Err(Error::internal("the loop that reaps processes has ended")),
         () = give_back => Err(Error::internal("the loop that returns memory has ended")),
     }

@@ -6,6 +6,9 @@
 //! processors  the kernel finds a new one ──uevent──> the agent switches it on; the last ones are switched off first
 //! ```
 //!
+//! The kernel also tells the host which memory is free, so that the host can use it until the guest
+//! touches it again: free page reporting of the driver virtio_balloon.
+//!
 //! New memory goes where only what can be moved is kept, as long as the rest of the memory is in
 //! proportion, so that it can be given back (Documentation/admin-guide/mm/memory-hotplug.rst in the
 //! kernel, "auto-movable").
@@ -13,12 +16,21 @@
 use crate::{modules, uevents};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_vm_agent_api::PROCESSOR_FOUND;
+use std::convert::Infallible;
 use std::fs;
 use std::path::Path;
-use tracing::debug;
+use std::time::Duration;
+use tracing::{debug, warn};
 
 /// The driver for more memory.
 const DRIVER: &str = "virtio_mem";
+
+/// The driver that reports free memory.
+const REPORTER: &str = "virtio_balloon";
+
+/// How long after the boot free memory is reported for the first time. Loading the driver earlier
+/// would delay the first containers.
+const REPORT_AFTER: Duration = Duration::from_secs(10);
 
 /// Files that say how the kernel uses new memory, and what they are set to.
 const POLICY: [(&str, &str); 2] =
@@ -49,6 +61,16 @@ pub async fn resize(vcpus: u32) -> Result<()> {
         Error::new(Code::DeadlineExceeded, what)
     };
     tokio::time::timeout(PROCESSOR_FOUND, found).await.map_err(late)?
+}
+
+/// Makes the kernel report its free memory to the host, once the first containers had the time to
+/// start. Never returns. A failure is only logged: the pod works without.
+pub async fn report_free_memory() -> Infallible {
+    tokio::time::sleep(REPORT_AFTER).await;
+    if let Err(error) = modules::load(REPORTER) {
+        warn!(%error, "the host does not get back the memory that this guest frees");
+    }
+    std::future::pending().await
 }
 
 /// Switches processors on or off until `wanted` are on. Returns whether that many exist.

@@ -7,7 +7,7 @@ use crate::machine::size::Size;
 pub fn of_host() -> Size {
     let info = rustix::system::sysinfo();
     // The unit is a byte on every 64-bit kernel, but sysinfo(2) does not promise it.
-    let bytes = u64::from(info.totalram) * u64::from(info.mem_unit);
+    let bytes = info.totalram * u64::from(info.mem_unit);
     let vcpus = std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
     Size { memory_mib: u32::try_from(bytes >> 20).unwrap_or(u32::MAX), vcpus }
 }

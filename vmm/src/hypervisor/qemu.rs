@@ -180,7 +180,7 @@ fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind) {
         "-device",
         &machine.device("virtio-rng"),
     ]);
-    size::device(invocation, spec, machine);
+    size::devices(invocation, spec, machine);
 }
 
 /// The kernel, the initramfs and the kernel's command line.

@@ -314,7 +314,7 @@ impl Tasks for Relay {
     }
 
     async fn update(&self, id: &ContainerId, resources: &[u8]) -> Result<()> {
-        let (running, container) = (self.running()?, self.get(id)?);
+        let container = self.get(id)?;
         if container.init.life.phase().living_pid().is_none() {
             let message = format!("cannot update container {id}: it is {}", container.init.life.phase().name());
             // containerd takes only NotFound for an end that it has not heard of yet.
@@ -328,8 +328,7 @@ impl Tasks for Relay {
             // containerd sends all resources again. The allowed devices do not change.
             limits.remove("devices");
         }
-        let change = running.answered(running.guest.tasks().update(id, limits.to_string().into_bytes()));
-        self.update_limits(running, &container, &limits, change).await
+        self.update_limits(container, limits).await
     }
 
     async fn resize(&self, id: &ContainerId, exec: Option<&ExecId>, size: Size) -> Result<()> {

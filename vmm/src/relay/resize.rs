@@ -17,7 +17,7 @@ use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::ids::ContainerId;
 use magnetar_vm_agent_api::{PROCESSOR_FOUND, Request};
 use serde_json::Value;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, sleep};
@@ -56,23 +56,24 @@ impl Relay {
         grown
     }
 
-    /// Changes a container's limits: `change` does so in the guest.
+    /// Changes a container's limits. What is begun is finished, even if the caller no longer waits.
     ///
     /// # Errors
-    /// `FailedPrecondition` if the machine cannot become as large, or the error of `change`. The
-    /// machine and the container are then as before.
-    pub(super) async fn update_limits(
-        &self,
-        running: &Running,
-        container: &Container,
-        resources: &Value,
-        change: impl Future<Output = Result<()>>,
-    ) -> Result<()> {
+    /// `FailedPrecondition` if the machine cannot become as large, or the guest's error. The machine
+    /// and the container are then as before.
+    pub(super) async fn update_limits(&self, container: Arc<Container>, resources: Value) -> Result<()> {
+        let relay = self.clone();
+        let update = async move { relay.update_limits_now(&container, &resources).await };
+        let ended = || Error::new(Code::Unavailable, "the sandbox is shutting down");
+        self.0.tasks.spawn(update.in_current_span()).await.map_err(|_| ended())?
+    }
+
+    async fn update_limits_now(&self, container: &Container, resources: &Value) -> Result<()> {
+        let (running, id) = (self.running()?, &container.id);
         let _turn = self.turn().await?;
-        let before = container.limits();
-        let after = before.unwrap_or_default().updated_by(resources);
-        self.grow(running, self.needed(running, Some((&container.id, after))), Beyond::Refused).await?;
-        let changed = change.await;
+        let after = container.limits().unwrap_or_default().updated_by(resources);
+        self.grow(running, self.needed(running, Some((id, after))), Beyond::Refused).await?;
+        let changed = running.answered(running.guest.tasks().update(id, resources.to_string().into_bytes())).await;
         if changed.is_ok() {
             container.set_limits(Some(after));
         }

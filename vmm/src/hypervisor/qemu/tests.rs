@@ -95,6 +95,42 @@ fn a_microvm_has_the_same_devices_without_pci() {
     }
 }
 
+/// A machine that may grow to 1 GiB and 4 processors.
+fn growing(acceleration: Acceleration) -> VmSpec {
+    VmSpec { most: Size { memory_mib: 1000, vcpus: 4 }, acceleration, ..spec(0) }
+}
+
+#[test]
+fn a_machine_that_may_grow_has_a_place_for_memory_and_processors() {
+    let emulated = arguments(&growing(Acceleration::Tcg));
+    assert_eq!(values(&emulated, "-m"), ["size=256M,maxmem=1024M"], "the kernel takes memory in steps of 128 MiB");
+    assert!(values(&emulated, "-object").contains(&"memory-backend-memfd,id=more,size=768M,share=on,reserve=off"), "{emulated:?}");
+    let devices = values(&emulated, "-device").join(" ");
+    assert!(devices.contains("virtio-mem-pci,disable-legacy=on,id=memory,memdev=more,block-size=2M,requested-size=0"), "{devices}");
+    assert!(values(&emulated, "-append")[0].contains(" swiotlb=noforce maxcpus=2 "));
+    assert_eq!(values(&emulated, "-smp"), ["4"], "Linux ignores processors that come later under an emulator");
+    let plugged = arguments(&growing(Acceleration::Kvm));
+    assert_eq!(values(&plugged, "-smp"), ["cpus=2,maxcpus=4"]);
+    assert!(!values(&plugged, "-append")[0].contains("maxcpus="));
+}
+
+#[test]
+fn a_machine_without_hot_plug_cannot_change_its_size() {
+    let spec = growing(Acceleration::Tcg);
+    let microvm = arguments_of(MachineKind::Microvm, &spec);
+    assert_eq!((values(&microvm, "-smp"), values(&microvm, "-m")), (vec!["2"], vec!["size=256M"]));
+    assert!(!microvm.join(" ").contains("virtio-mem") && !microvm.join(" ").contains("maxcpus="), "{microvm:?}");
+    assert!(Growth::of(&spec, MachineKind::Microvm).is_none() && Growth::of(&spec, MachineKind::Q35).is_some());
+    assert!(Growth::of(&self::spec(0), MachineKind::Q35).is_none(), "it may not grow");
+}
+
+#[test]
+fn free_memory_is_reported_unless_it_consists_of_huge_pages() {
+    let reports = |spec: &VmSpec| arguments(spec).contains(&"virtio-balloon-pci,disable-legacy=on,free-page-reporting=on".into());
+    assert!(reports(&spec(0)));
+    assert!(!reports(&VmSpec { huge_pages: true, ..spec(0) }));
+}
+
 #[test]
 fn huge_pages_back_the_memory_if_configured() {
     let mut spec = spec(0);
