@@ -136,7 +136,8 @@ impl Relay {
         match running.release(wanted).await {
             Ok(now) if wanted.covers(now) => info!(?before, ?now, "the machine has shrunk"),
             Ok(now) => info!(?before, ?wanted, ?now, "the guest has not given back everything yet"),
-            Err(error) => warn!(%error, ?wanted, "cannot shrink the machine"),
+            // It may have been switched off meanwhile.
+            Err(error) => info!(%error, ?wanted, "cannot shrink the machine"),
         }
         self.set_size(wanted);
     }

@@ -24,7 +24,7 @@ const MIB: i64 = 1 << 20;
 const PERIOD: i64 = 100_000;
 
 /// What the tests' machines may grow to: more processors than the node may have.
-const BOUND: &str = "sandboxer = \"vmm\"\n[vm]\nmax_vcpus = 4\nmax_memory_mib = 2048\n";
+const BOUND: &str = "sandboxer = \"vmm\"\nlog_level = \"info\"\n[vm]\nmax_vcpus = 4\nmax_memory_mib = 2048\n";
 
 fn limits(memory_mib: i64, processors: i64) -> LinuxContainerResources {
     LinuxContainerResources {
@@ -69,9 +69,10 @@ async fn cgroup(case: &Case, container: &Container) -> Result<(String, String)> 
     Ok((read("memory.max").await?, read("cpu.max").await?))
 }
 
+/// A guest gives back page by page, as far as its processors are not busy.
 async fn becomes(case: &Case, container: &Container, size: (i64, usize)) -> Result<()> {
     let what = format!("the guest has {size:?}");
-    eventually(&what, case.soon(), async || Ok((guest(container).await? == size).then_some(()))).await
+    eventually(&what, case.within(40), async || Ok((guest(container).await? == size).then_some(()))).await
 }
 
 #[test]
@@ -90,8 +91,9 @@ fn a_machine_grows_and_shrinks_with_its_containers_limits() {
             // Its limits are not more than it has: that was so before the answer.
             assert_eq!(guest(&container).await?, (memory + 768 * 1024, 4));
             assert_eq!(cgroup(case, &container).await?, ((1024 * MIB).to_string(), "400000 100000".to_owned()));
-            let written = container.shell("head -c 700m /dev/zero | tail -c 600m | wc -c").await?;
-            assert_eq!(written.stdout, format!("{}\n", 600 * MIB), "{}", written.stderr);
+            // One buffer, more than the machine had.
+            let used = container.exec(["dd", "if=/dev/zero", "of=/dev/null", "bs=600M", "count=1"]).await?;
+            assert_eq!(used.code, 0, "{}", used.stderr);
             // The kernel caches files in the new memory first, where virtiofsd has to find them.
             container.shell("cp /v/given /v/made && sync").await?;
             ensure!(std::fs::read(scratch.path().join("made"))? == content, "the copy is not what it was copied from");
@@ -177,7 +179,7 @@ fn ten_times_up_and_down_under_load() {
         let (pod, container) = running(case, "ten-times").await?;
         // Work for all processors, and files and memory that come and go.
         let busy = "for n in 1 2 3 4; do while :; do :; done & done; \
-                    while :; do head -c 100m /dev/zero > /tmp/x; head -c 60m /dev/zero | tail -c 50m >/dev/null; done";
+                    while :; do dd if=/dev/zero of=/tmp/x bs=50M count=2; dd if=/dev/zero of=/dev/null bs=60M count=9; done 2>/dev/null";
         let load = pod.run(&case.script(busy).named("load").resources(|r| *r = limits(256, 1))).await?;
         // The two containers need more than the pod said.
         let (memory, processors) = guest(&container).await?;
