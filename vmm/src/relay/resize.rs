@@ -26,8 +26,9 @@ use tracing::{Instrument, info, warn};
 /// How long the guest may take for more memory and processors, in software emulation on a busy host.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long to wait for the guest to give back memory and processors. It may go on after that.
-const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait for the guest to give back memory and processors. It goes on after that: a busy
+/// guest needs seconds for 128 MiB.
+const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The interval between questions how far the guest is.
 const ASK_AGAIN: Duration = Duration::from_millis(10);

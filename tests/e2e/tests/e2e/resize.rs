@@ -70,9 +70,9 @@ async fn cgroup(case: &Case, container: &Container) -> Result<(String, String)> 
 }
 
 /// A guest gives back page by page, as far as its processors are not busy.
-async fn becomes(case: &Case, container: &Container, size: (i64, usize)) -> Result<()> {
+async fn becomes(case: &Case, container: &Container, size: (i64, usize), seconds: u32) -> Result<()> {
     let what = format!("the guest has {size:?}");
-    eventually(&what, case.within(40), async || Ok((guest(container).await? == size).then_some(()))).await
+    eventually(&what, case.within(seconds), async || Ok((guest(container).await? == size).then_some(()))).await
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn a_machine_grows_and_shrinks_with_its_containers_limits() {
             ensure!(std::fs::read(scratch.path().join("made"))? == content, "the copy is not what it was copied from");
             container.update(limits(256, 1)).await?;
             assert_eq!(cgroup(case, &container).await?, ((256 * MIB).to_string(), "100000 100000".to_owned()));
-            becomes(case, &container, (memory, 1)).await?;
+            becomes(case, &container, (memory, 1), 40).await?;
         }
         Ok(pod.remove().await?)
     });
@@ -130,7 +130,7 @@ fn a_machine_has_room_for_the_sum_of_its_containers_limits() {
         second.update(limits(768, 2)).await?;
         assert_eq!(guest(&first).await?, (memory + 768 * 1024, 3));
         second.remove().await?;
-        becomes(case, &first, (memory, 1)).await?;
+        becomes(case, &first, (memory, 1), 40).await?;
         Ok(pod.remove().await?)
     });
 }
@@ -195,7 +195,7 @@ fn ten_times_up_and_down_under_load() {
             let begun = Instant::now();
             container.update(limits(256, 1)).await?;
             let answered = begun.elapsed();
-            becomes(case, &container, (memory, processors)).await?;
+            becomes(case, &container, (memory, processors), 240).await?;
             eprintln!("round {round}: up {up:.2?}, down answered {answered:.2?}, given back {:.2?}", begun.elapsed());
         }
         assert_eq!(load.exec(["echo", "alive"]).await?.stdout, "alive\n");
