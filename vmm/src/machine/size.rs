@@ -115,9 +115,9 @@ impl Sizing {
     /// # Errors
     /// `FailedPrecondition`, with both numbers.
     pub fn check(&self, before: Size, after: Size) -> Result<()> {
-        let most = self.most;
-        let refuse = |needs: String, most: String, key: &str| {
-            let how = if self.most == self.start {
+        let (start, most) = (self.start, self.most);
+        let refuse = |needs: String, most: String, is_fixed: bool, key: &str| {
+            let how = if is_fixed {
                 "it cannot grow while it runs: make the pod anew with other limits".to_string()
             } else {
                 format!("it can grow to {most}: lower the limits, or raise {key} in the handler's options for new pods")
@@ -125,10 +125,15 @@ impl Sizing {
             Err(Error::precondition(format!("the pod's virtual machine would need {needs}, and {how}")))
         };
         if after.memory_mib > most.memory_mib.max(before.memory_mib) {
-            return refuse(format!("{} MiB of memory", after.memory_mib), format!("{} MiB", most.memory_mib), "max_memory_mib");
+            return refuse(
+                format!("{} MiB of memory", after.memory_mib),
+                format!("{} MiB", most.memory_mib),
+                most.memory_mib == start.memory_mib,
+                "max_memory_mib",
+            );
         }
         if after.vcpus > most.vcpus.max(before.vcpus) {
-            return refuse(format!("{} processors", after.vcpus), most.vcpus.to_string(), "max_vcpus");
+            return refuse(format!("{} processors", after.vcpus), most.vcpus.to_string(), most.vcpus == start.vcpus, "max_vcpus");
         }
         Ok(())
     }
@@ -193,7 +198,8 @@ mod tests {
         );
         let (_, message) = check(SIZING.start, size(384, 5)).unwrap_err();
         assert!(message.contains("5 processors, and it can grow to 4: ") && message.contains("max_vcpus"), "{message}");
-        let fixed = Sizing { most: SIZING.start, ..SIZING };
+        // As with huge pages of the host, where processors can still grow.
+        let fixed = Sizing { most: size(384, 4), ..SIZING };
         let message = fixed.check(SIZING.start, size(385, 1)).unwrap_err().to_string();
         assert!(message.ends_with("it cannot grow while it runs: make the pod anew with other limits"), "{message}");
     }

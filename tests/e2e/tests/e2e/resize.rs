@@ -69,6 +69,12 @@ async fn cgroup(case: &Case, container: &Container) -> Result<(String, String)> 
     Ok((read("memory.max").await?, read("cpu.max").await?))
 }
 
+/// How much memory the container may still take, by its statistics.
+async fn left(container: &Container) -> Result<i64> {
+    let memory = container.stats().await?.memory.context("no memory")?;
+    Ok(memory.available_bytes.context("no limit")?.value.try_into()?)
+}
+
 /// A guest gives back page by page, as far as its processors are not busy.
 async fn becomes(case: &Case, container: &Container, size: (i64, usize), seconds: u32) -> Result<()> {
     let what = format!("the guest has {size:?}");
@@ -91,6 +97,7 @@ fn a_machine_grows_and_shrinks_with_its_containers_limits() {
             // Its limits are not more than it has: that was so before the answer.
             assert_eq!(guest(&container).await?, (memory + 768 * 1024, 4));
             assert_eq!(cgroup(case, &container).await?, ((1024 * MIB).to_string(), "400000 100000".to_owned()));
+            ensure!(left(&container).await? > 700 * MIB, "the statistics do not have the new limit");
             // One buffer, more than the machine had.
             let used = container.exec(["dd", "if=/dev/zero", "of=/dev/null", "bs=600M", "count=1"]).await?;
             assert_eq!(used.code, 0, "{}", used.stderr);
@@ -99,6 +106,7 @@ fn a_machine_grows_and_shrinks_with_its_containers_limits() {
             ensure!(std::fs::read(scratch.path().join("made"))? == content, "the copy is not what it was copied from");
             container.update(limits(256, 1)).await?;
             assert_eq!(cgroup(case, &container).await?, ((256 * MIB).to_string(), "100000 100000".to_owned()));
+            ensure!(left(&container).await? < 256 * MIB, "the statistics do not have the old limit again");
             becomes(case, &container, (memory, 1), 40).await?;
         }
         Ok(pod.remove().await?)
