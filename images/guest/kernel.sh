@@ -9,12 +9,13 @@
 wanted=(virtio_pci fuse virtiofs vmw_vsock_virtio_transport virtio_net virtio_blk overlay)
 
 # What the kernel loads when a container makes an interface, a rule or a queue that needs it, as it
-# would on a node, and what vm-agent loads when the first disk is attached, which is the first line.
-# Every guest has them in its memory, so: what is small and used in pods. Left out are, among
-# others, file systems, bonding, ip_vs, sctp, and the legacy ip_tables, which the kernel never asks
-# for (iptables has rules in nf_tables by default).
+# would on a node, and what vm-agent loads, which is the first two lines: when the first disk is
+# attached, and when the machine's memory changes. Every guest has them in its memory, so: what is
+# small and used in pods. Left out are, among others, file systems, bonding, ip_vs, sctp, and the
+# legacy ip_tables, which the kernel never asks for (iptables has rules in nf_tables by default).
 on_demand=(
     virtio_scsi sd_mod
+    virtio_mem virtio_balloon
     bridge br_netfilter dummy ifb veth macvlan macvtap ipvlan ipvtap tun 8021q vrf
     vxlan geneve wireguard ipip sit ip_gre ip6_tunnel
     sch_htb sch_netem sch_tbf sch_ingress cls_u32 act_mirred

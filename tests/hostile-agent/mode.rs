@@ -36,12 +36,15 @@ pub enum Mode {
     /// Exits of what there is not, exits twice, exit codes that there are not; statistics that are
     /// none.
     Lies,
+    /// Everything is answered with success, and nothing is done: no container runs, and the
+    /// machine's size stays.
+    Ignores,
     /// Everything that can be said without being asked, as fast as it goes: outputs, events, the
     /// console, hellos.
     Floods,
 }
 
-const ALL: [(&str, Mode); 13] = [
+const ALL: [(&str, Mode); 14] = [
     ("opened-with-noise", Mode::OpenedWithNoise),
     ("answer-too-long", Mode::AnswerTooLong),
     ("answer-torn", Mode::AnswerTorn),
@@ -54,6 +57,7 @@ const ALL: [(&str, Mode); 13] = [
     ("tasks-silent", Mode::TasksSilent),
     ("tasks-flood", Mode::TasksFlood),
     ("lies", Mode::Lies),
+    ("ignores", Mode::Ignores),
     ("floods", Mode::Floods),
 ];
 

@@ -8,6 +8,8 @@
 //!  pod          sets up the pod: hostname, sysctls, network, clock; writes bundles of containers
 //!  block        disks that the host attaches later
 //!  huge_pages   sets huge pages aside
+//!  size         takes in and gives back memory and processors
+//!  uevents      waits for the kernel's messages about devices
 //!  streams      a process's FIFOs, and their connections
 //!  events       reports events to the host
 //!               containers: the core makes them, with libcontainer, and this program is the maker
@@ -26,7 +28,9 @@ mod huge_pages;
 mod modules;
 mod network;
 mod pod;
+mod size;
 mod streams;
+mod uevents;
 
 use connections::Connections;
 use magnetar_core::config::{LogLevel, RuntimeConfig};
@@ -125,6 +129,7 @@ async fn serve() -> Result<()> {
     }
     tokio::select! {
         ended = connections.serve() => ended,
+        never = size::report_free_memory() => match never {},
         () = reap => Err(Error::internal("the loop that reaps processes has ended")),
         () = give_back => Err(Error::internal("the loop that returns memory has ended")),
     }

@@ -32,7 +32,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The version of this protocol. Raise it with each change that the other side may not understand.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The vsock port on which the agent listens.
 pub const PORT: u32 = 1024;
@@ -78,6 +78,10 @@ pub const CGROUP: &str = "/pod";
 /// host. A bundle may take that much longer for each of its disks.
 pub const DISK_FOUND: Duration = Duration::from_secs(15);
 
+/// How long the guest's kernel may take to find a processor that the machine got, in software
+/// emulation on a busy host.
+pub const PROCESSOR_FOUND: Duration = Duration::from_secs(15);
+
 /// The first message on a connection. The secret follows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -93,8 +97,8 @@ pub struct Opening {
 #[serde(deny_unknown_fields)]
 pub enum Purpose {
     /// [`Request`]s, one after the other. Two connections last for the guest's life: one for
-    /// [`Request::Ping`] alone and one for all others. Each [`Request::Release`] has a connection
-    /// of its own, because it may take long.
+    /// [`Request::Ping`] alone and one for all others. Each [`Request::Release`] and each
+    /// [`Request::Resize`] has a connection of its own, because it may take long.
     Control,
     /// [`Event`]s. One connection for the guest's life.
     Events,
@@ -182,6 +186,13 @@ pub enum Request {
     Release {
         /// Its serial number.
         serial: String,
+    },
+    /// The machine's size changes. The agent waits until the machine has this number of processors,
+    /// and uses exactly so many. It makes the kernel take the memory that the machine gets, as long
+    /// as it runs.
+    Resize {
+        /// The number of processors, at least one.
+        vcpus: u32,
     },
     /// Checks that the agent lives. The agent sets its clock, which stood still if the machine was
     /// paused.

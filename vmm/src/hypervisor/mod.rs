@@ -17,6 +17,7 @@ pub mod qemu;
 
 use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::program::Invocation;
+use crate::machine::size::Size;
 use crate::machine::spec::VmSpec;
 use magnetar_core::error::Result;
 use magnetar_core::reaper::Exit;
@@ -143,6 +144,20 @@ pub trait Control: Send {
     /// The interface to attach and detach disks while the machine runs; `None` if the hypervisor
     /// cannot.
     fn disks(&mut self) -> Option<&mut dyn HotPlug>;
+
+    /// The interface to change the machine's size while it runs; `None` if the hypervisor, or this
+    /// machine, cannot.
+    fn size(&mut self) -> Option<&mut dyn Resize> {
+        None
+    }
+}
+
+/// Changes the size of a running machine. Its method is not cancel-safe.
+pub trait Resize: Send {
+    /// Asks for a size between that of the machine's start and [`VmSpec::most`]. Returns the size
+    /// that the machine has now, because only the guest can take memory and processors, and give
+    /// them back. Repeat the call to learn how far it is. Repeated calls change nothing else.
+    fn resize(&mut self, wanted: Size) -> Promise<'_, Size>;
 }
 
 /// Attaches and detaches disks of a running machine. Its methods are not cancel-safe.

@@ -13,21 +13,24 @@ mod clock;
 mod disks;
 mod machine;
 pub mod qmp;
+mod size;
 
 pub use machine::{MachineKind, QemuConfig};
 
-use super::{Control, Disk, DiskId, HotPlug, Hypervisor, MachineState, Promise, Sharing, Traits, Verdict};
+use super::{Control, Disk, DiskId, HotPlug, Hypervisor, MachineState, Promise, Resize, Sharing, Traits, Verdict};
 use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::confinement::{Calls, Confinement, Files, Pids};
 use crate::machine::program::{Invocation, Program};
+use crate::machine::size::Size;
 use crate::machine::spec::{Acceleration, Nic, VmSpec};
 use clock::Clock;
-use magnetar_core::error::{Context, Result};
+use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::reaper::Exit;
 use magnetar_sys::bound::CapabilitySet;
 use magnetar_vm_agent_api::SHARE_TAG;
 use qmp::Qmp;
 use serde::Deserialize;
+use size::Growth;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -106,7 +109,8 @@ impl Hypervisor for Qemu {
         Box::pin(async {
             let socket = spec.dir.join(CONTROL);
             let stream = UnixStream::connect(&socket).await.context(|| format!("cannot connect to QEMU at {}", socket.display()))?;
-            Ok(Box::new(QemuControl(Qmp::begin(stream).await?)) as Box<dyn Control>)
+            let (qmp, growth) = (Qmp::begin(stream).await?, Growth::of(spec, self.machine));
+            Ok(Box::new(QemuControl { qmp, growth }) as Box<dyn Control>)
         })
     }
 
@@ -167,15 +171,16 @@ fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind) {
         "-cpu",
         processor,
         "-smp",
-        &spec.vcpus.to_string(),
+        &size::processors(spec, machine),
         "-m",
-        &format!("size={memory}M"),
+        &size::memory(spec, machine),
         // The vhost-user devices map the guest's memory too.
         "-object",
         &format!("memory-backend-memfd,id=ram,size={memory}M,share=on{}", if spec.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" }),
         "-device",
         &machine.device("virtio-rng"),
     ]);
+    size::devices(invocation, spec, machine);
 }
 
 /// The kernel, the initramfs and the kernel's command line.
@@ -215,7 +220,10 @@ fn kernel(invocation: &mut Invocation, spec: &VmSpec, qemu: &Qemu) {
     let emulated = if is_emulated { emulated } else { &[] };
     let rate = qemu.clock.filter(|_| is_emulated).and_then(Clock::khz).map(|khz| format!("tsc_early_khz={khz}"));
     let fixed = [&own, emulated, qemu.machine.parameters()].concat();
-    let parameters: Vec<&str> = fixed.into_iter().chain(rate.as_deref()).chain(spec.parameters.iter().map(String::as_str)).collect();
+    let growth = size::parameters(spec, qemu.machine);
+    let growth = growth.iter().map(String::as_str);
+    let parameters: Vec<&str> =
+        fixed.into_iter().chain(rate.as_deref()).chain(growth).chain(spec.parameters.iter().map(String::as_str)).collect();
     invocation.arguments::<OsString>([
         "-kernel".into(),
         spec.kernel.clone().into(),
@@ -300,7 +308,11 @@ fn joined(parts: &[&dyn AsRef<OsStr>]) -> OsString {
 
 /// The control connection to a running QEMU.
 #[derive(Debug)]
-struct QemuControl(Qmp);
+struct QemuControl {
+    qmp: Qmp,
+    /// How its size can change; `None` if it cannot.
+    growth: Option<Growth>,
+}
 
 impl Control for QemuControl {
     fn state(&mut self) -> Promise<'_, MachineState> {
@@ -309,7 +321,7 @@ impl Control for QemuControl {
             status: String,
         }
         Box::pin(async {
-            let Status { status } = self.0.execute("query-status").await?;
+            let Status { status } = self.qmp.execute("query-status").await?;
             Ok(match status.as_str() {
                 "running" => MachineState::Running,
                 "paused" => MachineState::Paused,
@@ -322,15 +334,29 @@ impl Control for QemuControl {
     fn disks(&mut self) -> Option<&mut dyn HotPlug> {
         Some(self)
     }
+
+    fn size(&mut self) -> Option<&mut dyn Resize> {
+        if self.growth.is_some() { Some(self) } else { None }
+    }
+}
+
+impl Resize for QemuControl {
+    fn resize(&mut self, wanted: Size) -> Promise<'_, Size> {
+        Box::pin(async move {
+            let Self { qmp, growth } = self;
+            let growth = growth.as_mut().ok_or_else(|| Error::internal("this machine's size cannot change"))?;
+            growth.resize(qmp, wanted).await
+        })
+    }
 }
 
 impl HotPlug for QemuControl {
     fn attach<'a>(&'a mut self, disk: &'a Disk) -> Promise<'a, ()> {
-        Box::pin(disks::attach(&mut self.0, disk))
+        Box::pin(disks::attach(&mut self.qmp, disk))
     }
 
     fn detach(&mut self, disk: DiskId) -> Promise<'_, ()> {
-        Box::pin(disks::detach(&mut self.0, disk))
+        Box::pin(disks::detach(&mut self.qmp, disk))
     }
 }
 

@@ -10,6 +10,7 @@
 use super::devices::{self, VsockServer};
 use super::log_tail::LogTail;
 use super::processes::{Common, Process};
+use super::size::Size;
 use super::spec::VmSpec;
 use super::vsock_directory::VsockDirectory;
 use super::{BootContext, Machine, death, files};
@@ -99,7 +100,9 @@ impl Machine {
         let reported = control.events();
         let (connection, serve) = Connection::new(control);
         let (condemn, condemned) = mpsc::channel(1);
-        let machine = Self { guest, hypervisor: connection.clone(), pid: processes.hypervisor.pid, death, condemn, off: off.clone() };
+        let (start, most) = (Size { memory_mib: spec.memory_mib, vcpus: spec.vcpus }, spec.most);
+        let pid = processes.hypervisor.pid;
+        let machine = Self { guest, hypervisor: connection.clone(), start, most, pid, death, condemn, off: off.clone() };
         let watch =
             death::MachineWatch { hypervisor, connection, serve, requests, events, reported, pulse, off: off.subscribe(), condemned };
         let until_end = async move {

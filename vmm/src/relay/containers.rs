@@ -110,6 +110,7 @@ impl Relay {
         container.init.detach();
         container.init.logging.finish().await;
         self.0.containers.remove(&container.id);
+        self.give_back();
         self.0.idle.soon();
         Ok(())
     }
@@ -303,7 +304,7 @@ impl Tasks for Relay {
     }
 
     async fn update(&self, id: &ContainerId, resources: &[u8]) -> Result<()> {
-        let (running, container) = (self.running()?, self.get(id)?);
+        let container = self.get(id)?;
         if container.init.life.phase().living_pid().is_none() {
             let message = format!("cannot update container {id}: it is {}", container.init.life.phase().name());
             // containerd takes only NotFound for an end that it has not heard of yet.
@@ -317,7 +318,7 @@ impl Tasks for Relay {
             // containerd sends all resources again. The allowed devices do not change.
             limits.remove("devices");
         }
-        running.answered(running.guest.tasks().update(id, limits.to_string().into_bytes())).await
+        self.update_limits(container, limits).await
     }
 
     async fn resize(&self, id: &ContainerId, exec: Option<&ExecId>, size: Size) -> Result<()> {

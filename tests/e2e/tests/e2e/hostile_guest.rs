@@ -30,7 +30,7 @@ const REFUSED: u32 = 40;
 const ANSWERED: u32 = 20;
 
 /// A pod whose agent is hostile.
-async fn hostile(case: &Case, mode: &str) -> Result<magnetar_cri::Result<Pod>> {
+pub(crate) async fn hostile(case: &Case, mode: &str) -> Result<magnetar_cri::Result<Pod>> {
     let guest = std::env::var(GUEST).with_context(|| format!("{GUEST} is not set: these tests are run by tests/e2e/run"))?;
     let options = format!("sandboxer = \"vmm\"\n[vm]\ninitramfs = \"{guest}/initramfs\"\nkernel_parameters = \"hostile={mode}\"\n");
     let _until_it_runs = Replaced::with(case, &options)?;

@@ -22,6 +22,7 @@ mod options;
 mod ownership;
 mod parallel;
 mod podless;
+mod resize;
 mod resources;
 mod sandbox_files;
 mod security;

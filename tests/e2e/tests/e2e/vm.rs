@@ -365,7 +365,7 @@ fn a_pod_has_a_kernel_of_its_own() {
         ensure!(inside.contains("magnetar.log="), "{inside}");
         let info = pod.info().await?;
         let fixed = info["magnetar"]["fixedSize"].as_str().unwrap_or_default();
-        ensure!(fixed.ends_with("make the pod anew with other limits"), "it is not said that its size is fixed: {info}");
+        ensure!(fixed.ends_with("change the containers' limits"), "it is not said that its size follows its containers: {info}");
         Ok(pod.remove().await?)
     });
 }

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::host::vsock::Vsock;
+use crate::machine::size::Size;
 use crate::machine::spec::{Users, Virtiofs};
 use magnetar_core::error::Code;
 use magnetar_core::ids::SandboxId;
@@ -21,6 +22,7 @@ fn spec(nics: usize) -> VmSpec {
         memory_mib: 256,
         huge_pages: false,
         vcpus: 2,
+        most: Size { memory_mib: 256, vcpus: 2 },
         acceleration: Acceleration::Kvm,
         share: Some(Virtiofs { program: "/f".into(), directory: "/pod/share".into(), socket: "/pod/fs.sock".into() }),
         vsock: Vsock::Own,

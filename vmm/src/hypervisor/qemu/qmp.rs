@@ -91,6 +91,14 @@ impl Qmp {
         self.call(command, None, None).await
     }
 
+    /// Executes a command with arguments. Not cancel-safe.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub async fn ask<T: DeserializeOwned>(&mut self, command: &str, arguments: Value) -> Result<T> {
+        self.call(command, Some(arguments), None).await
+    }
+
     /// Executes a command with an empty answer, and passes a descriptor with it if there is one.
     /// Not cancel-safe.
     ///
