@@ -125,10 +125,14 @@ fn device_numbers(block: &Path) -> Result<Numbers> {
 /// Opens a socket for the kernel's messages about devices that appear and disappear
 /// (NETLINK_KOBJECT_UEVENT of netlink(7)).
 fn listen() -> std::io::Result<AsyncFd<OwnedFd>> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(KOBJECT_UEVENT))?;
+    magnetar_sys::readiness::watch(device_events(SocketFlags::NONBLOCK)?)
+}
+
+/// A socket for these messages, with additional flags.
+pub fn device_events(flags: SocketFlags) -> std::io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags | SocketFlags::CLOEXEC, Some(KOBJECT_UEVENT))?;
     bind(&socket, &SocketAddrNetlink::new(0, FROM_KERNEL))?;
-    magnetar_sys::readiness::watch(socket)
+    Ok(socket)
 }
 
 /// Waits for a message. Its content does not matter: all disks are checked again.

@@ -39,6 +39,8 @@ pub struct VmConfig {
     pub huge_pages: bool,
     /// Whether the kernel or a process carries the guest's vsock.
     pub vsock: vsock::Choice,
+    /// Whether machines begin as copies of a template.
+    pub template: bool,
 }
 
 /// The supported hypervisors.
@@ -63,6 +65,7 @@ impl Default for VmConfig {
             acceleration: acceleration::Choice::Auto,
             vsock: vsock::Choice::Auto,
             huge_pages: false,
+            template: false,
         }
     }
 }
@@ -113,6 +116,9 @@ impl VmConfig {
         }
         if !(1..=MAX_VCPUS).contains(&u64::from(config.vcpus)) {
             return Err(invalid(format!("vcpus = {} is not between 1 and {MAX_VCPUS}", config.vcpus)));
+        }
+        if config.template && config.huge_pages {
+            return Err(invalid("template and huge_pages cannot both be true: a template's memory is copied page by page".into()));
         }
         for (key, path) in [("kernel", &config.kernel), ("initramfs", &config.initramfs)] {
             if path.as_ref().is_some_and(|path| !path.is_absolute()) {
@@ -182,6 +188,7 @@ mod tests {
             (serde_json::json!({"qemu": {"vcpus": 1}}), "vcpus"),
             (serde_json::json!({"machine": "microvm"}), "machine is a setting of QEMU: move it to the table vm.qemu"),
             (serde_json::json!({"vsock": "hybrid"}), "hybrid"),
+            (serde_json::json!({"template": true, "huge_pages": true}), "template and huge_pages"),
         ] {
             let error = parse(table).unwrap_err();
             assert!(error.to_string().contains(named), "{error}");

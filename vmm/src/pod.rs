@@ -6,6 +6,7 @@
 //! in the pod's cgroup, which accounts for what they use.
 
 mod cleanup;
+mod template;
 
 use crate::config::{ExtraNeeds, VmConfig};
 use crate::host::forward::{self, Forwarder};
@@ -37,6 +38,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use template::Templates;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -67,6 +69,7 @@ pub struct VmPod {
     state: State,
     /// What to remove when the pod ends, oldest first.
     cleanups: Vec<Cleanup>,
+    templates: Templates,
 }
 
 /// The pod's phase.
@@ -95,7 +98,7 @@ enum State {
 impl VmPod {
     /// A new pod. Makes nothing on the host yet.
     pub fn new(hypervisor: Arc<dyn Hypervisor>, config: VmConfig, dir: PodDir, record: PodRecord, relay: Relay, parts: Parts) -> Self {
-        Self { hypervisor, config, dir, record, relay, parts, state: State::New, cleanups: Vec::new() }
+        Self { hypervisor, config, dir, record, relay, parts, state: State::New, cleanups: Vec::new(), templates: Templates::default() }
     }
 
     /// Whether the host's kernel has killed a process because the pod's cgroup was full.
@@ -241,12 +244,13 @@ impl VmPod {
         });
         let cgroup = self.cgroup()?;
         self.cleanups.push(Cleanup::Taps);
-        let network::Attached { network, nics } = network::attach().await?;
+        let network::Attached { mut network, nics } = network::attach().await?;
         let dir = self.vm_dir();
         std::fs::DirBuilder::new().mode(0o700).create(&dir).context(|| format!("cannot make {}", dir.display()))?;
         let shared = Virtiofs { program: virtiofsd, directory: share.dir().to_owned(), socket: dir.join(files::SHARE) };
         let spec = self.spec(&request.config, huge_pages, nics, vsock, shared)?;
-        let context = BootContext { secret: share.write_secret()?, cgroup: &cgroup };
+        let template = self.find_template(&spec, &mut network, share)?;
+        let context = BootContext { secret: share.write_secret()?, cgroup: &cgroup, template: template.as_ref() };
         let (on_event, on_end) = (self.relay.clone(), self.relay.clone());
         let hypervisor = self.hypervisor.clone();
         let machine =
@@ -296,7 +300,7 @@ impl Sandboxer for VmPod {
         let (request, share) = (request.clone(), share.clone());
         // Computed once, so that the machine's memory fits the pages that its agent reserves.
         let huge_pages = huge_pages(&request.config)?;
-        let (machine, network) = self.boot(&request, &share, huge_pages).await?;
+        let (machine, network) = self.start_machine(&request, &share, huge_pages).await?;
         let config = &request.config;
         let setup = Setup {
             sandbox: self.record.sandbox.to_string(),
@@ -312,11 +316,13 @@ impl Sandboxer for VmPod {
         let Machine { guest, hypervisor, pid, death, condemn, .. } = machine.clone();
         self.relay.set_running(Running { guest, share, hypervisor, pid, death, condemn });
         self.state = State::Running { machine, forwarder };
+        self.make_template();
         Ok(std::process::id())
     }
 
     async fn stop(&mut self) -> Result<()> {
         self.relay.close().await;
+        self.leave_template().await;
         if let State::Running { machine, forwarder } = &mut self.state {
             *forwarder = None;
             machine.switch_off().await;

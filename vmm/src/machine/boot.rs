@@ -2,7 +2,7 @@
 //! How a machine is started. Each phase consumes the previous one. A failure kills all processes.
 //!
 //! ```text
-//! Processes::run ──> connect: hypervisor and agent ──> Booted ──> the task that waits for its end (death)
+//! Processes::run ──> connect: hypervisor and agent ──> Machine ──> the task that waits for its end (death)
 //!                       │ fails
 //!                       └──> Processes::kill
 //! ```
@@ -13,14 +13,18 @@ use super::processes::{Common, Process};
 use super::spec::VmSpec;
 use super::vsock_directory::VsockDirectory;
 use super::{BootContext, Machine, death, files};
-use crate::host::vsock::{Vsock, VsockAttachment};
+use crate::host::vsock::{Cid, Vsock, VsockAttachment};
 use crate::hypervisor::connection::Connection;
+use crate::hypervisor::snapshots::{SavedState, Snapshots};
 use crate::hypervisor::{Control, Hypervisor};
 use crate::relay::guest::{self, Dialer, Guest};
+use crate::template::copy;
+use crate::template::store::Template;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::{Event, Purpose};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
@@ -31,12 +35,46 @@ use tracing::{Instrument, debug};
 /// working guest needs seconds.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long a copy of a template may take for that. A working one needs less than a second, and for
+/// one that does not work another machine is booted.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// All processes of a machine.
 pub struct Processes {
     pub(super) hypervisor: Process,
     pub(super) virtiofsd: Option<Process>,
     pub(super) vsock: VsockServer,
     pub(super) console: LogTail,
+}
+
+/// How a machine begins once its processes run.
+enum Beginning<'a> {
+    Boot,
+    Restore {
+        snapshots: &'a dyn Snapshots,
+        template: &'a Template,
+        /// The process that copies its memory.
+        copy: Process,
+        /// What the hypervisor gets for its vsock.
+        vsock: OwnedAttachment,
+    },
+}
+
+/// A [`VsockAttachment`] that is kept until the hypervisor has it.
+enum OwnedAttachment {
+    Kernel(Cid),
+    User(OwnedFd),
+    Own(PathBuf),
+}
+
+impl OwnedAttachment {
+    fn as_attachment(&self) -> VsockAttachment<'_> {
+        match self {
+            Self::Kernel(cid) => VsockAttachment::Kernel(cid),
+            Self::User(connection) => VsockAttachment::User(connection.as_fd()),
+            Self::Own(host) => VsockAttachment::Own(host),
+        }
+    }
 }
 
 /// The connections to a machine that has booted.
@@ -71,10 +109,11 @@ impl Machine {
             (Vsock::User { .. } | Vsock::Own, Some(directory)) => Dialer::hybrid(directory.host(), directory.owner(), context.secret),
             (Vsock::User { .. } | Vsock::Own, None) => return Err(Error::internal("a vsock in user space has no directory")),
         };
-        let mut processes = Processes::run(&*hypervisor, &spec, directory.as_ref(), context, parts).await?;
+        let (mut processes, beginning) = Processes::run(&*hypervisor, &spec, directory.as_ref(), context, parts).await?;
+        let patience = context.template.map_or(HELLO_TIMEOUT, |_| RESTORE_TIMEOUT);
         let connected = tokio::select! {
-            connected = tokio::time::timeout(HELLO_TIMEOUT, connect(&*hypervisor, &spec, &dialer, hello)) => {
-                connected.unwrap_or_else(|_| Err(silent(&processes.console)))
+            connected = tokio::time::timeout(patience, connect(&*hypervisor, &spec, beginning, &dialer, hello)) => {
+                connected.unwrap_or_else(|_| Err(silent(&processes.console, patience)))
             }
             reason = processes.one_ended(&*hypervisor) => Err(Error::internal(format!("the virtual machine did not start: {reason}"))),
         };
@@ -107,10 +146,18 @@ impl Machine {
 async fn connect(
     hypervisor: &dyn Hypervisor,
     spec: &VmSpec,
+    beginning: Beginning<'_>,
     dialer: &Dialer,
     hello: Option<UnixListener>,
 ) -> Result<Connected<impl Future<Output = ()> + Send + use<>>> {
-    let control = hypervisor.begin(spec).await?;
+    let control = match beginning {
+        Beginning::Boot => hypervisor.begin(spec).await?,
+        Beginning::Restore { snapshots, template, copy, vsock } => {
+            copy::end(copy).await?;
+            let saved = SavedState { file: template.state.as_fd(), version: &template.version };
+            snapshots.restore(spec, saved, vsock.as_attachment()).await?
+        }
+    };
     if let Some(hello) = hello {
         let (_hello, _from) = hello.accept().await.context(|| "cannot accept the guest's first connection".into())?;
         debug!("the guest has sent its first message");
@@ -121,39 +168,50 @@ async fn connect(
     Ok(Connected { control, guest, requests, events, pulse })
 }
 
-fn silent(console: &LogTail) -> Error {
+fn silent(console: &LogTail, patience: Duration) -> Error {
     let said = console.last_line().map(|line| format!("; the last line on its console: {line}"));
-    Error::new(Code::DeadlineExceeded, format!("the guest has not started within {HELLO_TIMEOUT:?}{}", said.unwrap_or_default()))
+    Error::new(Code::DeadlineExceeded, format!("the guest has not started within {patience:?}{}", said.unwrap_or_default()))
 }
 
 impl Processes {
-    async fn run(
-        hypervisor: &dyn Hypervisor,
+    async fn run<'a>(
+        hypervisor: &'a dyn Hypervisor,
         spec: &VmSpec,
         directory: Option<&VsockDirectory>,
-        context: &BootContext<'_>,
+        context: &BootContext<'a>,
         parts: &Parts,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Beginning<'a>)> {
         let common = Common { reaper: &parts.reaper, tasks: &parts.tasks, cgroup: context.cgroup };
+        let copied = context.template.map(|template| {
+            let memory = copy::memory_file(spec.memory_mib)?;
+            let copy = copy::begin(copy::Task::Unpack, template.memory.as_fd(), memory.as_fd(), common)?;
+            let snapshots = hypervisor.snapshots().ok_or_else(|| Error::internal("this hypervisor restores no machines"))?;
+            Ok::<_, Error>((template, memory, copy, snapshots))
+        });
+        let copied = copied.transpose()?;
         let virtiofsd = spec.share.as_ref().map(|share| Process::run("virtiofsd", &devices::virtiofsd(share), None, common)).transpose()?;
-        let (connection, host);
-        let (vsock, carried) = match (&spec.vsock, directory) {
-            (Vsock::Kernel(cid), _) => (VsockServer::Kernel(Some(cid.clone())), VsockAttachment::Kernel(cid)),
+        let (vsock, attachment) = match (&spec.vsock, directory) {
+            (Vsock::Kernel(cid), _) => (VsockServer::Kernel(Some(cid.clone())), OwnedAttachment::Kernel(cid.clone())),
             (Vsock::User { program }, Some(directory)) => {
                 let process = devices::run_vsock(program, directory, common).await?;
-                connection = directory.connect_device()?;
-                (VsockServer::User(process), VsockAttachment::User(connection.as_fd()))
+                (VsockServer::User(process), OwnedAttachment::User(directory.connect_device()?))
             }
-            (Vsock::Own, Some(directory)) => {
-                host = directory.host();
-                (VsockServer::Hypervisor, VsockAttachment::Own(&host))
-            }
+            (Vsock::Own, Some(directory)) => (VsockServer::Hypervisor, OwnedAttachment::Own(directory.host())),
             (Vsock::User { .. } | Vsock::Own, None) => return Err(Error::internal("a vsock in user space has no directory")),
         };
         let console = LogTail::default();
         let log = Some((console.clone(), spec.dir.join(files::CONSOLE)));
-        let hypervisor = Process::run("the hypervisor", &hypervisor.plan(spec, carried), log, common)?;
-        Ok(Self { hypervisor, virtiofsd, vsock, console })
+        let invocation = match &copied {
+            Some((_, memory, _, snapshots)) => snapshots.plan_copy(spec, memory.as_fd()),
+            None => hypervisor.plan(spec, attachment.as_attachment()),
+        };
+        let hypervisor = Process::run("the hypervisor", &invocation, log, common)?;
+        drop(invocation);
+        let beginning = match copied {
+            Some((template, _, copy, snapshots)) => Beginning::Restore { snapshots, template, copy, vsock: attachment },
+            None => Beginning::Boot,
+        };
+        Ok((Self { hypervisor, virtiofsd, vsock, console }, beginning))
     }
 
     pub(super) async fn kill(&mut self) {

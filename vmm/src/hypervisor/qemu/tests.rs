@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::host::vsock::{Cid, Vsock};
-use crate::machine::spec::{Users, Virtiofs};
+use crate::machine::spec::{Nic, Users, Virtiofs};
 use magnetar_core::ids::SandboxId;
 use magnetar_vm_agent_api::network::Mac;
 use serde_json::Value;
