@@ -120,6 +120,7 @@ impl Machine {
         let Connected { control, guest, requests, events, pulse } = match connected {
             Ok(connected) => connected,
             Err(error) => {
+                let error = processes.explain(&*hypervisor, error).await;
                 processes.kill().await;
                 return Err(error);
             }

@@ -8,6 +8,7 @@ use super::processes::Process;
 use crate::hypervisor::connection::Connection;
 use crate::hypervisor::{Hypervisor, MachineState, Verdict};
 use crate::relay::guest;
+use magnetar_core::error::Error;
 use magnetar_core::reaper::Exit;
 use magnetar_vm_agent_api::{Event, GIVES_UP, frame};
 use std::sync::Arc;
@@ -106,6 +107,15 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> MachineWatch<
 }
 
 impl Processes {
+    /// Adds to the error of a start that one of the processes has ended, if one has: the error may only
+    /// be that its connection broke.
+    pub(super) async fn explain(&mut self, kind: &dyn Hypervisor, error: Error) -> Error {
+        match tokio::time::timeout(CAUSE_TIMEOUT / 10, self.one_ended(kind)).await {
+            Ok(reason) => Error::new(error.code(), format!("{error}; {reason}")),
+            Err(_) => error,
+        }
+    }
+
     /// Waits until one of the processes has ended. Returns the reason. Cancel-safe.
     pub(super) async fn one_ended(&mut self, kind: &dyn Hypervisor) -> String {
         let Self { hypervisor, virtiofsd, vsock, console } = self;

@@ -33,7 +33,14 @@ pub async fn save(
     common: Common<'_>,
     stop: &CancellationToken,
 ) -> Result<String> {
-    let virtiofsd = spec.share.as_ref().map(|share| Process::run("virtiofsd", &devices::virtiofsd(share), None, common)).transpose()?;
+    let virtiofsd = spec.share.as_ref().map(|share| {
+        let mut invocation = devices::virtiofsd(share);
+        // By now this process, which a pod's guest talks to, has given up this capability, and
+        // virtiofsd does not start without one that it asks for. There are no files to serve.
+        invocation.arguments(["--modcaps=-setfcap"]);
+        Process::run("virtiofsd", &invocation, None, common)
+    });
+    let virtiofsd = virtiofsd.transpose()?;
     let console = LogTail::default();
     let log = Some((console.clone(), spec.dir.join(files::CONSOLE)));
     let process = Process::run("the hypervisor", &snapshots.plan_saved(spec, memory), log, common)?;
@@ -46,6 +53,10 @@ pub async fn save(
         }),
         reason = processes.one_ended(hypervisor) => Err(Error::internal(reason)),
         () = stop.cancelled() => Err(Error::new(Code::Unavailable, "the pod beside which it is made is over")),
+    };
+    let saved = match saved {
+        Err(error) => Err(processes.explain(hypervisor, error).await),
+        saved => saved,
     };
     processes.kill().await;
     saved

@@ -29,6 +29,7 @@ mod security;
 mod stdio;
 mod stop;
 mod task_api;
+mod templates;
 mod tools;
 mod vm;
 mod vm_storage;
