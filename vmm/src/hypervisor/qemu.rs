@@ -94,7 +94,8 @@ impl Hypervisor for Qemu {
 
     fn plan<'a>(&self, spec: &'a VmSpec, vsock: VsockAttachment<'a>) -> Invocation<'a> {
         let mut invocation = self.confined(spec);
-        board(&mut invocation, spec, self.machine, &format!("memory-backend-memfd{}", if spec.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" }));
+        let pages = if spec.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" };
+        board(&mut invocation, spec, self.machine, ("memory-backend-memfd", pages));
         kernel(&mut invocation, spec, self, &[]);
         monitors(&mut invocation, spec);
         shared_files(&mut invocation, spec, self.machine);
@@ -107,9 +108,7 @@ impl Hypervisor for Qemu {
     }
 
     fn begin<'a>(&'a self, spec: &'a VmSpec) -> Promise<'a, Box<dyn Control>> {
-        Box::pin(async {
-            Ok(Box::new(QemuControl(connect(spec).await?)) as Box<dyn Control>)
-        })
+        Box::pin(async { Ok(Box::new(QemuControl(connect(spec).await?)) as Box<dyn Control>) })
     }
 
     /// A microvm has no hot-plug, and so no vsock after a restore.
@@ -186,8 +185,8 @@ fn processor(spec: &VmSpec) -> (&'static str, &'static str) {
     }
 }
 
-/// Processor, memory, and devices of every machine. `backend` has the memory.
-fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind, backend: &str) {
+/// Processor, memory, and devices of every machine. `backend` has the memory, with more options.
+fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind, (backend, more): (&str, &str)) {
     let (accelerator, processor) = processor(spec);
     let memory = spec.memory_mib;
     invocation.arguments(machine.options());
@@ -202,7 +201,7 @@ fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind, backe
         &format!("size={memory}M"),
         // The vhost-user devices map the guest's memory too.
         "-object",
-        &format!("{backend},id=ram,size={memory}M,share=on"),
+        &format!("{backend},id=ram,size={memory}M,share=on{more}"),
         "-device",
         &machine.device("virtio-rng"),
     ]);

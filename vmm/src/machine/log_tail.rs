@@ -13,8 +13,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::AsyncReadExt;
-use tokio::sync::Notify;
 use tokio::net::unix::pipe;
+use tokio::sync::Notify;
 use tracing::debug;
 
 /// The most bytes kept in memory.
@@ -136,6 +136,19 @@ mod tests {
         }
         assert_eq!(tail.last_line().as_deref(), Some("line 9999"));
         assert!(tail.last().len() <= MEMORY_LIMIT);
+    }
+
+    #[tokio::test]
+    async fn a_line_is_waited_for() {
+        let (tail, (reader, writer)) = (LogTail::default(), std::io::pipe().unwrap());
+        let said = async {
+            let mut writer = File::from(OwnedFd::from(writer));
+            for part in ["[    1.0] noise\r\nthe wa", "ited", "-for line\r\n"] {
+                tokio::task::yield_now().await;
+                writer.write_all(part.as_bytes()).unwrap();
+            }
+        };
+        tokio::join!(tail.clone().follow("test", reader.into(), None), tail.wait_for("the waited-for line"), said);
     }
 
     #[tokio::test]

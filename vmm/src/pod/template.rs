@@ -9,7 +9,7 @@ use crate::machine::spec::VmSpec;
 use crate::template::maker::Maker;
 use crate::template::recipe::Recipe;
 use crate::template::store::{ROOT, Store, Template};
-use magnetar_core::error::{Context, Error, Result};
+use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::sandbox::PodRequest;
 use magnetar_vm_agent_api::network::Network;
 use std::path::Path;
@@ -37,7 +37,9 @@ impl VmPod {
             Err(error) if self.templates.is_copy => {
                 warn!(%error, "the pod's machine cannot begin as a copy of a template, and boots");
                 self.templates.is_copy = false;
-                if let Some(recipe) = &self.templates.recipe {
+                // That the host was too busy, or the pod had too little memory, is not the template's fault.
+                let is_at_fault = error.code() != Code::DeadlineExceeded && !self.ran_out_of_memory();
+                if let Some(recipe) = self.templates.recipe.as_ref().filter(|_| is_at_fault) {
                     discard(recipe);
                 }
                 share.remove_secret()?;
@@ -63,7 +65,13 @@ impl VmPod {
         if self.templates.recipe.is_some() {
             return Ok(None);
         }
-        let recipe = Recipe::of(spec, snapshots)?;
+        let recipe = match Recipe::of(spec, snapshots) {
+            Ok(recipe) => recipe,
+            Err(error) => {
+                warn!(%error, "cannot look for a template, and the pod's machine boots");
+                return Ok(None);
+            }
+        };
         let found = Store::at(Path::new(ROOT)).find(&recipe).unwrap_or_else(|error| {
             warn!(%error, "a template cannot be used, and the pod's machine boots");
             discard(&recipe);

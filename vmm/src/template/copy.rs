@@ -6,8 +6,8 @@
 //! costs nothing.
 
 use crate::machine::confinement::{Calls, Confinement, Pids};
-use crate::machine::program::Invocation;
 use crate::machine::processes::{Common, Process};
+use crate::machine::program::Invocation;
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_sys::bound::CapabilitySet;
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, seek, sendfile};

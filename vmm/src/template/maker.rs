@@ -9,9 +9,9 @@
 use super::copy::{self, Task};
 use super::recipe::Recipe;
 use super::store::{Making, Store};
+use crate::host::vsock::Vsock;
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::snapshots::saved_mac;
-use crate::host::vsock::Vsock;
 use crate::machine::processes::Common;
 use crate::machine::spec::{Nic, Users, Virtiofs, VmSpec};
 use crate::machine::{files, saved};

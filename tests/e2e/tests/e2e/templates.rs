@@ -17,7 +17,7 @@ use nix::{
 };
 
 use crate::{
-    faults::{Bystander, is_seen_as_dead},
+    faults::{Bystander, is_seen_as_dead, kill_sandbox},
     options::Replaced,
     vm::process,
 };
@@ -46,27 +46,26 @@ fn is_copy(case: &Case, pod: &Pod) -> Result<bool> {
 
 /// A pod with a container. How its machine begins is as expected.
 async fn running(case: &Case, name: &str, copied: bool) -> Result<(Pod, Container)> {
-    let pod = case.node().run_pod(&case.pod_spec_with_network(name)).await?;
+    let pod = case.node().run_pod(&case.pod_spec_with_network(name).hostname(name)).await?;
     ensure!(is_copy(case, &pod)? == copied, "{name}: the machine has begun as a copy: {}", !copied);
     let container = pod.run(&case.sleeper()).await?;
     Ok((pod, container))
 }
 
-/// There is no template, and then one, which a pod has had made.
+/// The template of these pods. If there is none yet, a pod boots and has it made.
 async fn made(case: &Case) -> Result<PathBuf> {
-    if Path::new(STORE).exists() {
-        fs::remove_dir_all(STORE)?;
+    if templates()?.is_empty() {
+        let (pod, _container) = running(case, "boots", false).await?;
+        wait_for_one(case).await?;
+        pod.remove().await?;
     }
-    let (pod, _container) = running(case, "boots", false).await?;
-    let mut found = Vec::new();
-    eventually("a template is made", case.within(60), async || {
-        found = templates()?;
-        Ok((!found.is_empty()).then_some(()))
-    })
-    .await?;
-    pod.remove().await?;
+    let mut found = templates()?;
     ensure!(found.len() == 1, "{found:?}");
     Ok(found.remove(0))
+}
+
+async fn wait_for_one(case: &Case) -> Result<()> {
+    eventually("a template is made", case.within(60), async || Ok((!templates()?.is_empty()).then_some(()))).await
 }
 
 /// What was logged since `before`, a length.
@@ -157,13 +156,12 @@ fn a_template_that_was_cut_or_is_of_another_version_means_a_boot_and_a_warning()
             let said = logged(before)?;
             let warning = said.lines().find(|line| line.contains("WARN") && line.contains(words));
             ensure!(warning.is_some(), "no warning with {words:?}: {said}");
-            // This pod makes another one, which is good.
-            eventually("a template is made", case.within(60), async || Ok((!templates()?.is_empty()).then_some(()))).await?;
-            let (next, _container) = running(case, "next", true).await?;
-            next.remove().await?;
+            // This pod makes another one.
+            wait_for_one(case).await?;
             pod.remove().await?;
         }
-        Ok(())
+        let (next, _container) = running(case, "next", true).await?;
+        Ok(next.remove().await?)
     });
 }
 
@@ -240,6 +238,27 @@ fn a_pod_that_is_removed_while_it_makes_a_template_leaves_nothing_of_it() {
         eventually("the template's machine runs", case.soon(), async || Ok(dir.join("qmp.sock").exists().then_some(()))).await?;
         pod.remove().await?;
         ensure!(templates()?.is_empty() && !Path::new(STORE).join("making").exists(), "a template was completed or is left");
+        Ok(())
+    });
+}
+
+#[test]
+fn killed_while_it_makes_a_template_the_sandbox_process_leaves_nothing_that_stays() {
+    on_vm(async |case| {
+        let _replaced = Replaced::with(case, OPTIONS)?;
+        if Path::new(STORE).exists() {
+            fs::remove_dir_all(STORE)?;
+        }
+        let (pod, container) = running(case, "killed", false).await?;
+        let dir = case.state_dir(&pod).join("tm");
+        eventually("the template's machine runs", case.soon(), async || Ok(dir.join("qmp.sock").exists().then_some(()))).await?;
+        kill_sandbox(case, &pod)?;
+        is_seen_as_dead(case, &pod, Some(&container)).await?;
+        pod.remove().await?;
+        ensure!(templates()?.is_empty(), "a template was completed");
+        // What is left of it in the store is removed by the next pod that makes one.
+        made(case).await?;
+        ensure!(!Path::new(STORE).join("making").exists(), "something is left in the store");
         Ok(())
     });
 }

@@ -91,7 +91,7 @@ impl Qemu {
     /// them addresses in this order.
     fn whole<'a>(&self, invocation: &mut Invocation<'a>, spec: &'a VmSpec, memory: BorrowedFd<'a>) {
         let memory = invocation.open(memory);
-        board(invocation, spec, self.machine, &format!("memory-backend-file,mem-path=/proc/self/fd/{memory}"));
+        board(invocation, spec, self.machine, ("memory-backend-file", &format!(",mem-path=/proc/self/fd/{memory}")));
         monitors(invocation, spec);
         invocation.arguments(["-device", &format!("pcie-root-port,id={SLOT},chassis=1")]);
         // Each copy gets another id, and its kernel then makes new random numbers.
