@@ -6,6 +6,7 @@
 //! in the pod's cgroup, which accounts for what they use.
 
 mod cleanup;
+mod refusals;
 mod template;
 
 use crate::config::{ExtraNeeds, VmConfig};
@@ -34,6 +35,7 @@ use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::network::Network;
 use magnetar_vm_agent_api::{HELLO, Purpose, Request, Setup};
 use nix::sched::{CloneFlags, setns, unshare};
+use refusals::{no_host_network, refuse};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -356,24 +358,6 @@ impl Sandboxer for VmPod {
     }
 }
 
-/// Refuses what a pod in a virtual machine cannot have, before anything is made.
-fn refuse(config: &PodConfig) -> Result<()> {
-    if config.network == NamespaceMode::Node {
-        return Err(no_host_network());
-    }
-    let kept = |what: &str| Error::unimplemented(format!("a pod in a virtual machine cannot have {what}: its kernel is not the host's"));
-    if config.pid == NamespaceMode::Node {
-        return Err(kept("the host's process ids (hostPID)"));
-    }
-    if config.ipc == NamespaceMode::Node {
-        return Err(kept("the host's IPC namespace (hostIPC)"));
-    }
-    if config.userns.is_some() {
-        return Err(kept("a user namespace of the host (hostUsers: false)"));
-    }
-    huge_pages(config).map(drop)
-}
-
 /// How many huge pages the pod asks for. The kubelet does not state it, but sets the limit of the
 /// pod's cgroup to it (zero for a pod that asks for none). With its default configuration,
 /// containerd does not pass on what containers ask for.
@@ -393,10 +377,4 @@ fn has_unlimited_container(pod: &PodConfig) -> Result<bool> {
         Some(parent) => Ok(Cgroup::at(parent)?.memory_limit().is_none()),
         None => Ok(false),
     }
-}
-
-fn no_host_network() -> Error {
-    Error::unimplemented(
-        "a pod in a virtual machine cannot have the host's network (hostNetwork): its kernel has one of its own; use magnetar-runc for this pod",
-    )
 }

@@ -122,6 +122,9 @@ fn pods_from_a_template_have_a_network_files_and_nothing_random_in_common() {
     });
 }
 
+/// What damages a template, and what is said of it.
+type Damage<'a> = (&'a dyn Fn(&Path) -> Result<()>, &'a str);
+
 #[test]
 fn a_template_that_was_cut_or_is_of_another_version_means_a_boot_and_a_warning() {
     on_vm(async |case| {
@@ -145,8 +148,7 @@ fn a_template_that_was_cut_or_is_of_another_version_means_a_boot_and_a_warning()
             ensure!(changed != text, "no version in {text}");
             Ok(fs::write(&path, changed)?)
         };
-        let damages: [(&dyn Fn(&Path) -> Result<()>, &str); 3] =
-            [(&cut, "is damaged: state has "), (&torn, "QEMU"), (&other_version, "cannot load what QEMU")];
+        let damages: [Damage; 3] = [(&cut, "is damaged: state has "), (&torn, "QEMU"), (&other_version, "cannot load what QEMU")];
         for (damage, words) in damages {
             let template = made(case).await?;
             damage(&template)?;

@@ -66,10 +66,13 @@ fn a_template_is_found_once_it_is_finished() {
     assert_eq!(left(&store), [""; 0]);
 }
 
+/// What is said of a damaged template, and what damages it.
+type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
+
 #[test]
 fn a_damaged_or_foreign_template_is_refused() {
     let recipe = recipe("m");
-    let cases: [(&str, &dyn Fn(&Path)); 8] = [
+    let cases: [Damage; 8] = [
         ("state has 2 bytes instead of 5", &|dir| File::options().write(true).open(dir.join(STATE)).unwrap().set_len(2).unwrap()),
         ("memory has 7 bytes instead of 1048576", &|dir| {
             File::options().write(true).open(dir.join(MEMORY)).unwrap().set_len(7).unwrap();
