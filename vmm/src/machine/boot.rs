@@ -35,9 +35,10 @@ use tracing::{Instrument, debug};
 /// working guest needs seconds.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How long a copy of a template may take for that. A working one needs less than a second, and for
-/// one that does not work another machine is booted.
-const RESTORE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a copy of a template may take for that. A working one needs less than a second. Ten that
+/// began at once, on two processors that others kept busy, needed 25. For one that does not work
+/// another machine is booted.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// All processes of a machine.
 pub struct Processes {
