@@ -11,7 +11,7 @@ NEWER := /opt/containerd-next/bin
 TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 CARGO_TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 BINARIES := containerd-shim-magnetar-v2 magnetar-runc magnetar-wasm magnetar-vmm magnetar-vm-agent magnetar-guest-image
-KINDS := runc wasmtime wasmedge qemu
+KINDS := runc wasmtime wasmedge qemu clh
 # What a microVM boots, from the agent and by our tool for it.
 GUEST := $(CARGO_TARGET)/$(TARGET)/release/vm-agent $(CARGO_TARGET)/$(TARGET)/release/guest-image
 # The guest with a kernel of our own, if there is one.
@@ -28,7 +28,8 @@ build: deps ## all binaries and configuration, as an install prefix in out/
 	cargo build --release --locked --no-default-features $(addprefix -p ,$(BINARIES))
 	wasm/cargo-engines build
 	@install -Dm755 -t $(OUT)/bin $(CARGO_TARGET)/$(TARGET)/release/containerd-shim-magnetar-v2
-	@# A name for each kind, for clients that name a runtime and have no handlers: io.containerd.magnetar-qemu.v2.
+	@# A name for each kind, for clients that name a runtime and have no handlers:
+	@# io.containerd.magnetar-qemu.v2.
 	@for kind in $(KINDS); do ln -sfn containerd-shim-magnetar-v2 $(OUT)/bin/containerd-shim-magnetar-$$kind-v2; done
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-{runc,maker,wasm,vmm}
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-{wasmtime,wasmedge}
@@ -50,8 +51,10 @@ kernel: build ## a second kernel for microVMs, compiled with a minimal configura
 	@images/host-packages --kernel
 	@images/guest/build --own-kernel $(OWN_GUEST) $(GUEST)
 
-demo: build ## a pod of every kind, in a node of its own
-	@tests/demo/run
+demo: deps ## a pod of every kind, in a node of its own
+	@# The node is made while the compiler runs: that is mostly waiting for downloads. If it fails, the
+	@# run makes it once more, and says why it fails.
+	@images/node/node build & $(MAKE) --no-print-directory build && { wait $$! || true; } && tests/demo/run
 
 test: ## everything CI runs
 	@tests/run

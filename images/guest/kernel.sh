@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# The kernel of microVMs: Debian's cloud flavour, of the node's suite. It is fetched by an apt that knows nothing of the
-# machine's own, and only unpacked. What stays is the kernel, the few modules that a guest loads when it boots, and those that
-# its kernel may ask for later.
+# The kernel of microVMs: Debian's cloud flavour, of the node's suite. It is fetched by an apt that
+# knows nothing of the machine's own, and only unpacked. What stays is the kernel, the few modules
+# that a guest loads when it boots, and those that its kernel may ask for later.
 
-# In this order, each after what it needs. Which of them are modules differs from time to time; what a guest cannot do
-# without comes first: the bus, then the shared files.
+# In this order, each after what it needs. Which of them are modules differs from time to time; what
+# a guest cannot do without comes first: the bus, then the shared files.
 wanted=(virtio_pci fuse virtiofs vmw_vsock_virtio_transport virtio_net virtio_blk overlay)
 
-# What the kernel loads when a container makes an interface, a rule or a queue that needs it, as it would on a node, and what
-# vm-agent loads when the first disk is attached, which is the first line. Every
-# guest has them in its memory, so: what is small and used in pods. Left out are, among others, file systems, bonding, ip_vs,
-# sctp, and the legacy ip_tables, which the kernel never asks for (iptables has rules in nf_tables by default).
+# What the kernel loads when a container makes an interface, a rule or a queue that needs it, as it
+# would on a node, and what vm-agent loads, which is the first two lines: when the first disk is
+# attached, and when the machine's memory changes. Every guest has them in its memory, so: what is
+# small and used in pods. Left out are, among others, file systems, bonding, ip_vs, sctp, and the
+# legacy ip_tables, which the kernel never asks for (iptables has rules in nf_tables by default).
 on_demand=(
     virtio_scsi sd_mod
+    virtio_mem virtio_balloon
     bridge br_netfilter dummy ifb veth macvlan macvtap ipvlan ipvtap tun 8021q vrf
     vxlan geneve wireguard ipip sit ip_gre ip6_tunnel
     sch_htb sch_netem sch_tbf sch_ingress cls_u32 act_mirred
@@ -25,15 +27,16 @@ on_demand=(
     xt_multiport xt_nat xt_set xt_state xt_statistic xt_tcpudp
 )
 
-# Without these, the module makes an interface of its own, by a name that a container may want: as Debian has them.
+# Without these, the module makes an interface of its own, by a name that a container may want: as
+# Debian has them.
 declare -A parameters=([dummy]=numdummies=0 [ifb]=numifbs=0)
 
 kernel_dir() {
     printf '%s/guest/%s\n' "$cache" "$({ echo "$suite"; recipe images/guest/kernel.sh images/guest/package.sh images/guest/src; } | sha256sum | cut -c1-16)"
 }
 
-# fetch APT DIR - unpacks the kernel's packages. Only those with a version in their name hold something: the kernel, its
-# modules, and the list of what is built in are packages of their own.
+# fetch APT DIR - unpacks the kernel's packages. Only those with a version in their name hold
+# something: the kernel, its modules, and the list of what is built in are packages of their own.
 fetch() {
     local apt=$1 dir=$2 names
     APT_CONFIG=$apt/apt.conf apt-get -qq update
@@ -45,8 +48,8 @@ fetch() {
     find "$apt/archives" -name '*.deb' -exec dpkg-deb -x {} "$dir" \;
 }
 
-# files ROOT RELEASE MODULE… - the modules' files and those of what they need, in the order of loading. The machine's own
-# configuration is not read.
+# files ROOT RELEASE MODULE… - the modules' files and those of what they need, in the order of
+# loading. The machine's own configuration is not read.
 files() {
     local root=$1 release=$2 module answer
     shift 2
@@ -57,9 +60,9 @@ files() {
     done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }'
 }
 
-# aliases ROOT RELEASE FILE… - a line for each name that the kernel may have for one of these modules: the name, then the files
-# to load, in order, each followed by its parameters. Patterns are for devices, and left out; "-" is written "_", which to
-# modprobe is the same.
+# aliases ROOT RELEASE FILE… - a line for each name that the kernel may have for one of these
+# modules: the name, then the files to load, in order, each followed by its parameters. Patterns are
+# for devices, and left out; "-" is written "_", which to modprobe is the same.
 aliases() {
     local root=$1 release=$2 file module needs part load
     shift 2

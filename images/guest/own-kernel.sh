@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# A kernel of our own for microVMs: Debian's source with the configuration in own-kernel.config. All that a guest needs is built
-# in, so there is no module, and it finds virtio devices by the command line, too, as `microvm` announces them.
+# A kernel of our own for microVMs: Debian's source with the configuration in own-kernel.config. All
+# that a guest needs is built in, so there is no module, and it finds virtio devices by the command
+# line, too, as `microvm` announces them.
 
 own_kernel_dir() {
-    # A folder of its own: what is left of other recipes of the quick one is removed within a day, and this takes minutes.
+    # A folder of its own: what is left of other recipes of the quick one is removed within a day,
+    # and this takes minutes.
     printf '%s/own-kernel/%s\n' "$cache" \
         "$({ echo "$suite"; recipe images/guest/own-kernel.sh images/guest/own-kernel.config images/guest/package.sh; } | sha256sum | cut -c1-16)"
 }
 
-# fetch_source APT DIR - unpacks the source of the suite's current kernel, and prints when Debian packed it, in seconds since 1970.
+# fetch_source APT DIR - unpacks the source of the suite's current kernel, and prints when Debian
+# packed it, in seconds since 1970.
 fetch_source() {
     local apt=$1 dir=$2 name archives
     APT_CONFIG=$apt/apt.conf apt-get -qq update
@@ -24,8 +27,9 @@ fetch_source() {
     rm -r "$apt"
 }
 
-# configure SOURCE OBJECTS - nothing but what is asked for, and what that selects. A symbol that cannot be had (it was renamed, or
-# needs another one) is silently left out by the kernel's own tool, and would be missed by some pod, some day.
+# configure SOURCE OBJECTS - nothing but what is asked for, and what that selects. A symbol that
+# cannot be had (it was renamed, or needs another one) is silently left out by the kernel's own
+# tool, and would be missed by some pod, some day.
 configure() {
     local source=$1 objects=$2 asked=$guest/own-kernel.config missing
     make -s -C "$source" O="$objects" KCONFIG_ALLCONFIG="$asked" allnoconfig >/dev/null

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# What the kernels of microVMs have in common: they come from Debian's packages, and are kept in the cache with their checksums.
+# What the kernels of microVMs have in common: they come from Debian's packages, and are kept in the
+# cache with their checksums.
 
-# private_apt DIR - configures an apt that has all of its state in DIR and this suite only. The machine's own configuration
-# is not read, since it may have hooks that run after an update; how it reaches the network is taken from it.
+# private_apt DIR - configures an apt that has all of its state in DIR and this suite only. The
+# machine's own configuration is not read, since it may have hooks that run after an update; how it
+# reaches the network is taken from it.
 private_apt() {
     local dir=$1 keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror
     mirror=$(mirror)

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# A node's cgroups on the machine: one in every hierarchy, `magnetar-node/NAME`, on v1, v2 or both. Every process of a
-# node is in them, so they are also how `stop` finds what there is to kill, even of a start that died half-way.
+# A node's cgroups on the machine: one in every hierarchy, `magnetar-node/NAME`, on v1, v2 or both.
+# Every process of a node is in them, so they are also how `stop` finds what there is to kill, even
+# of a start that died half-way.
 
 cgroup_parent=magnetar-node
-# Where the processes of a node with form root_cgroup are in the memory hierarchy, below the root that they see.
+# Where the processes of a node with form root_cgroup are in the memory hierarchy, below the root
+# that they see.
 memory_leaf=somewhere
 
 # hierarchies - the mount points of all cgroup hierarchies of the machine.
 hierarchies() { awk '$3 == "cgroup" || $3 == "cgroup2" { print $2 }' /proc/self/mounts; }
 
-# memory_hierarchy - the mount point of the v1 hierarchy that has the memory controller; empty where there is none.
+# memory_hierarchy - the mount point of the v1 hierarchy that has the memory controller; empty where
+# there is none.
 memory_hierarchy() { awk '$3 == "cgroup" && ("," $4 ",") ~ /,memory,/ { print $2; exit }' /proc/self/mounts; }
 
 # hybrid - whether the machine has v1 controllers, memory among them, and v2 mounted beside them.
@@ -40,7 +43,8 @@ make_cgroups() {
     done
 }
 
-# delegate CGROUP - gives CGROUP's children every controller that it has; those that refuse are left.
+# delegate CGROUP - gives CGROUP's children every controller that it has; those that refuse are
+# left.
 delegate() {
     local controller
     for controller in $(<"$1/cgroup.controllers"); do
@@ -48,7 +52,8 @@ delegate() {
     done
 }
 
-# join_cgroups NAME - moves this shell, and so what it executes, into the node's cgroups: into the leaf, once there is one.
+# join_cgroups NAME - moves this shell, and so what it executes, into the node's cgroups: into the
+# leaf, once there is one.
 join_cgroups() {
     local directory leaf
     for directory in $(cgroups "$1"); do
@@ -59,9 +64,9 @@ join_cgroups() {
     done
 }
 
-# leave_root NAME FORM - moves this shell below the root of its cgroup namespace, where it must not stay in that root.
-# With form root_cgroup that is the memory hierarchy alone. Otherwise it is v2, on a machine without v1: there the leaf's
-# siblings to be get the controllers.
+# leave_root NAME FORM - moves this shell below the root of its cgroup namespace, where it must not
+# stay in that root. With form root_cgroup that is the memory hierarchy alone. Otherwise it is v2,
+# on a machine without v1: there the leaf's siblings to be get the controllers.
 leave_root() {
     local directory=/sys/fs/cgroup/$cgroup_parent/$1
     if [[ $2 == root_cgroup ]]; then

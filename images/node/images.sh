@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Builds the OCI images by running images/oci/build in a throw-away overlay of the root filesystem, so that it has
-# umoci, skopeo and a registry, and an empty network of its own.
+# Builds the OCI images by running images/oci/build in a throw-away overlay of the root filesystem,
+# so that it has umoci, skopeo and a registry, and an empty network of its own.
 
 build_images() {
     local dir=$1 log=${1%.part}.log

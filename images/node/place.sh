@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Where everything lives. Nothing is ever written into the checkout: builds go to the cache, keyed by a hash of
-# their recipe, and a running node keeps its state under `run/` in the same cache.
+# Where everything lives. Nothing is ever written into the checkout: builds go to the cache, keyed
+# by a hash of their recipe, and a running node keeps its state under `run/` in the same cache.
 
 # shellcheck disable=SC2034 # used by the files that source this one
 here=${BASH_SOURCE[0]%/*}
@@ -33,9 +33,10 @@ oci_dir() { printf '%s/oci/%s' "$cache" "$(oci_recipe)"; }
 tools_dir() { printf '%s/tools/%s' "$cache" "$(tools_recipe)"; }
 vm_dir() { printf '%s/vm/%s' "$cache" "$(vm_recipe)"; }
 
-# build_once DIR FUNCTION - has FUNCTION fill a fresh directory and gives it its name when it is complete.
-# A half-built DIR can therefore not exist, and two builds of the same thing do not collide. FUNCTION runs in
-# the caller's shell: `set -e` is off inside a condition, so it must not be called in one.
+# build_once DIR FUNCTION - has FUNCTION fill a fresh directory and gives it its name when it is
+# complete. A half-built DIR can therefore not exist, and two builds of the same thing do not
+# collide. FUNCTION runs in the caller's shell: `set -e` is off inside a condition, so it must not
+# be called in one.
 build_once() {
     local dir=$1 function=$2 lock
     if [[ ! -d $dir ]]; then
@@ -54,8 +55,8 @@ build_once() {
     touch "$dir"
 }
 
-# prune DIR - removes DIR's siblings that no node runs on and that nobody has used for a day. Younger ones stay:
-# another checkout on the same machine may be working with them.
+# prune DIR - removes DIR's siblings that no node runs on and that nobody has used for a day.
+# Younger ones stay: another checkout on the same machine may be working with them.
 prune() {
     local old
     while IFS= read -r -d '' old; do

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Builds the node's root filesystem: a minimal Debian by debootstrap, then the packages by apt inside it.
-# (debootstrap's own resolver stumbles over virtual packages.) The package sources, proxies and certificates are
-# those that this machine already has.
+# Builds the node's root filesystem: a minimal Debian by debootstrap, then the packages by apt
+# inside it. (debootstrap's own resolver stumbles over virtual packages.) The package sources,
+# proxies and certificates are those that this machine already has.
 
 # mirror - the Debian archive that this machine's own apt uses.
 mirror() {
     local uri
     uri=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN)' 'Created-By: Packages' 2>/dev/null |
         awk '$2 == "Debian" && $1 !~ /security/ { print $1; exit }')
-    # Before the first `apt-get update` apt knows no origin: take the first URI of the sources themselves.
+    # Before the first `apt-get update` apt knows no origin: take the first URI of the sources
+    # themselves.
     [[ $uri ]] || uri=$(sed -n -E 's/^(URIs:|deb( \[[^]]*\])?) *([a-z+]+:[^ ]*debian\/?)( .*)?$/\3/p' \
         /etc/apt/sources.list.d/debian*.sources /etc/apt/sources.list.d/*.list /etc/apt/sources.list 2>/dev/null | head -n 1)
     [[ $uri ]] || fail "no Debian archive in this machine's apt sources"
@@ -23,7 +24,8 @@ need_debootstrap() {
         { apt-get update -qq && apt-get install -qq -y --no-install-recommends debootstrap >/dev/null; }
 }
 
-# configure_apt ROOT MIRROR - small and quick: no recommends, no documentation, no fsync after every file.
+# configure_apt ROOT MIRROR - small and quick: no recommends, no documentation, no fsync after every
+# file.
 configure_apt() {
     local root=$1 mirror=$2 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     rm -f "$root"/etc/apt/sources.list
@@ -58,8 +60,8 @@ trust_host() {
     cp -a /usr/local/share/ca-certificates/. "$root/usr/local/share/ca-certificates/"
 }
 
-# in_chroot ROOT CMD… - with /proc and /dev, which packages' scripts want, in namespaces of their own so that
-# nothing stays mounted whatever happens. The network is the machine's.
+# in_chroot ROOT CMD… - with /proc and /dev, which packages' scripts want, in namespaces of their
+# own so that nothing stays mounted whatever happens. The network is the machine's.
 in_chroot() {
     local root=$1
     shift
@@ -76,8 +78,9 @@ in_chroot() {
         DEBIAN_FRONTEND=noninteractive ${http_proxy:+"http_proxy=$http_proxy"} ${https_proxy:+"https_proxy=$https_proxy"} "$@"
 }
 
-# fetch_kernels ROOT DIR - unpacks (never installs: no initramfs, no boot loader) the cloud kernel and the full
-# one for the node's VM form and for guests, each as Debian ships it: DIR/<flavour>/{boot,usr/lib/modules}.
+# fetch_kernels ROOT DIR - unpacks (never installs: no initramfs, no boot loader) the cloud kernel
+# and the full one for the node's VM form and for guests, each as Debian ships it:
+# DIR/<flavour>/{boot,usr/lib/modules}.
 fetch_kernels() {
     local root=$1 dir=$2 flavour names
     for flavour in cloud-amd64 amd64; do

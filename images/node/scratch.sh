@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Runs a recipe in a throw-away overlay of a root filesystem: with its tools, in mount, pid and network namespaces of its
-# own, so that nothing stays whatever happens. What it writes outside of /tmp/out is gone afterwards.
+# Runs a recipe in a throw-away overlay of a root filesystem: with its tools, in mount, pid and
+# network namespaces of its own, so that nothing stays whatever happens. What it writes outside of
+# /tmp/out is gone afterwards.
 
-# in_scratch LAYERS RECIPE OUT CMD… - LAYERS is an overlay's list of lower directories; the folder RECIPE is at
-# /tmp/recipe, the folder OUT at /tmp/out.
+# in_scratch LAYERS RECIPE OUT CMD… - LAYERS is an overlay's list of lower directories; the folder
+# RECIPE is at /tmp/recipe, the folder OUT at /tmp/out.
 in_scratch() {
     local layers=$1 recipe=$2 out=$3
     shift 3

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Starts a node: lays out its upper directory, makes its cgroups, and runs `enter` in new namespaces.
+# Starts a node: lays out its upper directory, makes its cgroups, and runs `enter` in new
+# namespaces.
 
 # Init has its own, shorter limits; this one is for what comes before it.
 start_within=180
 
-# running NAME - whether the node's first process lives. Its pid alone would not do: pids are used again.
+# running NAME - whether the node's first process lives. Its pid alone would not do: pids are used
+# again.
 running() {
     local run=$cache/run/$1
     [[ -s $run/pidns ]] && [[ $(readlink "/proc/$(<"$run/pid")/ns/pid") == "$(<"$run/pidns")" ]]
 }
 
-# install_into ROOT SOURCE - copies the installable tree of the checkout SOURCE into a node's root, running or not.
-# Programs that run are unlinked, not overwritten.
+# install_into ROOT SOURCE - copies the installable tree of the checkout SOURCE into a node's root,
+# running or not. Programs that run are unlinked, not overwritten.
 install_into() {
     local root=$1 out=$2/out part
     for part in bin libexec share; do
@@ -27,9 +29,10 @@ install_into() {
     }
 }
 
-# fill UPPER NAME CONFIG… - an upper directory with all that distinguishes this node from the root filesystem.
+# fill UPPER NAME CONFIG… - an upper directory with all that distinguishes this node from the root
+# filesystem.
 fill() {
-    local upper=$1 name=$2
+    local upper=$1 name=$2 hypervisor
     shift 2
     mkdir -p "$upper"
     cp -a "$here/files/." "$upper/"
@@ -39,8 +42,18 @@ fill() {
     [[ $# == 0 ]] || cp -- "$@" "$upper/etc/containerd/conf.d/"
     printf '127.0.0.1 localhost\n198.51.100.2 node-%s\n' "$name" >"$upper/etc/hosts"
     echo "node-$name" >"$upper/etc/hostname"
+    # No distribution has it.
+    if hypervisor=$(cloud_hypervisor); then mkdir -p "$upper/usr/local/bin" && cp "$hypervisor" "$upper/usr/local/bin/cloud-hypervisor"; fi
     # Nobody answers there either, but pods copy this file and expect a name server in it.
     echo 'nameserver 198.51.100.1' >"$upper/etc/resolv.conf"
+}
+
+# cloud_hypervisor - the path of that program on this machine, if it has one.
+cloud_hypervisor() {
+    local program=${MAGNETAR_CLOUD_HYPERVISOR-}
+    [[ $program ]] || program=$(command -v cloud-hypervisor) || return
+    [[ -x $program ]] || fail "MAGNETAR_CLOUD_HYPERVISOR is $program, which is no program"
+    printf '%s' "$program"
 }
 
 # shares - what of the machine's files a node sees, read-only, as FROM:TO.
@@ -54,7 +67,8 @@ shares() {
     [[ $target == "$checkout"/* || ! -d $target ]] || echo "$target:$target"
 }
 
-# lay_out_namespaces NAME RUN CONFIG… - the upper directory, and the list of what `enter` is to mount.
+# lay_out_namespaces NAME RUN CONFIG… - the upper directory, and the list of what `enter` is to
+# mount.
 lay_out_namespaces() {
     local name=$1 run=$2
     shift 2
@@ -68,9 +82,9 @@ lay_out_namespaces() {
     } >"$run/uses"
 }
 
-# lay_out_root_cgroup NAME RUN CONFIG… - the same, for a node that looks like the host of a container which runs in no
-# cgroup of its own: its processes see themselves in the root of every hierarchy but memory's, v2 is mounted beside v1, and
-# PID 1 does not reap.
+# lay_out_root_cgroup NAME RUN CONFIG… - the same, for a node that looks like the host of a
+# container which runs in no cgroup of its own: its processes see themselves in the root of every
+# hierarchy but memory's, v2 is mounted beside v1, and PID 1 does not reap.
 lay_out_root_cgroup() {
     hybrid || fail "--root-cgroup needs a machine with cgroup v1, memory included, and v2 mounted beside it"
     lay_out_namespaces "$@"
@@ -80,8 +94,9 @@ lay_out_root_cgroup() {
 # has_root_cgroup NAME - whether the node was started in that form.
 has_root_cgroup() { grep -qsx form=root_cgroup "$cache/run/$1/uses"; }
 
-# launch NAME RUN FORM - in a process of its own: into the cgroups first, then into namespaces that have them as roots. A
-# descriptor inherited from the caller must not live on in the node: it could be the pipe whose end somebody awaits.
+# launch NAME RUN FORM - in a process of its own: into the cgroups first, then into namespaces that
+# have them as roots. A descriptor inherited from the caller must not live on in the node: it could
+# be the pipe whose end somebody awaits.
 launch() {
     local name=$1 run=$2 form=$3 fd
     for fd in /proc/self/fd/*; do
@@ -89,8 +104,8 @@ launch() {
         ((fd <= 2)) || exec {fd}>&-
     done
     join_cgroups "$name"
-    # Two steps, because with v2 only leaves can hold processes: the namespace's root is the node's cgroup, and then
-    # everybody leaves it for a leaf.
+    # Two steps, because with v2 only leaves can hold processes: the namespace's root is the node's
+    # cgroup, and then everybody leaves it for a leaf.
     # shellcheck disable=SC2016 # expanded by the inner shell
     exec setsid unshare --cgroup -- bash -euc '
         source "$1/cgroups.sh"

@@ -4,8 +4,9 @@
 
 stop_within=10
 
-# stop_node NAME - all processes die with the first one of the pid namespace, all mounts with the last process of the
-# mount namespace, all links with the network namespace; the cgroups, loop devices and files are ours to remove.
+# stop_node NAME - all processes die with the first one of the pid namespace, all mounts with the
+# last process of the mount namespace, all links with the network namespace; the cgroups, loop
+# devices and files are ours to remove.
 stop_node() {
     local name=$1 run=$cache/run/$1 deadline loop left
     ! running "$name" || ! is_vm "$name" || power_off "$name"
@@ -54,8 +55,8 @@ traces() {
 # loop_devices RUN - those whose files lie in RUN.
 loop_devices() { losetup --noheadings --raw --output NAME,BACK-FILE 2>/dev/null | awk -v "run=$1/" 'index($2, run) == 1'; }
 
-# in_namespace KIND ID - the living processes of the machine that are in that namespace. (What is dead and not yet reaped
-# by the machine's own PID 1 is nobody's business.)
+# in_namespace KIND ID - the living processes of the machine that are in that namespace. (What is
+# dead and not yet reaped by the machine's own PID 1 is nobody's business.)
 in_namespace() {
     find /proc -mindepth 3 -maxdepth 3 -path "/proc/[0-9]*/ns/$1" -printf '%l %p\n' 2>/dev/null |
         awk -v "id=$2" '$1 == id { split($2, part, "/"); print part[3] }' | while read -r pid; do

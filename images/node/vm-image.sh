@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Builds what the node's VM form boots from, by running vm/image/build in the root filesystem with the tools and
-# Debian's full kernel laid over it.
+# Builds what the node's VM form boots from, by running vm/image/build in the root filesystem with
+# the tools and Debian's full kernel laid over it.
 
 build_vm() {
     local dir=$1 log=${1%.part}.log layers

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# The node as a virtual machine: an outer node, made like any other, whose only service is QEMU (vm/machine). So what
-# finds, enters and clears away a node does it for both forms. In the machine vm/boot takes the place of `enter`.
+# The node as a virtual machine: an outer node, made like any other, whose only service is QEMU
+# (vm/machine). So what finds, enters and clears away a node does it for both forms. In the machine
+# vm/boot takes the place of `enter`.
 
 is_vm() { [[ -d $cache/run/$1/upper/vm ]]; }
 
-# accelerator - KVM only where the processor has it. A /dev/kvm alone can be a paravirtual one that runs no stock kernel.
+# accelerator - KVM only where the processor has it. A /dev/kvm alone can be a paravirtual one that
+# runs no stock kernel.
 accelerator() {
     if [[ -c /dev/kvm ]] && grep -q -w -E 'vmx|svm' /proc/cpuinfo; then echo kvm; else echo tcg; fi
 }
 
-# lay_out_vm NAME RUN CONFIG… - the outer node's upper directory, in it the tree that goes to the machine's own disk.
+# lay_out_vm NAME RUN CONFIG… - the outer node's upper directory, in it the tree that goes to the
+# machine's own disk.
 lay_out_vm() {
     local name=$1 run=$2 vm=$2/upper/vm inner=$2/upper/vm/disk/upper libexec settings
     shift 2
@@ -40,7 +43,8 @@ lay_out_vm() {
     } >"$run/uses"
 }
 
-# power_off NAME - as a machine should end; whatever is left when the time is over is for `stop_node` to kill.
+# power_off NAME - as a machine should end; whatever is left when the time is over is for
+# `stop_node` to kill.
 power_off() {
     local deadline=$((SECONDS + stop_within)) call
     (execute "$1" busybox poweroff -f) >/dev/null 2>&1 </dev/null &

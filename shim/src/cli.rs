@@ -43,7 +43,8 @@ const AFTER_HELP: &str = "containerd itself calls this program with `-namespace 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum People {
-    /// Serve containerd's sandbox Controller (the proxy plugin "magnetar") until SIGTERM; pods live on
+    /// Serve containerd's sandbox Controller (the proxy plugin "magnetar") until SIGTERM; pods live
+    /// on
     Serve(Serve),
     /// Say what this host has for each kind of sandbox, and what is missing
     Check {

@@ -89,8 +89,8 @@ pub fn tell(guest: &Guest, mut host: File) -> Result<()> {
     }
 }
 
-/// Of these all but the last are of nothing that there is. By the last the container has ended, which nobody has told to, with a
-/// code that there is not.
+/// Of these all but the last are of nothing that there is. By the last the container has ended,
+/// which nobody has told to, with a code that there is not.
 fn lies(real: &str) -> Vec<Event> {
     let names = ["", ".", "..", "../../../etc", "/", "a\0b", "nobody", &"x".repeat(9000)];
     let mut lies: Vec<Event> =

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A guest that somebody else has taken over: process 1 of a real machine, in vm-agent's place, that misuses the protocol.
+//! A guest that somebody else has taken over: process 1 of a real machine, in vm-agent's place,
+//! that misuses the protocol.
 //!
 //! ```text
 //! hostile=<mode> on the kernel's command line    what it does wrong (mode.rs)
@@ -7,9 +8,10 @@
 //! control, tasks, streams, events                what it says on each
 //! ```
 //!
-//! Where the mode does not say otherwise it pretends to be good: every request is done, every container runs, and ends when it is
-//! killed. There are no containers. tests/e2e/tests/e2e/hostile.rs has the tests. The program is built with these, as a test target
-//! without a harness, so that it is compiled with the same dependencies.
+//! Where the mode does not say otherwise it pretends to be good: every request is done, every
+//! container runs, and ends when it is killed. There are no containers.
+//! tests/e2e/tests/e2e/hostile_guest.rs has the tests. The program is built with these, as a test
+//! target without a harness, so that it is compiled with the same dependencies.
 //!
 //! Deliberately without tokio and ttrpc: those would keep it from saying what makes no sense.
 

@@ -9,7 +9,8 @@ const WORD: &str = "hostile=";
 /// One way to be hostile. The names are the words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Every connection is refused, with a reason as long as a message can be, of control characters.
+    /// Every connection is refused, with a reason as long as a message can be, of control
+    /// characters.
     OpenedWithNoise,
     /// An answer is announced as 4 GiB, and comes.
     AnswerTooLong,
@@ -17,7 +18,8 @@ pub enum Mode {
     AnswerTorn,
     /// An answer is something else.
     AnswerMistyped,
-    /// An answer comes byte by byte, and has no end. So do those to the question whether the agent lives.
+    /// An answer comes byte by byte, and has no end. So do those to the question whether the agent
+    /// lives.
     AnswerEndless,
     /// Two answers to each request, the first before the request.
     AnswerTwice,
@@ -31,13 +33,18 @@ pub enum Mode {
     TasksSilent,
     /// Answers to calls that nobody has made, without end.
     TasksFlood,
-    /// Exits of what there is not, exits twice, exit codes that there are not; statistics that are none.
+    /// Exits of what there is not, exits twice, exit codes that there are not; statistics that are
+    /// none.
     Lies,
-    /// Everything that can be said without being asked, as fast as it goes: outputs, events, the console, hellos.
+    /// Everything is answered with success, and nothing is done: no container runs, and the
+    /// machine's size stays.
+    Ignores,
+    /// Everything that can be said without being asked, as fast as it goes: outputs, events, the
+    /// console, hellos.
     Floods,
 }
 
-const ALL: [(&str, Mode); 13] = [
+const ALL: [(&str, Mode); 14] = [
     ("opened-with-noise", Mode::OpenedWithNoise),
     ("answer-too-long", Mode::AnswerTooLong),
     ("answer-torn", Mode::AnswerTorn),
@@ -50,6 +57,7 @@ const ALL: [(&str, Mode); 13] = [
     ("tasks-silent", Mode::TasksSilent),
     ("tasks-flood", Mode::TasksFlood),
     ("lies", Mode::Lies),
+    ("ignores", Mode::Ignores),
     ("floods", Mode::Floods),
 ];
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! containerd's Task API, as far as somebody has to pretend to have it.
 //!
-//! A message of ttrpc is its length and its stream in four bytes each, the largest first, its type and flags in one each, and data
-//! (containerd's ttrpc, PROTOCOL.md). What is in requests and answers is protobuf.
+//! A message of ttrpc is its length and its stream in four bytes each, the largest first, its type
+//! and flags in one each, and data (containerd's ttrpc, PROTOCOL.md). What is in requests and
+//! answers is protobuf.
 
 use crate::boot::Result;
 use crate::events::exited;
@@ -13,7 +14,8 @@ use std::io::{Read, Write};
 
 const RESPONSE: u8 = 2;
 
-/// The data of messages of which there are many: with its head a message is one packet (magnetar_vm_agent_api::chunk says why).
+/// The data of messages of which there are many: with its head a message is one packet
+/// (magnetar_vm_agent_api::chunk says why).
 const FLOOD: usize = (16 << 10) - 10;
 
 /// Answers calls on one connection.

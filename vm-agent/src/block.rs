@@ -7,20 +7,15 @@
 //!
 //! The drivers are loaded for the first disk, because most pods have none.
 
-use crate::modules;
+use crate::{modules, uevents};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_vm_agent_api::{DISK_FOUND, Disk};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 use serde_json::Value;
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 /// The drivers that a disk needs: of the controller, and of the disk.
 const DRIVERS: [&str; 2] = ["virtio_scsi", "sd_mod"];
@@ -37,10 +32,6 @@ const USED: Duration = Duration::from_secs(20);
 
 /// The time between two checks whether a disk is still in use. The kernel sends no event for that.
 const AGAIN: Duration = Duration::from_millis(20);
-
-/// The netlink group of the kernel's own messages (linux/kobject.h has no name for it). The second
-/// group is udev's.
-const FROM_KERNEL: u32 = 1;
 
 /// Waits for each of `disks`, and returns the specification with this kernel's device numbers for
 /// them.
@@ -91,13 +82,13 @@ pub async fn release(serial: &str) -> Result<()> {
 /// Waits for the disk with this serial number. Returns its directory in [`BLOCK`].
 async fn find(serial: &str) -> Result<PathBuf> {
     // Listen first, so that a disk cannot appear unnoticed between the look and the wait.
-    let told = listen().context(|| "cannot listen for the kernel's device events".into())?;
+    let told = uevents::listen()?;
     let found = async {
         loop {
             if let Some(found) = look_for(serial)? {
                 return Ok(found);
             }
-            hear(&told).await.context(|| "cannot receive the kernel's device events".into())?;
+            uevents::hear(&told).await?;
         }
     };
     let late = |_| Error::new(Code::DeadlineExceeded, format!("the guest's kernel has not found {serial} within {DISK_FOUND:?}"));
@@ -120,30 +111,6 @@ fn device_numbers(block: &Path) -> Result<Numbers> {
     let text = fs::read_to_string(&file).context(|| format!("cannot read {}", file.display()))?;
     let numbers = text.trim().split_once(':').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
     numbers.ok_or_else(|| Error::internal(format!("{} has no device numbers: {text:?}", file.display())))
-}
-
-/// Opens a socket for the kernel's messages about devices that appear and disappear
-/// (NETLINK_KOBJECT_UEVENT of netlink(7)).
-fn listen() -> std::io::Result<AsyncFd<OwnedFd>> {
-    magnetar_sys::readiness::watch(device_events(SocketFlags::NONBLOCK)?)
-}
-
-/// A socket for these messages, with additional flags.
-pub fn device_events(flags: SocketFlags) -> std::io::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags | SocketFlags::CLOEXEC, Some(KOBJECT_UEVENT))?;
-    bind(&socket, &SocketAddrNetlink::new(0, FROM_KERNEL))?;
-    Ok(socket)
-}
-
-/// Waits for a message. Its content does not matter: all disks are checked again.
-async fn hear(socket: &AsyncFd<OwnedFd>) -> std::io::Result<()> {
-    let mut message = [0; 64];
-    let heard = socket.async_io(Interest::READABLE, |socket| match recv(socket, &mut message, RecvFlags::empty()) {
-        // NOBUFS: some messages were lost because there were too many.
-        Ok(_) | Err(Errno::NOBUFS) => Ok(()),
-        Err(error) => Err(error.into()),
-    });
-    heard.await
 }
 
 /// Replaces the host's numbers of block devices by this kernel's, in the devices and in the rules

@@ -9,6 +9,8 @@
 //!  pod          sets up the pod: hostname, sysctls, network, clock; writes bundles of containers
 //!  block        disks that the host attaches later
 //!  huge_pages   sets huge pages aside
+//!  size         takes in and gives back memory and processors
+//!  uevents      waits for the kernel's messages about devices
 //!  streams      a process's FIFOs, and their connections
 //!  events       reports events to the host
 //!               containers: the core makes them, with libcontainer, and this program is the maker
@@ -27,14 +29,16 @@ mod huge_pages;
 mod modules;
 mod network;
 mod pod;
+mod size;
 mod streams;
 mod template;
+mod uevents;
 
 use connections::Connections;
 use magnetar_core::config::{LogLevel, RuntimeConfig};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::events::Events;
-use magnetar_core::idle::Idle;
+use magnetar_core::idle::{self, Idle};
 use magnetar_core::ids::{Namespace, SandboxId};
 use magnetar_core::logging;
 use magnetar_core::reaper::Reaper;
@@ -105,7 +109,7 @@ fn way_out() -> RebootCommand {
 fn run() -> Result<()> {
     boot::prepare()?;
     template::wait_if_template()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
+    let runtime = idle::event_loop().context(|| "cannot start the event loop".into())?;
     runtime.block_on(serve())
 }
 
@@ -128,6 +132,7 @@ async fn serve() -> Result<()> {
     }
     tokio::select! {
         ended = connections.serve() => ended,
+        never = size::report_free_memory() => match never {},
         () = reap => Err(Error::internal("the loop that reaps processes has ended")),
         () = give_back => Err(Error::internal("the loop that returns memory has ended")),
     }

@@ -2,7 +2,7 @@
 //! Answers the host's requests on control connections: everything but the Task API.
 
 use crate::streams::Streams;
-use crate::{block, huge_pages, network};
+use crate::{block, huge_pages, network, size};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::ids::{ContainerId, ExecId};
 use magnetar_core::runtime::libcontainer::Libcontainer;
@@ -36,6 +36,7 @@ pub async fn answer(
             Request::Bundle(bundle) => write_bundle(&bundle).await,
             Request::Forget { container, exec } => forget(streams, container, exec),
             Request::Release { serial } => block::release(&serial).await,
+            Request::Resize { vcpus } => size::resize(vcpus).await,
             Request::Ping { now } => keep_clock(now),
             Request::SwitchOff => {
                 let done = containers.kill_all().await;

@@ -10,7 +10,7 @@
 //! thread: whatever is in its memory by then is the same in all pods that begin so. The places of
 //! code and stack in its memory are.
 
-use crate::{block, boot};
+use crate::{boot, uevents};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_sys::{random, vsock};
 use magnetar_vm_agent_api::secret::SEED;
@@ -35,7 +35,7 @@ pub fn wait_if_template() -> Result<()> {
         return Ok(());
     }
     // Listen first, so that the vsock cannot appear unnoticed.
-    let events = block::device_events(SocketFlags::empty()).context(|| "cannot listen for the kernel's device events".into())?;
+    let events = uevents::open(SocketFlags::empty()).context(|| "cannot listen for the kernel's device events".into())?;
     let ready = format!("{TEMPLATE_READY}\n");
     std::io::stdout().write_all(ready.as_bytes()).context(|| "cannot write to the console".into())?;
     let mut message = [0; 64];
@@ -49,7 +49,8 @@ pub fn wait_if_template() -> Result<()> {
     reseed()
 }
 
-/// Whether the kernel's driver can use a vsock. The kernel's last event for a device comes after that.
+/// Whether the kernel's driver can use a vsock. The kernel's last event for a device comes after
+/// that.
 fn has_vsock() -> Result<bool> {
     let device = fs::File::open(VSOCK).context(|| format!("cannot open {VSOCK}"))?;
     let address = vsock::guest_cid(device.as_fd()).context(|| "cannot ask for this guest's address on the vsock".into())?;

@@ -3,7 +3,9 @@
 
 use crate::host::huge_pages;
 use crate::host::{acceleration, vsock};
+use crate::hypervisor::cloud_hypervisor::CloudHypervisorConfig;
 use crate::hypervisor::qemu::QemuConfig;
+use crate::machine::size::{Size, Sizing};
 use crate::machine::spec::LEAST_MEMORY;
 use magnetar_core::error::{Error, Result};
 use magnetar_core::pod_config::{PodConfig, Resources};
@@ -17,6 +19,9 @@ use std::path::{Path, PathBuf};
 pub struct VmConfig {
     /// The hypervisor.
     pub hypervisor: HypervisorName,
+    /// Settings for Cloud Hypervisor only.
+    #[serde(rename = "cloud-hypervisor")]
+    pub cloud_hypervisor: CloudHypervisorConfig,
     /// Settings for QEMU only.
     pub qemu: QemuConfig,
     /// The guest's kernel. The default is the kernel that is installed beside this program for the
@@ -33,6 +38,10 @@ pub struct VmConfig {
     pub unlimited_memory_mib: u32,
     /// The processors of a pod without a limit.
     pub vcpus: u32,
+    /// The most memory that a running machine grows to, in MiB. The default is the host's.
+    pub max_memory_mib: Option<u32>,
+    /// The most processors of a machine. The default is the host's number.
+    pub max_vcpus: Option<u32>,
     /// Whether KVM or emulation executes the guest's code.
     pub acceleration: acceleration::Choice,
     /// Whether the guest's memory consists of the host's huge pages.
@@ -49,6 +58,8 @@ pub struct VmConfig {
 pub enum HypervisorName {
     /// QEMU.
     Qemu,
+    /// Cloud Hypervisor.
+    CloudHypervisor,
 }
 
 impl Default for VmConfig {
@@ -56,27 +67,21 @@ impl Default for VmConfig {
         Self {
             hypervisor: HypervisorName::Qemu,
             qemu: QemuConfig::default(),
+            cloud_hypervisor: CloudHypervisorConfig::default(),
             kernel: None,
             initramfs: None,
             kernel_parameters: String::new(),
             memory_mib: 128,
             unlimited_memory_mib: 1024,
             vcpus: 1,
+            max_memory_mib: None,
+            max_vcpus: None,
             acceleration: acceleration::Choice::Auto,
             vsock: vsock::Choice::Auto,
             huge_pages: false,
             template: false,
         }
     }
-}
-
-/// How large a machine is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
-    /// Its memory, in MiB.
-    pub memory_mib: u32,
-    /// Its processors.
-    pub vcpus: u32,
 }
 
 /// What a pod needs in addition to the sum of its containers' limits.
@@ -90,6 +95,14 @@ pub struct ExtraNeeds {
 
 /// The most processors of a machine.
 const MAX_VCPUS: u64 = 255;
+
+/// The most processors that a machine grows to by default. Each processor that the guest might get
+/// costs its kernel memory and, if it is emulated, a fiftieth of its boot.
+const MOST_VCPUS: u32 = 4;
+
+/// The most memory that a machine grows to by default, in MiB. An emulated processor has 40 address
+/// bits.
+const MOST_MEMORY: u32 = 512 << 10;
 
 impl VmConfig {
     /// Reads and checks the table.
@@ -120,6 +133,14 @@ impl VmConfig {
         if config.template && config.huge_pages {
             return Err(invalid("template and huge_pages cannot both be true: a template's memory is copied page by page".into()));
         }
+        if let Some(most) = config.max_vcpus
+            && !(u64::from(config.vcpus)..=MAX_VCPUS).contains(&u64::from(most))
+        {
+            return Err(invalid(format!("max_vcpus = {most} is not between vcpus = {} and {MAX_VCPUS}", config.vcpus)));
+        }
+        if config.max_memory_mib.is_some_and(|most| most < config.unlimited_memory_mib) {
+            return Err(invalid("max_memory_mib is less than unlimited_memory_mib".into()));
+        }
         for (key, path) in [("kernel", &config.kernel), ("initramfs", &config.initramfs)] {
             if path.as_ref().is_some_and(|path| !path.is_absolute()) {
                 return Err(invalid(format!("{key} must be an absolute path")));
@@ -142,7 +163,7 @@ impl VmConfig {
 
     /// The size of a pod's machine: the sum of its containers' limits, as the kubelet passes it,
     /// plus what the machine itself needs, plus `beyond`.
-    pub fn size(&self, pod: &PodConfig, beyond: ExtraNeeds, host_cpus: u32) -> Size {
+    pub fn size(&self, pod: &PodConfig, beyond: ExtraNeeds, host: Size) -> Size {
         let limits = pod.resources.as_ref();
         let memory = limits.and_then(|limits| limits.memory_limit).and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
         let memory_mib = match memory {
@@ -155,8 +176,28 @@ impl VmConfig {
         let memory_mib = memory_mib.saturating_add(beyond.huge_pages.saturating_mul(huge_pages::MIB));
         let memory_mib =
             if self.huge_pages { memory_mib.checked_next_multiple_of(huge_pages::MIB).unwrap_or(u32::MAX) } else { memory_mib };
-        let vcpus = limits.and_then(processors).unwrap_or(self.vcpus).clamp(1, host_cpus.max(1));
+        let vcpus = limits.and_then(processors).unwrap_or(self.vcpus).clamp(1, self.most_vcpus(host));
         Size { memory_mib, vcpus }
+    }
+
+    /// The size that a machine may grow to that starts with `start`. Memory that consists of the
+    /// host's huge pages does not grow, and a machine that may be a copy of a template does not.
+    pub fn most(&self, start: Size, host: Size) -> Size {
+        if self.template {
+            return start;
+        }
+        let memory_mib = if self.huge_pages { start.memory_mib } else { self.max_memory_mib.unwrap_or(host.memory_mib.min(MOST_MEMORY)) };
+        Size { memory_mib, vcpus: self.most_vcpus(host) }.max(start)
+    }
+
+    /// What the size of a machine follows that started with `start` and may grow to `most`.
+    pub fn sizing(&self, start: Size, most: Size, huge_pages: u32) -> Sizing {
+        let Self { memory_mib, unlimited_memory_mib, vcpus, template, .. } = *self;
+        Sizing { start, most, memory_mib, unlimited_memory_mib, vcpus, huge_pages, template }
+    }
+
+    fn most_vcpus(&self, host: Size) -> u32 {
+        self.max_vcpus.unwrap_or(host.vcpus.min(MOST_VCPUS)).max(1)
     }
 }
 
@@ -171,6 +212,8 @@ fn processors(limits: &Resources) -> Option<u32> {
 mod tests {
     use super::*;
 
+    const HOST: Size = Size { memory_mib: 8192, vcpus: 4 };
+
     fn parse(table: Value) -> Result<VmConfig> {
         VmConfig::parse(table.as_object().unwrap())
     }
@@ -182,10 +225,14 @@ mod tests {
             (serde_json::json!({"memory": 1}), "memory"),
             (serde_json::json!({"memory_mib": 16}), "memory_mib"),
             (serde_json::json!({"vcpus": 0}), "vcpus"),
+            (serde_json::json!({"vcpus": 4, "max_vcpus": 3}), "max_vcpus"),
+            (serde_json::json!({"max_vcpus": 256}), "max_vcpus"),
+            (serde_json::json!({"max_memory_mib": 1023}), "max_memory_mib"),
             (serde_json::json!({"kernel": "vmlinux"}), "kernel"),
             (serde_json::json!({"hypervisor": "xen"}), "xen"),
             (serde_json::json!({"qemu": {"machine": "pc"}}), "pc"),
             (serde_json::json!({"qemu": {"vcpus": 1}}), "vcpus"),
+            (serde_json::json!({"cloud-hypervisor": {"machine": "q35"}}), "machine"),
             (serde_json::json!({"machine": "microvm"}), "machine is a setting of QEMU: move it to the table vm.qemu"),
             (serde_json::json!({"vsock": "hybrid"}), "hybrid"),
             (serde_json::json!({"template": true, "huge_pages": true}), "template and huge_pages"),
@@ -200,23 +247,38 @@ mod tests {
         let config = VmConfig::default();
         let mut pod = PodConfig::default();
         let nothing = ExtraNeeds::default();
-        assert_eq!(config.size(&pod, nothing, 4), Size { memory_mib: 1024, vcpus: 1 });
+        assert_eq!(config.size(&pod, nothing, HOST), Size { memory_mib: 1024, vcpus: 1 });
         let limits =
             Resources { memory_limit: Some(100 << 20), cpu_quota: Some(150_000), cpu_period: Some(100_000), ..Resources::default() };
         pod.resources = Some(limits.clone());
-        assert_eq!(config.size(&pod, nothing, 4), Size { memory_mib: 228, vcpus: 2 });
-        assert_eq!(config.size(&pod, ExtraNeeds { has_unlimited_container: true, huge_pages: 0 }, 4).memory_mib, 1124);
+        assert_eq!(config.size(&pod, nothing, HOST), Size { memory_mib: 228, vcpus: 2 });
+        assert_eq!(config.size(&pod, ExtraNeeds { has_unlimited_container: true, huge_pages: 0 }, HOST).memory_mib, 1124);
         assert_eq!(
-            config.size(&pod, ExtraNeeds { has_unlimited_container: false, huge_pages: 16 }, 4).memory_mib,
+            config.size(&pod, ExtraNeeds { has_unlimited_container: false, huge_pages: 16 }, HOST).memory_mib,
             260,
             "huge pages are added"
         );
-        assert_eq!(config.size(&pod, nothing, 1).vcpus, 1, "not more than the host has");
+        assert_eq!(config.size(&pod, nothing, Size { vcpus: 1, ..HOST }).vcpus, 1, "not more than the host has");
         pod.resources = Some(Resources { memory_limit: Some(-1), cpu_quota: Some(-1), ..limits });
-        assert_eq!(config.size(&pod, nothing, 4), Size { memory_mib: 1024, vcpus: 1 });
+        assert_eq!(config.size(&pod, nothing, HOST), Size { memory_mib: 1024, vcpus: 1 });
         let backed = VmConfig { huge_pages: true, memory_mib: 129, ..VmConfig::default() };
         pod.resources = Some(Resources { memory_limit: Some(100 << 20), ..Resources::default() });
-        assert_eq!(backed.size(&pod, nothing, 4).memory_mib, 230, "the host gives whole pages");
+        assert_eq!(backed.size(&pod, nothing, HOST).memory_mib, 230, "the host gives whole pages");
+    }
+
+    #[test]
+    fn a_machine_grows_to_the_configured_bound_or_to_the_hosts_size() {
+        let (start, size) = (Size { memory_mib: 384, vcpus: 1 }, |memory_mib, vcpus| Size { memory_mib, vcpus });
+        let config = VmConfig::default();
+        assert_eq!(config.most(start, HOST), HOST);
+        assert_eq!(config.most(start, size(1 << 30, 255)), size(MOST_MEMORY, MOST_VCPUS));
+        assert_eq!(config.most(size(9000, 6), HOST), size(9000, 6), "it does not shrink below its start");
+        let bounded = VmConfig { max_memory_mib: Some(2048), max_vcpus: Some(16), ..config.clone() };
+        assert_eq!(bounded.most(start, HOST), size(2048, 16));
+        let backed = VmConfig { huge_pages: true, ..bounded.clone() };
+        assert_eq!(backed.most(start, HOST), size(384, 16));
+        let copied = VmConfig { template: true, ..bounded };
+        assert_eq!(copied.most(start, HOST), start);
     }
 
     #[test]

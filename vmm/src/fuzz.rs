@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The functions that the fuzz targets for this program call (tests/fuzz), one for each target. They are compiled for fuzzing and for
-//! the unit test that gives them the fuzzers' corpus, and for nothing else.
+//! The functions that the fuzz targets for this program call (tests/fuzz), one for each target.
+//! They are compiled for fuzzing and for the unit test that gives them the fuzzers' corpus, and for
+//! nothing else.
 //!
-//! Each takes whatever bytes there are, and must return: a panic, a wait without end and memory without bound are the findings.
+//! Each takes whatever bytes there are, and must return: a panic, a wait without end and memory
+//! without bound are the findings.
 
 use crate::config::{ExtraNeeds, VmConfig};
 use crate::hypervisor::qemu::qmp::Qmp;
 use crate::machine::log_tail;
+use crate::machine::size::Size;
 use crate::relay::guest::GuestTasks;
 use crate::relay::translate::{self, Translated};
 use magnetar_core::config::HandlerConfig;
@@ -35,7 +38,8 @@ pub fn qmp(bytes: &[u8]) {
     });
 }
 
-/// The agent in the guest answers `bytes` to calls of containerd's Task API, and closes the connection.
+/// The agent in the guest answers `bytes` to calls of containerd's Task API, and closes the
+/// connection.
 pub fn tasks(bytes: &[u8]) {
     with_peer(bytes, async |ours| {
         let tasks = GuestTasks::new(Either::Left(ours));
@@ -62,11 +66,14 @@ pub fn options(text: &str) {
     let told = serde_json::to_vec(&handler).and_then(|told| serde_json::from_slice::<HandlerConfig>(&told));
     assert!(told.is_ok(), "{told:?}");
     let Ok(config) = VmConfig::parse(&handler.vm) else { return };
+    let host = Size { memory_mib: 8192, vcpus: 4 };
     for memory_limit in [None, Some(-1), Some(1), Some(i64::MAX)] {
         let limits = Resources { memory_limit, cpu_quota: Some(i64::MAX), cpu_period: Some(1), ..Resources::default() };
         let pod = PodConfig { resources: Some(limits), ..PodConfig::default() };
-        let size = config.size(&pod, ExtraNeeds { has_unlimited_container: true, huge_pages: u32::MAX }, 4);
-        assert!(size.memory_mib >= config.memory_mib && (1..=4).contains(&size.vcpus), "{size:?}");
+        let size = config.size(&pod, ExtraNeeds { has_unlimited_container: true, huge_pages: u32::MAX }, host);
+        assert!(size.memory_mib >= config.memory_mib && size.vcpus >= 1, "{size:?}");
+        let most = config.most(size, host);
+        assert!(most.covers(size), "{most:?} is less than {size:?}");
     }
 }
 

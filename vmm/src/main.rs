@@ -18,8 +18,8 @@
 //!
 //! `template` is guests that were booted before, as copies of which machines may begin.
 //!
-//! Deliberately absent: anything that lets the guest make the host act. A machine is made from files
-//! on disk and ends with its pod.
+//! Deliberately absent: anything that lets the guest make the host act. A machine is made from
+//! files on disk and ends with its pod.
 
 mod config;
 // Nothing of ours calls it: tests/fuzz does.
@@ -34,6 +34,7 @@ mod template;
 
 use config::{HypervisorName, VmConfig};
 use hypervisor::Hypervisor;
+use hypervisor::cloud_hypervisor::CloudHypervisor;
 use hypervisor::qemu::Qemu;
 use magnetar_core::sandbox_files::SandboxFiles;
 use magnetar_core::server;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
             let files = SandboxFiles::new(&record.config.containerd, &record.sandbox, dir);
             let relay = Relay::new(dir.clone(), files.state_dir.join("shm"), parts);
             let hypervisor: Arc<dyn Hypervisor> = match config.hypervisor {
+                HypervisorName::CloudHypervisor => Arc::new(CloudHypervisor::configured(&config.cloud_hypervisor)?),
                 HypervisorName::Qemu => Arc::new(Qemu::configured(&config.qemu)?),
             };
             Ok((VmPod::new(hypervisor, config, dir.clone(), record, relay.clone(), parts.clone()), relay))

@@ -13,7 +13,7 @@ use crate::config::{ExtraNeeds, VmConfig};
 use crate::host::forward::{self, Forwarder};
 use crate::host::share::Share;
 use crate::host::vsock::{self, Vsock};
-use crate::host::{acceleration, huge_pages, network};
+use crate::host::{acceleration, capacity, huge_pages, network};
 use crate::hypervisor::{Hypervisor, Sharing};
 use crate::machine::devices::VIRTIOFSD;
 use crate::machine::spec::{Nic, Users, Virtiofs, VmSpec};
@@ -130,8 +130,8 @@ impl VmPod {
             }
         }
         let beyond = ExtraNeeds { has_unlimited_container: has_unlimited_container(pod)?, huge_pages };
-        let size =
-            self.config.size(pod, beyond, std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)));
+        let host = capacity::of_host();
+        let size = self.config.size(pod, beyond, host);
         if self.config.huge_pages {
             huge_pages::check_host(size.memory_mib)?;
         }
@@ -150,6 +150,7 @@ impl VmPod {
             memory_mib: size.memory_mib,
             huge_pages: self.config.huge_pages,
             vcpus: size.vcpus,
+            most: self.config.most(size, host),
             acceleration: acceleration::choose(self.config.acceleration, name, traits.emulates)?,
             share: Some(share),
             vsock,
@@ -283,7 +284,7 @@ impl VmPod {
 
 impl Sandboxer for VmPod {
     const FIXED_SIZE: Option<&'static str> =
-        Some("a virtual machine keeps the processors and the memory that it was started with: make the pod anew with other limits");
+        Some("a virtual machine follows the limits of its containers, and not those of its pod: change the containers' limits");
 
     async fn create(&mut self, request: &PodRequest) -> Result<()> {
         refuse(&request.config)?;
@@ -315,8 +316,9 @@ impl Sandboxer for VmPod {
         machine.guest.ask(Request::SetUp(Box::new(setup)), SET_UP_TIMEOUT).await?;
         let forwarder = self.forward(&machine)?;
         confinement::confine_this_process()?;
-        let Machine { guest, hypervisor, pid, death, condemn, .. } = machine.clone();
-        self.relay.set_running(Running { guest, share, hypervisor, pid, death, condemn });
+        let Machine { guest, hypervisor, start, most, pid, death, condemn, .. } = machine.clone();
+        let sizing = self.config.sizing(start, most, huge_pages);
+        self.relay.set_running(Running { guest, share, hypervisor, sizing, pid, death, condemn });
         self.state = State::Running { machine, forwarder };
         self.make_template();
         Ok(std::process::id())

@@ -8,8 +8,9 @@
 //!   host       keeper: only if it is sealed ──> store
 //! ```
 //!
-//! Each tenant has a cache of its own. A module is compiled in its tenant's container, and a module that takes over the compiler could
-//! deliver any code. That code reaches only containers of the same namespace.
+//! Each tenant has a cache of its own. A module is compiled in its tenant's container, and a module
+//! that takes over the compiler could deliver any code. That code reaches only containers of the
+//! same namespace.
 //!
 //! The process that compiles is in the container, within its limits. No other process of the
 //! container can trace it or open its files (`program.rs`). It delivers the code before the module

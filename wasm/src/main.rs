@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! magnetar-wasm: the sandbox process of a pod whose containers run WebAssembly modules, and native programs beside them.
+//! magnetar-wasm: the sandbox process of a pod whose containers run WebAssembly modules, and native
+//! programs beside them.
 //!
 //! ```text
 //!   this process ── in the pod's namespaces, as magnetar-runc is; holds no engine

@@ -23,7 +23,8 @@ use std::sync::{Mutex, PoisonError};
 /// The largest module, in bytes: an engine needs several times as much memory to compile it.
 const LARGEST: u64 = 512 << 20;
 
-/// The first four bytes of a module, and of a component (the WebAssembly specification, binary format of modules).
+/// The first four bytes of a module, and of a component (the WebAssembly specification, binary
+/// format of modules).
 const MAGIC: &[u8; 4] = b"\0asm";
 
 /// The operating system in the header of Wasmtime's object files (the eighth byte, `EI_OSABI`). No

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A bzImage, the form in which Linux for x86 is packaged: boot code, and the kernel's ELF file packed. The boot code unpacks it at
-//! every boot, which takes an emulated processor seconds, so it is unpacked here. The kernel then has no address randomisation,
-//! which the boot code does.
+//! A bzImage, the form in which Linux for x86 is packaged: boot code, and the kernel's ELF file
+//! packed. The boot code unpacks it at every boot, which takes an emulated processor seconds, so it
+//! is unpacked here. The kernel then has no address randomisation, which the boot code does.
 //!
 //! ```text
 //! 0x1f1  setup_sects     1 byte    sectors of 512 bytes before the protected-mode code, without the first one
@@ -10,7 +10,8 @@
 //! 0x24c  payload_length  4 bytes   how long it is, with the last 4 bytes: the length of the unpacked kernel
 //! ```
 //!
-//! Numbers have their least byte first. Documentation/arch/x86/boot.rst in the kernel has all fields.
+//! Numbers have their least byte first. Documentation/arch/x86/boot.rst in the kernel has all
+//! fields.
 
 use anyhow::{Context, Result, bail, ensure};
 use ruzstd::decoding::FrameDecoder;
@@ -22,7 +23,8 @@ const SECTOR: usize = 512;
 /// The first bytes of what zstd has packed.
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
-/// The longest kernel that is unpacked, in bytes: many times those of Debian. Memory for it is reserved.
+/// The longest kernel that is unpacked, in bytes: many times those of Debian. Memory for it is
+/// reserved.
 const LONGEST: usize = 1 << 30;
 
 /// The ELF file that a bzImage holds.
@@ -50,7 +52,8 @@ fn number(image: &[u8], at: usize) -> Result<usize> {
     Ok(u32::from_le_bytes(*bytes) as usize)
 }
 
-/// One frame of zstd: at most one byte more than `length`, so that one which is too long shows. The checksum is checked.
+/// One frame of zstd: at most one byte more than `length`, so that one which is too long shows. The
+/// checksum is checked.
 fn unpack_zstd(packed: &[u8], length: usize) -> Result<Vec<u8>> {
     let mut decoder = ruzstd::decoding::StreamingDecoder::new(packed).context("cannot read the head of its packed kernel")?;
     let mut kernel = Vec::with_capacity(length + 1);

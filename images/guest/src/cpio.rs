@@ -2,12 +2,12 @@
 //! Writes cpio archives in the form "newc", which Linux takes as an initramfs
 //! (Documentation/driver-api/early-userspace/buffer-format.rst in the kernel).
 //!
-//! An entry has thirteen numbers of eight hexadecimal digits, a name that ends with a zero, and the content; name and content are
-//! each filled up to a multiple of four. The last entry is called `TRAILER!!!`. All belongs to root and has no time, so that the
-//! same entries give the same bytes.
+//! An entry has thirteen numbers of eight hexadecimal digits, a name that ends with a zero, and the
+//! content; name and content are each filled up to a multiple of four. The last entry is called
+//! `TRAILER!!!`. All belongs to root and has no time, so that the same entries give the same bytes.
 //!
-//! The crate `cpio`, which the tests read these archives with, was weighed: it writes the numbers in small letters, so archives would
-//! differ from those that were made before it, for nothing.
+//! The crate `cpio`, which the tests read these archives with, was weighed: it writes the numbers
+//! in small letters, so archives would differ from those that were made before it, for nothing.
 
 use anyhow::{Context, Result};
 use std::io::Write;
@@ -142,8 +142,8 @@ mod tests {
     fn an_entry_has_the_bytes_that_the_format_wants() {
         let mut archive = Archive::new(Vec::new());
         archive.file("init", 0o755, b"code.").unwrap();
-        // Number, mode, user, group, links, time, length, two of a device that holds the file, two of a device that it is, the
-        // name's length, checksum.
+        // Number, mode, user, group, links, time, length, two of a device that holds the file, two
+        // of a device that it is, the name's length, checksum.
         let numbers = ["00000001", "000081ED", ZERO, ZERO, "00000001", ZERO, "00000005", ZERO, ZERO, ZERO, ZERO, "00000005", ZERO];
         let wanted = format!("070701{}init\0\0code.\0\0\0", numbers.concat());
         assert_eq!(String::from_utf8(archive.to).unwrap(), wanted);

@@ -6,8 +6,8 @@ use object::Endianness;
 use object::elf::{FileHeader64, PT_INTERP};
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 
-/// The note that has the address at which a hypervisor enters Linux (PVH), by its owner and its type. XEN_ELFNOTE_PHYS32_ENTRY in
-/// include/xen/interface/elfnote.h in the kernel.
+/// The note that has the address at which a hypervisor enters Linux (PVH), by its owner and its
+/// type. XEN_ELFNOTE_PHYS32_ENTRY in include/xen/interface/elfnote.h in the kernel.
 const ENTRY: (&[u8], u32) = (b"Xen", 18);
 
 type Header = FileHeader64<Endianness>;
@@ -29,7 +29,8 @@ pub fn check_pvh_entry(kernel: &[u8]) -> Result<()> {
     anyhow::bail!("it has no entry for PVH: it must be built with CONFIG_PVH")
 }
 
-/// Fails for a program that needs an interpreter: there is none in an initramfs, and the kernel says of it only "error -2".
+/// Fails for a program that needs an interpreter: there is none in an initramfs, and the kernel
+/// says of it only "error -2".
 ///
 /// # Errors
 /// Where it is no program, or not linked statically.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What an initramfs holds: the guest's first program as /init, modules in /modules and /modules/later, directories to mount on,
-//! and the two devices that a first program has before it mounts any.
+//! What an initramfs holds: the guest's first program as /init, modules in /modules and
+//! /modules/later, directories to mount on, and the two devices that a first program has before it
+//! mounts any.
 
 use crate::cpio::Archive;
 use anyhow::{Context, Result};
@@ -11,7 +12,8 @@ use std::path::Path;
 /// The directory of modules that are loaded when the kernel asks for them.
 const LATER: &str = "later";
 
-/// Writes an initramfs with `init`, the modules `modules/*.ko` and all files of `modules/later`, if there are any.
+/// Writes an initramfs with `init`, the modules `modules/*.ko` and all files of `modules/later`, if
+/// there are any.
 ///
 /// # Errors
 /// Where a file cannot be read, or the initramfs cannot be written.
@@ -21,7 +23,8 @@ pub fn write(init: &Path, modules: &Path, to: impl Write) -> Result<()> {
         archive.directory(name, 0o755)?;
     }
     archive.directory("tmp", 0o1777)?;
-    // The kernel opens /dev/console as the first program's standard input and outputs, if it is there.
+    // The kernel opens /dev/console as the first program's standard input and outputs, if it is
+    // there.
     archive.device("dev/console", 0o600, 5, 1)?;
     archive.device("dev/null", 0o666, 1, 3)?;
     archive.file("init", 0o755, &crate::read(init)?)?;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Makes the files that a microVM boots, from what Debian packages. `images/guest/build` calls it; people do not.
+//! Makes the files that a microVM boots, from what Debian packages. `images/guest/build` calls it;
+//! people do not.
 //!
 //! ```text
 //! guest-image kernel BZIMAGE VMLINUX         the ELF kernel that a bzImage holds          bzimage.rs
@@ -8,8 +9,8 @@
 //! guest-image initramfs INIT MODULES OUT     the archive of the first program and modules initramfs.rs, cpio.rs
 //! ```
 //!
-//! The same input gives the same bytes. Deliberately absent: fetching packages (apt does it) and which module needs which others
-//! (kmod knows it).
+//! The same input gives the same bytes. Deliberately absent: fetching packages (apt does it) and
+//! which module needs which others (kmod knows it).
 
 mod bzimage;
 mod cpio;

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Kernel modules that a guest loads whenever it boots: unpacked once, here, and not by an emulated processor at every boot.
+//! Kernel modules that a guest loads whenever it boots: unpacked once, here, and not by an emulated
+//! processor at every boot.
 
 use anyhow::{Context, Result};
 use std::fs;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// The number of the first module. All have three digits, so that their names sort as they are loaded.
+/// The number of the first module. All have three digits, so that their names sort as they are
+/// loaded.
 const FIRST: usize = 100;
 
 /// The end of a packed module's name.

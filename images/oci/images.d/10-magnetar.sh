@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# The images of our own tests and demos. In a node they are there from the start; names end in a tag other than
-# `latest`, so nothing pulls them again.
+# The images of our own tests and demos. In a node they are there from the start; names end in a tag
+# other than `latest`, so nothing pulls them again.
 
 tree=$work/pause
 mkdir -p "$tree"

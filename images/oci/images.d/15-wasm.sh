@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Wasm modules: those of images/oci/wasm, of which the ones in C become a single program, in an image that has nothing else,
-# and beside busybox in one that has.
+# Wasm modules: those of images/oci/wasm, of which the ones in C become a single program, in an
+# image that has nothing else, and beside busybox in one that has.
 
 tree=$work/wasm
 mkdir -p "$tree/modules" "$tree/tmp"
 chmod 1777 "$tree/tmp"
 cp "${0%/*}"/wasm/*.wat "$tree/modules/"
-# A stack of 2 MiB, of which the module may well use one. It is the module's own memory, not the engine's.
+# A stack of 2 MiB, of which the module may well use one. It is the module's own memory, not the
+# engine's.
 clang --target=wasm32-wasi -std=gnu17 -O1 -Wall -Wextra -Werror -Wl,-z,stack-size=2097152 -Wl,--strip-all \
     -o "$tree/modules/wasi.wasm" "${0%/*}"/wasm/*.c
-# What no module can be: a header and nothing that makes sense after it, a part of one, and no header.
+# What no module can be: a header and nothing that makes sense after it, a part of one, and no
+# header.
 printf '\0asm\1\0\0\0\377\377\377\377' >"$tree/modules/invalid.wasm"
 printf '\0asm' >"$tree/modules/truncated.wasm"
 echo 'no module' >"$tree/modules/text.wasm"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Wasm modules that are the layer of their image: no files, nothing to unpack. They are put together by hand, as umoci makes
-# file systems only.
+# Wasm modules that are the layer of their image: no files, nothing to unpack. They are put together
+# by hand, as umoci makes file systems only.
 
 # Writes a line and returns. The binary format of
 #   (module
@@ -27,7 +27,8 @@ blob() {
     printf '{"mediaType":"%s","digest":"sha256:%s","size":%d}' "$3" "$digest" "$(stat -c %s "$2")"
 }
 
-# artifact NAME CONFIG-TYPE CONFIG LAYER-TYPE - an image whose only layer is the module, known to `publish` as NAME.
+# artifact NAME CONFIG-TYPE CONFIG LAYER-TYPE - an image whose only layer is the module, known to
+# `publish` as NAME.
 artifact() {
     local layout=$layouts/$1 layer config manifest
     mkdir -p "$layout"
@@ -44,7 +45,8 @@ artifact() {
 
 # As CNCF's layout has it; what is run, and how, is the pod's to say.
 artifact wasm-artifact application/vnd.wasm.config.v0+json '{"architecture":"wasm","os":"wasip1","layerDigests":[]}' application/wasm
-# With an image's configuration, which has a command; containerd wants as many file systems as layers that it knows.
+# With an image's configuration, which has a command; containerd wants as many file systems as
+# layers that it knows.
 artifact wasm-artifact-image application/vnd.oci.image.config.v1+json \
     '{"architecture":"wasm","os":"wasip1","config":{"Entrypoint":["/app.wasm"]},"rootfs":{"type":"layers","diff_ids":[]}}' \
     application/vnd.wasm.content.layer.v1+wasm

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# An image as people have them and nobody makes them on purpose: links whose ends are missing, where containerd or a pod
-# mounts a file, and programs that are none. Made on a machine with systemd-resolved, /etc/resolv.conf is such a link.
+# An image as people have them and nobody makes them on purpose: links whose ends are missing, where
+# containerd or a pod mounts a file, and programs that are none. Made on a machine with
+# systemd-resolved, /etc/resolv.conf is such a link.
 
 tree=$work/odd
 busybox "$tree"
@@ -16,7 +17,8 @@ printf 'echo no interpreter\n' >"$tree/srv/app/no-interpreter"
 printf '#!/no/such/interpreter\necho x\n' >"$tree/srv/app/bad-interpreter"
 chmod 755 "$tree"/srv/app/*
 
-# What tests/e2e/tests/e2e/images_table asks about: more links, users with homes, directories and programs with rights of their own.
+# What tests/e2e/tests/e2e/images_table asks about: more links, users with homes, directories and
+# programs with rights of their own.
 printf '%s\n' someone:x:2000:2000:someone:/srv/someone:/bin/sh homeless:x:2001:2001::: >>"$tree/etc/passwd"
 printf '%s\n' someone:x:2000: extra:x:2500:someone more:x:2600:someone,homeless >>"$tree/etc/group"
 mkdir -p "$tree"/{private,setgid,masked,masked2,var/empty,srv/someone}

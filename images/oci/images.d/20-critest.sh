@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Stand-ins for the images that critest pulls, under the names it pulls them by. Each does what the tests look for.
+# Stand-ins for the images that critest pulls, under the names it pulls them by. Each does what the
+# tests look for.
 
-# Nearly every test runs in this one. Its shell is dash, because busybox's own shell runs applets inside itself, which
-# defeats masked paths and pgrep; pgrep, ipcs and brctl are real as Debian's busybox has none.
+# Nearly every test runs in this one. Its shell is dash, because busybox's own shell runs applets
+# inside itself, which defeats masked paths and pgrep; pgrep, ipcs and brctl are real as Debian's
+# busybox has none.
 tree=$work/critest-busybox
 busybox "$tree"
 rm -f "$tree"/bin/{sh,pgrep,ipcs,brctl}
 with_libraries "$tree" /usr/bin/{dash,pgrep,ipcs} /usr/sbin/brctl
-# The test of masked paths compares what the shell says to the letter, and there it says no line number. This is the
-# format string of dash's messages, in place and of the same length.
+# The test of masked paths compares what the shell says to the letter, and there it says no line
+# number. This is the format string of dash's messages, in place and of the same length.
 LC_ALL=C sed -i 's/%s: %d: \x00/%1$s: \x00\x00\x00/' "$tree/usr/bin/dash"
 ln "$tree/usr/bin/dash" "$tree/bin/sh"
 image critest-busybox "$tree" --config.cmd sh
@@ -21,7 +23,8 @@ echo httpd >"$tree/www/index.html"
 image httpd "$tree" --config.cmd sh --config.cmd=-c --config.cmd 'echo httpd starts; exec httpd -f -h /www'
 publish httpd e2e-test-images/httpd:2.4.39-4
 
-# A program with the set-user-id bit that says whom it runs as: a privileged dash (-p keeps the effective user).
+# A program with the set-user-id bit that says whom it runs as: a privileged dash (-p keeps the
+# effective user).
 tree=$work/nonewprivs
 accounts "$tree"
 with_libraries "$tree" /usr/bin/dash
@@ -77,8 +80,8 @@ printf '%s\n' default-user:x:1000: group-defined-in-image:x:50000:default-user >
 image predefined-group "$tree" --config.user 1000
 publish predefined-group k8s-staging-cri-tools/test-image-predefined-group:latest
 
-# Images that need only be different from every other one, or the same under several tags. One test removes the
-# container without stopping it, so what they run must not be about to end just then.
+# Images that need only be different from every other one, or the same under several tags. One test
+# removes the container without stopping it, so what they run must not be about to end just then.
 small() {
     cp -a "$work/pause" "$work/$1"
     echo "$1" >"$work/$1/name"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Stand-ins for the images of containerd's own integration suite, under the names it knows them by, less the registry's
-# host. Each has what the tests look for. The trees and images named here are those of 20-critest.sh.
+# Stand-ins for the images of containerd's own integration suite, under the names it knows them by,
+# less the registry's host. Each has what the tests look for. The trees and images named here are
+# those of 20-critest.sh.
 
 publish public-pause pause:3.10.2
 
@@ -21,7 +22,8 @@ echo 'NAME="Alpine Linux"' >"$tree/etc/os-release"
 image alpine "$tree" --config.cmd sh
 publish alpine containerd/alpine:3.14.0
 
-# What `stress` does there: it takes 100 MiB and keeps them. This is dd's buffer; nobody reads from the pipe.
+# What `stress` does there: it takes 100 MiB and keeps them. This is dd's buffer; nobody reads from
+# the pipe.
 tree=$work/resource-consumer
 cp -a "$work/critest-busybox" "$tree"
 cat >"$tree/bin/stress" <<'END'
@@ -49,6 +51,7 @@ chown 65534:65534 "$tree/test_dir"
 image volume-ownership "$tree" --config.cmd sh --config.volume /test_dir
 publish volume-ownership containerd/volume-ownership:2.1
 
-# nginx that opens its standard error again by its name, as the real image's does, and says what it starts.
+# nginx that opens its standard error again by its name, as the real image's does, and says what it
+# starts.
 variant nginx-notice nginx --config.cmd nginx --config.cmd=-g --config.cmd 'daemon off; error_log /dev/stderr notice;'
 publish nginx-notice containerd/nginx:1.27.0

@@ -1,6 +1,6 @@
 ;; SPDX-License-Identifier: Apache-2.0
-;; Connects to 127.0.0.1:9000 with WasmEdge's extension of WASI preview 1, and writes what comes. Ends with the error's number
-;; where it cannot.
+;; Connects to 127.0.0.1:9000 with WasmEdge's extension of WASI preview 1, and writes what comes.
+;; Ends with the error's number where it cannot.
 (module
   (import "wasi_snapshot_preview1" "sock_open" (func $open (param i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "sock_connect" (func $connect (param i32 i32 i32) (result i32)))

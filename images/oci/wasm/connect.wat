@@ -1,6 +1,6 @@
 ;; SPDX-License-Identifier: Apache-2.0
-;; A component that looks up the name in its memory, connects to port 9000 of its first address (of IPv4) and writes what comes
-;; first. Traps where it cannot.
+;; A component that looks up the name in its memory, connects to port 9000 of its first address (of
+;; IPv4) and writes what comes first. Traps where it cannot.
 (component
   (import "wasi:io/error@0.2.0" (instance $io-error (export "error" (type (sub resource)))))
   (alias export $io-error "error" (type $io-error-type))

@@ -1,6 +1,7 @@
 ;; SPDX-License-Identifier: Apache-2.0
-;; A component of the world wasi:http/proxy: answers with the path that was asked for, and how many requests this instance has
-;; seen. Traps for paths that begin with /trap, and when it has begun to answer for those that begin with /late.
+;; A component of the world wasi:http/proxy: answers with the path that was asked for, and how many
+;; requests this instance has seen. Traps for paths that begin with /trap, and when it has begun to
+;; answer for those that begin with /late.
 (component
   (import "wasi:io/error@0.2.0" (instance $io-error (export "error" (type (sub resource)))))
   (alias export $io-error "error" (type $io-error-type))

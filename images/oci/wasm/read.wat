@@ -1,6 +1,6 @@
 ;; SPDX-License-Identifier: Apache-2.0
-;; Writes what is in the file of its first argument, a path below the first preopened directory. Ends with the error's number
-;; (errno of WASI preview 1) where it cannot.
+;; Writes what is in the file of its first argument, a path below the first preopened directory.
+;; Ends with the error's number (errno of WASI preview 1) where it cannot.
 (module
   (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "fd_read" (func $fd_read (param i32 i32 i32 i32) (result i32)))

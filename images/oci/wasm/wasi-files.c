@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The areas of wasi.c that are about files. The first argument is the directory that they happen in, which is empty.
+// The areas of wasi.c that are about files. The first argument is the directory that they happen
+// in, which is empty.
 
 #include "wasi.h"
 
@@ -217,7 +218,8 @@ void links(char **arguments) {
     REFUSED(open("chain", O_RDONLY | O_NOFOLLOW), ELOOP);
     REFUSED(symlink("file", "link"), EEXIST);
 
-    // As in the kubelet's volumes of ConfigMaps: the file is a link into a directory that is a link.
+    // As in the kubelet's volumes of ConfigMaps: the file is a link into a directory that is a
+    // link.
     CHECK(symlink("below", "current") == 0 && symlink("current/up", "key") == 0 && holds("key", "content"));
 
     // What is above a link's target is not what is above the link.
@@ -274,7 +276,8 @@ void show(char **arguments) {
     }
 }
 
-// Everything that changes something, in a directory that has the file `file` and the directory `directory`.
+// Everything that changes something, in a directory that has the file `file` and the directory
+// `directory`.
 void change(char **arguments) {
     enter(arguments);
     tell("write", open("file", O_WRONLY) >= 0);

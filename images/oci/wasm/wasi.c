@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a program in C uses of WASI preview 1, an area at a time: the first argument names it. Ends with 0 when all holds.
+// What a program in C uses of WASI preview 1, an area at a time: the first argument names it. Ends
+// with 0 when all holds.
 
 #include "wasi.h"
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks that say what did not hold and end the program with 1, and the areas that wasi.c can be asked for.
+// Checks that say what did not hold and end the program with 1, and the areas that wasi.c can be
+// asked for.
 
 #include <errno.h>
 #include <stdbool.h>

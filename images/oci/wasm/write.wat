@@ -1,6 +1,6 @@
 ;; SPDX-License-Identifier: Apache-2.0
-;; Writes its name into the file of its first argument, a path below the first preopened directory. Ends with the error's
-;; number (errno of WASI preview 1) where it cannot.
+;; Writes its name into the file of its first argument, a path below the first preopened directory.
+;; Ends with the error's number (errno of WASI preview 1) where it cannot.
 (module
   (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))

@@ -52,7 +52,8 @@ const NO_LIMIT_V1: u64 = i64::MAX as u64 & !0xffff;
 pub enum Cgroup {
     /// The cgroup's place in each hierarchy.
     V1 {
-        /// By controller (`memory`), name (`name=systemd`) or [`UNIFIED`]. Controllers that are mounted together share a directory.
+        /// By controller (`memory`), name (`name=systemd`) or [`UNIFIED`]. Controllers that are
+        /// mounted together share a directory.
         dirs: BTreeMap<String, PathBuf>,
     },
     /// The cgroup's place in the one hierarchy.
@@ -78,12 +79,13 @@ impl Cgroup {
         Hierarchies::mounted()?.of_process(&membership)
     }
 
-    /// The cgroup with this path: absolute, as the cgroup filesystem has it (`/k8s.io/<id>`), or systemd's
-    /// `slice:prefix:name`, or just a slice (`kubepods-pod1.slice`).
+    /// The cgroup with this path: absolute, as the cgroup filesystem has it (`/k8s.io/<id>`), or
+    /// systemd's `slice:prefix:name`, or just a slice (`kubepods-pod1.slice`).
     ///
     /// # Errors
     ///
-    /// `InvalidArgument` for any other path and for one with `..`; `FailedPrecondition` if no hierarchy is mounted.
+    /// `InvalidArgument` for any other path and for one with `..`; `FailedPrecondition` if no
+    /// hierarchy is mounted.
     pub fn at(path: &str) -> Result<Cgroup> {
         Hierarchies::mounted()?.at(path)
     }

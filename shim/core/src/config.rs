@@ -126,7 +126,8 @@ impl HandlerConfig {
         Ok(config)
     }
 
-    /// For a sandboxer that makes no virtual machines: refuses the table `vm`, which it would ignore.
+    /// For a sandboxer that makes no virtual machines: refuses the table `vm`, which it would
+    /// ignore.
     ///
     /// # Errors
     /// `InvalidArgument` where there is one.
@@ -137,7 +138,8 @@ impl HandlerConfig {
         Err(Error::invalid(format!("the handler's options have the table vm, but {} makes no virtual machines: remove it", self.sandboxer)))
     }
 
-    /// For a sandboxer whose containers no OCI runtime of the node makes: refuses the table `runtime`, which it would ignore.
+    /// For a sandboxer whose containers no OCI runtime of the node makes: refuses the table
+    /// `runtime`, which it would ignore.
     ///
     /// # Errors
     /// `InvalidArgument` where it says something else than the defaults.

@@ -14,10 +14,12 @@
 //! - [`host_pod`] is the pod of the sandboxers whose containers are processes of this host.
 //! - [`home`] is the cgroup and the network namespace of the sandbox process itself.
 //! - [`hooks`] runs the OCI hooks of containers in virtual machines.
-//! - [`cgroup`], [`mount`], [`stdio`], [`terminal`], [`sandbox_files`] are the kernel's side of a container.
+//! - [`cgroup`], [`mount`], [`stdio`], [`terminal`], [`sandbox_files`] are the kernel's side of a
+//!   container.
 //! - `netlink` (a feature) sends requests to the kernel's network.
 //!
-//! Deliberately absent: anything that only one kind of sandbox needs, a scheduler of retries, a second thread.
+//! Deliberately absent: anything that only one kind of sandbox needs, a scheduler of retries, a
+//! second thread.
 
 pub mod cgroup;
 pub mod cleanup;

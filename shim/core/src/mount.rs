@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Mounts as containerd sends them: a type, a source, and options that mix flags with filesystem data.
+//! Mounts as containerd sends them: a type, a source, and options that mix flags with filesystem
+//! data.
 //!
 //! ```text
 //! Mount::parse   "overlay", "overlay", ["ro", "lowerdir=..."]  ->  flags, propagation, data
@@ -63,8 +64,8 @@ impl Mount {
     ///
     /// # Errors
     ///
-    /// `InvalidArgument` for NUL bytes, an empty type or a bind mount without source; `Unimplemented`
-    /// for `loop` and `remount`.
+    /// `InvalidArgument` for NUL bytes, an empty type or a bind mount without source;
+    /// `Unimplemented` for `loop` and `remount`.
     pub fn parse(kind: &str, source: &str, options: &[String]) -> Result<Mount> {
         let mut flags = MountFlags::empty();
         let mut propagation = None;
@@ -112,7 +113,8 @@ impl Mount {
         &self.source
     }
 
-    /// Makes the mount at `target`, which exists: a directory, or a file for a bind mount of a file.
+    /// Makes the mount at `target`, which exists: a directory, or a file for a bind mount of a
+    /// file.
     ///
     /// If a later step fails (read-only remount, propagation), the mount is removed again.
     ///
@@ -202,7 +204,8 @@ pub fn unmount(path: &Path) -> Result<()> {
     Err(Error::internal(format!("unmount {}: still mounted after {STACK_MAX} times", path.display())))
 }
 
-/// Everything mounted at `path` and below it in our mount namespace, newest first: unmounting in this order works.
+/// Everything mounted at `path` and below it in our mount namespace, newest first: unmounting in
+/// this order works.
 ///
 /// `path` must be absolute and without symbolic links: it is compared as text.
 ///

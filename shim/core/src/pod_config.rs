@@ -172,7 +172,8 @@ pub enum NamespaceMode {
 
 /// The id maps of a user namespace.
 ///
-/// Each list has between 1 and 340 ranges (the kernel's limit), and no two of them overlap, neither inside nor on the host.
+/// Each list has between 1 and 340 ranges (the kernel's limit), and no two of them overlap, neither
+/// inside nor on the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserNs {
     /// User ids.
@@ -181,7 +182,8 @@ pub struct UserNs {
     pub gids: Vec<IdMap>,
 }
 
-/// A range of ids (`message IDMapping`): at least one id, none of them beyond the 32 bits that ids have.
+/// A range of ids (`message IDMapping`): at least one id, none of them beyond the 32 bits that ids
+/// have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
     /// The first id inside the namespace.
@@ -192,7 +194,8 @@ pub struct IdMap {
     pub length: u32,
 }
 
-/// Limits (`message LinuxContainerResources`). `None`, or an empty string or map, is "not specified".
+/// Limits (`message LinuxContainerResources`). `None`, or an empty string or map, is "not
+/// specified".
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Resources {

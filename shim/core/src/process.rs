@@ -174,7 +174,7 @@ impl Change {
 }
 
 /// The phase of one process, shared by all tasks that use it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Life(watch::Sender<Phase>);
 
 impl Life {

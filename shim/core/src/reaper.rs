@@ -7,11 +7,11 @@
 //! registration is kept until then.
 
 use crate::error::{Context, Result};
-use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions};
+use magnetar_sys::signal::Watch;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 /// How many unclaimed exits are kept. An exec that ends before its id is read needs one. Orphans of
@@ -52,11 +52,11 @@ impl Reaper {
     pub fn start() -> Result<(Self, impl Future<Output = ()> + Send)> {
         // The kernel ignores the id: any id switches the flag on.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context(|| "cannot become a subreaper".into())?;
-        let mut child_ended = signal(SignalKind::child()).context(|| "cannot watch for SIGCHLD".into())?;
+        let mut child_ended = Watch::new(Signal::CHILD).context(|| "cannot watch for SIGCHLD".into())?;
         let reaper = Self::default();
         let driven = reaper.clone();
         Ok((reaper, async move {
-            while child_ended.recv().await.is_some() {
+            while child_ended.arrived().await.is_ok() {
                 driven.reap_all();
             }
         }))

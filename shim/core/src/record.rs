@@ -10,7 +10,8 @@
 //!     runtime/          the OCI runtime's own state
 //! ```
 //!
-//! The directory itself is locked (flock(2)) by the sandbox process for as long as it lives: [`lock`].
+//! The directory itself is locked (flock(2)) by the sandbox process for as long as it lives:
+//! [`lock`].
 //!
 //! A record is trusted only if it is a regular file of a known version, and has the names of its
 //! directory or file. Any other is [`Found::Damaged`], and clean-up does without it.

@@ -79,7 +79,8 @@ impl SandboxFiles {
     ///
     /// # Errors
     ///
-    /// If something cannot be read, written or mounted; `FailedPrecondition` if the pod wants the host's /dev/shm and there is none.
+    /// If something cannot be read, written or mounted; `FailedPrecondition` if the pod wants the
+    /// host's /dev/shm and there is none.
     pub fn create(&self, config: &PodConfig, host_etc: &Path) -> Result<()> {
         make_dir(&self.home, 0o711)?;
         self.write("hostname", &format!("{}\n", hostname(config)))?;

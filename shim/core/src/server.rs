@@ -10,7 +10,7 @@ pub mod connections;
 use crate::cgroup::stats::Metrics;
 use crate::error::{Context, Error, Result};
 use crate::events::Events;
-use crate::idle::Idle;
+use crate::idle::{self, Idle};
 use crate::logging;
 use crate::reaper::Reaper;
 use crate::record::{PodDir, PodLock, PodRecord};
@@ -129,8 +129,7 @@ impl Inherited {
         S: Sandboxer,
         T: Tasks,
     {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().context(|| "cannot start the event loop".into())?;
+        let runtime = idle::event_loop().context(|| "cannot start the event loop".into())?;
         // Of the highest level, so that every log message names the pod.
         let span = error_span!("pod", sandbox = %self.record.sandbox);
         runtime.block_on(self.run(build).instrument(span))

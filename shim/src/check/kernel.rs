@@ -200,7 +200,8 @@ fn installed(modules: &Path) -> Option<impl Fn(&str) -> bool> {
     let lists = ["modules.builtin", "modules.dep"].map(|list| read_to_string(modules.join(list)));
     let [Ok(built_in), Ok(loadable)] = lists else { return None };
     Some(move |module: &str| {
-        // The first word of a line is a file, which may be compressed: kernel/net/sched/cls_u32.ko.xz
+        // The first word of a line is a file, which may be compressed:
+        // kernel/net/sched/cls_u32.ko.xz
         let mut files = built_in.lines().chain(loadable.lines()).filter_map(|line| line.split([' ', ':']).next()?.rsplit('/').next());
         files.any(|file| file.split('.').next() == Some(module))
     })

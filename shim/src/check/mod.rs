@@ -127,18 +127,13 @@ fn report(sections: Vec<Section>) -> Report {
     if kernel_fits && state("sandboxers", "wasm") != State::No {
         usable.push("wasm");
     }
-    // QEMU is the one hypervisor that there is a handler for.
-    let vmm = [
-        ("sandboxers", "vmm"),
-        ("VMMs", "qemu"),
-        ("VMMs", "guest"),
-        ("kernel", "tun"),
-        ("kernel", "traffic control"),
-        ("helpers", "virtiofsd"),
-    ];
+    let vmm = [("sandboxers", "vmm"), ("VMMs", "guest"), ("kernel", "tun"), ("kernel", "traffic control"), ("helpers", "virtiofsd")];
     // `Partly` means that the module may or may not exist, so only `Yes` counts.
     let vsock = state("kernel", "vhost-vsock") == State::Yes || state("helpers", "vhost-device-vsock") != State::No;
-    if kernel_fits && vsock && vmm.iter().all(|(title, name)| state(title, name) != State::No) {
+    let qemu = vsock && state("VMMs", "qemu") != State::No;
+    // It has a vsock of its own, and does not emulate.
+    let cloud_hypervisor = state("kernel", "KVM") == State::Yes && state("VMMs", "cloud-hypervisor") == State::Yes;
+    if kernel_fits && (qemu || cloud_hypervisor) && vmm.iter().all(|(title, name)| state(title, name) != State::No) {
         usable.push("vmm");
     }
     Report { usable, obstacles, sections }
@@ -200,5 +195,22 @@ mod tests {
             assert!(host(&[missing]).usable.is_empty(), "{missing}");
         }
         assert!(host(&["vhost-vsock", "vhost-device-vsock"]).usable.is_empty(), "one of the two vsocks");
+        let by_cloud_hypervisor = |kvm: Finding| {
+            report(vec![
+                Section { title: "sandboxers", findings: vec![Finding::yes("vmm", "")] },
+                Section { title: "VMMs", findings: ["cloud-hypervisor", "guest"].map(|name| Finding::yes(name, "")).to_vec() },
+                Section {
+                    title: "kernel",
+                    findings: ["root", "cgroups", "pidfd", "tun", "traffic control"]
+                        .map(|name| Finding::yes(name, ""))
+                        .into_iter()
+                        .chain([kvm])
+                        .collect(),
+                },
+                Section { title: "helpers", findings: vec![Finding::yes("virtiofsd", "")] },
+            ])
+        };
+        assert_eq!(by_cloud_hypervisor(Finding::yes("KVM", "")).usable, ["vmm"]);
+        assert!(by_cloud_hypervisor(Finding::no("KVM", "", "")).usable.is_empty(), "it cannot emulate");
     }
 }

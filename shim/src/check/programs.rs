@@ -55,7 +55,28 @@ pub fn vmms(places: &Places) -> Vec<Finding> {
     // magnetar-vmm is PREFIX/libexec/magnetar/magnetar-vmm, and the guest's files are below the
     // same PREFIX.
     let prefix = places.find("vmm").ok().and_then(|program| program.ancestors().nth(3).map(Path::to_path_buf));
-    vec![vmm, guest(prefix.as_deref())]
+    vec![vmm, cloud_hypervisor(), guest(prefix.as_deref())]
+}
+
+/// The oldest version of Cloud Hypervisor that magnetar-vmm takes.
+const LEAST_CLOUD_HYPERVISOR: u32 = 51;
+
+fn cloud_hypervisor() -> Finding {
+    let (name, cost) = ("cloud-hypervisor", "no pods in microVMs by Cloud Hypervisor (magnetar-clh)");
+    match cli::in_path(name) {
+        Some(path) => judged(name, version(&path), cost),
+        None => Finding::no(name, "not in PATH", cost),
+    }
+}
+
+/// Whether this version of Cloud Hypervisor can be used. One that is unknown may work.
+fn judged(name: &'static str, version: String, cost: &'static str) -> Finding {
+    match version.split('.').next().and_then(|major| major.parse::<u32>().ok()) {
+        Some(major) if major < LEAST_CLOUD_HYPERVISOR => {
+            Finding::no(name, format!("{version} is older than {LEAST_CLOUD_HYPERVISOR}"), cost)
+        }
+        _ => Finding::yes(name, version),
+    }
 }
 
 /// The kernel and the initramfs of guests.
@@ -130,6 +151,15 @@ mod tests {
         assert!(guest(Some(prefix.path())).found.ends_with("guest without initramfs"));
         std::fs::write(folder.join("initramfs"), "").unwrap();
         assert_eq!(guest(Some(prefix.path())).state, State::Yes);
+    }
+
+    #[test]
+    fn an_old_cloud_hypervisor_cannot_be_used() {
+        for (version, state) in
+            [("53.0 (/usr/bin/cloud-hypervisor)", State::Yes), ("38.0 (/p)", State::No), ("/p/cloud-hypervisor", State::Yes)]
+        {
+            assert_eq!(judged("cloud-hypervisor", version.to_owned(), "").state, state, "{version}");
+        }
     }
 
     #[test]

@@ -31,7 +31,9 @@ use crate::launch::Places;
 use controller::{ControllerServer, Front};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::server::connections::{self, Connection};
+use magnetar_sys::signal::Watch;
 use pods::Pods;
+use rustix::process::Signal;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -39,7 +41,6 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -69,8 +70,7 @@ pub fn run(options: Serve) -> Result<()> {
 }
 
 async fn serve(options: Serve) -> Result<()> {
-    let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
-    let mut ends = (listen_for(terminate)?, listen_for(interrupt)?);
+    let mut ends = (listen_for(Signal::TERM)?, listen_for(Signal::INT)?);
     socket::folder(&options.state_dir)?;
     socket::folder(options.listen.parent().unwrap_or(Path::new("/")))?;
     let (listener, owned) = socket::listen(&options.listen)?;
@@ -85,8 +85,8 @@ async fn serve(options: Serve) -> Result<()> {
     tokio::pin!(server);
     tokio::select! {
         ended = &mut server => return ended,
-        _ = ends.0.recv() => {}
-        _ = ends.1.recv() => {}
+        _ = ends.0.arrived() => {}
+        _ = ends.1.arrived() => {}
     }
     info!("ending; pods live on");
     stop.cancel();
@@ -148,8 +148,8 @@ impl AsyncWrite for Caller {
     }
 }
 
-fn listen_for(kind: SignalKind) -> Result<Signal> {
-    signal(kind).context(|| "cannot watch for signals".into())
+fn listen_for(signal: Signal) -> Result<Watch> {
+    Watch::new(signal).context(|| "cannot watch for signals".into())
 }
 
 #[cfg(test)]

@@ -27,7 +27,8 @@ pub fn explain(text: String, files: Vec<OwnedFd>, code: i32) -> io::Result<()> {
     // SAFETY: a `sigaction` of zeros is a valid one: no flags, no signal in its mask.
     let mut action = unsafe { std::mem::zeroed::<libc::sigaction>() };
     action.sa_sigaction = on_abort as *const () as usize;
-    // SAFETY: the structure lives through the call, and the handler does only what handlers may (below).
+    // SAFETY: the structure lives through the call, and the handler does only what handlers may
+    // (below).
     let set = unsafe { libc::sigaction(libc::SIGABRT, &action, std::ptr::null_mut()) };
     if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

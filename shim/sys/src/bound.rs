@@ -3,7 +3,8 @@
 //! the privileges they do not need before their first instruction.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -71,6 +72,10 @@ pub struct Bounds {
     /// Whether the program loses the caller's protection from the OOM killer: a negative
     /// `oom_score_adj` becomes 0.
     pub plain_oom_score: bool,
+    /// A detached mount (fsmount(2)) that covers /dev for the program alone, in a mount namespace
+    /// of its own. Mounts and unmounts of the host still reach that namespace, and nothing of it
+    /// reaches the host.
+    pub devices: Option<OwnedFd>,
     /// The Landlock ruleset that limits the program's access to files; `None` limits nothing
     /// (landlock(7)).
     pub ruleset: Option<OwnedFd>,
@@ -85,6 +90,7 @@ impl Default for Bounds {
             user: None,
             capabilities: CapabilitySet::ALL,
             plain_oom_score: false,
+            devices: None,
             ruleset: None,
             filters: Vec::new(),
         }
@@ -114,6 +120,9 @@ pub fn bind(command: &mut Command, bounds: Bounds) -> io::Result<()> {
             if rustix::io::pread(&file, &mut sign, 0)? == 1 && sign == *b"-" {
                 rustix::io::pwrite(&file, b"0", 0)?;
             }
+        }
+        if let Some(devices) = &bounds.devices {
+            cover_devices(devices)?;
         }
         limit_capabilities(bounds.capabilities)?;
         match bounds.user {
@@ -200,6 +209,16 @@ fn check(returned: libc::c_long) -> io::Result<()> {
     if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Puts a detached mount over /dev, in a mount namespace of this process's own.
+fn cover_devices(devices: &OwnedFd) -> io::Result<()> {
+    // SAFETY: numbers only; the process has one thread.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) }.into())?;
+    // A slave: what the host unmounts must not stay in use here.
+    mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    move_mount(devices, c"", CWD, c"/dev", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
+}
+
 /// Drops all capabilities but `kept` from the bounding set, and clears the ambient set.
 fn limit_capabilities(kept: CapabilitySet) -> io::Result<()> {
     if kept == CapabilitySet::ALL {
@@ -251,7 +270,8 @@ fn keep_capabilities(kept: CapabilitySet) -> io::Result<()> {
     }
     let header = Header { version: CAPABILITY_VERSION, pid: 0 };
     let mut halves = [Half::default(); 2];
-    // SAFETY: the published structures of version 3 (capget(2)): a header and two halves, which outlive the calls.
+    // SAFETY: the published structures of version 3 (capget(2)): a header and two halves, which
+    // outlive the calls.
     unsafe {
         check(libc::syscall(libc::SYS_capget, &raw const header, halves.as_mut_ptr()))?;
         for (half, kept) in halves.iter_mut().zip([kept.0 as u32, (kept.0 >> 32) as u32]) {
@@ -270,7 +290,8 @@ fn install(filter: &[FilterInstruction], flags: libc::c_ulong) -> io::Result<()>
     }
     let length = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let program = Program { length, instructions: filter.as_ptr() };
-    // SAFETY: the kernel copies `length` instructions, whose layout is `struct sock_filter`'s (seccomp(2)).
+    // SAFETY: the kernel copies `length` instructions, whose layout is `struct sock_filter`'s
+    // (seccomp(2)).
     match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) } {
         0 => Ok(()),
         ..0 => Err(io::Error::last_os_error()),
@@ -280,93 +301,4 @@ fn install(filter: &[FilterInstruction], flags: libc::c_ulong) -> io::Result<()>
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Read;
-    use std::process::Stdio;
-
-    /// The output of a shell that runs within these bounds.
-    fn output_within(bounds: Bounds, script: &str) -> String {
-        let mut command = Command::new("/bin/sh");
-        bind(command.args(["-c", script]).stdout(Stdio::piped()), bounds).unwrap();
-        let mut child = command.spawn().unwrap();
-        let mut text = String::new();
-        child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
-        child.wait().unwrap();
-        text
-    }
-
-    fn root() -> bool {
-        rustix::process::geteuid().is_root()
-    }
-
-    #[test]
-    fn a_bound_program_dies_with_the_thread_that_ran_it() {
-        for user in [None, root().then_some(2_000_000_001)] {
-            let mut child = std::thread::spawn(move || {
-                let mut command = Command::new("/bin/sh");
-                let script = "grep NoNewPrivs /proc/self/status; exec sleep 1000";
-                bind(command.args(["-c", script]).stdout(Stdio::piped()), Bounds { user, ..Bounds::default() }).unwrap();
-                let mut child = command.spawn().unwrap();
-                let mut line = [0; 14];
-                child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
-                assert_eq!(&line, b"NoNewPrivs:\t1\n");
-                child
-            })
-            .join()
-            .unwrap();
-            let status = child.wait().unwrap();
-            assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGKILL));
-        }
-    }
-
-    #[test]
-    fn another_user_has_no_capabilities_and_can_get_none() {
-        if !root() {
-            return eprintln!("skipped: another_user_has_no_capabilities_and_can_get_none: only root can become somebody else");
-        }
-        let bounds = Bounds { user: Some(2_000_000_001), capabilities: CapabilitySet::NONE, ..Bounds::default() };
-        let text = output_within(bounds, "id -u; id -G; grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status");
-        let none = "0000000000000000";
-        let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[..2], ["2000000001", "2000000001"]);
-        assert_eq!(lines.len(), 7);
-        assert!(lines[2..].iter().all(|line| line.ends_with(none)), "{text}");
-    }
-
-    #[test]
-    fn root_keeps_the_capabilities_that_are_named() {
-        if !root() {
-            return eprintln!("skipped: root_keeps_the_capabilities_that_are_named: only root has any");
-        }
-        let bounds = Bounds { capabilities: CapabilitySet::of(&[18]), ..Bounds::default() };
-        let text = output_within(bounds, "grep -E '^Cap(Prm|Eff|Bnd)' /proc/self/status");
-        assert_eq!(text, "CapPrm:\t0000000000040000\nCapEff:\t0000000000040000\nCapBnd:\t0000000000040000\n");
-    }
-
-    #[test]
-    fn a_program_spawned_alone_is_process_1() {
-        if !root() {
-            return eprintln!("skipped: a_program_spawned_alone_is_process_1: only root can make a PID namespace");
-        }
-        // On a thread of its own, so that no other test's child is in there.
-        let (alone, after) = std::thread::spawn(|| {
-            let mut command = Command::new("/bin/sh");
-            bind(command.args(["-c", "echo $$"]).stdout(Stdio::piped()), Bounds::default()).unwrap();
-            let alone = spawn_alone(&mut command).unwrap().wait_with_output().unwrap();
-            (alone, Command::new("/bin/sh").args(["-c", "echo $$"]).output().unwrap())
-        })
-        .join()
-        .unwrap();
-        assert_eq!(alone.stdout, b"1\n");
-        assert_ne!(after.stdout, b"1\n", "children are made where they were before");
-    }
-
-    #[test]
-    fn a_filter_is_in_force_from_the_first_instruction_on() {
-        // The filter allows everything; /proc shows that it is installed.
-        let allow = FilterInstruction { code: 0x06, jump_true: 0, jump_false: 0, operand: 0x7fff_0000 };
-        let text = output_within(Bounds { filters: vec![vec![allow]], ..Bounds::default() }, "grep Seccomp: /proc/self/status");
-        assert_eq!(text, "Seccomp:\t2\n");
-    }
-}
+mod tests;

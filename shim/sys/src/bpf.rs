@@ -34,7 +34,8 @@ struct Load {
     place: u32,
 }
 
-/// Loads a program of a kind (`enum bpf_prog_type`), to be attached to a place (`enum bpf_attach_type`).
+/// Loads a program of a kind (`enum bpf_prog_type`), to be attached to a place (`enum
+/// bpf_attach_type`).
 pub fn load(kind: u32, place: u32, program: &[Instruction]) -> io::Result<OwnedFd> {
     let load = Load {
         kind,
@@ -47,16 +48,17 @@ pub fn load(kind: u32, place: u32, program: &[Instruction]) -> io::Result<OwnedF
         interface: 0,
         place,
     };
-    // SAFETY: `load` is the published beginning of this command's part of the union; the instructions and the license that
-    // it points to live through the call, which copies them. It returns a descriptor.
+    // SAFETY: `load` is the published beginning of this command's part of the union; the
+    // instructions and the license that it points to live through the call, which copies them. It
+    // returns a descriptor.
     unsafe { descriptor(LOAD, &load) }
 }
 
 /// Calls bpf(2).
 ///
 /// # Safety
-/// `attributes` is the beginning of the command's part of `union bpf_attr`, has no padding, and what it points to is valid for
-/// the call.
+/// `attributes` is the beginning of the command's part of `union bpf_attr`, has no padding, and
+/// what it points to is valid for the call.
 pub unsafe fn call<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
     // SAFETY: the caller vouches for what the kernel reads. The kernel fills a union that is
     // shorter than its own with zeros.

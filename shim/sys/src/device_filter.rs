@@ -37,7 +37,7 @@ pub fn attach(program: &[Instruction], cgroup: impl AsFd) -> io::Result<()> {
     let program = bpf::load(KIND, PLACE, program)?;
     let attach =
         Attach { target: cgroup.as_fd().as_raw_fd() as u32, program: program.as_raw_fd() as u32, place: PLACE, flags: BESIDE_OTHERS };
-    // SAFETY: `attach` is the published beginning of this command's part of the union; it points to nothing, and both
-    // descriptors are open.
+    // SAFETY: `attach` is the published beginning of this command's part of the union; it points to
+    // nothing, and both descriptors are open.
     unsafe { bpf::call(ATTACH, &attach) }.map(drop)
 }

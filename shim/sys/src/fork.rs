@@ -37,8 +37,9 @@ pub fn spawn(child: impl FnOnce() -> i32) -> io::Result<u32> {
 pub fn sibling(child: impl FnOnce() -> i32) -> io::Result<u32> {
     let mut args: [u64; 8] = [0; 8];
     args[0] = libc::CLONE_PARENT as u64;
-    // SAFETY: `args` is a `clone_args` of the first published size (64 bytes, linux/sched.h) with no pointers in it; without
-    // CLONE_VM this is a fork, and the process has one thread (contract).
+    // SAFETY: `args` is a `clone_args` of the first published size (64 bytes, linux/sched.h) with
+    // no pointers in it; without CLONE_VM this is a fork, and the process has one thread
+    // (contract).
     match unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) } {
         ..0 => Err(io::Error::last_os_error()),
         0 => {

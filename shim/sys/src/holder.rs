@@ -152,8 +152,8 @@ fn clone_sibling_in_new_pid_namespace() -> io::Result<libc::pid_t> {
     let flags = (libc::CLONE_PARENT | libc::CLONE_NEWPID) as u64;
     let mut args: [u64; 8] = [0; 8];
     args[0] = flags;
-    // SAFETY: `args` is a `clone_args` of the first published size (64 bytes, linux/sched.h) with no
-    // pointers in it; without CLONE_VM this is a fork, and this process has one thread.
+    // SAFETY: `args` is a `clone_args` of the first published size (64 bytes, linux/sched.h) with
+    // no pointers in it; without CLONE_VM this is a fork, and this process has one thread.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) };
     if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid as libc::pid_t) }
 }
@@ -222,7 +222,8 @@ mod tests {
             return;
         }
         for new_pid_namespace in [false, true] {
-            // Other threads of the test runner do not matter to what this copy does; it dies with this thread.
+            // Other threads of the test runner do not matter to what this copy does; it dies with
+            // this thread.
             let pid = spawn(new_pid_namespace, || Ok(())).unwrap();
             let proc = std::path::PathBuf::from(format!("/proc/{pid}"));
             let names = |dir: &str| std::fs::read_dir(proc.join(dir)).unwrap().count();

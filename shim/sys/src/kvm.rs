@@ -7,7 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// `_IO(KVMIO, 0x00)` of linux/kvm.h.
 const KVM_GET_API_VERSION: u32 = 0xae00;
 
-/// The version of KVM's interface. It has been 12 since 2007, and the kernel's documentation says to refuse all others.
+/// The version of KVM's interface. It has been 12 since 2007, and the kernel's documentation says
+/// to refuse all others.
 ///
 /// # Errors
 /// `ENOTTY` if the descriptor is not of /dev/kvm.

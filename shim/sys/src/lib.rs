@@ -15,6 +15,7 @@
 //! holder         a process that only holds namespaces
 //! namespace      user namespaces, and mounts with mapped ids
 //! process        sends signals by number
+//! signal         signals that wake the event loop
 //! keyring        session keyrings
 //! kvm            asks KVM for its version
 //! random         gives the kernel's random number generator fresh bytes
@@ -49,5 +50,6 @@ pub mod process;
 pub mod random;
 pub mod readiness;
 pub mod sealed;
+pub mod signal;
 pub mod tap;
 pub mod vsock;

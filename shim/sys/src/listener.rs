@@ -20,7 +20,8 @@ pub fn inherit() -> io::Result<UnixListener> {
     if unsafe { libc::fcntl(LISTENER_FD, libc::F_GETFD) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open (checked above) and, by contract, nothing in this process owns it yet.
+    // SAFETY: the descriptor is open (checked above) and, by contract, nothing in this process owns
+    // it yet.
     let fd = unsafe { OwnedFd::from_raw_fd(LISTENER_FD) };
     // The socket must not reach the container's processes.
     rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;

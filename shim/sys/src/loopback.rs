@@ -48,8 +48,8 @@ pub fn steer(v4: BorrowedFd<'_>, v6: Option<BorrowedFd<'_>>) -> io::Result<Steer
     let program = bpf::load(KIND, PLACE, &program(&listeners)).map_err(unsupported)?;
     let namespace = File::open("/proc/thread-self/ns/net")?;
     let link = CreateLink { program: program.as_raw_fd() as u32, target: namespace.as_raw_fd() as u32, place: PLACE, flags: 0 };
-    // SAFETY: `link` is the published beginning of this command's part of the union; it points to nothing, and both descriptors
-    // are open. It returns a descriptor.
+    // SAFETY: `link` is the published beginning of this command's part of the union; it points to
+    // nothing, and both descriptors are open. It returns a descriptor.
     let link = unsafe { bpf::descriptor(CREATE_LINK, &link) }?;
     Ok(Steering { link })
 }
@@ -115,8 +115,8 @@ const SOCKETS_BY_KEY: u32 = 18;
 /// Makes a map for the listeners; the keys are their address families.
 fn map() -> io::Result<OwnedFd> {
     let map = CreateMap { kind: SOCKETS_BY_KEY, key_size: 4, value_size: 4, entries: 2 };
-    // SAFETY: `map` is the published beginning of this command's part of the union, and points to nothing. It returns a
-    // descriptor.
+    // SAFETY: `map` is the published beginning of this command's part of the union, and points to
+    // nothing. It returns a descriptor.
     unsafe { bpf::descriptor(CREATE_MAP, &map) }
 }
 
@@ -136,8 +136,8 @@ fn put(map: &OwnedFd, family: libc::c_int, listener: BorrowedFd<'_>) -> io::Resu
     let listener = listener.as_raw_fd();
     let update =
         Update { map: map.as_raw_fd() as u32, padding: 0, key: &raw const family as u64, value: &raw const listener as u64, flags: 0 };
-    // SAFETY: `update` is the published beginning of this command's part of the union; it points to a key and a value of the
-    // sizes that the map was made with, which live through the call.
+    // SAFETY: `update` is the published beginning of this command's part of the union; it points to
+    // a key and a value of the sizes that the map was made with, which live through the call.
     unsafe { bpf::call(UPDATE, &update) }.map(drop)
 }
 

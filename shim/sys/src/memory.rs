@@ -7,8 +7,8 @@
 /// this range reaches into none.
 const STACK: usize = 512 << 10;
 
-/// Bytes of stack left for the next system call, and for a signal that arrives meanwhile.
-const IN_USE: usize = 4 << 10;
+/// Bytes of stack left for the frame of the function that returns the rest, and for the call in it.
+const IN_USE: usize = 1 << 10;
 
 /// Limits glibc to one small arena. Call it before the first thread starts.
 pub fn stay_small() {

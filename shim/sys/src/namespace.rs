@@ -36,14 +36,15 @@ pub fn user_namespace(uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
     // `flags` and `exit_signal` of `clone_args` (linux/sched.h).
     args[0] = libc::CLONE_NEWUSER as u64;
     args[4] = libc::SIGCHLD as u64;
-    // SAFETY: `args` is a `clone_args` of the first published size (64 bytes) with no pointers in it;
-    // without CLONE_VM this is a fork, and the child makes nothing but system calls.
+    // SAFETY: `args` is a `clone_args` of the first published size (64 bytes) with no pointers in
+    // it; without CLONE_VM this is a fork, and the child makes nothing but system calls.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) };
     if pid < 0 {
         return Err(io::Error::last_os_error());
     }
     if pid == 0 {
-        // SAFETY: system calls only, none of which returns to this process's code: it waits to be killed.
+        // SAFETY: system calls only, none of which returns to this process's code: it waits to be
+        // killed.
         unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             loop {
@@ -100,7 +101,8 @@ pub fn set_attributes(mount: impl AsFd, attributes: Attributes, recursive: bool)
 
 fn set(mount: impl AsFd, attributes: &libc::mount_attr, recursive: libc::c_int) -> io::Result<()> {
     let (mount, flags) = (mount.as_fd().as_raw_fd(), libc::AT_EMPTY_PATH | recursive);
-    // SAFETY: the path is empty and ends with a zero, and the structure lives through the call, with its own size.
+    // SAFETY: the path is empty and ends with a zero, and the structure lives through the call,
+    // with its own size.
     let outcome = unsafe { libc::syscall(libc::SYS_mount_setattr, mount, c"".as_ptr(), flags, attributes, size_of_val(attributes)) };
     if outcome < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -31,7 +31,8 @@ impl Notification {
         if unsafe { libc::fcntl(NOTIFICATION_FD, libc::F_GETFD) } < 0 {
             return Self(None);
         }
-        // SAFETY: the descriptor is open (checked above) and, by contract, nothing in this process owns it yet.
+        // SAFETY: the descriptor is open (checked above) and, by contract, nothing in this process
+        // owns it yet.
         let fd = unsafe { OwnedFd::from_raw_fd(NOTIFICATION_FD) };
         // Other programs must not inherit it: they would keep the pipe open.
         let private = rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC).is_ok();

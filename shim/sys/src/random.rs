@@ -31,8 +31,8 @@ struct PoolInfo {
 /// when the descriptor is not of /dev/random.
 pub fn mix_in(device: BorrowedFd, bytes: [u8; LENGTH]) -> io::Result<()> {
     let info = PoolInfo { entropy: LENGTH as libc::c_int * 8, size: LENGTH as libc::c_int, bytes };
-    // SAFETY: the request reads a `struct rand_pool_info` with as many bytes as it says. It outlives
-    // the call, which writes no memory of ours.
+    // SAFETY: the request reads a `struct rand_pool_info` with as many bytes as it says. It
+    // outlives the call, which writes no memory of ours.
     if unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const info) } < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -34,7 +34,8 @@ fn of_tree(tree: OwnedFd) -> io::Result<OwnedFd> {
     // SAFETY: a `mount_attr` is four numbers, for which zeros are valid.
     let mut attributes = unsafe { std::mem::zeroed::<libc::mount_attr>() };
     attributes.attr_set = libc::MOUNT_ATTR_RDONLY;
-    // SAFETY: the path is empty and ends with a zero, and the structure lives through the call, with its own size.
+    // SAFETY: the path is empty and ends with a zero, and the structure lives through the call,
+    // with its own size.
     let changed = unsafe {
         libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, &attributes, size_of_val(&attributes))
     };

@@ -28,8 +28,9 @@ pub fn open(name: &CStr) -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
         *to = *from as libc::c_char;
     }
-    // SAFETY: the call takes a `struct ifreq` with a name that ends and with flags, which this one has; it writes at most
-    // that structure, which outlives the call. The descriptor is owned here, and open.
+    // SAFETY: the call takes a `struct ifreq` with a name that ends and with flags, which this one
+    // has; it writes at most that structure, which outlives the call. The descriptor is owned here,
+    // and open.
     match unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(tun),

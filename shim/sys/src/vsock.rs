@@ -28,18 +28,19 @@ pub fn set_guest_cid(device: BorrowedFd, cid: u32) -> io::Result<()> {
 /// `_IO(7, 0xb9)` of linux/vm_sockets.h.
 const IOCTL_VM_SOCKETS_GET_LOCAL_CID: u32 = 0x07b9;
 
-/// The first address that a guest can have: those below are the hypervisor's, this machine's own and
-/// the host's (vsock(7)).
+/// The first address that a guest can have: those below are the hypervisor's, this machine's own
+/// and the host's (vsock(7)).
 const FIRST_GUEST: u32 = 3;
 
-/// The address of this machine on the vsock of its host, once the kernel's driver can use it. `None`
-/// before, and if this machine is no guest. `device` is /dev/vsock.
+/// The address of this machine on the vsock of its host, once the kernel's driver can use it.
+/// `None` before, and if this machine is no guest. `device` is /dev/vsock.
 ///
 /// # Errors
 /// `ENOTTY` when the descriptor is not of /dev/vsock.
 pub fn guest_cid(device: BorrowedFd) -> io::Result<Option<u32>> {
     let mut cid = 0_u32;
-    // SAFETY: the request writes an `unsigned int`, which outlives the call, and reads no memory of ours.
+    // SAFETY: the request writes an `unsigned int`, which outlives the call, and reads no memory of
+    // ours.
     match unsafe { libc::ioctl(device.as_raw_fd(), IOCTL_VM_SOCKETS_GET_LOCAL_CID as _, &raw mut cid) } {
         -1 => Err(io::Error::last_os_error()),
         // The highest number stands for no address.

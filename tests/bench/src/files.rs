@@ -7,9 +7,10 @@
 //!   for each round, place and job: one handler after the other runs `fio --output-format=json`
 //! ```
 //!
-//! Of a container on the node's own kernel these are the node's own figures, and so what a virtual machine's are compared with.
-//! The node's page cache holds all that is read here. "Cold" is a guest whose own cache does not: fio has it dropped
-//! (posix_fadvise(2)), which on the node's kernel would drop the node's, and is left out there.
+//! Of a container on the node's own kernel these are the node's own figures, and so what a virtual
+//! machine's are compared with. The node's page cache holds all that is read here. "Cold" is a
+//! guest whose own cache does not: fio has it dropped (posix_fadvise(2)), which on the node's
+//! kernel would drop the node's, and is left out there.
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +29,8 @@ use crate::{Bench, progress, runs_machines, statistics::Samples};
 /// The image, which a node has to pull first.
 const IMAGE: &str = "localhost/magnetar/fio:1";
 
-/// What sequential jobs write and read: fits in a guest's memory, of which a pod without a limit has 1 GiB.
+/// What sequential jobs write and read: fits in a guest's memory, of which a pod without a limit
+/// has 1 GiB.
 const SIZE: &str = "128m";
 
 /// The part of it that most random jobs go over: 16384 blocks of 4 KiB.
@@ -97,7 +99,8 @@ enum Figure {
     Throughput,
     /// Operations per second, an fsync at the end included.
     Rate,
-    /// Operations per second by their mean latency: what is over in a few milliseconds, fio's clock of the whole is too coarse for.
+    /// Operations per second by their mean latency: what is over in a few milliseconds, fio's clock
+    /// of the whole is too coarse for.
     RateByLatency,
     /// The 99th percentile of an operation's latency.
     Latency,
@@ -134,8 +137,9 @@ const JOBS: [Job; 10] = [
     },
     Job {
         name: "random read of 4 KiB, guest warm",
-        // So little of it that every block has been read before what counts begins; and without fio's map of what was read,
-        // which is begun anew, and the file opened again, after each pass.
+        // So little of it that every block has been read before what counts begins; and without
+        // fio's map of what was read, which is begun anew, and the file opened again, after each
+        // pass.
         options: &["--rw=randread", "--bs=4k", "--size=4m", "--io_size=100g", "--norandommap", "--ramp_time=3", "--runtime=2"],
         cache: Cache::Kept,
         figures: &[Figure::Rate, Figure::Latency],
@@ -268,8 +272,9 @@ impl Figure {
         }
     }
 
-    /// This figure of what fio told of a single job: <https://fio.readthedocs.io/en/latest/fio_doc.html#json-output>.
-    /// Latencies are in nanoseconds there. A job reads or writes; the other side of it has no operations.
+    /// This figure of what fio told of a single job:
+    /// <https://fio.readthedocs.io/en/latest/fio_doc.html#json-output>. Latencies are in
+    /// nanoseconds there. A job reads or writes; the other side of it has no operations.
     fn of(self, told: &Value) -> Option<f64> {
         let job = told.get("jobs")?.get(0)?;
         let side =

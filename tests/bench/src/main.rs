@@ -9,9 +9,9 @@
 //!   files    reading and writing, by fio in a container; only when asked for
 //! ```
 //!
-//! It runs inside a node. All handlers get the same pods: the node's network, one container of
-//! the same image that does nothing (of a module that does, for Wasm handlers). The first handler is the one that the others are compared
-//! with. Nothing here asserts a figure; the reader judges.
+//! It runs inside a node. All handlers get the same pods: the node's network, one container of the
+//! same image that does nothing (of a module that does, for Wasm handlers). The first handler is
+//! the one that the others are compared with. Nothing here asserts a figure; the reader judges.
 
 mod burst;
 mod files;
@@ -72,15 +72,16 @@ struct Bench {
 }
 
 impl Bench {
-    /// A pod as all handlers get it, but that a virtual machine cannot have the node's network: it has one of its own.
+    /// A pod as all handlers get it, but that a virtual machine cannot have the node's network: it
+    /// has one of its own.
     async fn pod(&self, handler: &str) -> Result<Pod> {
         let spec = PodSpec::new("bench", handler).own_pid();
         let spec = if runs_machines(handler) { spec } else { spec.host_network() };
         Ok(self.node.run_pod(&spec).await?)
     }
 
-    /// A container that does nothing: the same for all handlers, but a Wasm module where the handler runs those. The module is
-    /// beside the same programs.
+    /// A container that does nothing: the same for all handlers, but a Wasm module where the
+    /// handler runs those. The module is beside the same programs.
     fn container(&self, handler: &str) -> ContainerSpec {
         if runs_modules(handler) {
             ContainerSpec::new("bench", "localhost/magnetar/wasm-tools:1")
@@ -89,7 +90,8 @@ impl Bench {
         }
     }
 
-    /// A container that says hello: a Wasm module where the handler runs those, a native program elsewhere.
+    /// A container that says hello: a Wasm module where the handler runs those, a native program
+    /// elsewhere.
     fn hello(&self, handler: &str) -> ContainerSpec {
         if runs_modules(handler) {
             ContainerSpec::new("hello", "localhost/magnetar/wasm:1")
@@ -107,7 +109,7 @@ impl Bench {
 }
 
 fn runs_machines(handler: &str) -> bool {
-    handler == "magnetar-qemu"
+    matches!(handler, "magnetar-qemu" | "magnetar-clh")
 }
 
 fn runs_modules(handler: &str) -> bool {

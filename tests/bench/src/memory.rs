@@ -28,7 +28,8 @@ pub struct Usage {
     pub pss_kib: f64,
     /// The container's own process, in KiB: private. For a Wasm module that is the engine, too.
     pub payload_kib: f64,
-    /// All that the node has less of, per pod and in KiB: processes, kernel, page cache that cannot be given back.
+    /// All that the node has less of, per pod and in KiB: processes, kernel, page cache that cannot
+    /// be given back.
     pub node_kib: f64,
     /// How many processes per pod, by name.
     pub processes: BTreeMap<String, f64>,

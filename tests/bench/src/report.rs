@@ -84,7 +84,8 @@ impl Report {
             rows.push(self.timed(format!("{pods} pods at once, down"), |handler| Some(&self.burst.get(handler)?.down)));
         }
         for line in &self.files {
-            // Of a rate the largest of few rounds tells nothing; a latency's line is a percentile itself.
+            // Of a rate the largest of few rounds tells nothing; a latency's line is a percentile
+            // itself.
             let figure = |handler| (line.samples.get(handler).and_then(Samples::median), None);
             rows.push(Row { what: line.what.clone(), unit: line.unit.name(), figures: self.handlers.iter().map(figure).collect() });
         }

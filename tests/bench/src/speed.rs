@@ -145,7 +145,8 @@ fn forget_compiled() -> Result<()> {
     Ok(())
 }
 
-/// A further container of the pod, of a name and so with a log of its own, says hello. The time is the log's own, so nobody has to watch the log closely.
+/// A further container of the pod, of a name and so with a log of its own, says hello. The time is
+/// the log's own, so nobody has to watch the log closely.
 async fn first_output(bench: &Bench, handler: &str, pod: &Pod, name: &str) -> Result<Duration> {
     let start = SystemTime::now();
     let container = pod.run(&bench.hello(handler).named(name)).await?;

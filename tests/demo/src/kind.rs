@@ -16,6 +16,17 @@ pub struct Kind {
     pub command: &'static [&'static str],
     /// A command for exec, and what it must print.
     pub exec: (&'static [&'static str], &'static str),
+    /// The messages by which a pod is refused where the node lacks what this kind needs. That is no
+    /// failure of the demo.
+    pub missing: &'static [&'static str],
+}
+
+impl Kind {
+    /// Whether this error says that the node lacks what the kind needs.
+    pub fn is_missing(&self, error: &anyhow::Error) -> bool {
+        let error = format!("{error:#}");
+        self.missing.iter().any(|message| error.contains(message))
+    }
 }
 
 const BUSYBOX: &str = "localhost/magnetar/busybox:1";
@@ -31,6 +42,7 @@ pub const KINDS: &[Kind] = &[
         image: BUSYBOX,
         command: HELLO,
         exec: (&["cat", "/etc/hostname"], "demo"),
+        missing: &[],
     },
     Kind {
         name: "wasmtime",
@@ -40,6 +52,7 @@ pub const KINDS: &[Kind] = &[
         command: &[],
         // The module is beside busybox, so that there is a program to execute.
         exec: (&["cat", "/etc/hostname"], "demo"),
+        missing: &[],
     },
     Kind {
         name: "wasmedge",
@@ -49,6 +62,7 @@ pub const KINDS: &[Kind] = &[
         command: &[],
         // The module is beside busybox, so that there is a program to execute.
         exec: (&["cat", "/etc/hostname"], "demo"),
+        missing: &[],
     },
     Kind {
         name: "qemu",
@@ -57,5 +71,15 @@ pub const KINDS: &[Kind] = &[
         image: BUSYBOX,
         command: HELLO,
         exec: (&["hostname"], "demo"),
+        missing: &[],
+    },
+    Kind {
+        name: "clh",
+        what: "a virtual machine with a kernel of its own, by Cloud Hypervisor",
+        handler: "magnetar-clh",
+        image: BUSYBOX,
+        command: HELLO,
+        exec: (&["hostname"], "demo"),
+        missing: &["Cloud Hypervisor needs KVM", "cloud-hypervisor is neither in PATH"],
     },
 ];

@@ -22,8 +22,8 @@ pub struct Shown {
     pub ready: Duration,
     /// From asking for the pod to the first line in the log.
     pub first_output: Duration,
-    /// Memory of all processes that came with the pod and are not the container's own. A virtual machine is one of them, with
-    /// all that its guest has touched.
+    /// Memory of all processes that came with the pod and are not the container's own. A virtual
+    /// machine is one of them, with all that its guest has touched.
     pub management: Memory,
     /// That first line.
     pub said: String,
@@ -61,7 +61,8 @@ pub async fn show(node: &Node, kind: &Kind) -> Result<Shown> {
     say(format!("statistics: the container uses {} KiB", used / 1024));
 
     let pid = container.pid().await?;
-    // A virtual machine stands for its containers, and was there before them: it is not the container's own.
+    // A virtual machine stands for its containers, and was there before them: it is not the
+    // container's own.
     let containers: Vec<_> = with_the_pod.find(pid).is_none().then_some(pid).into_iter().collect();
     let management = Processes::now()?.since(&before).without(&containers);
     for process in management.iter() {

@@ -45,7 +45,10 @@ fn row(kind: &Kind, result: &Result<Shown>) -> [String; HEAD.len()] {
             format!("{} KiB", shown.management.own / 1024),
             shown.said.clone(),
         ],
-        Err(error) => [name, handler, "-".into(), "-".into(), "-".into(), format!("failed: {error:#}")],
+        Err(error) => {
+            let what = if kind.is_missing(error) { "not on this node" } else { "failed" };
+            [name, handler, "-".into(), "-".into(), "-".into(), format!("{what}: {error:#}")]
+        }
     }
 }
 
@@ -71,5 +74,13 @@ mod tests {
         assert_eq!(lines[1], "KIND  HANDLER        READY  FIRST OUTPUT  MEMORY  SAID");
         assert_eq!(lines[2], "runc  magnetar-runc  7 ms   1234 ms       80 KiB  hello");
         assert_eq!(lines[3], "runc  magnetar-runc  -      -             -       failed: no kernel");
+        let clh = KINDS.iter().find(|kind| kind.name == "clh").unwrap();
+        for (error, said) in
+            [("Cloud Hypervisor needs KVM, but there is none", "not on this node: Cloud"), ("out of memory", "failed: out")]
+        {
+            let text = draw(&[(clh, Err(anyhow::anyhow!(error).context("the pod did not start")))]);
+            let said = said.replace(": ", ": the pod did not start: ");
+            assert!(text.contains(&said), "{text}");
+        }
     }
 }

@@ -70,11 +70,23 @@ impl Case {
 
     /// Whether the handler under test runs virtual machines.
     pub fn is_vm(&self) -> bool {
-        self.handler == "magnetar-qemu"
+        self.hypervisor().is_some()
     }
 
-    /// How many of `pods` to make at the same time: all, but for machines on a node whose one processor is itself emulated. It starts
-    /// one in ten seconds, and of four, whose kernels all want their ticks, none within the two minutes that a guest has.
+    /// The hypervisor's program, if the handler under test runs virtual machines: as the kernel
+    /// names its process.
+    pub fn hypervisor(&self) -> Option<&'static str> {
+        match self.handler.as_str() {
+            "magnetar-qemu" => Some("qemu-system"),
+            // A process's name has at most 15 letters.
+            "magnetar-clh" => Some("cloud-hyperviso"),
+            _ => None,
+        }
+    }
+
+    /// How many of `pods` to make at the same time: all, but for machines on a node whose one
+    /// processor is itself emulated. It starts one in ten seconds, and of four, whose kernels all
+    /// want their ticks, none within the two minutes that a guest has.
     pub fn at_once(&self, pods: u32) -> u32 {
         if self.is_vm() && self.patience >= EMULATED { pods.min(2) } else { pods }
     }
@@ -118,8 +130,8 @@ impl Case {
     }
 
     /// The log of a container that has ended. containerd may report the end a moment before the
-    /// last line is in the file, so this waits until nothing comes any more. It waits longer where nothing has come at all: on a
-    /// busy host containerd may not have begun.
+    /// last line is in the file, so this waits until nothing comes any more. It waits longer where
+    /// nothing has come at all: on a busy host containerd may not have begun.
     pub async fn whole_log(&self, container: &Container) -> Result<magnetar_cri::Log> {
         let mut log = container.log()?;
         loop {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the kernel says of one process: its cgroup's limits, its namespaces, its status. Of a container in a virtual machine
-//! the node's kernel knows nothing; its own, which has cgroup version 2, is asked through a command in the container.
+//! What the kernel says of one process: its cgroup's limits, its namespaces, its status. Of a
+//! container in a virtual machine the node's kernel knows nothing; its own, which has cgroup
+//! version 2, is asked through a command in the container.
 
 use std::{
     fs,
@@ -44,7 +45,8 @@ pub async fn container_file(case: &Case, container: &Container, v1: (&str, &str)
     cgroup_file(container.pid().await?, v1, v2)
 }
 
-/// Which namespace of a kind a running container is in. The numbers of different kernels cannot be compared.
+/// Which namespace of a kind a running container is in. The numbers of different kernels cannot be
+/// compared.
 pub async fn container_namespace(case: &Case, container: &Container, kind: &str) -> Result<String> {
     if case.is_vm() {
         return asked(container, &["readlink", &format!("/proc/self/ns/{kind}")]).await;

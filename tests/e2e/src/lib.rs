@@ -10,9 +10,9 @@
 //! ```
 //!
 //! The tests themselves (`tests/e2e.rs`) run inside a node, started by `tests/e2e/run`, and are
-//! built only with the feature `node`: without one they could do nothing but pass silently. They
-//! go through the CRI and look at the node with the kernel's eyes, so that the same tests hold
-//! for every runtime handler. What can be true for ours only says so with [`on_magnetar`], and what a
+//! built only with the feature `node`: without one they could do nothing but pass silently. They go
+//! through the CRI and look at the node with the kernel's eyes, so that the same tests hold for
+//! every runtime handler. What can be true for ours only says so with [`on_magnetar`], and what a
 //! virtual machine excludes with [`on_shared_kernel`].
 //!
 //! Settings come from the environment: `MAGNETAR_HANDLER` (the runtime handler under test),
@@ -35,6 +35,6 @@ pub use service::{Held, Service};
 pub use terminal::Terminal;
 pub use tool::{Output, Tool};
 pub use turn::{
-    OWN_GUEST, calm, on_magnetar, on_magnetar_with_shared_kernel, on_node, on_shared_kernel, on_vm, on_vm_with_hugetlb,
+    OWN_GUEST, calm, on_magnetar, on_magnetar_with_shared_kernel, on_node, on_qemu, on_shared_kernel, on_vm, on_vm_with_hugetlb,
     on_vm_with_own_kernel, on_warm_node,
 };

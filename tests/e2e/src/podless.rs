@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Containers without a pod: the names under which clients ask for a kind of sandbox, and ctr, which makes such containers.
+//! Containers without a pod: the names under which clients ask for a kind of sandbox, and ctr,
+//! which makes such containers.
 
 use std::{fs, path::Path, process::Command};
 
@@ -48,7 +49,8 @@ impl<'a> Ctr<'a> {
         self.tool.try_run(words).map(without_advice)
     }
 
-    /// `ctr run` with the runtime under test: options, image, the container's name, and its command.
+    /// `ctr run` with the runtime under test: options, image, the container's name, and its
+    /// command.
     pub fn container(&self, words: &[&str]) -> Result<Output> {
         self.try_run(&self.words(words))
     }
@@ -72,7 +74,8 @@ impl<'a> Ctr<'a> {
         [&["run", "--runtime", &self.runtime][..], words].concat()
     }
 
-    /// The state of a container's first process, as `ctr task ls` has it: its process id and its status.
+    /// The state of a container's first process, as `ctr task ls` has it: its process id and its
+    /// status.
     pub fn task(&self, container: &str) -> Result<Option<(i32, String)>> {
         let listed = self.run(&["task", "ls"])?;
         let line = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|words| words.first() == Some(&container));
@@ -110,12 +113,14 @@ pub fn bring_image(case: &Case, image: &str, namespace: &str) -> Result<()> {
     }
     let scratch = crate::Scratch::new()?;
     let archive = scratch.join("image.tar");
-    // By itself: what containerd sends through a stream is not always written when ctr ends ("short read" at the import).
+    // By itself: what containerd sends through a stream is not always written when ctr ends ("short
+    // read" at the import).
     ctr("k8s.io")?.run(&["images", "export", "--local", &archive, image])?;
     there.run(&["images", "import", &archive]).map(drop)
 }
 
-/// The process that manages one container without a pod: a sandbox process of ours, or the stock shim.
+/// The process that manages one container without a pod: a sandbox process of ours, or the stock
+/// shim.
 pub fn sandbox_process(container: &str) -> Result<i32> {
     let all = Processes::now()?;
     let manages = |command: &[String]| {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A process that an attacker has taken over: it makes the system calls that a test wants, with what it has and may do itself.
+//! A process that an attacker has taken over: it makes the system calls that a test wants, with
+//! what it has and may do itself.
 
 use std::{
     fs::{self, File},
@@ -24,7 +25,8 @@ const ROOM: u64 = 64 << 10;
 /// `syscall` on x86_64.
 const INSTRUCTION: [u8; 2] = [0x0f, 0x05];
 
-/// A process whose main thread is stopped, for as long as this value lives. The thread that has made it must make the calls.
+/// A process whose main thread is stopped, for as long as this value lives. The thread that has
+/// made it must make the calls.
 pub struct TakenOver {
     thread: Pid,
     registers: user_regs_struct,
@@ -67,7 +69,8 @@ impl TakenOver {
         self.put(&[text.as_bytes(), &[0]].concat())
     }
 
-    /// Has it make a system call. The outer error is the test's, the inner one what the kernel answers.
+    /// Has it make a system call. The outer error is the test's, the inner one what the kernel
+    /// answers.
     ///
     /// # Errors
     /// Where it dies of the call.

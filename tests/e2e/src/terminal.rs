@@ -85,7 +85,8 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // Also when a test fails: the command must not outlive it. One that has ended cannot be killed, which is fine.
+        // Also when a test fails: the command must not outlive it. One that has ended cannot be
+        // killed, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

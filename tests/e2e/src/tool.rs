@@ -41,8 +41,8 @@ impl Tool {
         Self::find("ctr", &["--namespace", namespace])?.limited(limit)
     }
 
-    /// nerdctl, where somebody has put one into the node, with CNI's plugins where Debian has them. Its own networks are kept apart
-    /// from those of the CRI.
+    /// nerdctl, where somebody has put one into the node, with CNI's plugins where Debian has them.
+    /// Its own networks are kept apart from those of the CRI.
     pub fn nerdctl(limit: Duration) -> Option<Self> {
         Self::find("nerdctl", &["--cni-path", "/usr/lib/cni", "--cni-netconfpath", "/etc/nerdctl/net.d"])?.limited(limit)
     }

@@ -23,7 +23,8 @@ use crate::{Case, Service};
 /// Compiled code of Wasm modules stays for the next pod; its size is bounded.
 const CACHE: &str = "file /var/lib/magnetar";
 
-/// Folders that containerd makes for the first image that is a volume, and its own shim for its first pod; they are kept.
+/// Folders that containerd makes for the first image that is a volume, and its own shim for its
+/// first pod; they are kept.
 const KEPT: [&str; 4] = [
     "file /run/containerd/io.containerd.grpc.v1.cri/image-volumes",
     "file /run/containerd/runc",
@@ -45,7 +46,8 @@ pub fn on_node(test: impl AsyncFnOnce(&Case) -> Result<()>) {
     on_warm_node(async |_| Ok(()), test);
 }
 
-/// The same, after `warm` has had made what containerd and others make once and keep: that is no leak.
+/// The same, after `warm` has had made what containerd and others make once and keep: that is no
+/// leak.
 ///
 /// # Panics
 /// As [`on_node`], and when `warm` fails.
@@ -68,7 +70,8 @@ pub fn on_magnetar<T: AsyncFnOnce(&Case) -> Result<()>>(because: &str, test: T) 
     unless(|case| (!case.is_magnetar()).then_some(because), test);
 }
 
-/// The same for a test which can be true only where containers run on the node's own kernel, and why.
+/// The same for a test which can be true only where containers run on the node's own kernel, and
+/// why.
 ///
 /// # Panics
 /// As [`on_node`].
@@ -92,7 +95,18 @@ pub fn on_vm<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
     unless(no_machines, test);
 }
 
-/// The same for a test of machines with the kernel that `make kernel` compiles, where that is installed: [`OWN_GUEST`] is its folder.
+/// The same for a test of what only QEMU's machines have: its protocol, or a vsock that it does not
+/// serve itself.
+///
+/// # Panics
+/// As [`on_node`].
+pub fn on_qemu<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
+    let other = |case: &Case| (case.hypervisor() != Some("qemu-system")).then_some("the machines are not QEMU's");
+    unless(|case| no_machines(case).or_else(|| other(case)), test);
+}
+
+/// The same for a test of machines with the kernel that `make kernel` compiles, where that is
+/// installed: [`OWN_GUEST`] is its folder.
 ///
 /// # Panics
 /// As [`on_node`].
@@ -221,7 +235,8 @@ impl Seen {
 }
 
 fn look(case: &Case) -> Result<Seen> {
-    // The node's own book-keeping is not part of the comparison, and neither is ours, nor what is kept on purpose.
+    // The node's own book-keeping is not part of the comparison, and neither is ours, nor what is
+    // kept on purpose.
     let logs = format!("file {}", log_root().display());
     let kept = |thing: &str| thing.starts_with("file /run/node/") || thing.starts_with(CACHE) || KEPT.contains(&thing) || thing == logs;
     let things = Snapshot::take()?.without(kept);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pods come and go, a few at a time, again and again, and some of them die of a killed process. After each round nothing is
-//! left of it, and the resident process neither collects files (`on_node` looks) nor grows.
+//! Pods come and go, a few at a time, again and again, and some of them die of a killed process.
+//! After each round nothing is left of it, and the resident process neither collects files
+//! (`on_node` looks) nor grows.
 //!
 //! ```text
 //!   a round ──┬─ a pod: a container says its word, a command answers, the pod is removed
@@ -8,9 +9,9 @@
 //!             └─ a pod, one of ten: the same, while a process of it is killed; it is seen to be dead, and removed
 //! ```
 //!
-//! What is killed, and when, follows from a seed, which is printed. Settings, in the environment, beside those of all tests:
-//! `MAGNETAR_SOAK_PODS` (60), `MAGNETAR_SOAK_AT_ONCE` (1), `MAGNETAR_SOAK_MINUTES` (after which no round begins; 60), and
-//! `MAGNETAR_SOAK_SEED`.
+//! What is killed, and when, follows from a seed, which is printed. Settings, in the environment,
+//! beside those of all tests: `MAGNETAR_SOAK_PODS` (60), `MAGNETAR_SOAK_AT_ONCE` (1),
+//! `MAGNETAR_SOAK_MINUTES` (after which no round begins; 60), and `MAGNETAR_SOAK_SEED`.
 
 use std::{
     env,
@@ -33,7 +34,8 @@ use nix::{
 /// One pod of so many has a process killed.
 const KILLED: u32 = 10;
 
-/// How much the resident process may have grown since its first rounds, in KiB: what its allocator keeps varies.
+/// How much the resident process may have grown since its first rounds, in KiB: what its allocator
+/// keeps varies.
 const GROWTH: u64 = 1024;
 
 /// A setting of the environment.
@@ -69,7 +71,8 @@ impl Fate {
         let sandbox = case.sandbox_pid(pod)?;
         tokio::time::sleep(self.after).await;
         let all = Processes::now()?;
-        // In a machine's case its children are what it is made of. In any other they are containers, whose end is not the pod's.
+        // In a machine's case its children are what it is made of. In any other they are
+        // containers, whose end is not the pod's.
         let of_pod = |process: &Process| process.pid == sandbox || (case.is_vm() && process.parent == sandbox && !process.zombie);
         let candidates: Vec<_> = all.iter().filter(|process| of_pod(process)).collect();
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a handful of processes")]
@@ -95,8 +98,9 @@ async fn life(case: &Case, n: u32, fate: Option<Fate>) -> Result<Option<String>>
         Ok((pod.state().await? == PodSandboxState::SandboxNotready).then_some(()))
     })
     .await?;
-    // containerd first hears of a container's end on a connection that has ended too, and hears of it again a second later.
-    // Until then it takes the container for running, and whoever wants the pod removed has to ask again, as a kubelet does.
+    // containerd first hears of a container's end on a connection that has ended too, and hears of
+    // it again a second later. Until then it takes the container for running, and whoever wants the
+    // pod removed has to ask again, as a kubelet does.
     eventually(&format!("the pod is removed without its {killed}"), case.soon(), async || match case.node().remove_pod(pod.id()).await {
         Ok(()) => Ok(Some(())),
         Err(error) if error.to_string().contains("container is still running") => Ok(None),
@@ -132,7 +136,8 @@ fn tell(text: &str) -> Result<()> {
     writeln!(std::io::stderr(), "soak: {text}").context("stderr")
 }
 
-/// One round, with a turn of its own on the node. What was killed, and the resident process's memory afterwards, in KiB.
+/// One round, with a turn of its own on the node. What was killed, and the resident process's
+/// memory afterwards, in KiB.
 fn round(first: u32, count: u32, random: &mut Rng) -> (Vec<String>, Option<u64>) {
     let mut killed = Vec::new();
     let mut memory = None;

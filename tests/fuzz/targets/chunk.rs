@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Bytes in chunks between host and guest.
 //!
-//! The first byte says how much of our own is sent meanwhile. The second is 0 for a peer that says the rest and closes the connection;
-//! otherwise the peer is one of ours that sends the rest, through a wire that takes 16 times as many bytes at a time.
+//! The first byte says how much of our own is sent meanwhile. The second is 0 for a peer that says
+//! the rest and closes the connection; otherwise the peer is one of ours that sends the rest,
+//! through a wire that takes 16 times as many bytes at a time.
 #![no_main]
 
 use magnetar_vm_agent_api::chunk::{LONGEST, carry};

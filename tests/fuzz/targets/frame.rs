@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Messages between host and guest: whatever arrives is a message of the kind that is expected, or an error.
+//! Messages between host and guest: whatever arrives is a message of the kind that is expected, or
+//! an error.
 #![no_main]
 
 use magnetar_vm_agent_api::frame::{FROM_ANYONE, FROM_GUEST, FROM_HOST, read, write};
@@ -20,7 +21,8 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     });
 });
 
-/// A message that was understood is the same when it is sent and received again, and no more was read than belongs to it.
+/// A message that was understood is the same when it is sent and received again, and no more was
+/// read than belongs to it.
 async fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8], longest: usize) {
     let mut rest = bytes;
     let Ok(message) = read::<T>(&mut rest, longest).await else { return };

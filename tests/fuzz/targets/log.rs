@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What programs say of themselves: the log of an OCI runtime, JSON objects one after the other, and the console of a guest.
+//! What programs say of themselves: the log of an OCI runtime, JSON objects one after the other,
+//! and the console of a guest.
 #![no_main]
 
 use magnetar_core::runtime::cli::last_error;

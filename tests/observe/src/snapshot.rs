@@ -33,7 +33,8 @@ const PLACES: [&str; 9] = [
     "/var/lib/containerd/tmpmounts",
 ];
 
-/// containerd's namespaces whose containers are tested, and docker's own name for its parent of all cgroups.
+/// containerd's namespaces whose containers are tested, and docker's own name for its parent of all
+/// cgroups.
 const NAMESPACES: [&str; 4] = ["k8s.io", "default", "moby", "docker"];
 
 /// The state of a node at one moment.

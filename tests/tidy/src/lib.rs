@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   git ls-files ──► Tree ──► text rules      paths, shell scripts, SPDX lines
+//!                     │  ├──► comment rule    their width
 //!                     │  └──► source rules    length, names, docs, unsafe, allowances
 //!                     └─────► manifest rules  workspace-only dependencies and lints
 //!   cargo metadata ─────────► import rules    which crate may import which
@@ -18,7 +19,7 @@ mod tree;
 
 use std::{fmt, path::PathBuf};
 
-pub use rules::{imports, manifest, source as source_rules, text};
+pub use rules::{comments, imports, manifest, source as source_rules, text};
 pub use source::Source;
 pub use tree::{Text, Tree};
 

@@ -2,7 +2,7 @@
 //! Parses a Rust source into tokens with line numbers, so that comments and strings are not taken
 //! for code.
 
-use std::{path::Path, str::FromStr};
+use std::{ops::RangeInclusive, path::Path, str::FromStr};
 
 use anyhow::{Result, anyhow};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
@@ -26,15 +26,17 @@ pub struct Source<'a> {
     /// All tokens. Comments are left out; doc comments appear as the attributes that the compiler
     /// makes of them.
     pub tokens: Vec<Token>,
+    /// The lines of each string of several lines, without the one that it begins in.
+    pub strings: Vec<RangeInclusive<usize>>,
 }
 
 impl<'a> Source<'a> {
     /// Parses a file.
     pub fn parse(file: &'a Text) -> Result<Self> {
         let stream = TokenStream::from_str(&file.content).map_err(|e| anyhow!("{}: {e}", file.path.display()))?;
-        let mut tokens = Vec::new();
-        flatten(stream, &mut tokens);
-        Ok(Self { file, tokens })
+        let mut source = Self { file, tokens: Vec::new(), strings: Vec::new() };
+        source.flatten(stream);
+        Ok(source)
     }
 
     /// The path of the file.
@@ -73,28 +75,32 @@ impl<'a> Source<'a> {
         }
         &[]
     }
-}
 
-fn flatten(stream: TokenStream, tokens: &mut Vec<Token>) {
-    for tree in stream {
-        let line = tree.span().start().line;
-        match tree {
-            TokenTree::Group(group) => {
-                let (open, close) = match group.delimiter() {
-                    Delimiter::Parenthesis => ("(", ")"),
-                    Delimiter::Brace => ("{", "}"),
-                    Delimiter::Bracket => ("[", "]"),
-                    Delimiter::None => ("", ""),
-                };
-                tokens.push(Token { line, text: open.to_owned() });
-                flatten(group.stream(), tokens);
-                tokens.push(Token { line: group.span_close().start().line, text: close.to_owned() });
-            }
-            TokenTree::Ident(ident) => tokens.push(Token { line, text: ident.to_string() }),
-            TokenTree::Punct(punct) => tokens.push(Token { line, text: punct.to_string() }),
-            TokenTree::Literal(literal) => {
-                let text = literal.to_string().chars().take(1).collect();
-                tokens.push(Token { line, text });
+    fn flatten(&mut self, stream: TokenStream) {
+        for tree in stream {
+            let line = tree.span().start().line;
+            match tree {
+                TokenTree::Group(group) => {
+                    let (open, close) = match group.delimiter() {
+                        Delimiter::Parenthesis => ("(", ")"),
+                        Delimiter::Brace => ("{", "}"),
+                        Delimiter::Bracket => ("[", "]"),
+                        Delimiter::None => ("", ""),
+                    };
+                    self.tokens.push(Token { line, text: open.to_owned() });
+                    self.flatten(group.stream());
+                    self.tokens.push(Token { line: group.span_close().start().line, text: close.to_owned() });
+                }
+                TokenTree::Ident(ident) => self.tokens.push(Token { line, text: ident.to_string() }),
+                TokenTree::Punct(punct) => self.tokens.push(Token { line, text: punct.to_string() }),
+                TokenTree::Literal(literal) => {
+                    let end = literal.span().end().line;
+                    if end > line {
+                        self.strings.push(line + 1..=end);
+                    }
+                    let text = literal.to_string().chars().take(1).collect();
+                    self.tokens.push(Token { line, text });
+                }
             }
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The files that users apply can be parsed: examples, and the configuration that is installed. What their keys mean is tested where
-//! they are read: handlers' options in `shim` and `vmm`.
+//! The files that users apply can be parsed: examples, and the configuration that is installed.
+//! What their keys mean is tested where they are read: handlers' options in `shim` and `vmm`.
 
 use std::path::Path;
 

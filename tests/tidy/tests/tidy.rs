@@ -2,7 +2,7 @@
 //! Applies the rules to this checkout. Every test prints all its findings.
 
 use anyhow::Result;
-use tidy::{Finding, Tree, imports, manifest, source_rules, text};
+use tidy::{Finding, Tree, comments, imports, manifest, source_rules, text};
 
 fn none(mut findings: Vec<Finding>) {
     findings.sort();
@@ -32,6 +32,12 @@ fn sources_keep_the_style() -> Result<()> {
         findings.extend(source_rules::over(&tree, rule)?);
     }
     none(findings);
+    Ok(())
+}
+
+#[test]
+fn comments_are_wrapped() -> Result<()> {
+    none(comments::all(&Tree::read()?)?);
     Ok(())
 }
 

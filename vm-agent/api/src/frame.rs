@@ -18,7 +18,8 @@ pub const FROM_ANYONE: usize = 4 << 10;
 /// ([`chunk`](crate::chunk) says why they must).
 pub const FROM_GUEST: usize = 16 << 10;
 
-/// The wire format, for messages of at most `longest` bytes. By default its length is four bytes, the largest first.
+/// The wire format, for messages of at most `longest` bytes. By default its length is four bytes,
+/// the largest first.
 fn codec(longest: usize) -> LengthDelimitedCodec {
     LengthDelimitedCodec::builder().max_frame_length(longest).new_codec()
 }
@@ -40,8 +41,8 @@ pub async fn write<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), message: &T
 
 /// Receives a message of at most `longest` bytes. Not cancel-safe.
 ///
-/// Reads to the end of the message and no byte further (`FramedRead` would): behind the first messages on a connection come bytes
-/// that are not messages.
+/// Reads to the end of the message and no byte further (`FramedRead` would): behind the first
+/// messages on a connection come bytes that are not messages.
 ///
 /// # Errors
 /// `UnexpectedEof` at the end of the connection, `InvalidData` for an invalid message.

@@ -32,7 +32,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The version of this protocol. Raise it with each change that the other side may not understand.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The vsock port on which the agent listens.
 pub const PORT: u32 = 1024;
@@ -51,8 +51,8 @@ pub const GIVES_UP: &str = "the guest cannot go on";
 pub const HELLO: &str = "magnetar.hello";
 
 /// A word of the guest's kernel command line: the guest becomes a template, from which the machines
-/// of pods begin. Its agent writes [`TEMPLATE_READY`] to the console, and waits until the machine has
-/// a vsock. Only then is it a pod's, and the share has the pod's secret and [`secret::SEED`].
+/// of pods begin. Its agent writes [`TEMPLATE_READY`] to the console, and waits until the machine
+/// has a vsock. Only then is it a pod's, and the share has the pod's secret and [`secret::SEED`].
 pub const TEMPLATE: &str = "magnetar.template";
 
 /// The line that the agent of a template writes to the console before it waits.
@@ -86,6 +86,10 @@ pub const CGROUP: &str = "/pod";
 /// host. A bundle may take that much longer for each of its disks.
 pub const DISK_FOUND: Duration = Duration::from_secs(15);
 
+/// How long the guest's kernel may take to find a processor that the machine got, in software
+/// emulation on a busy host.
+pub const PROCESSOR_FOUND: Duration = Duration::from_secs(15);
+
 /// The first message on a connection. The secret follows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,8 +105,8 @@ pub struct Opening {
 #[serde(deny_unknown_fields)]
 pub enum Purpose {
     /// [`Request`]s, one after the other. Two connections last for the guest's life: one for
-    /// [`Request::Ping`] alone and one for all others. Each [`Request::Release`] has a connection
-    /// of its own, because it may take long.
+    /// [`Request::Ping`] alone and one for all others. Each [`Request::Release`] and each
+    /// [`Request::Resize`] has a connection of its own, because it may take long.
     Control,
     /// [`Event`]s. One connection for the guest's life.
     Events,
@@ -191,6 +195,13 @@ pub enum Request {
         /// Its serial number.
         serial: String,
     },
+    /// The machine's size changes. The agent waits until the machine has this number of processors,
+    /// and uses exactly so many. It makes the kernel take the memory that the machine gets, as long
+    /// as it runs.
+    Resize {
+        /// The number of processors, at least one.
+        vcpus: u32,
+    },
     /// Checks that the agent lives. The agent sets its clock, which stood still if the machine was
     /// paused.
     Ping {
@@ -266,7 +277,8 @@ pub struct Disk {
     pub minor: u32,
 }
 
-/// A volume in the guest's memory: a tmpfs, or a hugetlbfs with pages of 2 MiB, at `<MEMORY>/<name>`, for the pod's life.
+/// A volume in the guest's memory: a tmpfs, or a hugetlbfs with pages of 2 MiB, at
+/// `<MEMORY>/<name>`, for the pod's life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {

@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// have this name.
 pub const FILE: &str = ".secret";
 
-/// The file in the share with [`SEED_LENGTH`] random bytes for the kernel of a guest that began as a
-/// template: all guests that begin so have the same random number generator. Beside [`FILE`], and
+/// The file in the share with [`SEED_LENGTH`] random bytes for the kernel of a guest that began as
+/// a template: all guests that begin so have the same random number generator. Beside [`FILE`], and
 /// only for such guests.
 pub const SEED: &str = ".seed";
 

@@ -14,7 +14,8 @@ use std::io::Write as _;
 const FIRST: Mac = Mac([2, 0, 0, 0, 7, 1]);
 const SECOND: Mac = Mac([2, 0, 0, 0, 7, 2]);
 
-/// Runs `test` in a network namespace that ends with it, and has two interfaces: `eth0`, which is `SECOND`, and `eth1`.
+/// Runs `test` in a network namespace that ends with it, and has two interfaces: `eth0`, which is
+/// `SECOND`, and `eth1`.
 fn in_guest(test: impl AsyncFnOnce(Handle) -> Result<()> + Send) {
     std::thread::scope(|scope| {
         let body = move || {

@@ -4,6 +4,7 @@
 
 pub mod acceleration;
 pub mod block;
+pub mod capacity;
 pub mod forward;
 pub mod huge_pages;
 pub mod network;

@@ -30,7 +30,8 @@ use rtnetlink::{Handle, LinkUnspec};
 use state::{Interfaces, State};
 use tracing::warn;
 
-/// The first interface of every network namespace (`LOOPBACK_IFINDEX` of the kernel's include/net/flow.h).
+/// The first interface of every network namespace (`LOOPBACK_IFINDEX` of the kernel's
+/// include/net/flow.h).
 const LOOPBACK: u32 = 1;
 
 /// A network namespace whose interfaces belong to a guest.

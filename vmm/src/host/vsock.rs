@@ -70,7 +70,6 @@ pub enum VsockAttachment<'a> {
     User(BorrowedFd<'a>),
     /// The socket on which the hypervisor listens itself, with the protocol of Firecracker's
     /// docs/vsock.md.
-    #[cfg_attr(not(any(test, fuzzing)), expect(dead_code, reason = "Cloud Hypervisor is the first; until then the tests' own hypervisor"))]
     Own(&'a Path),
 }
 

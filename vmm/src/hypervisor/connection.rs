@@ -13,8 +13,9 @@
 //! unknown. The machine's state is asked for only when the machine seems dead, and that question
 //! reveals a timeout as well.
 
-use super::{Control, Disk, DiskId, HotPlug, MachineState};
+use super::{Control, Disk, DiskId, HotPlug, MachineState, Resize};
 use crate::host::block::{self, DeviceNumbers};
+use crate::machine::size::Size;
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::ids::ContainerId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +36,7 @@ const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Connection {
     orders: mpsc::Sender<Order>,
     table: Arc<Mutex<Table>>,
+    can_resize: bool,
 }
 
 /// A block device that a container needs.
@@ -51,15 +53,31 @@ enum Order {
     State(oneshot::Sender<Result<MachineState>>),
     Attach(WantedDisk, ContainerId, oneshot::Sender<Result<DiskId>>),
     Detach(DiskId, oneshot::Sender<Result<()>>),
+    Resize(Size, oneshot::Sender<Result<Size>>),
 }
 
 impl Connection {
     /// The connection, and the loop that executes its orders. The loop runs as long as a clone of
     /// the connection exists.
-    pub fn new(control: Box<dyn Control>) -> (Self, impl Future<Output = ()> + Send) {
+    pub fn new(mut control: Box<dyn Control>) -> (Self, impl Future<Output = ()> + Send) {
         let (orders, given) = mpsc::channel(QUEUE);
         let table = Arc::<Mutex<Table>>::default();
-        (Self { orders, table: table.clone() }, serve(control, table, given))
+        let can_resize = control.size().is_some();
+        (Self { orders, table: table.clone(), can_resize }, serve(control, table, given))
+    }
+
+    /// Whether the machine's size can change.
+    pub fn can_resize(&self) -> bool {
+        self.can_resize
+    }
+
+    /// Asks for another size of the machine. Returns its present size: see [`Resize::resize`].
+    ///
+    /// # Errors
+    /// `Unimplemented` if the machine's size cannot change; `Unavailable` if the machine has ended;
+    /// errors of the hypervisor.
+    pub async fn resize(&self, wanted: Size) -> Result<Size> {
+        self.order(|answer| Order::Resize(wanted, answer)).await
     }
 
     /// The machine's state.
@@ -116,6 +134,9 @@ async fn serve(control: Box<dyn Control>, table: Arc<Mutex<Table>>, mut orders: 
             Order::State(answer) => drop(answer.send(control.order(async |hypervisor| hypervisor.0.state().await).await)),
             Order::Attach(wanted, container, answer) => drop(answer.send(attach(&mut control, &table, wanted, container).await)),
             Order::Detach(disk, answer) => drop(answer.send(detach(&mut control, &table, disk).await)),
+            Order::Resize(wanted, answer) => {
+                drop(answer.send(control.order(async |hypervisor| hypervisor.size()?.resize(wanted).await).await));
+            }
         }
     }
 }
@@ -123,12 +144,16 @@ async fn serve(control: Box<dyn Control>, table: Arc<Mutex<Table>>, mut orders: 
 /// The control connection, until an order times out.
 struct TimedControl(Option<ControlHandle>);
 
-/// Gives an error if the hypervisor has no [`HotPlug`].
+/// Gives an error if the hypervisor has no [`HotPlug`] or no [`Resize`].
 struct ControlHandle(Box<dyn Control>);
 
 impl ControlHandle {
     fn disks(&mut self) -> Result<&mut dyn HotPlug> {
         self.0.disks().ok_or_else(|| Error::unimplemented("this hypervisor cannot attach disks to a running machine"))
+    }
+
+    fn size(&mut self) -> Result<&mut dyn Resize> {
+        self.0.size().ok_or_else(|| Error::unimplemented("this hypervisor cannot change the size of a running machine"))
     }
 }
 

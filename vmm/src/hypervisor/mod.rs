@@ -11,12 +11,14 @@
 //!
 //! The trait is object-safe: `main` chooses an implementation, and no other code depends on it.
 
+pub mod cloud_hypervisor;
 pub mod connection;
 pub mod qemu;
 pub mod snapshots;
 
 use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::program::Invocation;
+use crate::machine::size::Size;
 use crate::machine::spec::VmSpec;
 use magnetar_core::error::Result;
 use magnetar_core::reaper::Exit;
@@ -87,6 +89,17 @@ pub enum MachineState {
     Other,
 }
 
+/// What a hypervisor reports by itself, and what ends the machine although the hypervisor's process
+/// runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// The guest has restarted or panicked. Nothing of the pod is in it any more.
+    Restarted,
+}
+
+/// Waits for a machine's event.
+pub type EventWatch = Pin<Box<dyn Future<Output = MachineEvent> + Send>>;
+
 /// Who caused the end of a hypervisor's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -129,6 +142,12 @@ pub trait Control: Send {
     /// The machine's state.
     fn state(&mut self) -> Promise<'_, MachineState>;
 
+    /// The events that the hypervisor reports by itself, for one caller; `None` if it has none, and
+    /// its process ends with every guest.
+    fn events(&mut self) -> Option<EventWatch> {
+        None
+    }
+
     /// The interface to attach and detach disks while the machine runs; `None` if the hypervisor
     /// cannot.
     fn disks(&mut self) -> Option<&mut dyn HotPlug>;
@@ -137,6 +156,20 @@ pub trait Control: Send {
     fn save(&mut self) -> Option<&mut dyn Save> {
         None
     }
+
+    /// The interface to change the machine's size while it runs; `None` if the hypervisor, or this
+    /// machine, cannot.
+    fn size(&mut self) -> Option<&mut dyn Resize> {
+        None
+    }
+}
+
+/// Changes the size of a running machine. Its method is not cancel-safe.
+pub trait Resize: Send {
+    /// Asks for a size between that of the machine's start and [`VmSpec::most`]. Returns the size
+    /// that the machine has now, because only the guest can take memory and processors, and give
+    /// them back. Repeat the call to learn how far it is. Repeated calls change nothing else.
+    fn resize(&mut self, wanted: Size) -> Promise<'_, Size>;
 }
 
 /// Attaches and detaches disks of a running machine. Its methods are not cancel-safe.

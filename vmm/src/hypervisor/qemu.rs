@@ -13,24 +13,27 @@ mod clock;
 mod disks;
 mod machine;
 pub mod qmp;
+mod size;
 mod snapshots;
 
 pub use machine::{MachineKind, QemuConfig};
 
 use super::snapshots::{Save, Snapshots};
-use super::{Control, Disk, DiskId, HotPlug, Hypervisor, MachineState, Promise, Sharing, Traits, Verdict};
+use super::{Control, Disk, DiskId, HotPlug, Hypervisor, MachineState, Promise, Resize, Sharing, Traits, Verdict};
 use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::confinement::{Calls, Confinement, Files, Pids};
 use crate::machine::program::{Invocation, Program};
+use crate::machine::size::Size;
 use crate::machine::spec::{Acceleration, VmSpec};
 use clock::Clock;
-use magnetar_core::error::{Context, Result};
+use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::reaper::Exit;
 use magnetar_sys::bound::CapabilitySet;
 use magnetar_vm_agent_api::SHARE_TAG;
 use magnetar_vm_agent_api::network::Mac;
 use qmp::Qmp;
 use serde::Deserialize;
+use size::Growth;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -96,6 +99,7 @@ impl Hypervisor for Qemu {
         let mut invocation = self.confined(spec);
         let pages = if spec.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" };
         board(&mut invocation, spec, self.machine, ("memory-backend-memfd", pages));
+        size::devices(&mut invocation, spec, self.machine);
         kernel(&mut invocation, spec, self, &[]);
         monitors(&mut invocation, spec);
         shared_files(&mut invocation, spec, self.machine);
@@ -108,7 +112,10 @@ impl Hypervisor for Qemu {
     }
 
     fn begin<'a>(&'a self, spec: &'a VmSpec) -> Promise<'a, Box<dyn Control>> {
-        Box::pin(async { Ok(Box::new(QemuControl(connect(spec).await?)) as Box<dyn Control>) })
+        Box::pin(async {
+            let (qmp, growth) = (connect(spec).await?, Growth::of(spec, self.machine));
+            Ok(Box::new(QemuControl { qmp, growth }) as Box<dyn Control>)
+        })
     }
 
     /// A microvm has no hot-plug, and so no vsock after a restore.
@@ -196,9 +203,9 @@ fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind, (back
         "-cpu",
         processor,
         "-smp",
-        &spec.vcpus.to_string(),
+        &size::processors(spec, machine),
         "-m",
-        &format!("size={memory}M"),
+        &size::memory(spec, machine),
         // The vhost-user devices map the guest's memory too.
         "-object",
         &format!("{backend},id=ram,size={memory}M,share=on{more}"),
@@ -249,7 +256,8 @@ fn fixed_parameters(spec: &VmSpec, machine: MachineKind) -> Vec<&'static str> {
 fn kernel(invocation: &mut Invocation, spec: &VmSpec, qemu: &Qemu, last: &[&str]) {
     let is_emulated = spec.acceleration == Acceleration::Tcg;
     let rate = qemu.clock.filter(|_| is_emulated).and_then(Clock::khz).map(|khz| format!("tsc_early_khz={khz}"));
-    let fixed = fixed_parameters(spec, qemu.machine).into_iter().chain(rate.as_deref());
+    let growth = size::parameters(spec, qemu.machine);
+    let fixed = fixed_parameters(spec, qemu.machine).into_iter().chain(rate.as_deref()).chain(growth.iter().map(String::as_str));
     let parameters: Vec<&str> = fixed.chain(spec.parameters.iter().map(String::as_str)).chain(last.iter().copied()).collect();
     invocation.arguments::<OsString>([
         "-kernel".into(),
@@ -335,7 +343,11 @@ fn joined(parts: &[&dyn AsRef<OsStr>]) -> OsString {
 
 /// The control connection to a running QEMU.
 #[derive(Debug)]
-struct QemuControl(Qmp);
+struct QemuControl {
+    qmp: Qmp,
+    /// How its size can change; `None` if it cannot.
+    growth: Option<Growth>,
+}
 
 impl Control for QemuControl {
     fn state(&mut self) -> Promise<'_, MachineState> {
@@ -344,7 +356,7 @@ impl Control for QemuControl {
             status: String,
         }
         Box::pin(async {
-            let Status { status } = self.0.execute("query-status").await?;
+            let Status { status } = self.qmp.execute("query-status").await?;
             Ok(match status.as_str() {
                 "running" => MachineState::Running,
                 "paused" => MachineState::Paused,
@@ -358,18 +370,32 @@ impl Control for QemuControl {
         Some(self)
     }
 
+    fn size(&mut self) -> Option<&mut dyn Resize> {
+        if self.growth.is_some() { Some(self) } else { None }
+    }
+
     fn save(&mut self) -> Option<&mut dyn Save> {
         Some(self)
     }
 }
 
+impl Resize for QemuControl {
+    fn resize(&mut self, wanted: Size) -> Promise<'_, Size> {
+        Box::pin(async move {
+            let Self { qmp, growth } = self;
+            let growth = growth.as_mut().ok_or_else(|| Error::internal("this machine's size cannot change"))?;
+            growth.resize(qmp, wanted).await
+        })
+    }
+}
+
 impl HotPlug for QemuControl {
     fn attach<'a>(&'a mut self, disk: &'a Disk) -> Promise<'a, ()> {
-        Box::pin(disks::attach(&mut self.0, disk))
+        Box::pin(disks::attach(&mut self.qmp, disk))
     }
 
     fn detach(&mut self, disk: DiskId) -> Promise<'_, ()> {
-        Box::pin(disks::detach(&mut self.0, disk))
+        Box::pin(disks::detach(&mut self.qmp, disk))
     }
 }
 

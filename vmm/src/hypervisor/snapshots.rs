@@ -55,8 +55,8 @@ pub struct SavedState<'a> {
 
 /// Saves a running machine. Its method is not cancel-safe.
 pub trait Save: Send {
-    /// Pauses the machine for good, and writes the state of its devices to a file, which is open for
-    /// writing only. Returns the version of the hypervisor.
+    /// Pauses the machine for good, and writes the state of its devices to a file, which is open
+    /// for writing only. Returns the version of the hypervisor.
     fn save<'a>(&'a mut self, state: BorrowedFd<'a>) -> Promise<'a, String>;
 }
 

@@ -125,6 +125,7 @@ async fn with_machine(cgroup: &Cgroup, shell: Shell, test: impl AsyncFnOnce(Resu
         memory_mib: 128,
         huge_pages: false,
         vcpus: 1,
+        most: Size { memory_mib: 128, vcpus: 1 },
         acceleration: Acceleration::Tcg,
         share: None,
         vsock: Vsock::Own,
@@ -235,4 +236,18 @@ fn attaching_a_disk_without_hot_plug_is_refused() {
     });
     // The other codes are for hosts without this device.
     assert!(matches!(error.code(), Code::Unimplemented | Code::NotFound | Code::PermissionDenied), "{error}");
+}
+
+#[test]
+fn resizing_a_machine_of_a_fixed_size_is_refused() {
+    let (connection, serve) = connection::Connection::new(Box::new(Bare));
+    assert!(!connection.can_resize());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let error = runtime.block_on(async {
+        tokio::select! {
+            answer = connection.resize(Size { memory_mib: 1, vcpus: 1 }) => answer.unwrap_err(),
+            () = serve => unreachable!("it serves as long as somebody asks"),
+        }
+    });
+    assert_eq!(error.code(), Code::Unimplemented);
 }

@@ -10,6 +10,7 @@
 use super::devices::{self, VsockServer};
 use super::log_tail::LogTail;
 use super::processes::{Common, Process};
+use super::size::Size;
 use super::spec::VmSpec;
 use super::vsock_directory::VsockDirectory;
 use super::{BootContext, Machine, death, files};
@@ -23,6 +24,7 @@ use crate::template::store::Template;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::{Event, Purpose};
+use rustix::fs::{Mode, chmod};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,9 +37,9 @@ use tracing::{Instrument, debug};
 /// working guest needs seconds.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How long a copy of a template may take for that. A working one needs less than a second. Ten that
-/// began at once, on two processors that others kept busy, needed 25. For one that does not work
-/// another machine is booted.
+/// How long a copy of a template may take for that. A working one needs less than a second. Ten
+/// that began at once, on two processors that others kept busy, needed 25. For one that does not
+/// work another machine is booted.
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// All processes of a machine.
@@ -116,22 +118,26 @@ impl Machine {
             connected = tokio::time::timeout(patience, connect(&*hypervisor, &spec, beginning, &dialer, hello)) => {
                 connected.unwrap_or_else(|_| Err(silent(&processes.console, patience)))
             }
-            reason = processes.one_ended(&*hypervisor) => Err(Error::internal(format!("the virtual machine did not start: {reason}"))),
+            reason = processes.one_ended(&*hypervisor) => Err(ended_early(&reason)),
         };
-        let Connected { control, guest, requests, events, pulse } = match connected {
+        let Connected { mut control, guest, requests, events, pulse } = match connected {
             Ok(connected) => connected,
             Err(error) => {
-                let error = processes.explain(&*hypervisor, error).await;
+                let error = processes.cause(&*hypervisor, error).await;
                 processes.kill().await;
                 return Err(error);
             }
         };
         let (death_sender, death) = watch::channel(None);
         let off = Arc::new(watch::Sender::new(false));
+        let reported = control.events();
         let (connection, serve) = Connection::new(control);
         let (condemn, condemned) = mpsc::channel(1);
-        let machine = Self { guest, hypervisor: connection.clone(), pid: processes.hypervisor.pid, death, condemn, off: off.clone() };
-        let watch = death::MachineWatch { hypervisor, connection, serve, requests, events, pulse, off: off.subscribe(), condemned };
+        let (start, most) = (Size { memory_mib: spec.memory_mib, vcpus: spec.vcpus }, spec.most);
+        let pid = processes.hypervisor.pid;
+        let machine = Self { guest, hypervisor: connection.clone(), start, most, pid, death, condemn, off: off.clone() };
+        let watch =
+            death::MachineWatch { hypervisor, connection, serve, requests, events, reported, pulse, off: off.subscribe(), condemned };
         let until_end = async move {
             let reason = watch.run_until_end(&mut processes, on_event).await;
             // End all containers before publishing the death, so that whoever sees the death also
@@ -170,6 +176,10 @@ async fn connect(
     Ok(Connected { control, guest, requests, events, pulse })
 }
 
+fn ended_early(reason: &str) -> Error {
+    Error::internal(format!("the virtual machine did not start: {reason}"))
+}
+
 fn silent(console: &LogTail, patience: Duration) -> Error {
     let said = console.last_line().map(|line| format!("; the last line on its console: {line}"));
     Error::new(Code::DeadlineExceeded, format!("the guest has not started within {patience:?}{}", said.unwrap_or_default()))
@@ -192,11 +202,17 @@ impl Processes {
         });
         let copied = copied.transpose()?;
         let virtiofsd = spec.share.as_ref().map(|share| Process::run("virtiofsd", &devices::virtiofsd(share), None, common)).transpose()?;
+        if let Some(share) = &spec.share {
+            // Only root can enter its directory. A hypervisor that runs as another user reaches it
+            // through a descriptor.
+            let what = || format!("cannot open {} for the hypervisor", share.socket.display());
+            chmod(&share.socket, Mode::from_raw_mode(0o666)).context(what)?;
+        }
         let (vsock, attachment) = match (&spec.vsock, directory) {
             (Vsock::Kernel(cid), _) => (VsockServer::Kernel(Some(cid.clone())), OwnedAttachment::Kernel(cid.clone())),
             (Vsock::User { program }, Some(directory)) => {
-                let process = devices::run_vsock(program, directory, common).await?;
-                (VsockServer::User(process), OwnedAttachment::User(directory.connect_device()?))
+                let (process, connection) = devices::run_vsock(program, directory, common).await?;
+                (VsockServer::User(process), OwnedAttachment::User(connection))
             }
             (Vsock::Own, Some(directory)) => (VsockServer::Hypervisor, OwnedAttachment::Own(directory.host())),
             (Vsock::User { .. } | Vsock::Own, None) => return Err(Error::internal("a vsock in user space has no directory")),
@@ -214,6 +230,15 @@ impl Processes {
             None => Beginning::Boot,
         };
         Ok((Self { hypervisor, virtiofsd, vsock, console }, beginning))
+    }
+
+    /// The cause of a start's failure: whoever was talked to may have hung up because it ends.
+    pub(super) async fn cause(&mut self, kind: &dyn Hypervisor, error: Error) -> Error {
+        if error.code() != Code::Unavailable {
+            return error;
+        }
+        let ended = tokio::time::timeout(death::CAUSE_TIMEOUT, self.one_ended(kind)).await;
+        ended.map_or(error, |reason| ended_early(&reason))
     }
 
     pub(super) async fn kill(&mut self) {

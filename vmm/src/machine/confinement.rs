@@ -15,7 +15,10 @@
 mod calls;
 
 use calls::{INTRUSIVE, POD_PROCESS_ONLY, SERVER};
-use landlock::{ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope};
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    Scope,
+};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_sys::bound::{self, CapabilitySet, FilterInstruction};
 use object::Endianness;
@@ -26,7 +29,7 @@ use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompConditio
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -105,17 +108,27 @@ pub fn confine_this_process() -> Result<()> {
     confined.context(|| "cannot drop the capabilities and system calls that a running pod does not need".into())
 }
 
+/// Whether this kernel has the Landlock that programs with rules of their own ask for: version 3,
+/// of Linux 6.2.
+pub fn has_landlock() -> bool {
+    let asked = Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(AccessFs::from_all(ABI::V3));
+    asked.and_then(Ruleset::create).is_ok()
+}
+
 impl Confinement {
     /// No confinement.
     pub const NONE: Self = Self { user: None, capabilities: CapabilitySet::ALL, pids: Pids::All, files: None, calls: Calls::All };
 
-    /// The Landlock rules for `program`. `None` if its files are not restricted, or the kernel has
-    /// no Landlock.
+    /// The Landlock rules for `program`, which has its own /dev if there are `devices`. `None` if
+    /// its files are not restricted, or the kernel has no Landlock.
     ///
     /// # Errors
     /// If the program, or a file that it may use, cannot be opened.
-    pub fn ruleset(&self, program: &Path) -> Result<Option<OwnedFd>> {
-        self.files.as_ref().map_or(Ok(None), |files| ruleset(program, files))
+    pub fn ruleset(&self, program: &Path, devices: Option<&OwnedFd>) -> Result<Option<OwnedFd>> {
+        let Some(files) = &self.files else { return Ok(None) };
+        let mut files = files.clone();
+        files.own.extend(devices.map(|devices| PathBuf::from(format!("/proc/self/fd/{}", devices.as_raw_fd()))));
+        ruleset(program, &files)
     }
 
     /// Its system call filters.
@@ -239,7 +252,7 @@ mod tests {
     fn run(confinement: &Confinement, program: &str, arguments: &[&str]) -> Output {
         let mut command = Command::new(program);
         let bounds = Bounds {
-            ruleset: confinement.ruleset(Path::new(program)).unwrap(),
+            ruleset: confinement.ruleset(Path::new(program), None).unwrap(),
             filters: confinement.filters().unwrap(),
             ..Bounds::default()
         };
@@ -283,7 +296,7 @@ mod tests {
 
     #[test]
     fn landlock_allows_only_the_listed_files() {
-        if confined(Calls::All, Some(Files::default())).ruleset(Path::new("/bin/cat")).unwrap().is_none() {
+        if confined(Calls::All, Some(Files::default())).ruleset(Path::new("/bin/cat"), None).unwrap().is_none() {
             return eprintln!("skipped: landlock_allows_only_the_listed_files: this kernel has no Landlock");
         }
         let dir = tempfile::tempdir().unwrap();

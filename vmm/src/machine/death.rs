@@ -6,9 +6,8 @@ use super::log_tail::{LogTail, agent_error_in, panic_in};
 use super::off_timeout;
 use super::processes::Process;
 use crate::hypervisor::connection::Connection;
-use crate::hypervisor::{Hypervisor, MachineState, Verdict};
+use crate::hypervisor::{EventWatch, Hypervisor, MachineEvent, MachineState, Verdict};
 use crate::relay::guest;
-use magnetar_core::error::Error;
 use magnetar_core::reaper::Exit;
 use magnetar_vm_agent_api::{Event, GIVES_UP, frame};
 use std::sync::Arc;
@@ -30,14 +29,15 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// How long the hypervisor may take to report the machine's state.
 const STATE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How many events of a guest are passed on at once. Further ones wait for the rest of [`EVENT_INTERVAL`].
+/// How many events of a guest are passed on at once. Further ones wait for the rest of
+/// [`EVENT_INTERVAL`].
 const EVENTS: usize = 256;
 
 /// The least time for so many events.
 const EVENT_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How long to wait for a process to end, which explains why a connection broke.
-const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the task watches: signs of life, and requests to end the machine.
 pub struct MachineWatch<S, C> {
@@ -51,6 +51,8 @@ pub struct MachineWatch<S, C> {
     pub requests: C,
     /// The connection for the guest's events.
     pub events: guest::Connection,
+    /// What the hypervisor reports by itself, if it does.
+    pub reported: Option<EventWatch>,
     /// The connection for pings of the agent.
     pub pulse: guest::Connection,
     /// Becomes true when the machine must be switched off.
@@ -63,11 +65,12 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> MachineWatch<
     /// Passes on the guest's events until the machine ends. Then kills all remaining processes, and
     /// returns the reason.
     pub async fn run_until_end(self, processes: &mut Processes, on_event: impl Fn(Event) + Send + Sync) -> String {
-        let Self { hypervisor, connection, serve, requests, mut events, pulse, mut off, mut condemned } = self;
+        let Self { hypervisor, connection, serve, requests, mut events, reported, pulse, mut off, mut condemned } = self;
         let hypervisor = &*hypervisor;
         let patience = connection.clone();
         let listen = async {
-            // A guest has few events. One that sends them without end must not cost the host a processor.
+            // A guest has few events. One that sends them without end must not cost the host a
+            // processor.
             let mut pace = tokio::time::interval(EVENT_INTERVAL);
             pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
@@ -85,12 +88,13 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> MachineWatch<
             }
         };
         let ordered = async { drop(off.wait_for(|off| *off).await) };
+        let mut reported = reported.unwrap_or_else(|| Box::pin(std::future::pending()));
         let reason = tokio::select! {
-            reason = processes.one_ended(hypervisor) => reason,
+            reason = processes.end_reason(hypervisor, &mut reported) => reason,
             reason = ping_until_silent(pulse, connection) => reason,
             // `serve` runs while a `Connection` exists, and the ping loop has one.
             () = serve => "the connection to the hypervisor is no longer served".into(),
-            () = broken => match tokio::time::timeout(CAUSE_TIMEOUT, processes.one_ended(hypervisor)).await {
+            () = broken => match tokio::time::timeout(CAUSE_TIMEOUT, processes.end_reason(hypervisor, &mut reported)).await {
                 Ok(reason) => reason,
                 Err(_) => "the agent in the guest has closed its connections".into(),
             },
@@ -107,12 +111,15 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> MachineWatch<
 }
 
 impl Processes {
-    /// Adds to the error of a start that one of the processes has ended, if one has: the error may only
-    /// be that its connection broke.
-    pub(super) async fn explain(&mut self, kind: &dyn Hypervisor, error: Error) -> Error {
-        match tokio::time::timeout(CAUSE_TIMEOUT / 10, self.one_ended(kind)).await {
-            Ok(reason) => Error::new(error.code(), format!("{error}; {reason}")),
-            Err(_) => error,
+    /// Waits until one of the processes has ended, or the hypervisor reports the guest's end.
+    /// Returns the reason.
+    async fn end_reason(&mut self, kind: &dyn Hypervisor, reported: &mut EventWatch) -> String {
+        let console = self.console.clone();
+        tokio::select! {
+            reason = self.one_ended(kind) => reason,
+            event = reported => match event {
+                MachineEvent::Restarted => guest_end_reason(&console),
+            },
         }
     }
 
@@ -148,16 +155,23 @@ impl Processes {
 
 /// Why the hypervisor has ended, according to its exit and the guest's console.
 fn hypervisor_end_reason(kind: &dyn Hypervisor, process: &Process, exit: Exit, console: &LogTail) -> String {
+    match (panic_in(&console.last()), kind.verdict(exit)) {
+        (None, Verdict::Hypervisor) => process.describe(exit),
+        (Some(_), _) | (None, Verdict::Guest) => guest_end_reason(console),
+    }
+}
+
+/// Why the guest has ended, according to its console.
+fn guest_end_reason(console: &LogTail) -> String {
     let said = console.last();
-    match (panic_in(&said), agent_error_in(&said), kind.verdict(exit)) {
-        (Some(panic), _, _) => format!("the guest's kernel has panicked: {panic}"),
-        (None, Some(reason), Verdict::Guest) => format!("{GIVES_UP}: {reason}"),
-        (None, None, Verdict::Guest) => match console.last_line() {
+    match (panic_in(&said), agent_error_in(&said)) {
+        (Some(panic), _) => format!("the guest's kernel has panicked: {panic}"),
+        (None, Some(reason)) => format!("{GIVES_UP}: {reason}"),
+        (None, None) => match console.last_line() {
             Some(line) => format!("the guest has switched itself off; the last line on its console: {line}"),
             // A triple fault restarts the guest, which also ends the machine.
             None => "the guest has restarted or switched itself off, and its console is empty".into(),
         },
-        (None, _, Verdict::Hypervisor) => process.describe(exit),
     }
 }
 

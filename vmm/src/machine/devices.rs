@@ -6,7 +6,7 @@
 //! tolerates.
 
 use super::confinement::{Calls, Confinement, Files, Pids};
-use super::processes::{Common, Process, wait_for_socket};
+use super::processes::{Common, Process};
 use super::program::{Invocation, Program};
 use super::spec::Virtiofs;
 use super::vsock_directory::{DEVICE, HOST, VsockDirectory};
@@ -16,7 +16,7 @@ use magnetar_core::reaper::Exit;
 use magnetar_sys::bound::CapabilitySet;
 use rustix::process::{Resource, getrlimit};
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// The program that shares files.
@@ -76,8 +76,8 @@ pub fn virtiofsd(share: &Virtiofs) -> Invocation<'static> {
 }
 
 /// Serves the vsock of the guest whose hypervisor connects to its socket in `directory`. The
-/// program takes no descriptor for that socket, so the hypervisor must wait until the socket
-/// exists.
+/// program takes no descriptor for that socket, so whoever connects must wait until the program
+/// listens.
 ///
 /// It does not confine itself. So it runs as the directory's owner and can use nothing else. It
 /// reaches the directory through the descriptor `opened`, since a pod's directories belong to root.
@@ -100,21 +100,21 @@ fn vsock<'a>(program: &Path, directory: &VsockDirectory, opened: BorrowedFd<'a>)
     invocation
 }
 
-/// Runs the vsock device, and returns once it listens.
+/// Runs the vsock device, and connects to it once it listens. The hypervisor inherits the
+/// connection.
 ///
 /// # Errors
-/// If it cannot be run or ends; `DeadlineExceeded` if it does not listen in time.
-pub async fn run_vsock(program: &Path, directory: &VsockDirectory, common: Common<'_>) -> Result<Process> {
+/// If it cannot be run or ends; errors of [`VsockDirectory::connect_device`].
+pub async fn run_vsock(program: &Path, directory: &VsockDirectory, common: Common<'_>) -> Result<(Process, OwnedFd)> {
     let opened = directory.open()?;
     let mut process = Process::run("vhost-device-vsock", &vsock(program, directory, opened.as_fd()), None, common)?;
-    let socket = directory.device();
-    tokio::select! {
-        listens = wait_for_socket(&socket) => listens?,
+    let connection = tokio::select! {
+        connected = directory.connect_device() => connected?,
         exit = process.ended() => {
             return Err(Error::internal(format!("the virtual machine did not start: {}", process.describe(exit))));
         }
-    }
-    Ok(process)
+    };
+    Ok((process, connection))
 }
 
 /// What serves the guest's vsock while the machine runs.

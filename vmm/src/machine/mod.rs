@@ -13,9 +13,11 @@ pub mod confinement;
 mod death;
 pub mod devices;
 pub mod log_tail;
+mod own_devices;
 pub mod processes;
 pub mod program;
 pub mod saved;
+pub mod size;
 pub mod spec;
 pub mod vsock_directory;
 
@@ -25,6 +27,7 @@ use crate::template::store::Template;
 use magnetar_core::cgroup::Cgroup;
 use magnetar_vm_agent_api::Request;
 use magnetar_vm_agent_api::secret::Secret;
+use size::Size;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -53,6 +56,10 @@ pub struct Machine {
     pub guest: Guest,
     /// Its hypervisor.
     pub hypervisor: Connection,
+    /// The size that it was started with.
+    pub start: Size,
+    /// The size that it may grow to.
+    pub most: Size,
     /// The hypervisor's process.
     pub pid: u32,
     /// Why it has ended; `None` while it runs.

@@ -4,17 +4,16 @@
 
 use super::confinement::{Confinement, Pids};
 use super::log_tail::LogTail;
+use super::own_devices;
 use super::program::Invocation;
 use magnetar_core::cgroup::Cgroup;
-use magnetar_core::error::{Code, Context, Error, Result};
+use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::reaper::{Exit, Reaper};
 use magnetar_sys::bound::{self, Bounds};
 use magnetar_sys::holder::{self, HolderError};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 /// One process.
@@ -94,11 +93,14 @@ impl Process {
                 tasks.spawn(tail.follow(name, reader.into(), Some(file)));
             }
         }
-        let Confinement { user, capabilities, pids, .. } = invocation.confinement;
-        let (ruleset, filters) = (invocation.confinement.ruleset(&invocation.program)?, invocation.confinement.filters()?);
+        let Confinement { capabilities, pids, .. } = invocation.confinement;
+        let user = invocation.confinement.user;
+        let devices = invocation.devices.map(|names| own_devices::make(names, user.unwrap_or(0))).transpose()?;
+        let ruleset = invocation.confinement.ruleset(&invocation.program, devices.as_ref())?;
+        let filters = invocation.confinement.filters()?;
         // This process is protected from the OOM killer, as the shim is. A helper is not: a guest's
         // memory counts as its pod's.
-        let bounds = Bounds { entrance: cgroup.entrance()?, user, capabilities, plain_oom_score: true, ruleset, filters };
+        let bounds = Bounds { entrance: cgroup.entrance()?, user, capabilities, plain_oom_score: true, devices, ruleset, filters };
         bound::bind(&mut command, bounds).context(what)?;
         let (child, holder) = match pids {
             Pids::All => (command.spawn(), None),
@@ -153,25 +155,4 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ended_meanwhile = self.reaper.signal(self.pid, libc::SIGKILL as u32);
     }
-}
-
-/// How long a program may take to create its socket.
-const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Waits until a program has created its socket. Cancel-safe.
-///
-/// # Errors
-/// `DeadlineExceeded` if it does not.
-pub async fn wait_for_socket(socket: &Path) -> Result<()> {
-    let deadline = Instant::now() + LISTEN_TIMEOUT;
-    while !socket.exists() {
-        if Instant::now() > deadline {
-            return Err(Error::new(
-                Code::DeadlineExceeded,
-                format!("the socket {} did not appear within {LISTEN_TIMEOUT:?}", socket.display()),
-            ));
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    Ok(())
 }

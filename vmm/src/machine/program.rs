@@ -5,6 +5,7 @@ use crate::machine::confinement::Confinement;
 use command_fds::{CommandFdExt, FdMapping};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::runtime::cli::in_path;
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -50,12 +51,17 @@ pub struct Invocation<'a> {
     pub arguments: Vec<OsString>,
     /// What the program may do.
     pub confinement: Confinement,
+    /// The devices that it finds in a /dev of its own, where they belong to its user; the host's
+    /// /dev if `None`. For a program that opens itself what only root may open.
+    pub devices: Option<&'static [&'static str]>,
     inherited: Vec<Inherited<'a>>,
 }
 
 #[derive(Debug)]
 enum Inherited<'a> {
     Listener(PathBuf),
+    Path(PathBuf),
+    Fifo(PathBuf),
     Open(BorrowedFd<'a>),
 }
 
@@ -65,7 +71,7 @@ const FIRST_INHERITED: RawFd = 3;
 impl<'a> Invocation<'a> {
     /// A program without arguments, run as root and without confinement.
     pub fn new(program: &Path) -> Self {
-        Self { program: program.to_owned(), arguments: Vec::new(), confinement: Confinement::NONE, inherited: Vec::new() }
+        Self { program: program.to_owned(), arguments: Vec::new(), confinement: Confinement::NONE, devices: None, inherited: Vec::new() }
     }
 
     /// Adds arguments.
@@ -85,6 +91,17 @@ impl<'a> Invocation<'a> {
         self.inherit(Inherited::Open(descriptor))
     }
 
+    /// Lets the program reach a file that only root can reach by its path. Returns the path that
+    /// the program must use. The file's own mode and owner still decide what it may do there.
+    pub fn reach(&mut self, path: PathBuf) -> PathBuf {
+        format!("/proc/self/fd/{}", self.inherit(Inherited::Path(path))).into()
+    }
+
+    /// Lets the program inherit the writing end of a new FIFO. Returns its number in the program.
+    pub fn fifo(&mut self, path: PathBuf) -> RawFd {
+        self.inherit(Inherited::Fifo(path))
+    }
+
     fn inherit(&mut self, inherited: Inherited<'a>) -> RawFd {
         self.inherited.push(inherited);
         FIRST_INHERITED + self.inherited.len() as RawFd - 1
@@ -95,7 +112,7 @@ impl<'a> Invocation<'a> {
     pub fn listeners(&self) -> impl Iterator<Item = &Path> {
         self.inherited.iter().filter_map(|inherited| match inherited {
             Inherited::Listener(path) => Some(path.as_path()),
-            Inherited::Open(_) => None,
+            Inherited::Open(_) | Inherited::Path(_) | Inherited::Fifo(_) => None,
         })
     }
 
@@ -121,6 +138,15 @@ impl Inherited<'_> {
     fn descriptor(&self) -> Result<OwnedFd> {
         match self {
             Self::Listener(path) => UnixListener::bind(path).map(OwnedFd::from).context(|| format!("cannot listen at {}", path.display())),
+            Self::Path(path) => {
+                open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(|| format!("cannot open {}", path.display()))
+            }
+            Self::Fifo(path) => {
+                let what = || format!("cannot make the FIFO {}", path.display());
+                mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).context(what)?;
+                // For reading as well: otherwise this would wait for a reader.
+                open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(what)
+            }
             Self::Open(descriptor) => descriptor.as_fd().try_clone_to_owned().context(|| "cannot duplicate a descriptor".into()),
         }
     }
@@ -155,6 +181,18 @@ mod tests {
     fn programs_outside_of_path_are_found() {
         let program = Program { name: "passwd-not-in-path", places: &["/nowhere", "/bin"], package: "none" };
         assert_eq!(program.find("sh").unwrap().file_name().unwrap(), "sh");
+    }
+
+    #[test]
+    fn a_program_reaches_a_file_and_writes_to_a_fifo() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("text"), "hello").unwrap();
+        let mut invocation = Invocation::new(Path::new("/bin/sh"));
+        let text = invocation.reach(dir.path().to_owned()).join("text");
+        let fifo = invocation.fifo(dir.path().join("fifo"));
+        invocation.arguments(["-c".into(), format!("cat {} >&{fifo}; head -c 5 <&{fifo}", text.display())]);
+        assert_eq!(invocation.command().unwrap().output().unwrap().stdout, b"hello");
+        assert!(invocation.command().unwrap_err().to_string().contains("fifo"), "it exists already");
     }
 
     #[test]

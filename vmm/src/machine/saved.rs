@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The processes of a machine without a pod: a guest that boots until its agent waits, and is saved.
+//! The processes of a machine without a pod: a guest that boots until its agent waits, and is
+//! saved.
 
 use super::boot::Processes;
 use super::devices::{self, VsockServer};
@@ -19,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 /// How long the guest may take until it waits, in software emulation on a busy host.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Boots the machine with this memory, and writes the hypervisor's part of it to `state`. All of its
-/// processes have ended afterwards. Returns the version of the hypervisor.
+/// Boots the machine with this memory, and writes the hypervisor's part of it to `state`. All of
+/// its processes have ended afterwards. Returns the version of the hypervisor.
 ///
 /// # Errors
 /// If a process cannot be run or ends; `DeadlineExceeded` if the guest does not get as far;
@@ -55,7 +56,7 @@ pub async fn save(
         () = stop.cancelled() => Err(Error::new(Code::Unavailable, "the pod beside which it is made is over")),
     };
     let saved = match saved {
-        Err(error) => Err(processes.explain(hypervisor, error).await),
+        Err(error) if !stop.is_cancelled() => Err(processes.cause(hypervisor, error).await),
         saved => saved,
     };
     processes.kill().await;

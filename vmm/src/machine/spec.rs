@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The specification of a virtual machine: validated, and the same for every hypervisor.
 
+use super::size::Size;
 use super::vsock_directory::VsockDirectory;
 use crate::host::vsock::Vsock;
 use magnetar_core::ids::SandboxId;
@@ -26,6 +27,8 @@ pub struct VmSpec {
     pub huge_pages: bool,
     /// Its processors, at least one.
     pub vcpus: u32,
+    /// What it may grow to while it runs: at least `memory_mib` and `vcpus`.
+    pub most: Size,
     /// Whether KVM or emulation executes its code.
     pub acceleration: Acceleration,
     /// The virtiofsd that shares files with it, if the hypervisor supports virtiofs.

@@ -9,14 +9,16 @@
 //! ```
 
 use crate::host::socket::NamedSocket;
-use magnetar_core::error::{Context, Result};
+use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_vm_agent_api::READY_PORT;
 use rustix::fs::{Mode, OFlags, Uid, chown, open};
 use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::net::UnixListener;
+use tokio::time::Instant;
 
 /// The directory's name. It is short because a socket's path is limited.
 const NAME: &str = "v";
@@ -26,6 +28,9 @@ pub const DEVICE: &str = "device";
 
 /// The socket for the host.
 pub const HOST: &str = "host";
+
+/// How long the vsock device may take until it listens.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A vsock directory, in the machine's directory.
 #[derive(Debug, Clone)]
@@ -84,12 +89,65 @@ impl VsockDirectory {
         open(&self.path, flags, Mode::empty()).context(|| format!("cannot open {}", self.path.display()))
     }
 
-    /// Connects to the device. The hypervisor inherits the connection.
+    /// Connects to the device, once it listens. Cancel-safe.
+    ///
+    /// A program binds its socket before it listens there. In between, the socket exists and the
+    /// kernel refuses connections to it (unix(7), ECONNREFUSED).
     ///
     /// # Errors
-    /// `PermissionDenied` if there is something other than the device's socket; errors of the
-    /// kernel.
-    pub fn connect_device(&self) -> Result<OwnedFd> {
-        NamedSocket::of(&self.device(), self.owner)?.connect()
+    /// `DeadlineExceeded` if the device does not listen in time; `PermissionDenied` if there is
+    /// something other than the device's socket; errors of the kernel.
+    pub async fn connect_device(&self) -> Result<OwnedFd> {
+        let device = self.device();
+        let deadline = Instant::now() + LISTEN_TIMEOUT;
+        loop {
+            match NamedSocket::of(&device, self.owner).and_then(|socket| socket.connect()) {
+                Err(error) if matches!(error.code(), Code::NotFound | Code::Unavailable) => {
+                    if Instant::now() > deadline {
+                        let message = format!("the vsock device does not listen at {} after {LISTEN_TIMEOUT:?}: {error}", device.display());
+                        return Err(Error::new(Code::DeadlineExceeded, message));
+                    }
+                }
+                connected => return connected,
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+
+    fn directory(dir: &tempfile::TempDir) -> VsockDirectory {
+        let directory = VsockDirectory::new(dir.path(), rustix::process::geteuid().as_raw());
+        std::fs::create_dir(directory.path()).unwrap();
+        directory
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_is_connected_to_once_it_listens() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = directory(&dir);
+        let device = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        let path = SocketAddrUnix::new(directory.device()).unwrap();
+        let device = async {
+            tokio::time::sleep(LISTEN_TIMEOUT / 4).await;
+            bind(&device, &path).unwrap();
+            // Connections are refused now.
+            tokio::time::sleep(LISTEN_TIMEOUT / 4).await;
+            listen(&device, 1).unwrap();
+        };
+        let (connected, ()) = tokio::join!(directory.connect_device(), device);
+        connected.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_never_listens_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = directory(&dir).connect_device().await.unwrap_err();
+        assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+        assert!(error.to_string().contains("does not listen at"), "{error}");
     }
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What was made on the host for a pod in a virtual machine, and how to remove it.
 //!
-//! Each entry is noted before the thing is made, so a failure at any line leaves nothing behind. The
-//! share is the exception: what a failed attempt leaves of it is in the pod's directory and in the
-//! mount namespace of this process, and goes with them. Entries are removed in reverse order. An entry is dropped only after its removal succeeded, so
-//! that a failed removal is repeated.
+//! Each entry is noted before the thing is made, so a failure at any line leaves nothing behind.
+//! The share is the exception: what a failed attempt leaves of it is in the pod's directory and in
+//! the mount namespace of this process, and goes with them. Entries are removed in reverse order.
+//! An entry is dropped only after its removal succeeded, so that a failed removal is repeated.
 
 use crate::host::network;
 use crate::host::share::Share;

@@ -30,14 +30,15 @@ pub struct Templates {
 }
 
 impl VmPod {
-    /// Starts the pod's machine: as a copy of a template if there is one, and if that fails, or else,
-    /// by a boot.
+    /// Starts the pod's machine: as a copy of a template if there is one, and if that fails, or
+    /// else, by a boot.
     pub(super) async fn start_machine(&mut self, request: &PodRequest, share: &Share, huge_pages: u32) -> Result<(Machine, Network)> {
         match self.boot(request, share, huge_pages).await {
             Err(error) if self.templates.is_copy => {
                 warn!(%error, "the pod's machine cannot begin as a copy of a template, and boots");
                 self.templates.is_copy = false;
-                // That the host was too busy, or the pod had too little memory, is not the template's fault.
+                // That the host was too busy, or the pod had too little memory, is not the
+                // template's fault.
                 let is_at_fault = error.code() != Code::DeadlineExceeded && !self.ran_out_of_memory();
                 if let Some(recipe) = self.templates.recipe.as_ref().filter(|_| is_at_fault) {
                     discard(recipe);

@@ -2,6 +2,7 @@
 //! A container in the guest and its processes, as containerd sees them. Everything that State and
 //! Wait need is here, so they never wait for the guest.
 
+use crate::machine::size::Limits;
 use crate::relay::streams::Streams;
 use magnetar_core::error::Result;
 use magnetar_core::ids::{ContainerId, ExecId};
@@ -28,6 +29,8 @@ pub struct Container {
     pub init: Arc<Process>,
     /// How many huge pages it may use; unset until its specification was translated.
     pub huge_pages: OnceLock<u32>,
+    /// Its limits, which the machine's size follows; `None` until it is being made.
+    limits: Mutex<Option<Limits>>,
     /// Its further processes.
     pub execs: Registry<ExecId, Process>,
     oom_reported: Mutex<Option<Instant>>,
@@ -53,7 +56,19 @@ impl Container {
     pub fn new(id: ContainerId, bundle: PathBuf, stdio: StdioSpec) -> Self {
         let init = Arc::new(Process::new(stdio, Vec::new(), Phase::Creating));
         let execs = Registry::new("exec", format!("container {id}"));
-        Self { id, bundle, init, huge_pages: OnceLock::new(), execs, oom_reported: Mutex::default(), deferred: Mutex::default() }
+        let (limits, oom_reported, deferred) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { id, bundle, init, huge_pages: OnceLock::new(), limits, execs, oom_reported, deferred }
+    }
+
+    /// Its limits; `None` before it is made, and once its first process has ended.
+    pub fn limits(&self) -> Option<Limits> {
+        let limits = *self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.filter(|_| self.init.life.phase().exit().is_none())
+    }
+
+    /// Sets its limits.
+    pub fn set_limits(&self, limits: Option<Limits>) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// Keeps the request to make it until it is started.

@@ -18,7 +18,7 @@ use magnetar_core::process::{Change, Phase};
 use magnetar_core::reaper::Exit;
 use magnetar_core::runtime::Checkpoint;
 use magnetar_core::stdio::StdioSpec;
-use magnetar_core::task::{CreateRequest, State, Tasks, no_terminal, subject};
+use magnetar_core::task::{CreateRequest, Tasks, View, add_exec, mark_deleted, no_terminal, subject};
 use magnetar_core::terminal::Size;
 use magnetar_vm_agent_api::{self as agent, Request};
 use serde_json::Value;
@@ -110,6 +110,7 @@ impl Relay {
         container.init.detach();
         container.init.logging.finish().await;
         self.0.containers.remove(&container.id);
+        self.give_back();
         self.0.idle.soon();
         Ok(())
     }
@@ -238,11 +239,7 @@ impl Tasks for Relay {
                 Err(error) => info!(container = %id, %error, "cannot kill a container that is being deleted"),
             }
         }
-        let deleted = process.life.change(Change::Delete);
-        let exit = deleted
-            .map_err(|e| Error::new(e.code(), format!("cannot delete {}: {e}", subject(id, exec))))?
-            .exit()
-            .unwrap_or_else(Exit::killed);
+        let exit = mark_deleted(id, exec, &process.life)?;
         if let Some(exec) = exec {
             if let Some(running) = self.0.running.get() {
                 self.forget(running, id, Some(exec)).await;
@@ -258,14 +255,8 @@ impl Tasks for Relay {
 
     fn exec(&self, id: &ContainerId, exec: ExecId, process: Vec<u8>, stdio: StdioSpec) -> Result<()> {
         let container = self.get(id)?;
-        container.execs.add(exec.clone(), Arc::new(Process::new(stdio, process, Phase::Created { pid: 0 })))?;
-        match container.init.life.phase() {
-            Phase::Created { .. } | Phase::Starting { .. } | Phase::Running { .. } => {}
-            phase @ (Phase::Creating | Phase::Paused { .. } | Phase::Stopped { .. } | Phase::Deleted { .. }) => {
-                container.execs.remove(&exec);
-                return Err(Error::precondition(format!("cannot exec in container {id}: it is {}", phase.name())));
-            }
-        }
+        let process = Process::new(stdio, process, Phase::Created { pid: 0 });
+        add_exec(id, &container.init.life, &container.execs, &exec, process)?;
         self.0.events.publish(Event::ExecAdded { container: id.clone(), exec });
         Ok(())
     }
@@ -313,7 +304,7 @@ impl Tasks for Relay {
     }
 
     async fn update(&self, id: &ContainerId, resources: &[u8]) -> Result<()> {
-        let (running, container) = (self.running()?, self.get(id)?);
+        let container = self.get(id)?;
         if container.init.life.phase().living_pid().is_none() {
             let message = format!("cannot update container {id}: it is {}", container.init.life.phase().name());
             // containerd takes only NotFound for an end that it has not heard of yet.
@@ -327,7 +318,7 @@ impl Tasks for Relay {
             // containerd sends all resources again. The allowed devices do not change.
             limits.remove("devices");
         }
-        running.answered(running.guest.tasks().update(id, limits.to_string().into_bytes())).await
+        self.update_limits(container, limits).await
     }
 
     async fn resize(&self, id: &ContainerId, exec: Option<&ExecId>, size: Size) -> Result<()> {
@@ -353,16 +344,11 @@ impl Tasks for Relay {
         running.answered(running.guest.tasks().close_stdin(id, exec)).await
     }
 
-    fn state(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<State> {
+    fn view(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<View> {
         let container = self.get(id)?;
         let process = container.process(exec)?;
-        let phase = process.life.phase().within(container.init.life.phase());
-        Ok(State { bundle: container.bundle.clone(), phase, stdio: process.stdio.clone() })
-    }
-
-    async fn wait(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<Exit> {
-        let process = self.get(id)?.process(exec)?;
-        Ok(process.life.exit().await)
+        let (life, init) = (process.life.clone(), container.init.life.clone());
+        Ok(View { bundle: container.bundle.clone(), stdio: process.stdio.clone(), life, init })
     }
 
     /// The hypervisor's process stands for all processes of the guest.

@@ -54,6 +54,7 @@ impl Relay {
         let _the_first_counts = container.huge_pages.set(huge_pages);
         let all = self.0.containers.all();
         let huge_pages = all.iter().filter_map(|(_, other)| other.huge_pages.get()).fold(0, |sum: u32, pages| sum.saturating_add(*pages));
+        self.make_room(running, container, &spec).await?;
         let disks = running.attach(id, disks).await?;
         let submounts = running.share.submounts(id)?;
         let bundle = Bundle { container: id.to_string(), spec: spec.to_string(), memory, huge_pages, disks, submounts, shared_pid };

@@ -54,7 +54,8 @@ pub struct Dialer {
 
 #[derive(Debug, Clone)]
 enum Transport {
-    /// Through the Unix socket of a hybrid vsock device (Firecracker's docs/vsock.md has its protocol).
+    /// Through the Unix socket of a hybrid vsock device (Firecracker's docs/vsock.md has its
+    /// protocol).
     Hybrid {
         /// Its path.
         socket: PathBuf,

@@ -12,11 +12,13 @@ mod create;
 mod disks;
 pub mod guest;
 mod memory;
+mod resize;
 pub mod streams;
 pub mod translate;
 
 use crate::host::share::Share;
 use crate::hypervisor::connection::Connection;
+use crate::machine::size::{Size, Sizing};
 use container::Container;
 use create::REQUEST_TIMEOUT;
 use guest::{Failure, Guest, TaskAnswer};
@@ -32,9 +34,9 @@ use magnetar_core::task::gate::{CREATE_TIMEOUT, Gate};
 use magnetar_core::task::registry::Registry;
 use memory::MemoryVolumes;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
@@ -66,6 +68,10 @@ struct Shared {
     /// The tasks that copy the guest's output.
     outputs: TaskTracker,
     gate: Gate,
+    /// One change of the machine's size at a time.
+    resizing: Semaphore,
+    /// The size of the machine that was asked for last; `None` before the first change.
+    size: Mutex<Option<Size>>,
     containers: Registry<ContainerId, Container>,
 }
 
@@ -77,6 +83,8 @@ pub struct Running {
     pub share: Share,
     /// Its hypervisor.
     pub hypervisor: Connection,
+    /// How large it may be.
+    pub sizing: Sizing,
     /// The hypervisor's process id.
     pub pid: u32,
     /// Why it has ended; `None` while it runs.
@@ -139,8 +147,24 @@ impl Relay {
         let Parts { reaper, events, idle, tasks } = parts.clone();
         let (files, running, memory, containers) =
             (OnceLock::new(), OnceLock::new(), MemoryVolumes::default(), Registry::new("container", "this pod"));
-        let (gate, is_single, outputs) = (Gate::new(), OnceLock::new(), TaskTracker::new());
-        Self(Arc::new(Shared { pod, reaper, events, idle, tasks, shm, files, running, is_single, memory, outputs, gate, containers }))
+        let (gate, is_single, outputs, resizing) = (Gate::new(), OnceLock::new(), TaskTracker::new(), Semaphore::new(1));
+        Self(Arc::new(Shared {
+            pod,
+            reaper,
+            events,
+            idle,
+            tasks,
+            shm,
+            files,
+            running,
+            is_single,
+            memory,
+            outputs,
+            gate,
+            resizing,
+            size: Mutex::default(),
+            containers,
+        }))
     }
 
     /// Publishes these files again before each container is made.

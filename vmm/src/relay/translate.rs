@@ -2,14 +2,14 @@
 //! Translates a container's specification for the host into one for the guest. A pure function: the
 //! caller provides what it must know of the host, and it returns what must be done there.
 //!
-//! - Root filesystem and volumes are in the share. /dev/shm is the guest's. An emptyDir in memory is
-//!   in the guest's memory.
+//! - Root filesystem and volumes are in the share. /dev/shm is the guest's. An emptyDir in memory
+//!   is in the guest's memory.
 //! - The pod's namespaces are the guest's own; the container's are made in the guest.
-//! - A block device of the container becomes a disk of the machine. It keeps the host's numbers here.
-//!   The agent replaces them with the numbers that its kernel gives the disk.
+//! - A block device of the container becomes a disk of the machine. It keeps the host's numbers
+//!   here. The agent replaces them with the numbers that its kernel gives the disk.
 //! - The host's other devices, processors, labels and hooks mean nothing in the guest. What the
-//!   container would miss is refused. What only restricts it on the host (AppArmor, SELinux, CPU sets)
-//!   is left out.
+//!   container would miss is refused. What only restricts it on the host (AppArmor, SELinux, CPU
+//!   sets) is left out.
 
 use crate::host::block::DeviceNumbers;
 use crate::host::huge_pages;
@@ -50,7 +50,8 @@ pub struct Translated {
     pub shared_pid: bool,
 }
 
-/// Devices that are the same in every kernel, by their numbers (Documentation/admin-guide/devices.txt in the kernel).
+/// Devices that are the same in every kernel, by their numbers
+/// (Documentation/admin-guide/devices.txt in the kernel).
 const SAME_IN_EVERY_KERNEL: [(i64, i64); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 229)];
 
 /// Translates a specification.

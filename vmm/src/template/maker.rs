@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Makes a template, beside a pod that had to boot because there was none.
 //!
-//! The machine is one more child of this process and dies with it. It is in the cgroup of the sandbox
-//! process, because it is no part of the pod and must not use up the pod's limits. Its tap is in a
-//! network namespace of its own, where nothing else is. If the pod is over before the template is
-//! complete, there is none, and the next pod tries again.
+//! The machine is one more child of this process and dies with it. It is in the cgroup of the
+//! sandbox process, because it is no part of the pod and must not use up the pod's limits. Its tap
+//! is in a network namespace of its own, where nothing else is. If the pod is over before the
+//! template is complete, there is none, and the next pod tries again.
 
 use super::copy::{self, Task};
 use super::recipe::Recipe;
@@ -13,6 +13,7 @@ use crate::host::vsock::Vsock;
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::snapshots::saved_mac;
 use crate::machine::processes::Common;
+use crate::machine::size::Size;
 use crate::machine::spec::{Nic, Users, Virtiofs, VmSpec};
 use crate::machine::{files, saved};
 use magnetar_core::cgroup::{Cgroup, OwnedCgroup};
@@ -116,6 +117,7 @@ fn spec(recipe: &Recipe, dir: &Path) -> Result<VmSpec> {
         memory_mib: recipe.memory_mib,
         huge_pages: false,
         vcpus: recipe.vcpus,
+        most: Size { memory_mib: recipe.memory_mib, vcpus: recipe.vcpus },
         acceleration: recipe.acceleration,
         share: recipe.virtiofsd.as_ref().map(share),
         // It has none.

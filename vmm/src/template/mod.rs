@@ -8,9 +8,9 @@
 //!                    no:  it boots, and when it runs, the template is made beside it (maker)
 //! ```
 //!
-//! A template has no secret, no address, no vsock and an empty share. What a pod has of its own, its
-//! guest gets after the restore. All pods of a template have its kernel's and its agent's memory
-//! layout in common.
+//! A template has no secret, no address, no vsock and an empty share. What a pod has of its own,
+//! its guest gets after the restore. All pods of a template have its kernel's and its agent's
+//! memory layout in common.
 //!
 //! A template is a shortcut and nothing else: whatever is wrong with one, the pod boots.
 

@@ -6,8 +6,8 @@
 //! loading a template. Whoever replaces or writes a file changes its inode or its times, and the
 //! kernel sets the time of change itself.
 //!
-//! Templates are of one boot of the host. So the host's kernel and processor need not be in the key,
-//! and no file of a template can have been torn by a power failure.
+//! Templates are of one boot of the host. So the host's kernel and processor need not be in the
+//! key, and no file of a template can have been torn by a power failure.
 
 use crate::hypervisor::snapshots::Snapshots;
 use crate::machine::spec::{Acceleration, VmSpec};

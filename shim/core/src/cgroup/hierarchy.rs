@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Finds the mounted cgroup hierarchies, and in them the directory of a process or a path.
 //!
-//! Formats: /proc/PID/cgroup is described in cgroups(7), mountinfo in proc_pid_mountinfo(5), slices in systemd.slice(5).
+//! Formats: /proc/PID/cgroup is described in cgroups(7), mountinfo in proc_pid_mountinfo(5), slices
+//! in systemd.slice(5).
 
 use super::{Cgroup, UNIFIED};
 use crate::error::{Error, Result};

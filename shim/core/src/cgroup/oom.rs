@@ -6,7 +6,8 @@
 //! nothing is killed there. So both kinds of signal only trigger a look at the counter, and the
 //! counter decides.
 //!
-//! Sources: the kernel's admin-guide/cgroup-v2 ("memory.events", "\[un\]populated notification") and admin-guide/cgroup-v1/memory ("OOM Control").
+//! Sources: the kernel's admin-guide/cgroup-v2 ("memory.events", "\[un\]populated notification")
+//! and admin-guide/cgroup-v1/memory ("OOM Control").
 
 use super::Cgroup;
 use super::stats::pairs;

@@ -50,7 +50,8 @@ impl OwnedCgroup {
     /// The cgroup in which a container is about to be made, at a path as of [`Cgroup::at`].
     ///
     /// # Errors
-    /// `FailedPrecondition` if a process is in it already, or if it is the root of a hierarchy; those of [`Cgroup::at`].
+    /// `FailedPrecondition` if a process is in it already, or if it is the root of a hierarchy;
+    /// those of [`Cgroup::at`].
     pub fn claim(path: &str) -> Result<Self> {
         let owned = Self(Cgroup::at(path)?);
         let dir = owned.process_dir()?;
@@ -186,7 +187,8 @@ impl OwnedCgroup {
         }
     }
 
-    /// Stops all processes in and below it, until [`thaw`](Self::thaw). Not cancel-safe: after dropping the future, thaw.
+    /// Stops all processes in and below it, until [`thaw`](Self::thaw). Not cancel-safe: after
+    /// dropping the future, thaw.
     ///
     /// # Errors
     /// `FailedPrecondition` if this process is inside; `DeadlineExceeded` after `within`, and the

@@ -112,7 +112,8 @@ fn huge_page_size(name: &str) -> Option<String> {
     })
 }
 
-/// Lines of rdma.current and rdma.max: `mlx4_0 hca_handle=2 hca_object=max`. Yields device, handles and objects.
+/// Lines of rdma.current and rdma.max: `mlx4_0 hca_handle=2 hca_object=max`. Yields device, handles
+/// and objects.
 fn rdma(text: &str) -> impl Iterator<Item = (&str, u32, u32)> {
     text.lines().filter_map(|line| {
         let mut fields = line.split_whitespace();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Events in containerd's types: `containerd.events.Task…` in an envelope of `containerd.services.events.ttrpc.v1`. Wire types stop
-//! here.
+//! Events in containerd's types: `containerd.events.Task…` in an envelope of
+//! `containerd.services.events.ttrpc.v1`. Wire types stop here.
 
 use super::Event;
 use crate::ids::{ExecId, Namespace};

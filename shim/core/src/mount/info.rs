@@ -19,12 +19,14 @@ pub struct MountEntry {
     pub target: PathBuf,
     /// The filesystem type, such as `overlay` or `cgroup2`.
     pub fs_type: String,
-    /// The options of the filesystem instance, comma-separated: for cgroup v1, the controllers are among them.
+    /// The options of the filesystem instance, comma-separated: for cgroup v1, the controllers are
+    /// among them.
     pub super_options: String,
 }
 
 impl MountEntry {
-    /// Reads one line: `36 35 98:0 /root /target rw,noatime master:1 - ext3 /dev/root rw,errors=continue`.
+    /// Reads one line: `36 35 98:0 /root /target rw,noatime master:1 - ext3 /dev/root
+    /// rw,errors=continue`.
     ///
     /// `None` for any other text.
     pub(super) fn parse(line: &[u8]) -> Option<MountEntry> {
@@ -67,7 +69,8 @@ fn text(field: &[u8]) -> String {
     String::from_utf8_lossy(&unescape(field)).into_owned()
 }
 
-/// Undoes the kernel's escapes: space, tab, newline, backslash and `#` appear as a backslash and three octal digits.
+/// Undoes the kernel's escapes: space, tab, newline, backslash and `#` appear as a backslash and
+/// three octal digits.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -53,7 +53,8 @@ fn shortened(source: &str, flags: MountFlags, data: &[String], target: &OwnedFd)
     mount_filesystem("overlay", source, flags, &data, target)
 }
 
-/// The directories of a `lowerdir` value, top one first. A colon inside a name is escaped by a backslash.
+/// The directories of a `lowerdir` value, top one first. A colon inside a name is escaped by a
+/// backslash.
 fn layers_of(list: &str) -> impl Iterator<Item = &str> {
     let mut escaped = false;
     list.split(move |letter| {

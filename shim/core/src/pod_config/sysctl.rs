@@ -49,14 +49,15 @@ impl PodConfig {
     ///
     /// # Errors
     ///
-    /// `InvalidArgument`, naming the first sysctl that belongs to the whole kernel or to a namespace that the pod shares
-    /// with the host.
+    /// `InvalidArgument`, naming the first sysctl that belongs to the whole kernel or to a
+    /// namespace that the pod shares with the host.
     pub fn refuse_host_sysctls(&self, own_network: bool) -> Result<()> {
         for name in self.sysctls.keys() {
             let inside = match SysctlScope::of(name) {
                 SysctlScope::Network => own_network,
                 SysctlScope::Ipc => self.ipc != NamespaceMode::Node,
-                // The pod has a uts namespace of its own exactly when it has a network namespace of its own.
+                // The pod has a uts namespace of its own exactly when it has a network namespace of
+                // its own.
                 SysctlScope::Uts => own_network,
                 SysctlScope::Kernel => false,
             };
@@ -92,7 +93,8 @@ pub(super) fn is_name(name: &str) -> bool {
 
 /// A name as a path below /proc/sys.
 ///
-/// As in sysctl(8), the first separator decides: `net.ipv4.conf.eth0/1` and `net/ipv4/conf/eth0.1` are the same.
+/// As in sysctl(8), the first separator decides: `net.ipv4.conf.eth0/1` and `net/ipv4/conf/eth0.1`
+/// are the same.
 fn relative_path(name: &str) -> PathBuf {
     let swap = |letter| match letter {
         '.' => '/',

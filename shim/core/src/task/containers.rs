@@ -12,7 +12,7 @@ use super::container::{Container, Process};
 use super::gate::{CREATE_TIMEOUT, Gate};
 use super::registry::Registry;
 use super::spec::{self, Spec};
-use super::{CreateRequest, State, Tasks, no_terminal, subject};
+use super::{CreateRequest, Tasks, View, add_exec, no_terminal, subject};
 use crate::cgroup::stats::Metrics;
 use crate::cgroup::{OwnedCgroup, moves};
 use crate::error::{Code, Error, Result};
@@ -257,14 +257,8 @@ impl<R: Runtime> Tasks for Containers<R> {
 
     fn exec(&self, id: &ContainerId, exec: ExecId, process: Vec<u8>, stdio: StdioSpec) -> Result<()> {
         let container = self.get(id)?;
-        container.execs.add(exec.clone(), Arc::new(Process::new(stdio, process, Phase::Created { pid: 0 })))?;
-        match container.init.life.phase() {
-            Phase::Created { .. } | Phase::Starting { .. } | Phase::Running { .. } => {}
-            phase @ (Phase::Creating | Phase::Paused { .. } | Phase::Stopped { .. } | Phase::Deleted { .. }) => {
-                container.execs.remove(&exec);
-                return Err(Error::precondition(format!("cannot exec in container {id}: it is {}", phase.name())));
-            }
-        }
+        let process = Process::new(stdio, process, Phase::Created { pid: 0 });
+        add_exec(id, &container.init.life, &container.execs, &exec, process)?;
         self.0.events.publish(Event::ExecAdded { container: id.clone(), exec });
         Ok(())
     }
@@ -332,16 +326,11 @@ impl<R: Runtime> Tasks for Containers<R> {
         Ok(())
     }
 
-    fn state(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<State> {
+    fn view(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<View> {
         let container = self.get(id)?;
         let process = container.process(exec)?;
-        let phase = process.life.phase().within(container.init.life.phase());
-        Ok(State { bundle: container.bundle.clone(), phase, stdio: process.stdio.clone() })
-    }
-
-    async fn wait(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<Exit> {
-        let process = self.get(id)?.process(exec)?;
-        Ok(process.life.exit().await)
+        let (life, init) = (process.life.clone(), container.init.life.clone());
+        Ok(View { bundle: container.bundle.clone(), stdio: process.stdio.clone(), life, init })
     }
 
     async fn pids(&self, id: &ContainerId) -> Result<Vec<u32>> {

@@ -16,11 +16,13 @@ pub mod registry;
 mod service;
 mod single;
 mod spec;
+mod view;
 
 pub use container::{Container, Process};
 pub use containers::Containers;
 pub use service::{TaskService, metrics_message};
 pub use spec::read_bundle;
+pub use view::{View, add_exec, mark_deleted};
 
 use crate::cgroup::stats::Metrics;
 use crate::error::{Error, Result};
@@ -39,7 +41,8 @@ use std::path::PathBuf;
 /// kind of pod implements all of them. `exec: None` means the container's first process, its init.
 /// Unless stated otherwise, a method fails with `NotFound` for an unknown container or exec.
 pub trait Tasks: Clone + Send + Sync + 'static {
-    /// Makes a container, whose init waits for [`start`](Self::start). Returns the init's process id on the host. Not cancel-safe.
+    /// Makes a container, whose init waits for [`start`](Self::start). Returns the init's process
+    /// id on the host. Not cancel-safe.
     ///
     /// # Errors
     /// `AlreadyExists` for a name in use; errors of the bundle, the mounts or the runtime. Nothing
@@ -59,7 +62,8 @@ pub trait Tasks: Clone + Send + Sync + 'static {
     /// `FailedPrecondition` while it runs.
     fn delete(&self, id: &ContainerId, exec: Option<&ExecId>) -> impl Future<Output = Result<(u32, Exit)>> + Send;
 
-    /// Announces an exec, which [`start`](Self::start) runs. `process` is `process` of the OCI specification, as JSON.
+    /// Announces an exec, which [`start`](Self::start) runs. `process` is `process` of the OCI
+    /// specification, as JSON.
     ///
     /// # Errors
     /// `FailedPrecondition` if the container does not run, `AlreadyExists` for a name in use.
@@ -84,7 +88,8 @@ pub trait Tasks: Clone + Send + Sync + 'static {
     /// `FailedPrecondition` if it does not run, `Unimplemented` if its kind has no checkpoints.
     fn checkpoint(&self, id: &ContainerId, checkpoint: Checkpoint) -> impl Future<Output = Result<()>> + Send;
 
-    /// Changes a container's limits. `resources` is `linux.resources` of the OCI specification, as JSON.
+    /// Changes a container's limits. `resources` is `linux.resources` of the OCI specification, as
+    /// JSON.
     ///
     /// # Errors
     /// `NotFound` also for a container that has ended: containerd takes only that for an end that
@@ -100,11 +105,19 @@ pub trait Tasks: Clone + Send + Sync + 'static {
     /// Ends a process's input.
     fn close_stdin(&self, id: &ContainerId, exec: Option<&ExecId>) -> impl Future<Output = Result<()>> + Send;
 
+    /// One process, as it is known here. Never waits.
+    fn view(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<View>;
+
     /// A process's state. Never waits.
-    fn state(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<State>;
+    fn state(&self, id: &ContainerId, exec: Option<&ExecId>) -> Result<State> {
+        self.view(id, exec).map(View::state)
+    }
 
     /// Waits for a process's end. Cancel-safe.
-    fn wait(&self, id: &ContainerId, exec: Option<&ExecId>) -> impl Future<Output = Result<Exit>> + Send;
+    fn wait(&self, id: &ContainerId, exec: Option<&ExecId>) -> impl Future<Output = Result<Exit>> + Send {
+        let view = self.view(id, exec);
+        async { Ok(view?.life.exit().await) }
+    }
 
     /// The host's process ids of all of a container's processes. After a restart, containerd takes
     /// a task without processes for one that was never made, and removes it

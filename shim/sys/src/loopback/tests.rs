@@ -21,7 +21,8 @@ fn in_network(test: impl FnOnce() + Send) {
             return;
         }
         let kernel = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None).unwrap();
-        // `RTM_NEWLINK` and `RTM_NEWADDR`, each with `NLM_F_REQUEST`: the first device up, its address.
+        // `RTM_NEWLINK` and `RTM_NEWADDR`, each with `NLM_F_REQUEST`: the first device up, its
+        // address.
         let up = [&header(32, 16)[..], &[0; 4], &1_u32.to_ne_bytes(), &1_u32.to_ne_bytes(), &1_u32.to_ne_bytes()].concat();
         let address =
             [&header(32, 20)[..], &[2, 32, 0, 0], &1_u32.to_ne_bytes(), &8_u16.to_ne_bytes(), &2_u16.to_ne_bytes(), &[10, 1, 2, 3]];

@@ -36,7 +36,7 @@ fn a_program_that_may_not_be_executed_is_named_in_the_error() {
 }
 
 #[test]
-fn a_working_directory_that_cannot_be_is_an_error() {
+fn a_working_directory_below_a_file_is_refused() {
     on_node(async |case| {
         let pod = case.pod("bad-cwd").await?;
         let container = pod.create(&case.sleeper().working_dir("/etc/passwd/nowhere")).await;
@@ -50,7 +50,7 @@ fn a_working_directory_that_cannot_be_is_an_error() {
 }
 
 #[test]
-fn a_user_that_the_image_does_not_know_is_an_error() {
+fn a_user_name_missing_from_the_image_is_refused() {
     on_node(async |case| {
         let pod = case.pod("no-user").await?;
         refused(pod.create(&case.sleeper().username("nobody-knows")).await, &["user"])?;
@@ -75,7 +75,7 @@ fn a_volume_that_cannot_be_mounted_is_named_in_the_error() {
 }
 
 #[test]
-fn propagation_back_to_the_node_needs_a_shared_folder() {
+fn bidirectional_propagation_of_a_private_mount_is_refused() {
     on_node(async |case| {
         let pod = case.node().run_pod(&case.pod_spec("bad-propagation").privileged()).await?;
         let private = Scratch::new()?;
@@ -164,7 +164,7 @@ fn a_container_cannot_be_started_twice() {
 }
 
 #[test]
-fn a_memory_limit_below_what_is_used_is_refused_or_kills_but_never_hangs() {
+fn a_container_with_4096_bytes_of_memory_fails_to_start() {
     on_node(async |case| {
         let pod = case.pod("tiny-limit").await?;
         let spec = case.sleeper().memory(4096);
@@ -178,7 +178,7 @@ fn a_memory_limit_below_what_is_used_is_refused_or_kills_but_never_hangs() {
 }
 
 #[test]
-fn a_processor_that_does_not_exist_is_an_error() {
+fn a_cpuset_with_a_missing_processor_is_refused() {
     on_shared_kernel("a virtual machine has processors of its own, to which the numbers of the node's do not apply", async |case| {
         let pod = case.pod("bad-cpuset").await?;
         let spec = case.sleeper().resources(|r| r.cpuset_cpus = "4000".to_owned());
@@ -192,7 +192,7 @@ fn a_processor_that_does_not_exist_is_an_error() {
 }
 
 #[test]
-fn a_log_reader_that_is_gone_does_not_stop_the_container() {
+fn a_container_runs_on_when_its_log_folder_is_removed() {
     on_node(async |case| {
         let pod = case.pod("log-full").await?;
         // The log's folder is taken away under containerd's feet.

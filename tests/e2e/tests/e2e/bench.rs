@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The Task API of one pod, asked on the socket of the pod's own process, and containers that containerd does not know.
+//! The Task API of one pod, asked on the socket of the pod's own process, and containers that
+//! containerd does not know.
 
 use std::{
     fs,
@@ -156,7 +157,8 @@ pub fn socket(case: &Case, pod: &Pod) -> PathBuf {
     case.state_dir(pod).join("task.sock")
 }
 
-/// With it, a call waits 30 seconds for its answer. The stock shim has to be told containerd's namespace.
+/// With it, a call waits 30 seconds for its answer. The stock shim has to be told containerd's
+/// namespace.
 pub fn patience() -> context::Context {
     let mut context = context::with_duration(Duration::from_secs(30));
     context.add("containerd-namespace-ttrpc".to_owned(), "k8s.io".to_owned());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The Wasm engines, and how a module is run by one. Tests of modules have handlers of their own, whichever one the others are
-//! run with.
+//! The Wasm engines, and how a module is run by one. Tests of modules have handlers of their own,
+//! whichever one the others are run with.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -26,7 +26,8 @@ impl Engine {
         }
     }
 
-    /// The exit code of a module that was stopped by a trap, which is that of the engine's own command line.
+    /// The exit code of a module that was stopped by a trap, which is that of the engine's own
+    /// command line.
     pub fn trapped(self) -> i32 {
         match self {
             Self::Wasmtime => 134,
@@ -65,7 +66,8 @@ pub async fn pod(case: &Case, engine: Engine, name: &str) -> Result<Pod> {
     Ok(case.node().run_pod(&PodSpec::new(name, engine.handler()).own_pid()).await?)
 }
 
-/// Runs a container to its end: how it ended, and what it said on standard output and standard error.
+/// Runs a container to its end: how it ended, and what it said on standard output and standard
+/// error.
 pub async fn ends(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<(ContainerStatus, String, String)> {
     let container = pod.run(spec).await?;
     let status = container.exited(case.within(30)).await?;

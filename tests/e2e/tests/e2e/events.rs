@@ -14,7 +14,7 @@ use magnetar_cri::v1::ContainerEventType;
 use magnetar_e2e::{Case, Tool, eventually, on_node};
 
 #[test]
-fn the_cri_tells_of_a_containers_life_in_order() {
+fn cri_events_of_a_container_come_in_order() {
     on_node(async |case| {
         let pod = case.pod("cri-events").await?;
         let makes = async {
@@ -44,7 +44,7 @@ fn the_cri_tells_of_a_containers_life_in_order() {
 }
 
 #[test]
-fn containerd_hears_of_tasks_and_commands_from_the_runtime() {
+fn task_and_exec_events_reach_containerd_in_order() {
     on_node(async |case| {
         let pod = case.pod("events").await?;
         let mut listener = Listener::start()?;
@@ -73,7 +73,7 @@ fn containerd_hears_of_tasks_and_commands_from_the_runtime() {
 }
 
 #[test]
-fn containerd_hears_of_a_container_that_ran_out_of_memory() {
+fn an_out_of_memory_event_reaches_containerd() {
     on_node(async |case| check_oom_event(case).await);
 }
 

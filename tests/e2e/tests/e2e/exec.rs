@@ -6,7 +6,7 @@ use magnetar_cri::{Code, Frame};
 use magnetar_e2e::{eventually, kernel, on_node, refused};
 
 #[test]
-fn output_and_exit_code_of_a_command_come_back_apart() {
+fn stdout_stderr_and_exit_code_of_a_command_are_returned_separately() {
     on_node(async |case| {
         let pod = case.pod("exec").await?;
         let container = pod.run(&case.sleeper()).await?;
@@ -29,7 +29,7 @@ fn a_command_killed_by_a_signal_has_that_exit_code() {
 }
 
 #[test]
-fn a_command_gets_the_containers_environment_directory_user_and_rights() {
+fn a_command_gets_the_containers_environment_directory_user_and_privileges() {
     on_node(async |case| {
         let pod = case.pod("exec-context").await?;
         let spec = case
@@ -101,7 +101,7 @@ fn a_command_in_a_stopped_container_is_refused() {
 }
 
 #[test]
-fn a_command_that_does_not_exist_is_an_error_with_its_name_and_the_container_lives() {
+fn a_missing_command_is_named_in_the_error_and_its_container_runs_on() {
     on_node(async |case| {
         let pod = case.pod("exec-missing").await?;
         let container = pod.run(&case.sleeper()).await?;
@@ -112,7 +112,7 @@ fn a_command_that_does_not_exist_is_an_error_with_its_name_and_the_container_liv
 }
 
 #[test]
-fn five_megabytes_of_output_come_back_whole() {
+fn five_megabytes_of_output_are_returned_completely() {
     on_node(async |case| {
         let pod = case.pod("exec-large").await?;
         let container = pod.run(&case.sleeper()).await?;
@@ -136,7 +136,7 @@ fn fifty_short_commands_in_a_row_never_lose_their_output() {
 }
 
 #[test]
-fn thirty_commands_at_once_do_not_mix() {
+fn outputs_of_thirty_concurrent_commands_are_not_mixed() {
     on_node(async |case| {
         let pod = case.pod("exec-parallel").await?;
         let container = pod.run(&case.sleeper()).await?;
@@ -153,7 +153,7 @@ fn thirty_commands_at_once_do_not_mix() {
 }
 
 #[test]
-fn a_streamed_command_reads_stdin_and_answers_with_its_exit_code() {
+fn a_streamed_command_reads_stdin_and_returns_its_exit_code() {
     on_node(async |case| {
         let pod = case.pod("exec-stream").await?;
         let container = pod.run(&case.sleeper()).await?;
@@ -169,7 +169,7 @@ fn a_streamed_command_reads_stdin_and_answers_with_its_exit_code() {
 }
 
 #[test]
-fn the_end_of_a_streamed_commands_stdin_reaches_it() {
+fn a_streamed_command_sees_the_end_of_its_stdin() {
     on_node(async |case| {
         let pod = case.pod("exec-eof").await?;
         let container = pod.run(&case.sleeper()).await?;
@@ -189,7 +189,7 @@ fn the_end_of_a_streamed_commands_stdin_reaches_it() {
 }
 
 #[test]
-fn a_streamed_command_on_a_terminal_follows_its_size() {
+fn a_terminal_resize_reaches_a_streamed_command() {
     on_node(async |case| {
         let pod = case.pod("exec-terminal").await?;
         let container = pod.run(&case.sleeper()).await?;
@@ -220,7 +220,7 @@ fn a_streamed_command_ends_with_its_container() {
 }
 
 #[test]
-fn a_command_whose_client_leaves_runs_on_or_ends_but_leaves_nothing() {
+fn a_command_whose_client_disconnects_leaves_nothing_behind() {
     on_node(async |case| {
         let pod = case.pod("exec-abandoned").await?;
         let container = pod.run(&case.sleeper()).await?;

@@ -76,7 +76,8 @@ pub async fn is_seen_as_dead(case: &Case, pod: &Pod, container: Option<&Containe
     }
     eventually("the pod is not ready", case.soon(), async || match pod.state().await {
         Ok(state) => Ok((state == PodSandboxState::SandboxNotready).then_some(())),
-        // containerd's own shim controller, between the end of the process and the moment when it is told of it.
+        // containerd's own shim controller, between the end of the process and the moment when it
+        // is told of it.
         Err(error) if error.to_string().contains("ttrpc: closed") => Ok(None),
         Err(error) => Err(error.into()),
     })
@@ -84,7 +85,7 @@ pub async fn is_seen_as_dead(case: &Case, pod: &Pod, container: Option<&Containe
 }
 
 #[test]
-fn killed_with_an_empty_pod_the_sandbox_process_leaves_nothing() {
+fn a_sandbox_process_killed_with_an_empty_pod_leaves_nothing() {
     on_magnetar(SANDBOX_PROCESS, async |case| {
         let bystander = Bystander::new(case).await?;
         let pod = case.node().run_pod(&case.pod_spec_with_network("empty")).await?;
@@ -96,7 +97,7 @@ fn killed_with_an_empty_pod_the_sandbox_process_leaves_nothing() {
 }
 
 #[test]
-fn killed_with_shared_pids_the_sandbox_process_leaves_nothing() {
+fn a_sandbox_process_killed_with_shared_pids_leaves_nothing() {
     on_magnetar(SANDBOX_PROCESS, async |case| {
         let bystander = Bystander::new(case).await?;
         let pod = case.node().run_pod(&case.pod_spec_with_network("shared").shared_pid()).await?;
@@ -108,9 +109,10 @@ fn killed_with_shared_pids_the_sandbox_process_leaves_nothing() {
     });
 }
 
-/// Containers join the namespaces of the process that `crictl inspectp` names. Without it the pod can have no more of them.
+/// Containers join the namespaces of the process that `crictl inspectp` names. Without it the pod
+/// can have no more of them.
 #[test]
-fn killed_the_process_that_holds_the_namespaces_ends_its_pod() {
+fn a_killed_namespace_holder_ends_its_pod() {
     on_magnetar_with_shared_kernel(SANDBOX_PROCESS, "a guest's processes are the guest's", async |case| {
         let bystander = Bystander::new(case).await?;
         let pod = case.node().run_pod(&case.pod_spec_with_network("holder-killed").shared_pid()).await?;
@@ -126,7 +128,7 @@ fn killed_the_process_that_holds_the_namespaces_ends_its_pod() {
 }
 
 #[test]
-fn killed_with_a_user_namespace_the_sandbox_process_leaves_nothing() {
+fn a_sandbox_process_killed_with_a_user_namespace_leaves_nothing() {
     on_magnetar_with_shared_kernel(SANDBOX_PROCESS, "a virtual machine has no user namespace of the node, as vm.rs tests", async |case| {
         let spec = case.pod_spec_with_network("userns").user_namespace(100_000, 65_536);
         let pod = case.node().run_pod(&spec).await?;
@@ -138,7 +140,7 @@ fn killed_with_a_user_namespace_the_sandbox_process_leaves_nothing() {
 }
 
 #[test]
-fn killed_with_a_created_container_the_sandbox_process_leaves_nothing() {
+fn a_sandbox_process_killed_with_a_created_container_leaves_nothing() {
     on_magnetar(SANDBOX_PROCESS, async |case| {
         let bystander = Bystander::new(case).await?;
         let pod = case.pod("created").await?;
@@ -152,7 +154,7 @@ fn killed_with_a_created_container_the_sandbox_process_leaves_nothing() {
 }
 
 #[test]
-fn killed_with_a_running_container_the_sandbox_process_takes_it_along() {
+fn a_running_container_dies_with_its_killed_sandbox_process() {
     on_magnetar(SANDBOX_PROCESS, async |case| {
         let bystander = Bystander::new(case).await?;
         let pod = case.pod("running").await?;
@@ -170,7 +172,7 @@ fn killed_with_a_running_container_the_sandbox_process_takes_it_along() {
 }
 
 #[test]
-fn killed_with_a_paused_container_the_sandbox_process_leaves_nothing() {
+fn a_sandbox_process_killed_with_a_paused_container_leaves_nothing() {
     on_magnetar(SANDBOX_PROCESS, async |case| {
         let pod = case.pod("paused").await?;
         let container = pod.run(&case.sleeper()).await?;
@@ -182,7 +184,7 @@ fn killed_with_a_paused_container_the_sandbox_process_leaves_nothing() {
 }
 
 #[test]
-fn killed_during_a_command_the_sandbox_process_leaves_nothing_and_the_client_hears_of_it() {
+fn a_sandbox_process_killed_during_a_command_leaves_nothing_and_the_client_gets_an_error() {
     on_magnetar(SANDBOX_PROCESS, async |case| {
         let bystander = Bystander::new(case).await?;
         let pod = case.pod("exec").await?;
@@ -202,7 +204,7 @@ fn killed_during_a_command_the_sandbox_process_leaves_nothing_and_the_client_hea
 }
 
 #[test]
-fn killed_during_a_write_to_the_log_the_sandbox_process_leaves_a_log_that_can_be_read() {
+fn a_sandbox_process_killed_during_a_log_write_leaves_a_readable_log() {
     on_magnetar(SANDBOX_PROCESS, async |case| {
         let bystander = Bystander::new(case).await?;
         let pod = case.pod("log").await?;
@@ -219,7 +221,7 @@ fn killed_during_a_write_to_the_log_the_sandbox_process_leaves_a_log_that_can_be
 }
 
 #[test]
-fn killed_during_a_stop_the_sandbox_process_leaves_nothing() {
+fn a_sandbox_process_killed_during_a_stop_leaves_nothing() {
     on_magnetar(SANDBOX_PROCESS, async |case| {
         let bystander = Bystander::new(case).await?;
         let pod = case.pod("stop").await?;
@@ -239,7 +241,7 @@ fn killed_during_a_stop_the_sandbox_process_leaves_nothing() {
 
 /// The moments that no call of the CRI marks are met by chance: a new pod for every delay.
 #[test]
-fn killed_at_any_moment_of_making_a_pod_and_a_container_the_sandbox_process_leaves_nothing() {
+fn a_sandbox_process_killed_at_any_moment_of_pod_and_container_creation_leaves_nothing() {
     on_magnetar(SANDBOX_PROCESS, async |case| {
         let bystander = Bystander::new(case).await?;
         for milliseconds in [0, 1, 2, 3, 5, 8, 12, 18, 25, 35, 50, 70, 100, 150] {
@@ -255,8 +257,9 @@ fn killed_at_any_moment_of_making_a_pod_and_a_container_the_sandbox_process_leav
             let (made, killed) = tokio::join!(makes, kills);
             killed.with_context(|| format!("after {milliseconds} ms; the pod: {made:?}"))?;
             for pod in case.node().pods().await?.iter().filter(|pod| !known.contains(&pod.id)) {
-                // containerd notes the end of a container that it can no longer ask at its second try, some seconds later, and
-                // removes no pod before. The kubelet tries again as well.
+                // containerd notes the end of a container that it can no longer ask at its second
+                // try, some seconds later, and removes no pod before. The kubelet tries again as
+                // well.
                 let removed = async || Ok(case.node().remove_pod(&pod.id).await.ok());
                 eventually(&format!("the pod killed after {milliseconds} ms to be removed"), case.soon(), removed).await?;
             }
@@ -268,8 +271,9 @@ fn killed_at_any_moment_of_making_a_pod_and_a_container_the_sandbox_process_leav
     });
 }
 
-/// In shim mode containerd does not clean up after a process that was killed before its first call of it; the next pod does,
-/// once the remains are a minute old. This makes them old, and the next pod.
+/// In shim mode containerd does not clean up after a process that was killed before its first call
+/// of it; the next pod does, once the remains are a minute old. This makes them old, and the next
+/// pod.
 async fn sweep_half_made(case: &Case) -> Result<()> {
     let known: Vec<_> = case.node().pods().await?.into_iter().map(|pod| pod.id).collect();
     for entry in std::fs::read_dir(STATE)? {
@@ -322,7 +326,7 @@ fn a_killed_container_process_is_not_mistaken_for_a_killed_sandbox() {
 }
 
 #[test]
-fn without_serve_running_pods_go_on_and_with_it_again_they_can_be_stopped() {
+fn pods_run_on_without_serve_and_can_be_stopped_when_it_is_back() {
     on_magnetar(SERVE, async |case| {
         let mut pods = Vec::new();
         // Each of them works without a pause, and two processors emulate few machines.
@@ -368,7 +372,7 @@ fn without_serve_running_pods_go_on_and_with_it_again_they_can_be_stopped() {
 }
 
 #[test]
-fn serve_killed_again_and_again_while_pods_are_made_leaves_no_half_pod() {
+fn serve_killed_repeatedly_during_pod_creation_leaves_no_partial_pod() {
     on_magnetar(SERVE, async |case| {
         let bystander = Bystander::new(case).await?;
         for round in 0..5 {
@@ -394,7 +398,7 @@ fn serve_killed_again_and_again_while_pods_are_made_leaves_no_half_pod() {
 }
 
 #[test]
-fn a_sandbox_process_killed_while_serve_is_down_is_cleared_away_later() {
+fn a_sandbox_process_killed_while_serve_is_down_is_cleaned_up_by_the_next_serve() {
     on_magnetar(SERVE, async |case| {
         let bystander = Bystander::new(case).await?;
         let pod = case.node().run_pod(&case.pod_spec_with_network("both")).await?;
@@ -410,7 +414,7 @@ fn a_sandbox_process_killed_while_serve_is_down_is_cleared_away_later() {
 }
 
 #[test]
-fn containerd_killed_and_started_again_finds_its_pods_running() {
+fn containerd_restarted_after_a_kill_finds_its_pods_running() {
     on_node(async |case| {
         let pod = case.node().run_pod(&case.pod_spec_with_network("containerd")).await?;
         let container = pod.run(&case.script("trap 'exit 6' TERM; i=0; while :; do echo $i; i=$((i + 1)); sleep 0.02; done")).await?;
@@ -447,7 +451,7 @@ fn containerd_killed_and_started_again_finds_its_pods_running() {
 }
 
 #[test]
-fn output_while_containerd_is_down_is_not_lost_and_does_not_kill_the_writer() {
+fn output_written_while_containerd_is_down_is_not_lost_and_does_not_kill_the_writer() {
     on_node(async |case| {
         let pod = case.pod("writer").await?;
         let container = pod.run(&case.script("i=0; while :; do echo $i; i=$((i + 1)); sleep 0.01; done")).await?;

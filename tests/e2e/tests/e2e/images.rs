@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Images and mounts as users have them: links whose ends are missing, working directories that are not there, programs that are
-//! none. What is expected is what the stock runtime does, runc; where a handler's runtime differs, the difference is listed here
-//! with its reason.
+//! Images and mounts as users have them: links whose ends are missing, working directories that are
+//! not there, programs that are none. What is expected is what the stock runtime does, runc; where
+//! a handler's runtime differs, the difference is listed here with its reason.
 
 use std::{
     fs,
@@ -21,7 +21,8 @@ use magnetar_e2e::{Case, Scratch, on_node, on_shared_kernel};
 /// The image of images/oci/images.d/17-odd.sh.
 const ODD: &str = "localhost/magnetar/odd:1";
 
-/// crun 1.28 makes no directory where a link leads that is missing itself, and says a failed `execve` in the container's own log.
+/// crun 1.28 makes no directory where a link leads that is missing itself, and says a failed
+/// `execve` in the container's own log.
 fn is_crun(case: &Case) -> bool {
     case.handler() == "magnetar-runc" || case.handler() == "magnetar-runc-shim"
 }
@@ -45,7 +46,7 @@ async fn says(case: &Case, spec: &ContainerSpec) -> Result<String> {
 }
 
 #[test]
-fn the_pods_files_are_mounted_where_the_images_links_lead() {
+fn the_pods_files_are_mounted_at_the_targets_of_the_images_links() {
     on_node(async |case| {
         let said = says(case, &odd("cat /etc/resolv.conf /etc/hostname; wc -l </etc/hosts; readlink /etc/resolv.conf")).await?;
         let hosts = fs::read_to_string("/etc/hosts")?.lines().count();
@@ -56,7 +57,7 @@ fn the_pods_files_are_mounted_where_the_images_links_lead() {
 }
 
 #[test]
-fn a_file_is_mounted_where_a_link_leads_that_has_no_end() {
+fn a_file_is_mounted_at_the_target_of_a_dangling_link() {
     on_node(async |case| {
         let scratch = Scratch::new()?;
         fs::write(scratch.path().join("file"), "zone\n")?;
@@ -67,10 +68,10 @@ fn a_file_is_mounted_where_a_link_leads_that_has_no_end() {
 }
 
 #[test]
-fn a_directory_is_mounted_where_links_lead_whose_last_part_is_missing() {
+fn a_directory_is_mounted_at_a_link_target_whose_last_part_is_missing() {
     on_node(async |case| {
         if is_crun(case) {
-            return skipped("a_directory_is_mounted_where_links_lead_whose_last_part_is_missing", "crun makes no such directory");
+            return skipped("a_directory_is_mounted_at_a_link_target_whose_last_part_is_missing", "crun makes no such directory");
         }
         let scratch = Scratch::new()?;
         fs::create_dir(scratch.path().join("data"))?;
@@ -82,7 +83,7 @@ fn a_directory_is_mounted_where_links_lead_whose_last_part_is_missing() {
 }
 
 #[test]
-fn a_path_with_dots_and_doubled_slashes_is_where_it_would_be_without() {
+fn dots_and_double_slashes_in_a_mount_path_are_normalised() {
     on_node(async |case| {
         let scratch = Scratch::new()?;
         fs::create_dir(scratch.path().join("data"))?;
@@ -94,7 +95,7 @@ fn a_path_with_dots_and_doubled_slashes_is_where_it_would_be_without() {
 }
 
 #[test]
-fn a_working_directory_that_is_missing_is_made() {
+fn a_missing_working_directory_is_created() {
     on_node(async |case| {
         let fresh = odd("pwd; stat -c %a .").working_dir("/fresh/dir");
         assert_eq!(says(case, &fresh).await?, "/fresh/dir\n755\n");
@@ -108,10 +109,10 @@ fn a_working_directory_that_is_missing_is_made() {
 
 /// The kernel's word on it comes when the container counts as started.
 #[test]
-fn a_script_without_an_interpreter_ends_with_255_and_one_line() {
+fn a_script_without_an_interpreter_exits_with_255_and_a_one_line_error() {
     on_node(async |case| {
         if is_crun(case) {
-            return skipped("a_script_without_an_interpreter_ends_with_255_and_one_line", "crun ends with 1 and lines of JSON");
+            return skipped("a_script_without_an_interpreter_exits_with_255_and_a_one_line_error", "crun ends with 1 and lines of JSON");
         }
         let pod = case.pod("no-interpreter").await?;
         let container = pod.run(&ContainerSpec::new("script", ODD).command(["/srv/app/no-interpreter"])).await?;
@@ -123,10 +124,11 @@ fn a_script_without_an_interpreter_ends_with_255_and_one_line() {
     });
 }
 
-/// A raw block volume whose device path lies beneath a volume that another container of the pod can write to, and that somebody
-/// exchanges directories and links in while the device is made. The exchanging is done by the test, faster than any container.
+/// A raw block volume whose device path lies beneath a volume that another container of the pod can
+/// write to, and that somebody exchanges directories and links in while the device is made. The
+/// exchanging is done by the test, faster than any container.
 #[test]
-fn a_device_beneath_a_volume_that_changes_is_made_nowhere_else() {
+fn a_device_below_a_concurrently_changed_volume_is_made_nowhere_else() {
     on_shared_kernel("the device of a container in a virtual machine is one of the guest, and so is its root", async |case| {
         let rounds: u32 = std::env::var("MAGNETAR_ROUNDS_RACES").map_or(Ok(100), |rounds| rounds.parse())?;
         for handler in [case.handler(), "magnetar-libcontainer"] {
@@ -141,7 +143,8 @@ async fn race(case: &Case, pod: &PodSpec, rounds: u32) -> Result<()> {
     let (volume, outside) = (scratch.path().join("volume"), scratch.path().join("outside"));
     fs::create_dir_all(volume.join("a/b"))?;
     fs::create_dir_all(outside.join("b"))?;
-    // Whose owners must stay what they are, should the name lead here between the making of a device and the giving of it.
+    // Whose owners must stay what they are, should the name lead here between the making of a
+    // device and the giving of it.
     for round in (0..rounds).step_by(2) {
         fs::write(outside.join(format!("b/device-{round}")), "")?;
     }
@@ -170,7 +173,8 @@ async fn race(case: &Case, pod: &PodSpec, rounds: u32) -> Result<()> {
     Ok(())
 }
 
-/// How many of the containers could be started: a device that cannot be made where it should is an error.
+/// How many of the containers could be started: a device that cannot be made where it should is an
+/// error.
 async fn rounds_of(case: &Case, pod: &PodSpec, volume: &Path, rounds: u32) -> Result<u32> {
     let pod = case.node().run_pod(pod).await?;
     let mut started = 0;

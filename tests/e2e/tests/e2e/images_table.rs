@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Images, mounts, working directories, users, programs and exit codes as a table: each case is asked of the handler under test
-//! and of containerd's stock handler with runc, in the same node and the same run, and the two outcomes must be equal.
+//! Images, mounts, working directories, users, programs and exit codes as a table: each case is
+//! asked of the handler under test and of containerd's stock handler with runc, in the same node
+//! and the same run, and the two outcomes must be equal.
 //!
 //! ```text
 //!   mounts, sources, process, programs, surroundings, commands     the cases, each a name and a container (or a command in one)
@@ -9,7 +10,8 @@
 //!              └──── on the handler ► outcomes ─┴─► compared; what differs must be in `differences`
 //! ```
 //!
-//! What can be asked is what the CRI can say. A tmpfs, a file mode of a mount, a hook or an rlimit cannot be said there.
+//! What can be asked is what the CRI can say. A tmpfs, a file mode of a mount, a hook or an rlimit
+//! cannot be said there.
 
 mod ask;
 mod commands;
@@ -42,38 +44,38 @@ const PARTS: [Part; 6] =
     [mounts::questions, sources::questions, process::questions, programs::questions, surroundings::questions, commands::questions];
 
 #[test]
-fn mount_points_are_where_they_are_with_runc() {
+fn mount_points_are_the_same_as_with_runc() {
     on_node(async |case| compare(case, mounts::questions).await);
 }
 
 #[test]
-fn what_is_mounted_is_as_with_runc() {
+fn mounted_files_and_options_are_the_same_as_with_runc() {
     on_node(async |case| compare(case, sources::questions).await);
 }
 
 #[test]
-fn directories_users_and_variables_are_as_with_runc() {
+fn directories_users_and_variables_are_the_same_as_with_runc() {
     on_node(async |case| compare(case, process::questions).await);
 }
 
 #[test]
-fn programs_start_and_end_as_with_runc() {
+fn programs_start_and_exit_as_with_runc() {
     on_node(async |case| compare(case, programs::questions).await);
 }
 
 #[test]
-fn the_surroundings_of_a_process_are_as_with_runc() {
+fn devices_masked_paths_capabilities_and_limits_are_the_same_as_with_runc() {
     on_node(async |case| compare(case, surroundings::questions).await);
 }
 
 #[test]
-fn commands_in_a_container_are_as_with_runc() {
+fn commands_in_a_container_behave_as_with_runc() {
     on_node(async |case| compare(case, commands::questions).await);
 }
 
 /// A listed difference of a case that nobody asks about would never be found to be none.
 #[test]
-fn names_are_unique_and_every_listed_difference_is_of_a_case() -> Result<()> {
+fn case_names_are_unique_and_every_listed_difference_names_a_case() -> Result<()> {
     let files = Files::new()?;
     let mut names = Vec::new();
     for part in PARTS {
@@ -89,7 +91,8 @@ fn names_are_unique_and_every_listed_difference_is_of_a_case() -> Result<()> {
     Ok(())
 }
 
-/// Asks both handlers and fails with everything that differs and is not listed, or is listed and does not differ.
+/// Asks both handlers and fails with everything that differs and is not listed, or is listed and
+/// does not differ.
 async fn compare(case: &Case, part: Part) -> Result<()> {
     let kind = Kind::of(case);
     let announced = announces_recursive_read_only(case).await?;
@@ -129,8 +132,9 @@ async fn asked(case: &Case, handler: &str, part: Part, only: impl Fn(&Question) 
     ask::ask(case, handler, &files, questions).await
 }
 
-/// Whether a kubelet would ask the handler for mounts that are read-only all the way down. containerd 2.1 announces nothing of a
-/// handler with a sandboxer, and ends with a nil pointer when it is asked all the same.
+/// Whether a kubelet would ask the handler for mounts that are read-only all the way down.
+/// containerd 2.1 announces nothing of a handler with a sandboxer, and ends with a nil pointer when
+/// it is asked all the same.
 async fn announces_recursive_read_only(case: &Case) -> Result<bool> {
     let handlers = case.node().status().await?.runtime_handlers;
     let handler = handlers.into_iter().find(|handler| handler.name == case.handler());

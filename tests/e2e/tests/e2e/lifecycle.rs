@@ -21,7 +21,7 @@ fn output_and_exit_code_of_a_container_reach_its_log_and_status() {
 }
 
 #[test]
-fn a_good_end_is_reported_as_completed_with_times_in_order() {
+fn a_successful_exit_is_reported_as_completed_with_times_in_order() {
     on_node(async |case| {
         let pod = case.pod("completed").await?;
         let container = pod.run(&case.script("sleep 0.2")).await?;
@@ -80,7 +80,7 @@ fn a_pod_is_ready_until_it_is_stopped_and_gone_when_it_is_removed() {
 }
 
 #[test]
-fn stopping_and_removing_twice_is_no_error() {
+fn stopping_and_removing_a_pod_twice_succeeds() {
     on_node(async |case| {
         let pod = case.pod("twice").await?;
         pod.run(&case.sleeper()).await?;
@@ -135,7 +135,7 @@ fn containers_of_a_pod_end_independently() {
 }
 
 #[test]
-fn a_second_pod_of_the_same_name_is_refused_and_the_first_lives_on() {
+fn a_second_pod_of_the_same_name_is_refused_and_the_first_runs_on() {
     on_node(async |case| {
         let spec = case.pod_spec("same-name");
         let pod = case.node().run_pod(&spec).await?;
@@ -146,7 +146,7 @@ fn a_second_pod_of_the_same_name_is_refused_and_the_first_lives_on() {
 }
 
 #[test]
-fn environment_and_working_directory_are_what_was_asked_for() {
+fn environment_and_working_directory_are_as_requested() {
     on_node(async |case| {
         let pod = case.pod("environment").await?;
         let spec = case.script("echo \"$GREETING in $PWD\"").env("GREETING", "good day").working_dir("/var/run");
@@ -156,12 +156,13 @@ fn environment_and_working_directory_are_what_was_asked_for() {
 }
 
 #[test]
-fn the_container_sees_the_pid_that_containerd_reports() {
+fn containerd_reports_the_pid_of_the_containers_process() {
     on_shared_kernel("of a virtual machine containerd knows the hypervisor's process only, as vm.rs tests", async |case| {
         let pod = case.pod("pid").await?;
         let container = pod.run(&case.sleeper()).await?;
         let pid = container.pid().await?;
-        // A container counts as started when its program is about to be executed, so that may still be to come.
+        // A container counts as started when its program is about to be executed, so that may still
+        // be to come.
         let is_the_program = async || {
             let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).context("no such process on the node")?;
             Ok(command.contains("while :").then_some(()))
@@ -178,7 +179,7 @@ fn exists(pid: i32) -> bool {
 }
 
 #[test]
-fn a_pod_may_have_ten_containers() {
+fn a_pod_can_have_ten_containers() {
     on_node(async |case| {
         let pod = case.pod("ten").await?;
         let mut containers = Vec::new();

@@ -4,18 +4,16 @@
 
 mod bad_input;
 mod bench;
-mod codes;
-mod disk;
+mod clh_double;
+mod crictl_and_ctr;
 mod engine;
 mod events;
 mod exec;
 mod faults;
-mod files;
-mod hostile;
+mod hostile_guest;
 mod images;
 mod images_table;
 mod lifecycle;
-mod machines;
 mod mounts;
 mod namespaces;
 mod nerdctl;
@@ -24,18 +22,22 @@ mod options;
 mod ownership;
 mod parallel;
 mod podless;
+mod resize;
 mod resources;
+mod sandbox_files;
 mod security;
+mod status_codes;
 mod stdio;
 mod stop;
 mod task_api;
 mod templates;
-mod tools;
+mod unwritable_disk;
 mod vm;
+mod vm_kinds;
 mod vm_storage;
 // It knows how system calls are made on this architecture alone.
 #[cfg(target_arch = "x86_64")]
-mod walls;
+mod compromised;
 mod wasi;
 mod wasm;
 mod wasm_cache;

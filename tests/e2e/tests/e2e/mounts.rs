@@ -9,7 +9,7 @@ use magnetar_e2e::{Case, Scratch, eventually, on_node, on_shared_kernel};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 #[test]
-fn what_is_written_to_a_volume_is_on_the_node() {
+fn files_written_to_a_volume_are_on_the_node() {
     on_node(async |case| {
         let scratch = Scratch::new()?;
         fs::write(scratch.path().join("from-node"), "hello\n")?;
@@ -36,7 +36,7 @@ fn a_read_only_volume_cannot_be_written() {
 }
 
 #[test]
-fn a_single_file_can_be_a_volume_at_a_place_that_the_image_does_not_have() {
+fn a_single_file_can_be_mounted_at_a_path_missing_from_the_image() {
     on_node(async |case| {
         let scratch = Scratch::new()?;
         fs::write(scratch.path().join("word"), "hello\n")?;
@@ -77,7 +77,7 @@ fn volumes_inside_volumes_are_mounted_in_the_right_order() {
 }
 
 #[test]
-fn a_later_mount_of_the_node_is_seen_where_that_was_asked_for() {
+fn a_later_mount_of_the_node_is_seen_with_host_to_container_propagation() {
     on_node(async |case| check_from_node(case, PropagationHostToContainer, true).await);
 }
 
@@ -87,14 +87,14 @@ fn a_later_mount_of_the_node_is_not_seen_by_default() {
 }
 
 #[test]
-fn a_mount_of_a_container_is_seen_on_the_node_where_that_was_asked_for() {
+fn a_mount_of_a_container_is_seen_on_the_node_with_bidirectional_propagation() {
     on_shared_kernel("mounts in a virtual machine cannot appear on the node; vm.rs tests that they are refused", async |case| {
         check_from_container(case, PropagationBidirectional, true).await
     });
 }
 
 #[test]
-fn a_mount_of_a_container_is_not_seen_on_the_node_with_one_way_propagation() {
+fn a_mount_of_a_container_is_not_seen_on_the_node_with_host_to_container_propagation() {
     on_node(async |case| check_from_container(case, PropagationHostToContainer, false).await);
 }
 

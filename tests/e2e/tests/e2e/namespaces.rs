@@ -19,7 +19,7 @@ fn containers_of_a_pod_share_network_host_name_and_ipc_but_neither_files_nor_pid
 }
 
 #[test]
-fn containers_of_a_pod_with_shared_pids_share_them() {
+fn containers_of_a_pod_with_shared_pids_are_in_one_pid_namespace() {
     on_node(async |case| {
         let spec = case.pod_spec_with_network("shares-pid").shared_pid();
         check_shared(case, spec, &["net", "uts", "ipc", "pid"], &["mnt"]).await
@@ -42,7 +42,7 @@ async fn check_shared(case: &Case, spec: PodSpec, shared: &[&str], own: &[&str])
 }
 
 #[test]
-fn a_pod_with_the_nodes_namespaces_has_the_nodes_namespaces() {
+fn a_pod_that_requests_the_nodes_namespaces_is_in_them() {
     on_shared_kernel("a virtual machine cannot have the node's namespaces, as vm.rs tests", async |case| {
         let spec = case.pod_spec("host").host_pid().host_ipc();
         let pod = case.node().run_pod(&spec).await?;
@@ -61,7 +61,7 @@ fn a_pod_with_the_nodes_namespaces_has_the_nodes_namespaces() {
 }
 
 #[test]
-fn a_container_with_pids_of_its_own_is_process_1() {
+fn a_container_with_its_own_pid_namespace_is_process_1() {
     on_node(async |case| {
         let pod = case.pod("own-pid").await?;
         assert_eq!(case.output(&pod, &case.script("echo $$")).await?, "1\n");
@@ -110,7 +110,7 @@ fn with_shared_pids_the_pod_survives_the_end_of_any_container() {
 }
 
 #[test]
-fn a_container_can_look_into_another_ones_pids() {
+fn a_container_can_join_another_containers_pid_namespace() {
     on_shared_kernel("in a virtual machine only a whole pod can share its pids, as vm.rs tests", async |case| {
         let pod = case.pod("target").await?;
         let target = pod.run(&case.script("exec sleep 86422").named("target")).await?;
@@ -130,7 +130,7 @@ fn a_container_can_look_into_another_ones_pids() {
 }
 
 #[test]
-fn root_of_a_pod_with_a_user_namespace_is_nobody_on_the_node() {
+fn root_in_a_user_namespace_is_an_unprivileged_user_on_the_node() {
     on_shared_kernel(NO_USERNS, async |case| {
         let spec = case.pod_spec_with_network("userns").user_namespace(100_000, 65_536);
         let pod = case.node().run_pod(&spec).await?;
@@ -146,7 +146,7 @@ fn root_of_a_pod_with_a_user_namespace_is_nobody_on_the_node() {
 }
 
 #[test]
-fn two_pods_with_different_user_namespaces_live_side_by_side() {
+fn two_pods_with_different_user_namespaces_run_side_by_side() {
     on_shared_kernel(NO_USERNS, async |case| {
         let one = case.node().run_pod(&case.pod_spec_with_network("userns-1").user_namespace(100_000, 65_536)).await?;
         let two = case.node().run_pod(&case.pod_spec_with_network("userns-2").user_namespace(200_000, 65_536)).await?;

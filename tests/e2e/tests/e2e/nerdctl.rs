@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Containers without a pod, as nerdctl and docker make them. Both have the same commands; where the node lacks one, its tests say
-//! that they are skipped. nerdctl gives networks by hooks and reads logs by a program of its own, docker does both itself, and mounts
-//! the container's root as well.
+//! Containers without a pod, as nerdctl and docker make them. Both have the same commands; where
+//! the node lacks one, its tests say that they are skipped. nerdctl gives networks by hooks and
+//! reads logs by a program of its own, docker does both itself, and mounts the container's root as
+//! well.
 
 use std::{
     fs,
@@ -49,16 +50,16 @@ macro_rules! by_each_client {
 }
 
 by_each_client! {
-    a_container_runs_to_its_end_and_is_gone,
-    a_container_on_a_terminal,
+    a_container_runs_to_its_end_and_is_removed,
+    a_container_has_a_terminal,
     a_container_in_the_background_has_a_log_and_runs_commands,
     a_container_is_paused_stopped_and_started_again,
-    statistics_and_processes_are_the_containers,
+    statistics_and_processes_of_a_container_are_shown,
     a_published_port_is_reached_from_the_node,
-    containers_of_a_network_know_each_other_by_name,
-    volumes_of_both_kinds_are_kept,
-    a_module_says_how_it_ended,
-    a_container_that_cannot_be_made_leaves_nothing,
+    containers_of_a_network_resolve_each_others_names,
+    bind_mounts_and_named_volumes_keep_their_files,
+    the_exit_code_of_a_module_is_reported,
+    a_container_that_cannot_be_created_leaves_nothing,
     a_container_without_its_sandbox_process_can_be_removed,
 }
 
@@ -150,13 +151,14 @@ async fn start_dockerd(client: &Client<'_>) -> Result<()> {
         return Ok(());
     }
     let log = fs::File::create("/var/log/dockerd.log")?;
-    // Nobody waits for it: it is still there when the tests are over, for the next ones in this node.
+    // Nobody waits for it: it is still there when the tests are over, for the next ones in this
+    // node.
     Command::new("dockerd").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
     eventually("docker's daemon answers", client.case.within(60), async || Ok(client.tool.try_run(&["version"])?.success.then_some(())))
         .await
 }
 
-async fn a_container_runs_to_its_end_and_is_gone(client: &Client<'_>) -> Result<()> {
+async fn a_container_runs_to_its_end_and_is_removed(client: &Client<'_>) -> Result<()> {
     let before = client.ok(&["ps", "--all", "--quiet"])?;
     let said = client.run(&["--rm", "--hostname", "the-host", BUSYBOX, "sh", "-c", "hostname; echo err >&2; exit 7"])?;
     assert_eq!((said.stdout.as_str(), said.stderr.as_str(), said.code), ("the-host\n", "err\n", Some(7)));
@@ -164,7 +166,7 @@ async fn a_container_runs_to_its_end_and_is_gone(client: &Client<'_>) -> Result<
     Ok(())
 }
 
-async fn a_container_on_a_terminal(client: &Client<'_>) -> Result<()> {
+async fn a_container_has_a_terminal(client: &Client<'_>) -> Result<()> {
     let script = "tty; read -r line; echo \"got $line\"; exit 3";
     let words = ["run", "--runtime", &client.runtime, "--rm", "-it", BUSYBOX, "sh", "-c", script];
     let mut terminal = client.on_terminal(&words)?;
@@ -206,7 +208,7 @@ async fn a_container_is_paused_stopped_and_started_again(client: &Client<'_>) ->
     client.ok(&["rm", "life"]).map(drop)
 }
 
-async fn statistics_and_processes_are_the_containers(client: &Client<'_>) -> Result<()> {
+async fn statistics_and_processes_of_a_container_are_shown(client: &Client<'_>) -> Result<()> {
     client.start("figures", &["--memory", "64m"], "sleep 1000 & sleep 1000")?;
     let stats = client.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}}", "figures"])?;
     let usage = stats.trim();
@@ -237,11 +239,12 @@ async fn a_published_port_is_reached_from_the_node(client: &Client<'_>) -> Resul
     client.remove("port")
 }
 
-async fn containers_of_a_network_know_each_other_by_name(client: &Client<'_>) -> Result<()> {
+async fn containers_of_a_network_resolve_each_others_names(client: &Client<'_>) -> Result<()> {
     client.ok(&["network", "create", "magnetar-e2e"])?;
     client.start("named", &["--network", "magnetar-e2e"], UNTIL_STOPPED)?;
     let address = client.says("named", "ip -4 -o address show dev eth0 | sed 's/.*inet //; s/[/].*//'")?;
-    // docker's name server is on the loopback of the network namespace, and a machine's kernel has a loopback of its own.
+    // docker's name server is on the loopback of the network namespace, and a machine's kernel has
+    // a loopback of its own.
     let by_address = client.name == Name::Docker && client.case.is_vm();
     let to = if by_address { address.trim() } else { "named" };
     let said = client.run(&["--rm", "--network", "magnetar-e2e", BUSYBOX, "ping", "-c", "1", "-W", "5", to])?;
@@ -257,7 +260,7 @@ async fn containers_of_a_network_know_each_other_by_name(client: &Client<'_>) ->
     Ok(())
 }
 
-async fn volumes_of_both_kinds_are_kept(client: &Client<'_>) -> Result<()> {
+async fn bind_mounts_and_named_volumes_keep_their_files(client: &Client<'_>) -> Result<()> {
     let scratch = Scratch::new()?;
     fs::write(scratch.path().join("in"), "word\n")?;
     let bind = format!("{}:/mnt", scratch.path().display());
@@ -270,7 +273,7 @@ async fn volumes_of_both_kinds_are_kept(client: &Client<'_>) -> Result<()> {
     client.ok(&["volume", "rm", "magnetar-e2e"]).map(drop)
 }
 
-async fn a_module_says_how_it_ended(client: &Client<'_>) -> Result<()> {
+async fn the_exit_code_of_a_module_is_reported(client: &Client<'_>) -> Result<()> {
     let words = ["--rm", "--entrypoint", "/modules/exit.wat", MODULES];
     if client.case.handler().starts_with("magnetar-wasm") {
         let said = client.run(&words)?;
@@ -283,7 +286,7 @@ async fn a_module_says_how_it_ended(client: &Client<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn a_container_that_cannot_be_made_leaves_nothing(client: &Client<'_>) -> Result<()> {
+async fn a_container_that_cannot_be_created_leaves_nothing(client: &Client<'_>) -> Result<()> {
     let before = client.ok(&["ps", "--all", "--quiet"])?;
     let failed = client.run(&["--name", "fails", BUSYBOX, "/no/such/program"])?;
     // docker keeps the container, nerdctl does not.

@@ -36,7 +36,7 @@ fn a_pod_has_an_address_and_another_pod_reaches_it() {
 }
 
 #[test]
-fn containers_of_a_pod_meet_on_its_loopback() {
+fn containers_of_a_pod_reach_each_other_over_loopback() {
     on_node(async |case| {
         let pod = case.node().run_pod(&case.pod_spec_with_network("loopback")).await?;
         pod.run(&server("local")).await?;
@@ -86,7 +86,7 @@ async fn check_forward(case: &Case, pod: Pod) -> Result<()> {
 }
 
 #[test]
-fn a_port_where_nobody_listens_cannot_be_forwarded() {
+fn forwarding_a_port_without_a_listener_fails() {
     on_node(async |case| {
         let pod = case.node().run_pod(&case.pod_spec_with_network("forward-none")).await?;
         let mut stream = pod.port_forward(9).await?;
@@ -115,7 +115,7 @@ fn a_host_port_reaches_the_pod() {
 }
 
 #[test]
-fn the_network_stays_when_all_containers_have_ended() {
+fn the_network_stays_up_after_all_containers_have_ended() {
     on_node(async |case| {
         let pod = case.node().run_pod(&case.pod_spec_with_network("stays")).await?;
         let script = "ip -o -4 addr show eth0 | awk '{ print $4 }'";

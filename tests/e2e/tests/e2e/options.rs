@@ -76,7 +76,7 @@ fn an_option_of_the_wrong_type_is_named_in_the_error() {
 }
 
 #[test]
-fn options_that_are_no_toml_are_an_error() {
+fn options_that_are_not_toml_are_refused() {
     on_magnetar(OURS, async |case| check_refused(case, "sandboxer = \n", &["TOML"]).await);
 }
 
@@ -86,7 +86,7 @@ fn an_unknown_sandboxer_is_named_in_the_error() {
 }
 
 #[test]
-fn a_sandboxer_outside_of_the_folders_for_it_is_refused() {
+fn a_sandboxer_outside_the_sandboxer_folders_is_refused() {
     on_magnetar(OURS, async |case| check_refused(case, "sandboxer = \"../../bin/true\"\n", &["../../bin/true"]).await);
 }
 
@@ -106,7 +106,7 @@ fn a_sandboxer_that_ends_at_once_is_named_in_the_error() {
 }
 
 #[test]
-fn a_sandboxer_that_is_no_program_is_named_in_the_error() {
+fn a_sandboxer_that_is_not_a_program_is_named_in_the_error() {
     on_magnetar(OURS, async |case| {
         use std::os::unix::fs::PermissionsExt as _;
         let scratch = Scratch::new()?;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Nothing of the host in a container's sight, and never the wrong process: what a tenant can trace, what a record that lies can
-//! do, and what happens when a container's init dies at a bad moment.
+//! Nothing of the host in a container's sight, and never the wrong process: what a tenant can
+//! trace, what a record that lies can do, and what happens when a container's init dies at a bad
+//! moment.
 
 use std::{
     collections::BTreeSet,
@@ -28,9 +29,10 @@ const HOLDER: &str = "containerd's own pods have a pause program of an image as 
 const RECORD: &str = "only our pods have a record";
 const KERNEL: &str = "the node sees no process of a guest";
 
-/// All that a container with CAP_SYS_PTRACE, as debugging sidecars have it, can get at through process 1 of its pod.
+/// All that a container with CAP_SYS_PTRACE, as debugging sidecars have it, can get at through
+/// process 1 of its pod.
 #[test]
-fn whoever_traces_process_1_of_the_pod_finds_nothing_of_the_host() {
+fn a_tracer_of_process_1_of_a_pod_finds_nothing_of_the_host() {
     on_magnetar(HOLDER, async |case| {
         let pod = case.node().run_pod(&case.pod_spec("holder").shared_pid()).await?;
         let look = "ls -A /proc/1/root/ | wc -l; ls -A /proc/1/cwd/ | wc -l; ls /proc/1/fd | wc -l; \
@@ -44,10 +46,11 @@ fn whoever_traces_process_1_of_the_pod_finds_nothing_of_the_host() {
     });
 }
 
-/// A command enters the container's namespaces before it is the container's program. The test looks at every process there, with
-/// the node's eyes, as fast as it can: none may have the node's root, or a file of the node open.
+/// A command enters the container's namespaces before it is the container's program. The test looks
+/// at every process there, with the node's eyes, as fast as it can: none may have the node's root,
+/// or a file of the node open.
 #[test]
-fn a_command_that_is_being_started_holds_nothing_of_the_host() {
+fn a_starting_command_holds_no_descriptors_of_the_host() {
     on_magnetar_with_shared_kernel("what the stock runtime holds is its own affair", KERNEL, async |case| {
         let pod = case.node().run_pod(&case.pod_spec("exec-holds").shared_pid()).await?;
         let container = pod.run(&case.sleeper()).await?;
@@ -93,7 +96,8 @@ fn held_in(namespace: &str) -> Vec<String> {
             let written = fs::read_to_string(process.join("fdinfo").join(file.file_name()));
             let written = written.is_ok_and(|info| info.lines().any(|line| line.starts_with("flags:") && !line.ends_with('0')));
             let nodes = ["/run/magnetar", "/run/containerd/io.containerd.runtime", "/var", "/sys", "/etc"];
-            // By which it enters the container's cgroup: with it, nobody could do more than to enter that too.
+            // By which it enters the container's cgroup: with it, nobody could do more than to
+            // enter that too.
             let entrance = target.starts_with("/sys/fs/cgroup") && target.ends_with("cgroup.procs");
             if written && !entrance && nodes.iter().any(|folder| target.starts_with(folder)) {
                 held.push(target.display().to_string());
@@ -105,7 +109,7 @@ fn held_in(namespace: &str) -> Vec<String> {
 
 /// A pod that has used up its processes can still be asked, by an exec probe for one, how it is.
 #[test]
-fn at_the_pods_limit_of_processes_a_command_still_starts() {
+fn a_command_starts_in_a_pod_at_its_process_limit() {
     on_shared_kernel("a virtual machine's processes are the guest's", async |case| {
         let parent = "/magnetar-e2e-pids";
         let pod = case.node().run_pod(&case.pod_spec("pids").cgroup_parent(parent)).await?;
@@ -122,9 +126,10 @@ fn at_the_pods_limit_of_processes_a_command_still_starts() {
     });
 }
 
-/// How many threads the OCI runtime itself makes in the container's cgroup for a command. runc is a Go program: it moves the
-/// command's process there while Go's threads are being made in it, and where they find no room, its exec fails now and then, with
-/// the stock handler too. crun, and what makes containers of ours, have one thread.
+/// How many threads the OCI runtime itself makes in the container's cgroup for a command. runc is a
+/// Go program: it moves the command's process there while Go's threads are being made in it, and
+/// where they find no room, its exec fails now and then, with the stock handler too. crun, and what
+/// makes containers of ours, have one thread.
 fn runtimes_own_threads(case: &Case) -> usize {
     // Where v2 is mounted beside v1, crun cannot work and the handler takes runc.
     let by_runc = case.handler() == "runc" || case.handler() == "magnetar-runc" && Path::new("/sys/fs/cgroup/unified").is_dir();
@@ -160,9 +165,10 @@ fn container_record(case: &Case, pod: &Pod, container: &Container) -> PathBuf {
     case.state_dir(pod).join("containers").join(format!("{}.json", container.id()))
 }
 
-/// A pod whose record is damaged, of itself or of its container, is removed whole, be its process alive or not.
+/// A pod whose record is damaged, of itself or of its container, is removed whole, be its process
+/// alive or not.
 #[test]
-fn a_pod_whose_record_is_damaged_can_be_removed_and_no_other_is_touched() {
+fn a_pod_with_a_damaged_record_can_be_removed_without_touching_others() {
     on_magnetar(RECORD, async |case| {
         let bystander = Bystander::new(case).await?;
         // Machines take their time to start, and their containers' records are on the same disk.
@@ -190,7 +196,7 @@ fn a_pod_whose_record_is_damaged_can_be_removed_and_no_other_is_touched() {
 
 /// What a record says may not be true even where it can be read.
 #[test]
-fn a_record_that_names_anothers_cgroup_and_process_is_the_end_of_nobody() {
+fn a_record_with_another_pods_cgroup_and_process_kills_nobody() {
     on_magnetar(RECORD, async |case| {
         let bystander = Bystander::new(case).await?;
         let pod = case.pod("liar").await?;
@@ -220,7 +226,7 @@ fn a_record_that_names_anothers_cgroup_and_process_is_the_end_of_nobody() {
 }
 
 #[test]
-fn a_container_whose_record_is_gone_is_removed_with_its_processes() {
+fn a_container_without_a_record_is_removed_with_its_processes() {
     on_magnetar(RECORD, async |case| {
         let bystander = Bystander::new(case).await?;
         let pod = case.pod("unrecorded").await?;
@@ -238,8 +244,9 @@ fn a_container_whose_record_is_gone_is_removed_with_its_processes() {
     });
 }
 
-/// The calls that a program needs, and not all that a container's init does: it dies, with some runtimes, between its making and
-/// its start. Whatever becomes of the container, nothing else may notice.
+/// The calls that a program needs, and not all that a container's init does: it dies, with some
+/// runtimes, between its making and its start. Whatever becomes of the container, nothing else may
+/// notice.
 const TOO_FEW: &str = r#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86_64","SCMP_ARCH_X86","SCMP_ARCH_X32"],
     "syscalls":[{"action":"SCMP_ACT_ALLOW","names":["read","write","exit","exit_group","execve","brk","mmap","mprotect","munmap",
     "arch_prctl","set_tid_address","set_robust_list","rseq","prlimit64","getrandom","getuid","geteuid","getgid","getegid","getppid",
@@ -249,7 +256,7 @@ const TOO_FEW: &str = r#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCM
     "lseek"]}]}"#;
 
 #[test]
-fn a_container_whose_init_dies_before_its_start_is_the_only_one_to_fail() {
+fn a_container_whose_init_dies_before_start_fails_alone() {
     on_shared_kernel("a guest's init is not the node's", async |case| {
         let bystander = Bystander::new(case).await?;
         let scratch = Scratch::new()?;

@@ -9,7 +9,7 @@ use magnetar_cri::v1::ContainerState;
 use magnetar_e2e::{Case, eventually, on_magnetar, on_node};
 
 #[test]
-fn twenty_pods_at_once_each_say_their_own_word() {
+fn twenty_concurrent_pods_each_log_their_own_output() {
     on_node(async |case| {
         let pods = join_all((0..case.at_once(20)).map(|n| async move {
             let pod = case.pod(&format!("parallel-{n}")).await?;
@@ -22,7 +22,7 @@ fn twenty_pods_at_once_each_say_their_own_word() {
 }
 
 #[test]
-fn ten_pods_at_once_with_networks_of_their_own_have_different_addresses() {
+fn ten_concurrent_pods_have_different_addresses() {
     on_node(async |case| {
         let count = case.at_once(10);
         let pods = join_all((0..count).map(|n| async move {
@@ -40,7 +40,7 @@ fn ten_pods_at_once_with_networks_of_their_own_have_different_addresses() {
 }
 
 #[test]
-fn fifty_pods_are_made_and_removed_at_once_three_times() {
+fn fifty_pods_are_created_and_removed_concurrently_three_times() {
     on_node(async |case| {
         // Fifty machines that start at once are more than two processors emulate in time.
         let count = case.at_once(if case.is_vm() { 8 } else { 50 });
@@ -60,7 +60,7 @@ fn fifty_pods_are_made_and_removed_at_once_three_times() {
 }
 
 #[test]
-fn containers_of_one_pod_can_be_made_at_once() {
+fn containers_of_one_pod_can_be_created_concurrently() {
     on_node(async |case| {
         let pod = case.pod("parallel-containers").await?;
         all(join_all((0..10).map(|n| check_word(case, &pod, n))).await)?;
@@ -75,9 +75,10 @@ async fn check_word(case: &Case, pod: &magnetar_cri::Pod, n: u32) -> Result<()> 
 }
 
 #[test]
-fn a_pod_stopped_while_its_containers_are_being_made_can_be_removed() {
+fn a_pod_stopped_during_container_creation_can_be_removed() {
     on_magnetar("containerd's own shim leaves processes behind when this happens", async |case| {
-        // From the first container's making to the third's start, which takes an emulated processor ten times as long.
+        // From the first container's making to the third's start, which takes an emulated processor
+        // ten times as long.
         let step = Duration::from_millis(if case.is_vm() { 150 } else { 15 });
         for round in 0..5 {
             let pod = case.pod("stopped-meanwhile").await?;
@@ -95,9 +96,9 @@ fn a_pod_stopped_while_its_containers_are_being_made_can_be_removed() {
             };
             let (_, stopped) = tokio::join!(makes, stops);
             stopped?;
-            // Not both at once: containerd would not see the container that it is just making,
-            // and a container without its pod cannot be removed any more. And again while it has not noted the end of one
-            // that it has just started, as the kubelet does.
+            // Not both at once: containerd would not see the container that it is just making, and
+            // a container without its pod cannot be removed any more. And again while it has not
+            // noted the end of one that it has just started, as the kubelet does.
             let removed = async || Ok(case.node().remove_pod(pod.id()).await.ok());
             eventually("the stopped pod to be removed", case.soon(), removed).await?;
             pod.remove().await?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Containers without a pod, as ctr makes them: each gets a sandbox of its own, of the kind that the runtime's name says.
-//! With another handler than ours the same is asked of the stock runtime.
+//! Containers without a pod, as ctr makes them: each gets a sandbox of its own, of the kind that
+//! the runtime's name says. With another handler than ours the same is asked of the stock runtime.
 
 use std::{
     fs,
@@ -60,7 +60,7 @@ fn says(ctr: &Ctr, container: &str, script: &str) -> Result<String> {
 }
 
 #[test]
-fn a_container_says_what_it_has_to_say_and_how_it_ended() {
+fn a_container_returns_its_output_and_exit_code() {
     on_ctr(async |_, ctr| {
         let said = ctr.container(&["--rm", BUSYBOX, "says", "sh", "-c", "echo out; echo err >&2; exit 7"])?;
         assert_eq!((said.stdout.as_str(), said.stderr.as_str(), said.code), ("out\n", "err\n", Some(7)));
@@ -70,10 +70,10 @@ fn a_container_says_what_it_has_to_say_and_how_it_ended() {
 }
 
 #[test]
-fn a_file_of_options_says_which_kind_it_is_too() {
+fn an_options_file_selects_the_kind() {
     on_ctr(async |case, ctr| {
         let Some(kind) = case.handler().trim_end_matches("-shim").strip_prefix("magnetar-") else {
-            return skipped("a_file_of_options_says_which_kind_it_is_too", "the stock runtime has no such file");
+            return skipped("an_options_file_selects_the_kind", "the stock runtime has no such file");
         };
         let file = format!("/etc/magnetar/{kind}.toml");
         let words = ["run", "--rm", "--runtime", "io.containerd.magnetar.v2", "--runtime-config-path", &file];
@@ -85,7 +85,7 @@ fn a_file_of_options_says_which_kind_it_is_too() {
 }
 
 #[test]
-fn a_container_has_a_terminal_as_large_as_the_clients() {
+fn a_container_has_a_terminal_of_the_clients_size() {
     on_ctr(async |case, ctr| {
         let script = "tty; read -r line; stty size; echo \"got $line\"; exit 3";
         let mut terminal = Terminal::run(ctr.command(&["--rm", "--tty", BUSYBOX, "terminal", "sh", "-c", script]))?;
@@ -139,7 +139,7 @@ fn a_container_is_paused_resumed_stopped_and_removed() {
 }
 
 #[test]
-fn the_processes_and_the_statistics_of_a_container_are_its_own() {
+fn processes_and_metrics_of_a_container_are_shown() {
     on_ctr(async |case, ctr| {
         started(ctr, &[], "figures", "sleep 1000 & sleep 1000")?;
         let (pid, _) = ctr.task("figures")?.context("no task")?;
@@ -158,7 +158,7 @@ fn the_processes_and_the_statistics_of_a_container_are_its_own() {
 }
 
 #[test]
-fn two_containers_live_side_by_side_and_a_name_is_taken_once() {
+fn two_containers_run_side_by_side_and_a_duplicate_name_is_refused() {
     on_ctr(async |_, ctr| {
         started(ctr, &[], "one", UNTIL_STOPPED)?;
         started(ctr, &[], "two", UNTIL_STOPPED)?;
@@ -174,7 +174,7 @@ fn two_containers_live_side_by_side_and_a_name_is_taken_once() {
 }
 
 #[test]
-fn a_container_that_cannot_be_made_leaves_nothing() {
+fn a_container_that_cannot_be_created_leaves_nothing() {
     on_ctr(async |case, ctr| {
         let scratch = Scratch::new()?;
         fs::write(scratch.path().join("no-program"), "text\n")?;
@@ -201,7 +201,7 @@ fn a_container_that_cannot_be_made_leaves_nothing() {
 }
 
 #[test]
-fn a_sandbox_process_that_was_killed_leaves_nothing() {
+fn a_killed_sandbox_process_leaves_nothing() {
     on_ctr(async |case, ctr| {
         started(ctr, &[], "killed", UNTIL_STOPPED)?;
         let (first, _) = ctr.task("killed")?.context("no task")?;
@@ -226,7 +226,7 @@ fn shim_sockets() -> Result<Vec<std::path::PathBuf>> {
 }
 
 #[test]
-fn a_container_outlives_a_restart_of_containerd() {
+fn a_container_survives_a_restart_of_containerd() {
     on_ctr(async |case, ctr| {
         started(ctr, &[], "outlives", UNTIL_STOPPED)?;
         let before = (ctr.task("outlives")?, sandbox_process("outlives")?);
@@ -270,7 +270,7 @@ fn containers_without_a_pod_reach_each_other_and_the_node_reaches_them() {
 }
 
 #[test]
-fn the_nodes_network_can_be_had_where_the_kernel_is_shared() {
+fn the_nodes_network_is_available_only_on_a_shared_kernel() {
     on_ctr(async |case, ctr| {
         let said = ctr.container(&["--rm", "--net-host", BUSYBOX, "net-host", "ls", "/sys/class/net"])?;
         if case.is_vm() {
@@ -285,7 +285,7 @@ fn the_nodes_network_can_be_had_where_the_kernel_is_shared() {
 }
 
 #[test]
-fn a_folder_of_the_node_is_read_and_written() {
+fn a_mounted_folder_of_the_node_is_read_and_written() {
     on_ctr(async |_, ctr| {
         let scratch = Scratch::new()?;
         fs::write(scratch.path().join("in"), "word\n")?;
@@ -301,10 +301,13 @@ fn a_folder_of_the_node_is_read_and_written() {
 }
 
 #[test]
-fn limits_of_memory_and_processor_hold() {
+fn memory_and_cpu_limits_are_in_the_containers_cgroup() {
     on_ctr(async |case, ctr| {
         if case.is_vm() {
-            return skipped("limits_of_memory_and_processor_hold", "ctr mounts no cgroups, so that the guest's cannot be seen from inside");
+            return skipped(
+                "memory_and_cpu_limits_are_in_the_containers_cgroup",
+                "ctr mounts no cgroups, so that the guest's cannot be seen from inside",
+            );
         }
         started(ctr, &["--memory-limit", "67108864", "--cpus", "0.5"], "limits", UNTIL_STOPPED)?;
         let (pid, _) = ctr.task("limits")?.context("no task")?;
@@ -340,9 +343,10 @@ fn output_goes_to_a_file_or_to_a_logging_program() {
         started_with_log(ctr, &format!("file://{file}"), "to-file")?;
         eventually("the file has the output", case.soon(), async || Ok((fs::read_to_string(&file)? == "out\n").then_some(()))).await?;
         ctr.remove("to-file")?;
-        // What nerdctl gives every container that runs in the background: a program that reads both streams as descriptors 3 and
-        // 4, and says by closing 5 that it is ready. What stands behind the question mark is its arguments. The stock shim sends it
-        // SIGTERM when both streams have ended.
+        // What nerdctl gives every container that runs in the background: a program that reads both
+        // streams as descriptors 3 and 4, and says by closing 5 that it is ready. What stands
+        // behind the question mark is its arguments. The stock shim sends it SIGTERM when both
+        // streams have ended.
         let (program, record) = (scratch.join("logger"), scratch.join("record"));
         let script = format!(
             "#!/bin/sh\ntrap '' TERM\nexec >{record}\necho \"$CONTAINER_NAMESPACE $CONTAINER_ID $*\"\n\
@@ -369,10 +373,10 @@ fn started_with_log(ctr: &Ctr, log: &str, name: &str) -> Result<()> {
 }
 
 #[test]
-fn whoever_removes_a_container_does_not_wait() {
+fn removing_a_container_returns_quickly() {
     on_ctr(async |case, ctr| {
         if case.is_vm() {
-            return skipped("whoever_removes_a_container_does_not_wait", "a machine's boot takes longer than what is looked for");
+            return skipped("removing_a_container_returns_quickly", "a machine's boot takes longer than what is looked for");
         }
         let mut shortest = Duration::MAX;
         for _ in 0..3 {
@@ -380,7 +384,8 @@ fn whoever_removes_a_container_does_not_wait() {
             ctr.made(&["--rm", BUSYBOX, "quick", "true"])?;
             shortest = shortest.min(begin.elapsed());
         }
-        // A clean-up that gives a sandbox process time to end by itself takes 2.5 s (shim_protocol/delete.rs).
+        // A clean-up that gives a sandbox process time to end by itself takes 2.5 s
+        // (shim_protocol/delete.rs).
         ensure!(shortest < case.within(2), "the quickest of three containers took {shortest:?}");
         Ok(())
     });

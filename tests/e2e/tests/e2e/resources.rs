@@ -68,7 +68,7 @@ fn limits_can_be_changed_before_the_container_is_started() {
 }
 
 #[test]
-fn a_container_that_takes_too_much_memory_is_reported_as_oom_killed() {
+fn a_container_over_its_memory_limit_is_reported_as_oom_killed() {
     on_node(async |case| {
         let pod = case.pod("oom").await?;
         // tail keeps all of an endless line.
@@ -86,7 +86,7 @@ fn a_container_that_takes_too_much_memory_is_reported_as_oom_killed() {
 }
 
 #[test]
-fn a_child_that_takes_too_much_memory_dies_alone() {
+fn a_child_process_over_the_memory_limit_dies_alone() {
     on_node(async |case| {
         let pod = case.pod("oom-child").await?;
         let spec = case.script("tail /dev/zero; echo \"child $?\"; sleep 1000").resources(|r| {
@@ -160,7 +160,7 @@ fn containers_are_below_the_cgroup_that_the_kubelet_made_for_the_pod() {
 }
 
 #[test]
-fn a_sandbox_process_has_a_cgroup_of_its_own_and_a_machine_is_in_its_pods() {
+fn a_sandbox_process_has_its_own_cgroup_and_a_machine_is_in_its_pods_cgroup() {
     on_magnetar("only our pods have a sandbox process whose place is known", async |case| {
         let parent = "/magnetar-e2e-cost";
         let pod = case.node().run_pod(&case.pod_spec("cost").cgroup_parent(parent)).await?;
@@ -182,7 +182,7 @@ fn a_sandbox_process_has_a_cgroup_of_its_own_and_a_machine_is_in_its_pods() {
 }
 
 #[test]
-fn arbitrary_files_of_cgroup_version_2_can_be_set() {
+fn unified_cgroup_settings_are_applied() {
     on_node(async |case| {
         if !kernel::cgroup::unified() && !case.is_vm() {
             return Ok(());

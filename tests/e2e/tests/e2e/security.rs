@@ -25,7 +25,7 @@ async fn fields(case: &Case, spec: PodSpec, change: impl FnOnce(ContainerSpec) -
 }
 
 #[test]
-fn user_group_and_supplemental_groups_are_what_was_asked_for() {
+fn user_group_and_supplemental_groups_are_as_requested() {
     on_node(async |case| {
         let spec = case.script("echo $(id -u) $(id -g) $(id -G)").user(1234).group(2345).supplemental_groups(&[3456, 4567]);
         check(case, &spec, "1234 2345 2345 3456 4567").await
@@ -33,12 +33,12 @@ fn user_group_and_supplemental_groups_are_what_was_asked_for() {
 }
 
 #[test]
-fn a_user_is_found_by_name_in_the_image() {
+fn a_user_name_is_looked_up_in_the_image() {
     on_node(async |case| check(case, &case.script("id -un; id -gn").username("www-data"), "www-data\nwww-data").await);
 }
 
 #[test]
-fn capabilities_are_added_to_and_dropped_from_the_usual_ones() {
+fn capabilities_are_added_to_and_dropped_from_the_default_set() {
     on_node(async |case| {
         let usual = fields(case, case.pod_spec("caps"), |c| c, &["CapEff"]).await?;
         assert_eq!(usual, ["00000000a80425fb"]);
@@ -51,7 +51,7 @@ fn capabilities_are_added_to_and_dropped_from_the_usual_ones() {
 }
 
 #[test]
-fn another_user_than_root_has_no_effective_capabilities() {
+fn a_user_other_than_root_has_no_effective_capabilities() {
     on_node(async |case| {
         let values = fields(case, case.pod_spec("caps-user"), |c| c.user(1000), &["CapEff", "CapPrm"]).await?;
         assert_eq!(values, ["0000000000000000"; 2]);
@@ -60,7 +60,7 @@ fn another_user_than_root_has_no_effective_capabilities() {
 }
 
 #[test]
-fn no_new_privileges_is_set_where_asked_for_and_only_there() {
+fn no_new_privileges_is_set_only_when_requested() {
     on_node(async |case| {
         let set = fields(case, case.pod_spec("nnp"), ContainerSpec::no_new_privs, &["NoNewPrivs"]).await?;
         assert_eq!(set, ["1"]);
@@ -71,7 +71,7 @@ fn no_new_privileges_is_set_where_asked_for_and_only_there() {
 }
 
 #[test]
-fn masked_paths_show_nothing_and_read_only_paths_take_nothing() {
+fn masked_paths_are_empty_and_read_only_paths_cannot_be_written() {
     on_node(async |case| {
         let spec = case
             .script("wc -c </proc/version; ls /proc/bus | wc -l; echo x 2>/dev/null >/proc/sys/kernel/hostname || echo denied")
@@ -82,7 +82,7 @@ fn masked_paths_show_nothing_and_read_only_paths_take_nothing() {
 }
 
 #[test]
-fn a_privileged_container_has_all_rights_and_all_devices() {
+fn a_privileged_container_has_all_capabilities_and_devices() {
     on_node(async |case| {
         let all = kernel::status(std::process::id().cast_signed(), "CapBnd")?;
         let values = fields(case, case.pod_spec("privileged").privileged(), ContainerSpec::privileged, &["CapEff", "Seccomp"]).await?;
@@ -95,12 +95,12 @@ fn a_privileged_container_has_all_rights_and_all_devices() {
 }
 
 #[test]
-fn an_ordinary_container_may_not_mount() {
+fn an_unprivileged_container_cannot_mount() {
     on_node(async |case| check(case, &case.script("mkdir /m; mount -t tmpfs tmpfs /m 2>/dev/null || echo denied"), "denied").await);
 }
 
 #[test]
-fn a_privileged_container_in_an_ordinary_pod_is_refused() {
+fn a_privileged_container_in_an_unprivileged_pod_is_refused() {
     on_node(async |case| {
         let pod = case.pod("not-privileged").await?;
         refused(pod.create(&case.sleeper().privileged()).await, &["privileged"])?;
@@ -109,7 +109,7 @@ fn a_privileged_container_in_an_ordinary_pod_is_refused() {
 }
 
 #[test]
-fn a_read_only_root_filesystem_takes_nothing_but_in_its_volumes() {
+fn a_read_only_root_filesystem_is_writable_only_in_volumes() {
     on_node(async |case| {
         let scratch = Scratch::new()?;
         let spec = case
@@ -121,7 +121,7 @@ fn a_read_only_root_filesystem_takes_nothing_but_in_its_volumes() {
 }
 
 #[test]
-fn only_the_usual_devices_are_there_and_work() {
+fn only_the_default_devices_exist_and_work() {
     on_node(async |case| {
         let spec = case.script(
             "for d in null zero full random urandom tty; do [ -c /dev/$d ] || echo no $d; done; \
@@ -132,7 +132,7 @@ fn only_the_usual_devices_are_there_and_work() {
 }
 
 #[test]
-fn a_device_is_passed_with_the_permissions_asked_for() {
+fn a_device_is_passed_with_the_requested_permissions() {
     on_node(async |case| {
         let read = case.script("head -c 3 /dev/mine | wc -c; (echo x >/dev/mine) 2>/dev/null && echo written").device(
             "/dev/full",
@@ -149,7 +149,7 @@ fn a_device_is_passed_with_the_permissions_asked_for() {
 }
 
 #[test]
-fn a_device_that_was_not_passed_cannot_be_opened_even_with_a_node_made_for_it() {
+fn a_device_that_was_not_passed_cannot_be_opened_after_mknod() {
     on_node(async |case| {
         let spec = case
             .script("mknod /dev/fuse2 c 10 229 && (exec 3<>/dev/fuse2) 2>/dev/null && echo opened || echo denied")
@@ -159,7 +159,7 @@ fn a_device_that_was_not_passed_cannot_be_opened_even_with_a_node_made_for_it() 
 }
 
 #[test]
-fn the_default_seccomp_profile_forbids_what_containers_do_not_need() {
+fn the_default_seccomp_profile_denies_user_namespaces() {
     on_node(async |case| {
         let values = fields(case, case.pod_spec("seccomp"), ContainerSpec::seccomp_default, &["Seccomp"]).await?;
         assert_eq!(values, ["2"]);
@@ -169,7 +169,7 @@ fn the_default_seccomp_profile_forbids_what_containers_do_not_need() {
 }
 
 #[test]
-fn without_seccomp_there_is_none() {
+fn an_unconfined_container_has_no_seccomp_filter() {
     on_node(async |case| {
         let values = fields(case, case.pod_spec("unconfined"), ContainerSpec::seccomp_unconfined, &["Seccomp"]).await?;
         assert_eq!(values, ["0"]);
@@ -178,7 +178,7 @@ fn without_seccomp_there_is_none() {
 }
 
 #[test]
-fn a_seccomp_profile_in_a_file_is_followed() {
+fn a_seccomp_profile_from_a_file_is_applied() {
     on_node(async |case| {
         let scratch = Scratch::new()?;
         let profile = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[
@@ -190,7 +190,7 @@ fn a_seccomp_profile_in_a_file_is_followed() {
 }
 
 #[test]
-fn a_seccomp_profile_that_is_not_there_is_refused() {
+fn a_missing_seccomp_profile_is_refused() {
     on_node(async |case| {
         let pod = case.pod("no-profile").await?;
         refused(pod.create(&case.sleeper().seccomp_file("/nonexistent/profile.json")).await, &["/nonexistent/profile.json"])?;
@@ -214,7 +214,7 @@ fn kernel_parameters_of_a_pod_are_set_in_it_and_not_on_the_node() {
 }
 
 #[test]
-fn a_container_may_use_low_ports_and_ping_without_rights() {
+fn low_ports_and_ping_work_without_capabilities() {
     on_node(async |case| {
         // containerd's default for pods with a network of their own.
         let script = case.script("cat /proc/sys/net/ipv4/ip_unprivileged_port_start").user(1000);
@@ -223,6 +223,6 @@ fn a_container_may_use_low_ports_and_ping_without_rights() {
 }
 
 #[test]
-fn process_information_of_other_users_is_there_and_proc_is_the_containers_own() {
+fn proc_shows_only_the_containers_processes() {
     on_node(async |case| check(case, &case.script("set -- /proc/[0-9]*; echo $#"), "1").await);
 }

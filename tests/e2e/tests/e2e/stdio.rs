@@ -5,7 +5,7 @@ use anyhow::ensure;
 use magnetar_e2e::on_node;
 
 #[test]
-fn a_megabyte_written_at_once_before_the_exit_is_in_the_log_to_the_last_byte() {
+fn a_megabyte_written_just_before_exit_is_logged_completely() {
     on_node(async |case| {
         let pod = case.pod("megabyte").await?;
         // 16384 numbered lines of 64 bytes.
@@ -23,7 +23,7 @@ fn a_megabyte_written_at_once_before_the_exit_is_in_the_log_to_the_last_byte() {
 }
 
 #[test]
-fn the_last_words_of_many_short_containers_are_never_lost() {
+fn output_of_short_lived_containers_is_never_lost() {
     on_node(async |case| {
         let pod = case.pod("last-words").await?;
         for n in 0..20 {
@@ -38,7 +38,7 @@ fn the_last_words_of_many_short_containers_are_never_lost() {
 }
 
 #[test]
-fn output_without_an_end_of_line_is_kept() {
+fn output_without_a_final_newline_is_logged() {
     on_node(async |case| {
         let pod = case.pod("no-newline").await?;
         let container = pod.run(&case.script("printf 'no end'")).await?;
@@ -60,7 +60,7 @@ fn output_is_in_the_log_while_the_container_runs() {
 }
 
 #[test]
-fn a_log_that_was_moved_away_is_opened_again() {
+fn a_rotated_log_is_reopened() {
     on_node(async |case| {
         let pod = case.pod("rotate").await?;
         let container = pod.run(&case.script("while :; do echo tick; sleep 0.05; done")).await?;
@@ -73,7 +73,7 @@ fn a_log_that_was_moved_away_is_opened_again() {
 }
 
 #[test]
-fn what_an_attached_client_writes_reaches_stdin_and_the_answer_reaches_the_client() {
+fn an_attached_client_writes_to_stdin_and_reads_the_output() {
     on_node(async |case| {
         let pod = case.pod("attach").await?;
         let spec = case.script("while read -r line; do echo \"got $line\"; done; echo end").stdin(false);
@@ -93,7 +93,7 @@ fn what_an_attached_client_writes_reaches_stdin_and_the_answer_reaches_the_clien
 }
 
 #[test]
-fn stdin_ends_with_the_first_client_where_that_was_asked_for() {
+fn stdin_once_ends_stdin_with_the_first_client() {
     on_node(async |case| {
         let pod = case.pod("stdin-once").await?;
         let container = pod.run(&case.script("head -c 100000 | wc -c; wc -c; echo end").stdin(true)).await?;
@@ -119,7 +119,7 @@ fn a_container_without_stdin_reads_nothing() {
 }
 
 #[test]
-fn an_attached_client_that_leaves_does_not_disturb_the_container() {
+fn a_container_runs_on_when_an_attached_client_disconnects() {
     on_node(async |case| {
         let pod = case.pod("detach").await?;
         let container = pod.run(&case.script("while :; do echo tick; sleep 0.05; done")).await?;
@@ -136,7 +136,7 @@ fn an_attached_client_that_leaves_does_not_disturb_the_container() {
 }
 
 #[test]
-fn a_terminal_is_a_terminal_and_follows_the_size_of_the_client() {
+fn a_container_has_a_terminal_that_follows_the_clients_size() {
     on_node(async |case| {
         let pod = case.pod("terminal").await?;
         let container = pod.run(&case.script("tty; while read -r _; do stty size; done").stdin(false).tty()).await?;
@@ -159,7 +159,7 @@ fn a_terminal_is_a_terminal_and_follows_the_size_of_the_client() {
 }
 
 #[test]
-fn a_hangup_character_on_the_terminal_interrupts_the_process() {
+fn an_interrupt_character_on_the_terminal_interrupts_the_process() {
     on_node(async |case| {
         let pod = case.pod("interrupt").await?;
         let container = pod.run(&case.script("trap 'exit 42' INT; echo ready; while :; do sleep 0.1; done").stdin(false).tty()).await?;
@@ -172,7 +172,7 @@ fn a_hangup_character_on_the_terminal_interrupts_the_process() {
 }
 
 #[test]
-fn a_megabyte_through_a_terminal_is_complete() {
+fn a_megabyte_written_to_a_terminal_is_logged_completely() {
     on_node(async |case| {
         let pod = case.pod("terminal-megabyte").await?;
         let container = pod.run(&case.script("yes 0123456789abcde | head -n 65536").tty()).await?;

@@ -24,7 +24,7 @@ fn a_container_that_handles_sigterm_chooses_its_exit_code() {
 }
 
 #[test]
-fn a_container_that_ignores_sigterm_is_killed_after_its_grace() {
+fn a_container_that_ignores_sigterm_is_killed_after_its_grace_period() {
     on_node(async |case| {
         let pod = case.pod("grace").await?;
         let container = pod.run(&case.script("trap '' TERM; echo ready; while :; do sleep 0.1; done")).await?;
@@ -53,19 +53,19 @@ fn a_container_killed_from_outside_is_reported_at_once() {
 }
 
 #[test]
-fn all_processes_of_a_container_end_with_its_first() {
+fn all_processes_of_a_container_end_with_its_init() {
     on_node(async |case| check_background_process_ends(case, case.pod_spec("background")).await);
 }
 
 #[test]
-fn all_processes_of_a_container_end_with_its_first_also_with_the_nodes_pids() {
+fn all_processes_of_a_container_with_the_nodes_pids_end_with_its_init() {
     on_shared_kernel("a virtual machine cannot have the node's pids, as vm.rs tests", async |case| {
         check_background_process_ends(case, case.pod_spec("background-host").host_pid()).await
     });
 }
 
 #[test]
-fn all_processes_of_a_container_end_with_its_first_also_with_shared_pids() {
+fn all_processes_of_a_container_with_shared_pids_end_with_its_init() {
     on_node(async |case| check_background_process_ends(case, case.pod_spec("background-shared").shared_pid()).await);
 }
 
@@ -96,7 +96,7 @@ fn stopping_a_pod_kills_its_containers() {
 }
 
 #[test]
-fn a_container_can_be_stopped_before_it_was_started() {
+fn a_created_container_can_be_stopped_and_removed() {
     on_node(async |case| {
         let pod = case.pod("stop-created").await?;
         let container = pod.create(&case.sleeper()).await?;

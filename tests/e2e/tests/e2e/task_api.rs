@@ -54,7 +54,7 @@ fn a_container_lives_from_create_to_delete() {
 }
 
 #[test]
-fn a_second_container_of_the_same_id_is_refused_and_the_first_lives_on() {
+fn a_second_container_of_the_same_id_is_refused_and_the_first_runs_on() {
     on_magnetar(OURS, async |case| {
         let bench = Bench::new(case).await?;
         bench.write_bundle("other", "sleep 1000")?;
@@ -85,7 +85,7 @@ fn ids_that_could_be_paths_are_refused() {
 }
 
 #[test]
-fn whatever_is_asked_of_an_unknown_container_is_not_found() {
+fn every_call_for_an_unknown_container_returns_not_found() {
     on_magnetar(OURS, async |case| {
         let bench = Bench::new(case).await?;
         let id = || "nobody".to_owned();
@@ -122,7 +122,7 @@ fn a_command_in_a_stopped_container_is_a_failed_precondition() {
 
 /// containerd takes «not found», and no other refusal, for an end that it has not heard of yet.
 #[test]
-fn limits_of_a_container_that_has_ended_are_those_of_nobody() {
+fn updating_limits_of_an_ended_container_returns_not_found() {
     on_magnetar(OURS, async |case| {
         let bench = Bench::new(case).await?;
         bench.create("ended", "bundle").await?;
@@ -168,7 +168,7 @@ fn a_second_command_of_the_same_id_is_refused() {
 }
 
 #[test]
-fn a_bundle_that_is_not_there_or_leads_elsewhere_is_refused() {
+fn a_bundle_that_is_missing_or_not_a_directory_is_refused() {
     on_magnetar(OURS, async |case| {
         let bench = Bench::new(case).await?;
         refuses(bench.create("nowhere", "missing").await, Code::NOT_FOUND, &["missing"])?;
@@ -187,7 +187,7 @@ fn a_bundle_that_is_not_there_or_leads_elsewhere_is_refused() {
 }
 
 #[test]
-fn a_specification_that_cannot_be_read_is_refused() {
+fn an_unreadable_specification_is_refused() {
     on_magnetar(OURS, async |case| {
         let bench = Bench::new(case).await?;
         let bundle = bench.write_bundle("broken", "true")?;
@@ -228,7 +228,7 @@ fn a_root_filesystem_that_cannot_be_mounted_is_an_error_and_leaves_nothing() {
 }
 
 #[test]
-fn a_program_that_writes_to_a_pipe_whose_reader_is_gone_is_not_hurt() {
+fn a_program_keeps_running_when_the_reader_of_its_pipe_is_gone() {
     on_magnetar(OURS, async |case| {
         let bench = Bench::new(case).await?;
         let bundle = bench.write_bundle("writer", "while :; do echo tick; sleep 0.01; done")?;
@@ -253,7 +253,7 @@ fn a_program_that_writes_to_a_pipe_whose_reader_is_gone_is_not_hurt() {
 }
 
 #[test]
-fn pipes_that_are_not_there_are_an_error_and_leave_nothing() {
+fn missing_stdio_pipes_are_refused_and_leave_nothing() {
     on_magnetar(OURS, async |case| {
         let bench = Bench::new(case).await?;
         let mut request = bench.request("pipeless", "bundle");
@@ -265,7 +265,7 @@ fn pipes_that_are_not_there_are_an_error_and_leave_nothing() {
 
 /// Whatever arrives on the socket, the process behind it goes on. Each message is a connection.
 #[test]
-fn malformed_messages_on_the_socket_hurt_nobody() {
+fn malformed_messages_on_the_socket_disturb_no_other_client() {
     on_magnetar(OURS, async |case| {
         let bench = Bench::new(case).await?;
         // A header is the length, the stream, the type (1: request) and flags.
@@ -302,7 +302,7 @@ fn malformed_messages_on_the_socket_hurt_nobody() {
 }
 
 #[test]
-fn connections_that_say_nothing_hurt_nobody() {
+fn a_hundred_silent_connections_disturb_no_other_client() {
     on_magnetar(OURS, async |case| {
         let bench = Bench::new(case).await?;
         let mut idle = Vec::new();
@@ -318,9 +318,10 @@ fn connections_that_say_nothing_hurt_nobody() {
     });
 }
 
-/// Its init is killed at every step between its making and its end: what is killed with it is the container alone.
+/// Its init is killed at every step between its making and its end: what is killed with it is the
+/// container alone.
 #[test]
-fn an_init_that_is_killed_at_any_step_is_the_end_of_its_container_alone() {
+fn an_init_killed_at_any_step_ends_only_its_container() {
     on_magnetar_with_shared_kernel(OURS, "the process that stands for a container in a virtual machine is the machine", async |case| {
         let bench = Bench::new(case).await?;
         let other = bench.create("other", "bundle").await?;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pods whose machines begin as copies of a template: what they have of their own, and what happens when a template is no good.
+//! Pods whose machines begin as copies of a template: what they have of their own, and what happens
+//! when a template is no good.
 
 use std::{
     fs::{self, File},
@@ -81,7 +82,7 @@ async fn text(container: &Container, script: &str) -> Result<String> {
 }
 
 #[test]
-fn pods_from_a_template_have_a_network_files_and_nothing_random_in_common() {
+fn copies_of_a_template_share_no_network_and_no_random_numbers() {
     on_vm(async |case| {
         let _replaced = Replaced::with(case, OPTIONS)?;
         made(case).await?;
@@ -126,7 +127,7 @@ fn pods_from_a_template_have_a_network_files_and_nothing_random_in_common() {
 type Damage<'a> = (&'a dyn Fn(&Path) -> Result<()>, &'a str);
 
 #[test]
-fn a_template_that_was_cut_or_is_of_another_version_means_a_boot_and_a_warning() {
+fn a_pod_whose_template_is_damaged_or_of_another_version_boots_with_a_warning() {
     on_vm(async |case| {
         let _replaced = Replaced::with(case, OPTIONS)?;
         let cut = |template: &Path| -> Result<()> {
@@ -168,7 +169,7 @@ fn a_template_that_was_cut_or_is_of_another_version_means_a_boot_and_a_warning()
 }
 
 #[test]
-fn killed_while_a_machine_is_restored_the_sandbox_process_leaves_nothing() {
+fn a_sandbox_process_killed_while_its_machine_is_restored_leaves_nothing() {
     on_vm(async |case| {
         let _replaced = Replaced::with(case, OPTIONS)?;
         made(case).await?;
@@ -209,14 +210,15 @@ fn restoring(case: &Case, bystander: &Pod) -> Result<Option<i32>> {
 }
 
 #[test]
-fn ten_pods_from_one_template_at_once_all_run() {
+fn ten_pods_that_begin_as_copies_at_once_all_run() {
     on_vm(async |case| {
         let _replaced = Replaced::with(case, OPTIONS)?;
         made(case).await?;
         let specs: Vec<_> = (0..case.at_once(10)).map(|number| case.pod_spec_with_network(&format!("many-{number}"))).collect();
         let pods = join_all(specs.iter().map(|spec| case.node().run_pod(spec))).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-        // One after the other. With all ten containers started at once, on two processors that others kept busy, an agent was
-        // silent for 3.4 s in two of three runs, and its machine counted as dead. Why was not found out (docs/microvm.md).
+        // One after the other. With all ten containers started at once, on two processors that
+        // others kept busy, an agent was silent for 3.4 s in two of three runs, and its machine
+        // counted as dead. Why was not found out (docs/microvm.md).
         let mut random = Vec::new();
         for pod in &pods {
             ensure!(is_copy(case, pod)?, "a machine has booted");
@@ -235,7 +237,7 @@ fn ten_pods_from_one_template_at_once_all_run() {
 }
 
 #[test]
-fn a_pod_that_is_removed_while_it_makes_a_template_leaves_nothing_of_it() {
+fn a_pod_removed_while_it_makes_a_template_leaves_nothing_of_it() {
     on_vm(async |case| {
         let _replaced = Replaced::with(case, OPTIONS)?;
         if Path::new(STORE).exists() {
@@ -251,7 +253,7 @@ fn a_pod_that_is_removed_while_it_makes_a_template_leaves_nothing_of_it() {
 }
 
 #[test]
-fn killed_while_it_makes_a_template_the_sandbox_process_leaves_nothing_that_stays() {
+fn a_sandbox_process_killed_while_it_makes_a_template_leaves_nothing_that_stays() {
     on_vm(async |case| {
         let _replaced = Replaced::with(case, OPTIONS)?;
         if Path::new(STORE).exists() {

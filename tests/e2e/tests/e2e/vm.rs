@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What only pods in virtual machines have: how a machine can end, what it refuses, and what it keeps from the host.
+//! What only pods in virtual machines have: how a machine can end, what it refuses, and what it
+//! keeps from the host.
 
 use std::{
     fs::File,
@@ -15,7 +16,7 @@ use magnetar_cri::{
     Container, Pod,
     v1::{LinuxContainerResources, MountPropagation, NamespaceMode, NamespaceOption, PodSandboxState},
 };
-use magnetar_e2e::{Case, Scratch, Service, eventually, kernel::remove_cgroups, on_vm, refused};
+use magnetar_e2e::{Case, Scratch, Service, eventually, kernel::remove_cgroups, on_qemu, on_vm, refused};
 use magnetar_observe::{Process, Processes};
 use nix::{
     sys::signal::{Signal, kill},
@@ -35,11 +36,17 @@ pub fn process(case: &Case, pod: &Pod, word: &str) -> Result<Process> {
     found.with_context(|| format!("the pod has no process {word}"))
 }
 
+/// The hypervisor's process.
+pub fn hypervisor(case: &Case, pod: &Pod) -> Result<Process> {
+    process(case, pod, case.hypervisor().context("the handler has no hypervisor")?)
+}
+
 fn send(process: &Process, signal: Signal) -> Result<()> {
     Ok(kill(Pid::from_raw(process.pid), signal)?)
 }
 
-/// The pod is seen to be dead in time, with `reason` in its status; it can be removed, and nothing is left (`on_node` looks).
+/// The pod is seen to be dead in time, with `reason` in its status; it can be removed, and nothing
+/// is left (`on_node` looks).
 pub(crate) async fn dies(case: &Case, pod: Pod, container: &Container, reason: &str) -> Result<()> {
     container.exited(case.within(KNOWN)).await.context("the container")?;
     eventually("the pod is not ready", case.within(KNOWN), async || {
@@ -77,27 +84,27 @@ fn kernel_vsock() -> bool {
 
 /// The address of the pod's guest, where the kernel is its vsock.
 fn guest_address(case: &Case, pod: &Pod) -> Result<Option<String>> {
-    let hypervisor = process(case, pod, "qemu-system")?;
+    let hypervisor = hypervisor(case, pod)?;
     let device = hypervisor.command.iter().find(|word| word.starts_with("vhost-vsock-pci,"));
     Ok(device.and_then(|device| Some(device.split_once("guest-cid=")?.1.split(',').next()?.to_owned())))
 }
 
 #[test]
-fn a_killed_hypervisor_is_the_pods_end() {
+fn a_killed_hypervisor_ends_its_pod() {
     on_vm(async |case| {
         let (pod, container) = running(case, "vmm-killed").await?;
-        send(&process(case, &pod, "qemu-system")?, Signal::SIGKILL)?;
+        send(&hypervisor(case, &pod)?, Signal::SIGKILL)?;
         dies(case, pod, &container, "the hypervisor was ended by signal 9").await
     });
 }
 
 /// Nobody else takes them away: `serve` is down meanwhile.
 #[test]
-fn all_processes_of_a_machine_die_with_the_pods_process() {
-    on_vm(async |case| {
+fn all_processes_of_a_machine_die_with_its_sandbox_process() {
+    on_qemu(async |case| {
         let (pod, container) = running_with_device(case, "vmm-gone").await?;
-        let machine =
-            ["qemu-system", "vhost-device", "virtiofsd"].map(|word| process(case, &pod, word)).into_iter().collect::<Result<Vec<_>>>()?;
+        let machine = [case.hypervisor().context("no hypervisor")?, "vhost-device", "virtiofsd"].map(|word| process(case, &pod, word));
+        let machine = machine.into_iter().collect::<Result<Vec<_>>>()?;
         let held = Service::Magnetar.hold()?;
         kill(Pid::from_raw(case.sandbox_pid(&pod)?), Signal::SIGKILL)?;
         eventually("the machine's processes are gone", case.soon(), async || {
@@ -114,7 +121,7 @@ fn all_processes_of_a_machine_die_with_the_pods_process() {
 }
 
 #[test]
-fn a_pod_where_some_have_no_limit_has_memory_for_them_too() {
+fn a_pod_with_a_container_without_a_limit_gets_the_default_memory() {
     on_vm(async |case| {
         let parent = "/magnetar-e2e-some";
         let limits = LinuxContainerResources { memory_limit_in_bytes: 100 << 20, ..Default::default() };
@@ -134,7 +141,7 @@ fn a_pod_where_some_have_no_limit_has_memory_for_them_too() {
 }
 
 #[test]
-fn a_killed_virtiofsd_is_the_pods_end() {
+fn a_killed_virtiofsd_ends_its_pod() {
     on_vm(async |case| {
         let (pod, container) = running(case, "virtiofsd-killed").await?;
         send(&process(case, &pod, "virtiofsd")?, Signal::SIGKILL)?;
@@ -143,8 +150,8 @@ fn a_killed_virtiofsd_is_the_pods_end() {
 }
 
 #[test]
-fn a_killed_vsock_device_is_the_pods_end() {
-    on_vm(async |case| {
+fn a_killed_vsock_device_ends_its_pod() {
+    on_qemu(async |case| {
         let (pod, container) = running_with_device(case, "vsock-killed").await?;
         send(&process(case, &pod, "vhost-device")?, Signal::SIGKILL)?;
         dies(case, pod, &container, "vhost-device-vsock was ended by signal 9").await
@@ -152,8 +159,8 @@ fn a_killed_vsock_device_is_the_pods_end() {
 }
 
 #[test]
-fn a_pod_has_the_kernels_vsock_where_there_is_one() {
-    on_vm(async |case| {
+fn a_pod_has_the_kernels_vsock_when_available() {
+    on_qemu(async |case| {
         let kernel = kernel_vsock();
         let (pod, container) = running(case, "vsock").await?;
         ensure!(guest_address(case, &pod)?.is_some() == kernel, "the kernel has a vsock: {kernel}");
@@ -169,7 +176,7 @@ fn a_pod_has_the_kernels_vsock_where_there_is_one() {
 }
 
 #[test]
-fn the_agent_answers_nobody_but_its_pods_process() {
+fn the_agent_answers_only_its_sandbox_process() {
     on_vm(async |case| {
         let (other, _) = running(case, "other").await?;
         let pod = case.node().run_pod(&case.pod_spec("curious").privileged()).await?;
@@ -177,7 +184,8 @@ fn the_agent_answers_nobody_but_its_pods_process() {
         let container = pod.run(&case.sleeper().privileged().mount_read_only("/usr", "/node/usr")).await?;
         let socat = "LD_LIBRARY_PATH=/node/usr/lib/x86_64-linux-gnu /node/usr/lib64/ld-linux-x86-64.so.2 /node/usr/bin/socat";
         let addresses = [guest_address(case, &pod)?, guest_address(case, &other)?].into_iter().flatten();
-        // The loopback, the host, and where there are such addresses its own guest's and the other's.
+        // The loopback, the host, and where there are such addresses its own guest's and the
+        // other's.
         for address in addresses.chain(["1".into(), "2".into()]) {
             // A version that the agent knows, and a secret that it does not.
             let opening = r#"printf '\000\000\000\041{"version":2,"purpose":"Control"}'; head -c 32 /dev/zero"#;
@@ -203,7 +211,7 @@ fn the_agent_answers_nobody_but_its_pods_process() {
 }
 
 #[test]
-fn a_guest_whose_kernel_panics_says_why() {
+fn a_kernel_panic_ends_the_pod_and_its_message_is_the_reason() {
     on_vm(async |case| {
         let pod = case.node().run_pod(&case.pod_spec("panics").privileged()).await?;
         let container = pod.run(&case.sleeper().privileged()).await?;
@@ -214,8 +222,8 @@ fn a_guest_whose_kernel_panics_says_why() {
 }
 
 #[test]
-fn a_machine_that_somebody_has_paused_is_taken_for_dead() {
-    on_vm(async |case| {
+fn a_machine_paused_from_outside_ends_its_pod() {
+    on_qemu(async |case| {
         let (pod, container) = running(case, "paused").await?;
         let mut monitor = UnixStream::connect(case.state_dir(&pod).join("vm/debug.sock"))?;
         let mut answers = BufReader::new(monitor.try_clone()?).lines();
@@ -230,8 +238,8 @@ fn a_machine_that_somebody_has_paused_is_taken_for_dead() {
 }
 
 #[test]
-fn an_agent_that_does_not_answer_is_taken_for_dead() {
-    on_vm(async |case| {
+fn an_agent_that_does_not_answer_ends_its_pod() {
+    on_qemu(async |case| {
         let (pod, container) = running_with_device(case, "hangs").await?;
         send(&process(case, &pod, "vhost-device")?, Signal::SIGSTOP)?;
         dies(case, pod, &container, "has not answered within").await
@@ -239,19 +247,19 @@ fn an_agent_that_does_not_answer_is_taken_for_dead() {
 }
 
 #[test]
-fn a_hypervisor_that_hangs_is_taken_for_dead() {
+fn a_hypervisor_that_hangs_ends_its_pod() {
     on_vm(async |case| {
         let (pod, container) = running(case, "frozen").await?;
-        send(&process(case, &pod, "qemu-system")?, Signal::SIGSTOP)?;
+        send(&hypervisor(case, &pod)?, Signal::SIGSTOP)?;
         dies(case, pod, &container, "the hypervisor hangs").await
     });
 }
 
 #[test]
-fn a_short_pause_is_survived_and_the_clock_is_right_afterwards() {
+fn a_machine_survives_a_short_pause_and_its_clock_is_right_afterwards() {
     on_vm(async |case| {
         let (pod, container) = running(case, "short-pause").await?;
-        let hypervisor = process(case, &pod, "qemu-system")?;
+        let hypervisor = hypervisor(case, &pod)?;
         send(&hypervisor, Signal::SIGSTOP)?;
         tokio::time::sleep(Duration::from_secs(2)).await;
         send(&hypervisor, Signal::SIGCONT)?;
@@ -266,7 +274,7 @@ fn a_short_pause_is_survived_and_the_clock_is_right_afterwards() {
 }
 
 #[test]
-fn what_a_machine_cannot_be_is_refused_with_the_reason() {
+fn namespaces_that_a_machine_cannot_have_are_refused_with_the_reason() {
     on_vm(async |case| {
         let spec = || case.pod_spec("refused");
         let cases = [
@@ -313,7 +321,7 @@ fn volumes_that_cannot_be_shared_are_refused_with_the_reason() {
 }
 
 #[test]
-fn a_container_that_wants_another_ones_pids_is_refused_with_the_reason() {
+fn a_container_that_targets_another_ones_pids_is_refused_with_the_reason() {
     on_vm(async |case| {
         let (pod, target) = running(case, "target").await?;
         let modes = NamespaceOption { pid: NamespaceMode::Target.into(), target_id: target.id().to_owned(), ..Default::default() };
@@ -325,7 +333,7 @@ fn a_container_that_wants_another_ones_pids_is_refused_with_the_reason() {
 }
 
 #[test]
-fn a_megabyte_that_is_printed_at_the_end_arrives() {
+fn a_megabyte_written_just_before_exit_is_logged_completely() {
     on_vm(async |case| {
         let pod = case.pod("tail").await?;
         let output = case.output(&pod, &case.script("yes 123456789012345 | head -c 1048576")).await?;
@@ -335,11 +343,11 @@ fn a_megabyte_that_is_printed_at_the_end_arrives() {
 }
 
 #[test]
-fn the_pid_that_containerd_reports_is_the_hypervisors() {
+fn containerd_reports_the_hypervisors_pid() {
     on_vm(async |case| {
         let (pod, container) = running(case, "pid").await?;
         let second = pod.run(&case.sleeper().named("second")).await?;
-        let hypervisor = process(case, &pod, "qemu-system")?.pid;
+        let hypervisor = hypervisor(case, &pod)?.pid;
         assert_eq!((container.pid().await?, second.pid().await?), (hypervisor, hypervisor));
         container.stop(5).await?;
         assert_eq!(second.exec(["echo", "alive"]).await?.stdout, "alive\n");
@@ -357,13 +365,13 @@ fn a_pod_has_a_kernel_of_its_own() {
         ensure!(inside.contains("magnetar.log="), "{inside}");
         let info = pod.info().await?;
         let fixed = info["magnetar"]["fixedSize"].as_str().unwrap_or_default();
-        ensure!(fixed.ends_with("make the pod anew with other limits"), "it is not said that its size is fixed: {info}");
+        ensure!(fixed.ends_with("change the containers' limits"), "it is not said that its size follows its containers: {info}");
         Ok(pod.remove().await?)
     });
 }
 
 #[test]
-fn a_volume_is_the_hosts_and_read_only_means_so() {
+fn a_volume_is_shared_with_the_host_and_a_read_only_one_cannot_be_written() {
     on_vm(async |case| {
         let scratch = Scratch::new()?;
         std::fs::write(scratch.path().join("given"), "from the host")?;

@@ -16,7 +16,7 @@ use magnetar_cri::{
 use magnetar_e2e::{Case, Scratch, kernel::remove_cgroups, on_vm, on_vm_with_hugetlb, refused};
 use nix::libc;
 
-use crate::{options::Replaced, vm::process};
+use crate::{options::Replaced, vm::hypervisor};
 
 /// A loop device of the node over a file of 16 MiB, gone with this value.
 pub struct Loop {
@@ -54,7 +54,7 @@ impl Loop {
     /// How the pod's hypervisor has it open: for each descriptor `O_RDONLY` or `O_RDWR`.
     fn accesses(&self, case: &Case, pod: &Pod) -> Result<Vec<i32>> {
         let number = fs::metadata(&self.device)?.rdev();
-        let process = Path::new("/proc").join(process(case, pod, "qemu-system")?.pid.to_string());
+        let process = Path::new("/proc").join(hypervisor(case, pod)?.pid.to_string());
         let mut accesses = Vec::new();
         for descriptor in fs::read_dir(process.join("fd"))?.flatten() {
             // Some are gone meanwhile.
@@ -78,7 +78,8 @@ fn over(file: &str) -> Result<Vec<String>> {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        // Only while it is ours: its number may be somebody else's by now. What stays is found by the leak check.
+        // Only while it is ours: its number may be somebody else's by now. What stays is found by
+        // the leak check.
         for device in over(&self.file).unwrap_or_default() {
             let _ = Command::new("losetup").args(["--detach", &device]).status();
         }
@@ -86,7 +87,7 @@ impl Drop for Loop {
 }
 
 #[test]
-fn a_block_device_is_a_disk_of_the_machine_as_long_as_a_container_has_it() {
+fn a_block_device_is_a_disk_of_the_machine_while_a_container_has_it() {
     on_vm(async |case| {
         let scratch = Scratch::new()?;
         let disk = Loop::over(&scratch, "disk")?;
@@ -116,7 +117,7 @@ fn a_block_device_is_a_disk_of_the_machine_as_long_as_a_container_has_it() {
 }
 
 #[test]
-fn a_device_that_is_to_be_read_is_read_only_for_the_whole_guest() {
+fn a_read_only_device_is_read_only_for_the_whole_guest() {
     on_vm(async |case| {
         let scratch = Scratch::new()?;
         let disk = Loop::over(&scratch, "disk")?;
@@ -138,7 +139,7 @@ fn a_device_that_is_to_be_read_is_read_only_for_the_whole_guest() {
 }
 
 #[test]
-fn a_container_without_a_disk_of_the_pod_cannot_reach_it() {
+fn a_container_cannot_open_another_containers_disk() {
     on_vm(async |case| {
         let scratch = Scratch::new()?;
         let disk = Loop::over(&scratch, "disk")?;
@@ -153,7 +154,7 @@ fn a_container_without_a_disk_of_the_pod_cannot_reach_it() {
 }
 
 #[test]
-fn a_pod_that_is_removed_at_once_lets_go_of_its_disks() {
+fn a_pod_removed_at_once_detaches_its_disks() {
     on_vm(async |case| {
         let scratch = Scratch::new()?;
         let disk = Loop::over(&scratch, "disk")?;
@@ -170,7 +171,7 @@ fn a_pod_that_is_removed_at_once_lets_go_of_its_disks() {
 }
 
 #[test]
-fn a_device_that_is_no_disk_is_refused_with_the_reason() {
+fn a_device_that_is_not_a_disk_is_refused_with_the_reason() {
     on_vm(async |case| {
         let pod = case.pod("devices").await?;
         let fuse = pod.run(&case.sleeper().device("/dev/loop-control", "/dev/loop-control", "rwm")).await;
@@ -186,7 +187,7 @@ fn huge_pages(pages: u64) -> Vec<HugepageLimit> {
 }
 
 #[test]
-fn huge_pages_that_containers_ask_for_are_the_guests_own_and_limited() {
+fn requested_huge_pages_are_the_guests_own_and_limited() {
     on_vm_with_hugetlb(async |case| {
         let pod = case.node().run_pod(&huge_pod(case, "huge")).await?;
         let with = |pages| move |r: &mut LinuxContainerResources| r.hugepage_limits = huge_pages(pages);
@@ -213,7 +214,7 @@ fn huge_pod(case: &Case, name: &str) -> PodSpec {
 }
 
 #[test]
-fn a_kubelets_limit_of_a_pods_huge_pages_says_how_many_it_is_to_have() {
+fn a_pods_huge_page_limit_sets_how_many_its_guest_has() {
     on_vm_with_hugetlb(async |case| {
         let parent = "/magnetar-e2e-huge";
         let (root, limit) = match Path::new("/sys/fs/cgroup/hugetlb") {
@@ -236,7 +237,7 @@ fn a_kubelets_limit_of_a_pods_huge_pages_says_how_many_it_is_to_have() {
 }
 
 #[test]
-fn a_volume_of_huge_pages_is_one_in_the_guest() {
+fn a_huge_page_volume_is_mounted_in_the_guest() {
     on_vm(async |case| {
         let scratch = Scratch::new()?;
         let volume = scratch.join("kubernetes.io~empty-dir/pages");
@@ -284,7 +285,7 @@ impl Drop for More {
 }
 
 #[test]
-fn a_guest_is_made_of_the_hosts_huge_pages_if_it_is_to_be_and_there_are_enough() {
+fn guest_memory_uses_the_hosts_huge_pages_when_configured_and_available() {
     on_vm(async |case| {
         let _options = Replaced::with(case, "sandboxer = \"vmm\"\n[vm]\nhuge_pages = true\nmemory_mib = 127\n")?;
         let limits = LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() };

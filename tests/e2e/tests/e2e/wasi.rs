@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! WASI preview 1 as a program in C uses it (images/oci/wasm/wasi.c), an area at a time. The program checks for itself what is the same on
-//! all engines; what differs it prints, and it is expected here.
+//! WASI preview 1 as a program in C uses it (images/oci/wasm/wasi.c), an area at a time. The
+//! program checks for itself what is the same on all engines; what differs it prints, and it is
+//! expected here.
 
 use std::{
     ffi::OsStr,
@@ -22,26 +23,26 @@ use super::engine::{Engine, ends, module, on_each_engine, pod};
 const PROGRAM: &str = "wasi.wasm";
 
 on_each_engine! {
-    arguments_and_environment_are_those_of_the_container,
-    what_is_open_are_the_streams_and_the_root,
-    standard_input_goes_to_standard_output_to_the_last_byte,
-    standard_input_can_be_waited_for,
-    standard_output_and_standard_error_are_apart,
+    a_module_has_the_containers_arguments_and_environment,
+    only_the_streams_and_the_root_are_open,
+    standard_input_is_read_to_the_last_byte,
+    a_module_can_wait_for_standard_input,
+    standard_output_and_standard_error_are_separate,
     files_are_written_and_read_back,
     directories_are_made_and_listed,
-    names_and_kinds_of_all_sorts_are_listed,
+    unusual_names_and_all_file_types_are_listed,
     links_are_followed,
-    no_way_leads_out_of_the_root,
-    what_is_read_only_is_not_changed,
-    what_belongs_to_nobody_in_the_user_namespace_is_not_changed,
-    the_container_s_user_decides_what_may_be_changed,
+    no_path_leads_out_of_a_modules_root,
+    a_read_only_volume_cannot_be_changed,
+    files_of_an_unmapped_owner_cannot_be_changed,
+    file_permissions_apply_to_the_containers_user,
     clocks_tell_the_time,
     random_numbers_are_random,
-    waiting_takes_its_time,
-    memory_is_there_up_to_the_limit,
+    a_timer_waits_for_its_duration,
+    memory_can_be_used_up_to_the_limit,
     a_deep_stack_and_floating_point_numbers_work,
-    how_it_ends_is_how_the_container_ends,
-    a_trap_is_named,
+    the_exit_code_of_a_module_is_that_of_its_container,
+    the_cause_of_a_trap_is_in_the_log,
 }
 
 /// Runs an area to its end, which is with 0, and returns what it printed.
@@ -55,16 +56,17 @@ async fn holds(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<String> {
     Ok(said)
 }
 
-async fn arguments_and_environment_are_those_of_the_container(case: &Case, engine: Engine) -> Result<()> {
+async fn a_module_has_the_containers_arguments_and_environment(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "surroundings").await?;
     let spec = module(PROGRAM, ["surroundings", "one", "two words", "", "größe"]).env("COLOUR", "blue=green").env("EMPTY", "");
     holds(case, &pod, &spec).await?;
     Ok(pod.remove().await?)
 }
 
-async fn what_is_open_are_the_streams_and_the_root(case: &Case, engine: Engine) -> Result<()> {
+async fn only_the_streams_and_the_root_are_open(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "descriptors").await?;
-    // There is /dev/null. WASI's file types have one name for it and for a terminal, which Wasmtime tells apart by itself.
+    // There is /dev/null. WASI's file types have one name for it and for a terminal, which Wasmtime
+    // tells apart by itself.
     let input = if engine == Engine::Wasmtime { "0 is no terminal" } else { "0 is a terminal" };
     let said = area(case, &pod, ["descriptors"]).await?;
     assert_eq!(said.lines().collect::<Vec<_>>(), [input, "1 is no terminal", "2 is no terminal", "to standard output"]);
@@ -73,7 +75,7 @@ async fn what_is_open_are_the_streams_and_the_root(case: &Case, engine: Engine) 
     Ok(pod.remove().await?)
 }
 
-async fn standard_input_goes_to_standard_output_to_the_last_byte(case: &Case, engine: Engine) -> Result<()> {
+async fn standard_input_is_read_to_the_last_byte(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "copy").await?;
     assert_eq!(area(case, &pod, ["copy"]).await?, "", "there is no standard input");
     let container = pod.run(&module(PROGRAM, ["copy"]).stdin(true)).await?;
@@ -82,7 +84,8 @@ async fn standard_input_goes_to_standard_output_to_the_last_byte(case: &Case, en
     for part in lines.as_bytes().chunks(10_000) {
         session.send(part).await?;
     }
-    // Not before all has come back: the server forgets what it has not passed on when the client closes the connection.
+    // Not before all has come back: the server forgets what it has not passed on when the client
+    // closes the connection.
     container.logged(case.within(30), |log| log.stdout().ends_with("line 19999\n")).await?;
     session.close().await?;
     assert_eq!(container.exited(case.within(30)).await?.exit_code, 0);
@@ -90,7 +93,7 @@ async fn standard_input_goes_to_standard_output_to_the_last_byte(case: &Case, en
     Ok(pod.remove().await?)
 }
 
-async fn standard_input_can_be_waited_for(case: &Case, engine: Engine) -> Result<()> {
+async fn a_module_can_wait_for_standard_input(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "await").await?;
     let container = pod.run(&module(PROGRAM, ["await"]).stdin(true)).await?;
     let mut session = container.attach(true, false).await?;
@@ -102,7 +105,7 @@ async fn standard_input_can_be_waited_for(case: &Case, engine: Engine) -> Result
     Ok(pod.remove().await?)
 }
 
-async fn standard_output_and_standard_error_are_apart(case: &Case, engine: Engine) -> Result<()> {
+async fn standard_output_and_standard_error_are_separate(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "streams").await?;
     let (status, said, complaint) = ends(case, &pod, &module(PROGRAM, ["streams"])).await?;
     assert_eq!(status.exit_code, 0);
@@ -123,8 +126,8 @@ fn with_data<const N: usize>(scratch: &Scratch, words: [&str; N]) -> Result<Cont
 async fn files_are_written_and_read_back(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "files").await?;
     let expected = match engine {
-        // Of several parts it writes the first that is not empty, which is allowed. It reserves no space, and has no name for the
-        // kernel's refusal.
+        // Of several parts it writes the first that is not empty, which is allowed. It reserves no
+        // space, and has no name for the kernel's refusal.
         Engine::Wasmtime => "of a write in parts: 3 bytes\nreserving space: Not supported\nrenaming to another volume: I/O error\n",
         Engine::WasmEdge => "of a write in parts: 6 bytes\nreserving space: done\nrenaming to another volume: Cross-device link\n",
     };
@@ -153,7 +156,7 @@ async fn directories_are_made_and_listed(case: &Case, engine: Engine) -> Result<
     Ok(pod.remove().await?)
 }
 
-async fn names_and_kinds_of_all_sorts_are_listed(case: &Case, engine: Engine) -> Result<()> {
+async fn unusual_names_and_all_file_types_are_listed(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "list").await?;
     let scratch = Scratch::new()?;
     let data = scratch.path();
@@ -172,7 +175,8 @@ async fn names_and_kinds_of_all_sorts_are_listed(case: &Case, engine: Engine) ->
     let mut expected = vec!["a\tname with \u{1f980}: file", "end: done", "link: link", &long, "pipe: something else"];
     assert_eq!(listed().await?, expected);
 
-    // All text in WASI is UTF-8. WasmEdge leaves to the module what is not; Wasmtime then lists nothing of the directory.
+    // All text in WASI is UTF-8. WasmEdge leaves to the module what is not; Wasmtime then lists
+    // nothing of the directory.
     fs::write(data.join(OsStr::from_bytes(b"\xff")), "")?;
     match engine {
         Engine::Wasmtime => expected = vec!["opendir: Illegal byte sequence"],
@@ -196,7 +200,8 @@ async fn links_are_followed(case: &Case, engine: Engine) -> Result<()> {
             "making an absolute link: Operation not permitted",
             "making a link that leads out: done",
         ],
-        // It follows links by itself, also where POSIX has none followed: where a file must be new, and where one is renamed.
+        // It follows links by itself, also where POSIX has none followed: where a file must be new,
+        // and where one is renamed.
         Engine::WasmEdge => [
             "a file as a directory: Not a directory",
             "a new file in place of a link: done",
@@ -211,7 +216,7 @@ async fn links_are_followed(case: &Case, engine: Engine) -> Result<()> {
     Ok(pod.remove().await?)
 }
 
-async fn no_way_leads_out_of_the_root(case: &Case, engine: Engine) -> Result<()> {
+async fn no_path_leads_out_of_a_modules_root(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "out").await?;
     let scratch = Scratch::new()?;
     let refused = [
@@ -255,7 +260,7 @@ fn is_unchanged(scratch: &Scratch) -> Result<()> {
     Ok(())
 }
 
-async fn what_is_read_only_is_not_changed(case: &Case, engine: Engine) -> Result<()> {
+async fn a_read_only_volume_cannot_be_changed(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "read-only").await?;
     let scratch = Scratch::new()?;
     let spec = to_be_changed(&scratch)?.mount_read_only(&scratch.join("data"), "/fixed");
@@ -286,7 +291,7 @@ fn denied(engine: Engine) -> [String; 10] {
     })
 }
 
-async fn what_belongs_to_nobody_in_the_user_namespace_is_not_changed(case: &Case, engine: Engine) -> Result<()> {
+async fn files_of_an_unmapped_owner_cannot_be_changed(case: &Case, engine: Engine) -> Result<()> {
     let spec = PodSpec::new("namespace", engine.handler()).own_pid().user_namespace(100_000, 65_536);
     let pod = case.node().run_pod(&spec).await?;
     let scratch = Scratch::new()?;
@@ -301,7 +306,7 @@ async fn what_belongs_to_nobody_in_the_user_namespace_is_not_changed(case: &Case
     Ok(pod.remove().await?)
 }
 
-async fn the_container_s_user_decides_what_may_be_changed(case: &Case, engine: Engine) -> Result<()> {
+async fn file_permissions_apply_to_the_containers_user(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "user").await?;
     let scratch = Scratch::new()?;
     let spec = to_be_changed(&scratch)?.mount(&scratch.join("data"), "/fixed").user(1000);
@@ -339,13 +344,13 @@ async fn random_numbers_are_random(case: &Case, engine: Engine) -> Result<()> {
     Ok(pod.remove().await?)
 }
 
-async fn waiting_takes_its_time(case: &Case, engine: Engine) -> Result<()> {
+async fn a_timer_waits_for_its_duration(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "waiting").await?;
     area(case, &pod, ["waiting"]).await?;
     Ok(pod.remove().await?)
 }
 
-async fn memory_is_there_up_to_the_limit(case: &Case, engine: Engine) -> Result<()> {
+async fn memory_can_be_used_up_to_the_limit(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "memory").await?;
     let take = |size: &'static str| module(PROGRAM, ["memory", size]).memory(128 << 20);
     assert_eq!(holds(case, &pod, &take("64")).await?, "taken\n");
@@ -369,7 +374,7 @@ async fn a_deep_stack_and_floating_point_numbers_work(case: &Case, engine: Engin
     Ok(pod.remove().await?)
 }
 
-async fn how_it_ends_is_how_the_container_ends(case: &Case, engine: Engine) -> Result<()> {
+async fn the_exit_code_of_a_module_is_that_of_its_container(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "endings").await?;
     let expected: [(&[&str], i32, &str); 5] = [
         (&["0"], 0, ""),
@@ -398,7 +403,7 @@ async fn how_it_ends_is_how_the_container_ends(case: &Case, engine: Engine) -> R
     Ok(pod.remove().await?)
 }
 
-async fn a_trap_is_named(case: &Case, engine: Engine) -> Result<()> {
+async fn the_cause_of_a_trap_is_in_the_log(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "traps").await?;
     for (cause, word) in
         [("abort", "unreachable"), ("divide", "divide by zero"), ("bounds", "out of bounds"), ("call", "undefined element")]

@@ -65,7 +65,7 @@ fn clear() -> Result<()> {
 }
 
 #[test]
-fn compiled_code_is_kept_and_damaged_code_is_made_again() {
+fn compiled_code_is_cached_and_damaged_code_is_compiled_again() {
     on_node(async |case| {
         clear()?;
         let pod = pod(case, "kept").await?;
@@ -83,7 +83,7 @@ fn compiled_code_is_kept_and_damaged_code_is_made_again() {
 }
 
 #[test]
-fn what_one_namespaces_pods_have_compiled_another_namespaces_do_not_use() {
+fn compiled_code_is_not_shared_between_namespaces() {
     on_node(async |case| {
         clear()?;
         let own = pod(case, "cache-own").await?;
@@ -102,7 +102,7 @@ fn what_one_namespaces_pods_have_compiled_another_namespaces_do_not_use() {
 }
 
 #[test]
-fn compiled_components_are_kept_too() {
+fn compiled_components_are_cached() {
     on_node(async |case| {
         clear()?;
         let pod = pod(case, "components").await?;
@@ -115,7 +115,7 @@ fn compiled_components_are_kept_too() {
 }
 
 #[test]
-fn many_may_compile_the_same_at_once() {
+fn a_module_compiled_concurrently_is_cached_once() {
     on_node(async |case| {
         clear()?;
         let pods = join_all((0..8).map(|n| async move {
@@ -129,7 +129,7 @@ fn many_may_compile_the_same_at_once() {
 }
 
 #[test]
-fn without_space_for_its_code_a_module_runs_all_the_same() {
+fn with_a_full_cache_a_module_runs() {
     on_node(async |case| {
         clear()?;
         fs::create_dir_all(CACHE)?;
@@ -151,7 +151,7 @@ fn without_space_for_its_code_a_module_runs_all_the_same() {
 }
 
 #[test]
-fn a_cache_that_others_can_write_to_is_not_used() {
+fn a_cache_writable_by_others_is_not_used() {
     on_node(async |case| {
         clear()?;
         fs::create_dir_all(CACHE)?;
@@ -195,7 +195,7 @@ fn a_precompiled_module_runs_and_a_truncated_one_is_named() {
 }
 
 #[test]
-fn nothing_is_kept_of_a_pod_whose_containers_could_reach_into_the_engine() {
+fn code_is_not_cached_for_a_pod_whose_containers_could_access_the_engine() {
     on_node(async |case| {
         clear()?;
         let shared = case.node().run_pod(&PodSpec::new("cache-shared", "magnetar-wasmtime").host_network()).await?;

@@ -26,7 +26,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("tests/tidy", &[]),
     ("tests/cri", &[]),
     ("tests/observe", &[]),
-    ("tests/e2e", &["tests/cri", "tests/observe", "shim/core", "vm-agent/api"]),
+    ("tests/e2e", &["tests/cri", "tests/observe", "shim/core", "shim/sys", "vm-agent/api"]),
     ("tests/bench", &["tests/cri", "tests/observe"]),
     ("tests/demo", &["tests/cri", "tests/observe"]),
     ("tests/conformance", &["tests/cri", "tests/observe", "shim/core", "shim/sys"]),

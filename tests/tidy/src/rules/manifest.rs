@@ -34,7 +34,8 @@ pub fn all(tree: &Tree) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Dependencies of a workspace of its own that ours has in another version: what is fuzzed would not be what is built.
+/// Dependencies of a workspace of its own that ours has in another version: what is fuzzed would
+/// not be what is built.
 fn other_versions(file: &Text, versions: &Table) -> Result<Vec<Finding>> {
     let manifest: Table = file.content.parse().with_context(|| file.path.display().to_string())?;
     if !manifest.contains_key("workspace") {

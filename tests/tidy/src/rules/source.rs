@@ -17,8 +17,8 @@ const LONGEST_TESTS: usize = 100;
 const DRAWERS: [&str; 8] = ["util", "utils", "common", "helper", "helpers", "manager", "misc", "shared"];
 /// Crates whose types are a protocol's.
 const WIRE: [&str; 2] = ["containerd_shim_protos", "containerd_client"];
-/// The adapters: files, and folders, of ours that may name those types. Everything else is free of protocols (ARCHITECTURE.md,
-/// invariant 7).
+/// The adapters: files, and folders, of ours that may name those types. Everything else is free of
+/// protocols (ARCHITECTURE.md, invariant 7).
 const ADAPTERS: [&str; 20] = [
     "shim/core/src/cgroup/stats/v1.rs",
     "shim/core/src/cgroup/stats/v2.rs",

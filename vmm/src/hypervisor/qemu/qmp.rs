@@ -96,6 +96,14 @@ impl Qmp {
         self.call(command, None, None).await
     }
 
+    /// Executes a command with arguments. Not cancel-safe.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub async fn ask<T: DeserializeOwned>(&mut self, command: &str, arguments: Value) -> Result<T> {
+        self.call(command, Some(arguments), None).await
+    }
+
     /// Executes a command with an empty answer, and passes a descriptor with it if there is one.
     /// Not cancel-safe.
     ///
@@ -110,8 +118,8 @@ impl Qmp {
         &self.version
     }
 
-    /// Saves or loads the machine's state by a command, and waits until that is over. The capability
-    /// `events` must be on. Not cancel-safe.
+    /// Saves or loads the machine's state by a command, and waits until that is over. The
+    /// capability `events` must be on. Not cancel-safe.
     ///
     /// # Errors
     /// As [`execute`](Self::execute); `Internal` with QEMU's reason if it fails.

@@ -8,8 +8,11 @@
 //!
 //! With the capability `x-ignore-shared` QEMU leaves out memory that it has as a file which others
 //! share. It must be a `memory-backend-file`: QEMU knows of no other backend that it is a file, and
-//! saves all of a `memory-backend-memfd` without a word. A vhost-user vsock cannot be saved, so it is
-//! attached after the restore. That needs a slot: a root port, because the root bus has no hot-plug.
+//! saves all of a `memory-backend-memfd` without a word. A vhost-user vsock cannot be saved, so it
+//! is attached after the restore. That needs a slot: a root port, because the root bus has no
+//! hot-plug.
+//!
+//! A machine of either kind does not grow, and has none of the devices for that.
 //!
 //! vhost-user-fs can be saved: virtiofsd hands its state to QEMU. The share of the saved machine is
 //! empty, and another directory is behind the copy's.
@@ -81,14 +84,14 @@ impl Snapshots for Qemu {
             qmp.order("remove-fd", json!({ "fdset-id": SET }), None).await?;
             plug(&mut qmp, vsock).await?;
             qmp.order("cont", json!({}), None).await?;
-            Ok(Box::new(QemuControl(qmp)) as Box<dyn Control>)
+            Ok(Box::new(QemuControl { qmp, growth: None }) as Box<dyn Control>)
         })
     }
 }
 
 impl Qemu {
-    /// All devices but the vsock, in the same order in a saved machine and in its copies: QEMU gives
-    /// them addresses in this order.
+    /// All devices but the vsock, in the same order in a saved machine and in its copies: QEMU
+    /// gives them addresses in this order.
     fn whole<'a>(&self, invocation: &mut Invocation<'a>, spec: &'a VmSpec, memory: BorrowedFd<'a>) {
         let memory = invocation.open(memory);
         board(invocation, spec, self.machine, ("memory-backend-file", &format!(",mem-path=/proc/self/fd/{memory}")));
@@ -138,7 +141,7 @@ async fn give(qmp: &mut Qmp, descriptor: BorrowedFd<'_>) -> Result<()> {
 impl Save for QemuControl {
     fn save<'a>(&'a mut self, state: BorrowedFd<'a>) -> Promise<'a, String> {
         Box::pin(async move {
-            let qmp = &mut self.0;
+            let qmp = &mut self.qmp;
             prepare(qmp).await?;
             qmp.order("stop", json!({}), None).await?;
             qmp.order("add-fd", json!({ "fdset-id": SET }), Some(state)).await?;

@@ -22,6 +22,7 @@ fn spec(nics: usize) -> VmSpec {
         memory_mib: 256,
         huge_pages: false,
         vcpus: 2,
+        most: Size { memory_mib: 256, vcpus: 2 },
         acceleration: Acceleration::Tcg,
         share: Some(Virtiofs { program: "/f".into(), directory: "/pod/share".into(), socket: "/pod/share,1".into() }),
         vsock: Vsock::User { program: "/v".into() },
@@ -93,6 +94,42 @@ fn a_microvm_has_the_same_devices_without_pci() {
     ] {
         assert!(devices.contains(device), "{device}: {devices}");
     }
+}
+
+/// A machine that may grow to 1 GiB and 4 processors.
+fn growing(acceleration: Acceleration) -> VmSpec {
+    VmSpec { most: Size { memory_mib: 1000, vcpus: 4 }, acceleration, ..spec(0) }
+}
+
+#[test]
+fn a_machine_that_may_grow_has_a_place_for_memory_and_processors() {
+    let emulated = arguments(&growing(Acceleration::Tcg));
+    assert_eq!(values(&emulated, "-m"), ["size=256M,maxmem=1024M"], "the kernel takes memory in steps of 128 MiB");
+    assert!(values(&emulated, "-object").contains(&"memory-backend-memfd,id=more,size=768M,share=on,reserve=off"), "{emulated:?}");
+    let devices = values(&emulated, "-device").join(" ");
+    assert!(devices.contains("virtio-mem-pci,disable-legacy=on,id=memory,memdev=more,block-size=2M,requested-size=0"), "{devices}");
+    assert!(values(&emulated, "-append")[0].contains(" swiotlb=noforce maxcpus=2 "));
+    assert_eq!(values(&emulated, "-smp"), ["4"], "Linux ignores processors that come later under an emulator");
+    let plugged = arguments(&growing(Acceleration::Kvm));
+    assert_eq!(values(&plugged, "-smp"), ["cpus=2,maxcpus=4"]);
+    assert!(!values(&plugged, "-append")[0].contains("maxcpus="));
+}
+
+#[test]
+fn a_machine_without_hot_plug_cannot_change_its_size() {
+    let spec = growing(Acceleration::Tcg);
+    let microvm = arguments_of(MachineKind::Microvm, &spec);
+    assert_eq!((values(&microvm, "-smp"), values(&microvm, "-m")), (vec!["2"], vec!["size=256M"]));
+    assert!(!microvm.join(" ").contains("virtio-mem") && !microvm.join(" ").contains("maxcpus="), "{microvm:?}");
+    assert!(Growth::of(&spec, MachineKind::Microvm).is_none() && Growth::of(&spec, MachineKind::Q35).is_some());
+    assert!(Growth::of(&self::spec(0), MachineKind::Q35).is_none(), "it may not grow");
+}
+
+#[test]
+fn free_memory_is_reported_unless_it_consists_of_huge_pages() {
+    let reports = |spec: &VmSpec| arguments(spec).contains(&"virtio-balloon-pci,disable-legacy=on,free-page-reporting=on".into());
+    assert!(reports(&spec(0)));
+    assert!(!reports(&VmSpec { huge_pages: true, ..spec(0) }));
 }
 
 #[test]
@@ -199,7 +236,7 @@ async fn qemus_states_are_translated() {
     for (word, state) in states {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let ask = async {
-            let mut connection = QemuControl(Qmp::begin(ours).await.unwrap());
+            let mut connection = QemuControl { qmp: Qmp::begin(ours).await.unwrap(), growth: None };
             assert_eq!(connection.state().await.unwrap(), state);
         };
         tokio::join!(ask, fake(theirs, word));
@@ -222,6 +259,7 @@ fn a_copy_has_the_devices_of_the_saved_machine_in_the_same_order() {
     }
     assert_eq!(values(&copy, "-object"), ["memory-backend-file,id=ram,size=256M,share=on,mem-path=/proc/self/fd/3"]);
     let devices = values(&copy, "-device").join(" ");
+    assert!(!devices.contains("virtio-mem") && !devices.contains("virtio-balloon"), "it does not grow: {devices}");
     assert!(!devices.contains("vsock") && devices.contains("pcie-root-port,id=rp0") && devices.contains("vmgenid,guid=auto"), "{devices}");
     assert!(devices.contains("mac=02:6d:61:67:00:01") && !devices.contains("mac=02:00:00:00:00:01"), "{devices}");
     assert!(values(&saved, "-append")[0].ends_with(" a=b c magnetar.template"));

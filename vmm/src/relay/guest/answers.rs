@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a guest may answer, where the protocol alone would let it answer more: sentences for people, the messages of containerd's Task
-//! API, and statistics.
+//! What a guest may answer, where the protocol alone would let it answer more: sentences for
+//! people, the messages of containerd's Task API, and statistics.
 
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::Message;
@@ -13,10 +13,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// The longest sentence of a guest's that people are shown, in bytes.
 const SENTENCE: usize = 2 << 10;
 
-/// The longest answer of the Task API, in bytes. The largest are statistics, of a few KiB for each hundred disks.
+/// The longest answer of the Task API, in bytes. The largest are statistics, of a few KiB for each
+/// hundred disks.
 const LONGEST: usize = 256 << 10;
 
-/// What a guest says of an error, on one line, without characters that a terminal would obey, and no longer than one reads.
+/// What a guest says of an error, on one line, without characters that a terminal would obey, and
+/// no longer than one reads.
 pub fn sentence(said: &str) -> String {
     let cut = &said[..said.floor_char_boundary(SENTENCE)];
     cut.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
@@ -27,17 +29,18 @@ pub fn error(error: &Error) -> Error {
     Error::new(error.code(), sentence(&error.to_string()))
 }
 
-/// A container's statistics, encoded anew: containerd fails for all containers of the node where it cannot decode those of one. `None`
-/// for what does not decode.
+/// A container's statistics, encoded anew: containerd fails for all containers of the node where it
+/// cannot decode those of one. `None` for what does not decode.
 pub fn statistics(encoded: &[u8]) -> Option<Vec<u8>> {
     Metrics::parse_from_bytes(encoded).and_then(|metrics| metrics.write_to_bytes()).ok()
 }
 
-/// A connection for the Task API, whose other side may send one answer for each call, of at most [`LONGEST`] bytes. Anything else is an
-/// error of the connection: the library that reads it takes 4 MiB of whatever comes, and as often as it comes.
+/// A connection for the Task API, whose other side may send one answer for each call, of at most
+/// [`LONGEST`] bytes. Anything else is an error of the connection: the library that reads it takes
+/// 4 MiB of whatever comes, and as often as it comes.
 ///
-/// A message is its length and its stream in four bytes each, the largest first, its type and flags in one each, and data
-/// (containerd's ttrpc, PROTOCOL.md).
+/// A message is its length and its stream in four bytes each, the largest first, its type and flags
+/// in one each, and data (containerd's ttrpc, PROTOCOL.md).
 #[derive(Debug)]
 pub struct Answers<S> {
     connection: S,

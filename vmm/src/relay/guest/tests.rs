@@ -55,8 +55,8 @@ fn bytes_after_the_greeting_are_kept() {
     }
 }
 
-/// A ttrpc message: its length, its stream, its type and flags, and as much data (containerd's ttrpc PROTOCOL.md). An answer to
-/// the first call has stream 1 and type 2.
+/// A ttrpc message: its length, its stream, its type and flags, and as much data (containerd's
+/// ttrpc PROTOCOL.md). An answer to the first call has stream 1 and type 2.
 fn message() -> impl Strategy<Value = Vec<u8>> {
     let data = prop_oneof![vec(any::<u8>(), 0..60), Just(Vec::new())];
     let stream = prop_oneof![4 => Just(1_u32), 1 => any::<u32>()];
@@ -122,7 +122,8 @@ proptest! {
     }
 }
 
-/// What comes of a request within a moment, where the agent is good but for its answer: `answer`, and then silence, or the end.
+/// What comes of a request within a moment, where the agent is good but for its answer: `answer`,
+/// and then silence, or the end.
 fn asked(answer: &[u8], ends: bool) -> Result<()> {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("host");

@@ -233,7 +233,8 @@ pub(super) fn give_up_privileges(spec: &Spec) -> Result<()> {
     if !in_place {
         change_dir(process, true)?;
     }
-    // A working directory outside of the container's root would be a way out of it (CVE-2024-21626).
+    // A working directory outside of the container's root would be a way out of it
+    // (CVE-2024-21626).
     std::env::current_dir().context(|| "the working directory is not in the container".into())?;
     if confined {
         filter_calls(spec)?;

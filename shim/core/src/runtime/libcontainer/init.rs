@@ -89,7 +89,8 @@ pub fn is_for(spec: &Spec) -> bool {
     !rare.contains(&true)
 }
 
-/// Makes the container up to the point where its init waits for Start. Returns init's process id; it is a child of this process.
+/// Makes the container up to the point where its init waits for Start. Returns init's process id;
+/// it is a child of this process.
 ///
 /// # Errors
 /// Why it cannot be made. Only its cgroup is left then.

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How containers and execs are removed.
 
-use super::{CGROUP_EMPTY, Containers, subject};
-use crate::error::{Error, Result};
+use super::{CGROUP_EMPTY, Containers};
+use crate::error::Result;
 use crate::events::Event;
 use crate::ids::{ContainerId, ExecId};
 use crate::mount;
-use crate::process::{Change, Phase};
+use crate::process::Phase;
 use crate::reaper::Exit;
 use crate::runtime::Runtime;
 use crate::sandbox::run_last_hooks;
 use crate::task::container::Container;
+use crate::task::mark_deleted;
 use tracing::warn;
 
 impl<R: Runtime> Containers<R> {
@@ -23,11 +24,7 @@ impl<R: Runtime> Containers<R> {
             self.kill_init(&container, pid).await;
             process.life.exit().await;
         }
-        let deleted = process.life.change(Change::Delete);
-        let exit = deleted
-            .map_err(|e| Error::new(e.code(), format!("cannot delete {}: {e}", subject(id, exec))))?
-            .exit()
-            .unwrap_or_else(Exit::killed);
+        let exit = mark_deleted(id, exec, &process.life)?;
         if let Some(exec) = exec {
             process.end_outputs().await;
             process.logging.finish().await;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Asks one handler all cases of a part: a pod of each kind that is needed, several containers at a time.
+//! Asks one handler all cases of a part: a pod of each kind that is needed, several containers at a
+//! time.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -51,7 +52,8 @@ pub enum Needs {
 pub enum Action {
     /// A container is made and runs to its end.
     Run(Box<ContainerSpec>),
-    /// A script runs in a container of the odd image which runs all such scripts, one after the other.
+    /// A script runs in a container of the odd image which runs all such scripts, one after the
+    /// other.
     Script(String),
     /// A command runs in the container of that name, one of those in `commands`.
     Command(&'static str, Vec<String>),
@@ -112,16 +114,17 @@ fn owned(words: &[&str]) -> Vec<String> {
 /// What is compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// A call was answered with an error: which, by which code, and whether it named the case's subject. A container that was
-    /// created and not started has an exit code and a reason afterwards.
+    /// A call was answered with an error: which, by which code, and whether it named the case's
+    /// subject. A container that was created and not started has an exit code and a reason
+    /// afterwards.
     Refused { call: &'static str, code: Code, names_subject: bool, left: Option<(i32, String)> },
     /// It ran and ended. A command has no reason.
     Ended { code: i32, reason: String, stdout: String, stderr: String },
 }
 
 impl Outcome {
-    /// Whether it is the same as runc's. The stock shim passes on no code of its runtime: all that runc refuses is Unknown. Ours
-    /// say what it is.
+    /// Whether it is the same as runc's. The stock shim passes on no code of its runtime: all that
+    /// runc refuses is Unknown. Ours say what it is.
     pub fn is_as(&self, stock: &Self) -> bool {
         match (self, stock) {
             (
@@ -180,7 +183,8 @@ pub async fn ask(case: &Case, handler: &str, files: &Files, questions: Vec<Quest
     }
     asked.run_scripts(&questions).await.with_context(|| handler.to_owned())?;
     let asked = &asked;
-    // Commands run one by one: the stock shim mistakes the error of one exec for that of another in the same container.
+    // Commands run one by one: the stock shim mistakes the error of one exec for that of another in
+    // the same container.
     let has_commands = !asked.containers.is_empty();
     let answers =
         futures_util::stream::iter(questions.iter().enumerate())
@@ -269,7 +273,8 @@ impl Asked<'_> {
         self.containers.get(name).with_context(|| format!("no container {name}"))
     }
 
-    /// containerd drops what is on a terminal when its command ends, with every handler: so the command waits until it has been read.
+    /// containerd drops what is on a terminal when its command ends, with every handler: so the
+    /// command waits until it has been read.
     async fn terminal(&self, of: &str, script: &str) -> Result<magnetar_cri::Result<(i32, String, String)>> {
         const WAITS: &str = "eval \"$1\"; code=$?; printf '\\036'; read -r _; exit $code";
         let mut session = match self.container(of)?.exec_stream(["sh", "-c", WAITS, "sh", script], true, true).await {

@@ -6,8 +6,8 @@ use magnetar_cri::ContainerSpec;
 
 use super::{ask::Question, files::Files, mounts::odd, surroundings::SIGNALS};
 
-/// Lives until it is killed. The files that commands need are there before it counts as ready, because a shell that executes
-/// `sleep` has done all that stands before.
+/// Lives until it is killed. The files that commands need are there before it counts as ready,
+/// because a shell that executes `sleep` has done all that stands before.
 const LIVE: &str = "exec sleep 100000";
 
 /// The container that a command of the table runs in, by its name.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What stays different from runc, and why. A difference that is listed and is none any more fails the test, and so does one that
-//! shows in another way than listed.
+//! What stays different from runc, and why. A difference that is listed and is none any more fails
+//! the test, and so does one that shows in another way than listed.
 
 use magnetar_e2e::Case;
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Files of the node that one handler's containers get. Each handler has its own, so that none sees what another has changed.
+//! Files of the node that one handler's containers get. Each handler has its own, so that none sees
+//! what another has changed.
 
 use std::{cell::RefCell, fs, path::PathBuf};
 

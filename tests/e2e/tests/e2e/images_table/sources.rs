@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is mounted, and with which options: kinds of files, read-only, recursive, propagation, options of the node's own mounts.
+//! What is mounted, and with which options: kinds of files, read-only, recursive, propagation,
+//! options of the node's own mounts.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, os::unix::net::UnixListener};
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a process finds around it: /dev, /proc, /sys, mounts, masked paths, capabilities, limits, cgroups, names.
+//! What a process finds around it: /dev, /proc, /sys, mounts, masked paths, capabilities, limits,
+//! cgroups, names.
 
 use anyhow::Result;
 use magnetar_cri::ContainerSpec;
@@ -26,8 +27,9 @@ const MASKED: [&str; 10] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// The signals that a process ignores, handles or has not got yet, without the two of the C library: whoever was started by its
-/// posix_spawn(3) has these ignored, and so has what it starts, be it a whole node.
+/// The signals that a process ignores, handles or has not got yet, without the two of the C
+/// library: whoever was started by its posix_spawn(3) has these ignored, and so has what it starts,
+/// be it a whole node.
 pub const SIGNALS: &str = "while read -r name mask; do case $name in ShdPnd:|SigIgn:|SigCgt:) \
      echo $name $((0x$mask & ~0x180000000)) ;; esac; done </proc/self/status";
 
@@ -252,7 +254,8 @@ fn limits_and_names() -> Vec<Question> {
         Question::script("how many processes there are", "set -- /proc/[0-9]*; echo $#"),
         Question::run("process 1", odd("echo $$; tr '\\0' ' ' </proc/1/cmdline")),
         Question::script("the first process ends what it started", "(trap '' TERM; while :; do sleep 1; done) & exit 0"),
-        // Hierarchies have other folders above the container's with each handler, and other numbers on each host.
+        // Hierarchies have other folders above the container's with each handler, and other numbers
+        // on each host.
         Question::script("the last part of all cgroups", "sed 's/^[^:]*:[^:]*://; s,.*/,,' /proc/self/cgroup | sort -u"),
         Question::script(
             "the last part of the cgroup that systemd would use",
@@ -277,7 +280,8 @@ fn limits_and_names() -> Vec<Question> {
             odd("cat /proc/sys/net/ipv4/ip_unprivileged_port_start; echo 5 >/proc/sys/net/ipv4/ip_unprivileged_port_start")
                 .read_only_paths(&READ_ONLY),
         ),
-        // Others' rings are listed as well; this one is named after the container, whose id is not told where it has a cgroup namespace.
+        // Others' rings are listed as well; this one is named after the container, whose id is not
+        // told where it has a cgroup namespace.
         Question::script(
             "a ring of keys of its own",
             "id=$(sed -n 's,.*/,,p' /proc/self/cgroup | head -1); grep -c \"${id:- _ses.}\" /proc/keys",

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Every call of the Task API in every state of a container and of an exec: our code is the stock shim's, in the same node.
+//! Every call of the Task API in every state of a container and of an exec: our code is the stock
+//! shim's, in the same node.
 //!
-//! Both are asked on their sockets. What they answer differently is in one list, with reasons; what is in there and does not
-//! differ fails as well. In the form of the node whose first process does not reap (`--root-cgroup`) the stock shim is left behind as
-//! a zombie, whatever it is asked: there this test fails after its comparison.
+//! Both are asked on their sockets. What they answer differently is in one list, with reasons; what
+//! is in there and does not differ fails as well. In the form of the node whose first process does
+//! not reap (`--root-cgroup`) the stock shim is left behind as a zombie, whatever it is asked:
+//! there this test fails after its comparison.
 
 mod calls;
 mod differences;
@@ -28,10 +30,11 @@ const OURS: &str = "what is compared with the stock shim is ours";
 const AT_ONCE: u32 = 4;
 
 #[test]
-fn every_call_in_every_state_has_the_code_of_the_stock_shim() {
+fn every_call_in_every_state_returns_the_stock_shims_code() {
     on_magnetar(OURS, async |case| {
         let (stock, ours) = (Bench::stock(case).await?, Bench::new(case).await?);
-        // Either goes on when the other fails: a call that is given up leaves a container half made.
+        // Either goes on when the other fails: a call that is given up leaves a container half
+        // made.
         let (theirs, our) = tokio::join!(answers(case, &stock, Side::Stock), answers(case, &ours, Side::Ours));
         let cells: Vec<_> =
             theirs?.into_iter().zip(our?).map(|((column, call, stock), (_, _, ours))| Cell { column, call, stock, ours }).collect();
@@ -68,7 +71,8 @@ async fn answers(case: &Case, bench: &Bench, side: Side) -> Result<Vec<(Column, 
     Ok(answers.concat())
 }
 
-/// The same for one column. A subject that a call has not changed is left to the next call; else that one gets a fresh one.
+/// The same for one column. A subject that a call has not changed is left to the next call; else
+/// that one gets a fresh one.
 async fn answers_in(case: &Case, bench: &Bench, column: Column, side: Side, place: usize) -> Result<Vec<(Column, Call, String)>> {
     let (mut answers, mut kept) = (Vec::new(), None::<(Subject, Streams)>);
     for (number, &call) in column.calls().iter().enumerate() {

@@ -63,7 +63,8 @@ impl Column {
         Self::container("deleted", Life::Deleted),
     ];
 
-    /// Every state of an exec in a running container, and those that it can have in one that does not run.
+    /// Every state of an exec in a running container, and those that it can have in one that does
+    /// not run.
     pub const EXECS: &[Self] = &[
         Self::exec("unknown", Life::Unknown, Life::Running),
         Self::exec("added", Life::Created, Life::Running),
@@ -172,7 +173,8 @@ impl Subject {
         Ok(())
     }
 
-    /// Makes FIFOs as containerd does, all three: the stock shim is stuck when it is given an input and no output. Returns their paths.
+    /// Makes FIFOs as containerd does, all three: the stock shim is stuck when it is given an input
+    /// and no output. Returns their paths.
     fn open(&mut self, folder: &Path, streams: Streams) -> Result<[String; 3]> {
         if streams == Streams::None {
             return Ok(Default::default());
@@ -192,7 +194,8 @@ impl Subject {
         Ok([text(stdin), text(stdout), if streams == Streams::Terminal { String::new() } else { text(stderr) }])
     }
 
-    /// What State says of the container and of the exec: a call that changes neither leaves the subject to the next one.
+    /// What State says of the container and of the exec: a call that changes neither leaves the
+    /// subject to the next one.
     pub async fn states(&self, bench: &Bench) -> Result<[String; 2]> {
         let container = bench.state(&self.id).await;
         let exec = self.exec.as_ref().map(|exec| (self.id.clone(), exec.clone()));

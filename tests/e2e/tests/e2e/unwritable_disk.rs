@@ -35,7 +35,7 @@ impl Drop for Covered {
 }
 
 #[test]
-fn on_a_read_only_disk_a_pod_is_refused_and_leaves_nothing() {
+fn a_pod_on_a_read_only_disk_is_refused_and_leaves_nothing() {
     on_magnetar(OURS, async |case| {
         let covered = Covered::with("mode=755", MsFlags::MS_RDONLY)?;
         refused(case.node().run_pod(&case.pod_spec_with_network("read-only")).await, &["Read-only file system"])?;
@@ -46,7 +46,7 @@ fn on_a_read_only_disk_a_pod_is_refused_and_leaves_nothing() {
 }
 
 #[test]
-fn on_a_full_disk_a_pod_is_refused_and_leaves_nothing_whichever_file_does_not_fit() {
+fn a_pod_on_a_full_disk_is_refused_and_leaves_nothing() {
     on_magnetar(OURS, async |case| {
         let mut refusals = 0;
         // The first inode is that of the folder itself.
@@ -71,7 +71,7 @@ fn on_a_full_disk_a_pod_is_refused_and_leaves_nothing_whichever_file_does_not_fi
 }
 
 #[test]
-fn on_a_full_disk_a_container_is_refused_and_its_pod_lives_on() {
+fn a_container_on_a_full_disk_is_refused_and_its_pod_runs_on() {
     on_magnetar(OURS, async |case| {
         let covered = Covered::with("mode=755,size=256k", MsFlags::empty())?;
         let pod = case.pod("fills-up").await?;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Guests that somebody else has taken over: an agent of the tests' own (tests/hostile-agent) is process 1 of a real machine, and misuses
-//! the protocol. Whatever it says, its pod fails in time or works, can be removed, and leaves nothing; the pod's process does not grow;
-//! and the pod next to it does not notice.
+//! Guests that somebody else has taken over: an agent of the tests' own (tests/hostile-agent) is
+//! process 1 of a real machine, and misuses the protocol. Whatever it says, its pod fails in time
+//! or works, can be removed, and leaves nothing; the pod's process does not grow; and the pod next
+//! to it does not notice.
 
 use std::{fs, time::Duration};
 
@@ -15,7 +16,8 @@ use crate::options::Replaced;
 /// Where tests/e2e/run says that the files of the hostile guest are.
 const GUEST: &str = "MAGNETAR_HOSTILE_GUEST";
 
-/// The most memory that a pod's process may ever have had, in KiB. A good guest's has 7 MiB, most of it the program itself.
+/// The most memory that a pod's process may ever have had, in KiB. A good guest's has 7 MiB, most
+/// of it the program itself.
 const MEMORY: u64 = 24 << 10;
 
 /// The longest that containerd may be told of an error, in bytes.
@@ -28,7 +30,7 @@ const REFUSED: u32 = 40;
 const ANSWERED: u32 = 20;
 
 /// A pod whose agent is hostile.
-async fn hostile(case: &Case, mode: &str) -> Result<magnetar_cri::Result<Pod>> {
+pub(crate) async fn hostile(case: &Case, mode: &str) -> Result<magnetar_cri::Result<Pod>> {
     let guest = std::env::var(GUEST).with_context(|| format!("{GUEST} is not set: these tests are run by tests/e2e/run"))?;
     let options = format!("sandboxer = \"vmm\"\n[vm]\ninitramfs = \"{guest}/initramfs\"\nkernel_parameters = \"hostile={mode}\"\n");
     let _until_it_runs = Replaced::with(case, &options)?;
@@ -64,7 +66,8 @@ impl Neighbour {
 /// What comes of a call, if it does so in time.
 async fn in_time<T>(case: &Case, seconds: u32, what: &str, call: impl Future<Output = T>) -> Result<T> {
     let within = case.within(seconds);
-    // On the heap, here and below: what a thread of libtest has for its stack is soon used up by calls in calls.
+    // On the heap, here and below: what a thread of libtest has for its stack is soon used up by
+    // calls in calls.
     tokio::time::timeout(within, Box::pin(call)).await.with_context(|| format!("{what} was not answered within {within:?}"))
 }
 
@@ -98,7 +101,7 @@ async fn watching_memory<T>(test: impl Future<Output = Result<T>>) -> Result<T> 
 
 /// Whatever the agent answers when the guest is to become the pod.
 #[test]
-fn a_guest_that_answers_nonsense_is_refused_as_a_pod() {
+fn a_pod_whose_guest_answers_nonsense_is_refused() {
     on_vm(async |case| {
         let neighbour = Neighbour::run(case).await?;
         let modes = ["opened-with-noise", "answer-too-long", "answer-torn", "answer-mistyped", "answer-endless"];
@@ -112,8 +115,8 @@ fn a_guest_that_answers_nonsense_is_refused_as_a_pod() {
     });
 }
 
-/// Whatever it answers when a container is to be made, or whether it does: no container is made, and the pod can be removed, be it dead
-/// or not.
+/// Whatever it answers when a container is to be made, or whether it does: no container is made,
+/// and the pod can be removed, be it dead or not.
 async fn no_container_can_be_made(case: &Case, modes: &[&str], answers: bool) -> Result<()> {
     let neighbour = Neighbour::run(case).await?;
     for mode in modes {
@@ -135,18 +138,18 @@ async fn no_container_can_be_made(case: &Case, modes: &[&str], answers: bool) ->
 }
 
 #[test]
-fn a_guest_that_answers_the_task_api_with_nonsense_makes_no_container() {
+fn a_container_whose_guest_answers_the_task_api_with_nonsense_is_refused() {
     let modes = ["answer-twice", "tasks-too-long", "tasks-torn", "tasks-mistyped", "tasks-flood"];
     on_vm(async |case| no_container_can_be_made(case, &modes, true).await);
 }
 
 #[test]
-fn a_guest_that_does_not_answer_the_task_api_can_be_removed() {
+fn a_pod_whose_guest_does_not_answer_the_task_api_can_be_removed() {
     on_vm(async |case| no_container_can_be_made(case, &["tasks-silent"], false).await);
 }
 
 #[test]
-fn a_guest_that_lies_about_exits_and_statistics_is_believed_for_its_own_containers_only() {
+fn a_guest_lying_about_exits_and_statistics_affects_only_its_own_containers() {
     on_vm(async |case| {
         let neighbour = Neighbour::run(case).await?;
         let test = Box::pin(async {
@@ -177,7 +180,7 @@ fn a_guest_that_lies_about_exits_and_statistics_is_believed_for_its_own_containe
 const FLOODED: u64 = 5;
 
 #[test]
-fn a_guest_that_floods_the_host_costs_no_memory_and_disturbs_nobody() {
+fn a_guest_flooding_the_host_uses_no_host_memory_and_disturbs_no_other_pod() {
     on_vm(async |case| {
         let neighbour = Neighbour::run(case).await?;
         let test = Box::pin(async {

@@ -5,7 +5,7 @@ use anyhow::ensure;
 use magnetar_e2e::{BUSYBOX, on_node, on_shared_kernel, refused};
 
 #[test]
-fn the_host_name_is_the_pods() {
+fn containers_have_the_host_name_of_their_pod() {
     on_node(async |case| {
         let pod = case.node().run_pod(&case.pod_spec_with_network("hostname").hostname("blue-whale")).await?;
         let script = case.script("hostname; cat /etc/hostname; echo $HOSTNAME");
@@ -15,9 +15,10 @@ fn the_host_name_is_the_pods() {
 }
 
 #[test]
-fn a_pod_on_the_nodes_network_has_the_nodes_name() {
+fn a_pod_on_the_nodes_network_has_the_nodes_host_name() {
     on_node(async |case| {
-        // One in a virtual machine cannot be on it; without a name of its own it has the node's all the same.
+        // One in a virtual machine cannot be on it; without a name of its own it has the node's all
+        // the same.
         let pod = case.pod("node-name").await?;
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
         assert_eq!(case.output(&pod, &case.script("hostname; cat /etc/hostname")).await?, format!("{name}{name}"));
@@ -26,7 +27,7 @@ fn a_pod_on_the_nodes_network_has_the_nodes_name() {
 }
 
 #[test]
-fn a_pod_on_the_nodes_network_cannot_have_a_name_of_its_own() {
+fn a_pod_on_the_nodes_network_with_another_host_name_is_refused() {
     on_shared_kernel("a virtual machine cannot be on the node's network at all", async |case| {
         refused(case.node().run_pod(&case.pod_spec("own-name").hostname("blue-whale")).await, &[]).map(drop)
     });
@@ -34,7 +35,7 @@ fn a_pod_on_the_nodes_network_cannot_have_a_name_of_its_own() {
 
 /// Scripts, CNI agents and debuggers read it: `crictl inspectp` shows it under `info`.
 #[test]
-fn what_is_known_of_a_pod_has_its_configuration_and_its_namespaces() {
+fn verbose_status_of_a_pod_has_its_configuration_and_namespaces() {
     on_node(async |case| {
         let pod = case.node().run_pod(&case.pod_spec_with_network("known").label("colour", "blue")).await?;
         let info = pod.info().await?;
@@ -50,7 +51,7 @@ fn what_is_known_of_a_pod_has_its_configuration_and_its_namespaces() {
 }
 
 #[test]
-fn resolv_conf_says_what_the_pods_dns_says() {
+fn resolv_conf_has_the_pods_dns_configuration() {
     on_node(async |case| {
         let spec =
             case.pod_spec_with_network("dns").dns(&["192.0.2.53", "192.0.2.54"], &["one.test", "two.test"], &["ndots:5", "timeout:1"]);
@@ -64,7 +65,7 @@ fn resolv_conf_says_what_the_pods_dns_says() {
 }
 
 #[test]
-fn without_dns_of_its_own_a_pod_has_the_nodes_resolv_conf_and_hosts() {
+fn a_pod_without_dns_configuration_has_the_nodes_resolv_conf_and_hosts() {
     on_node(async |case| {
         let pod = case.node().run_pod(&case.pod_spec_with_network("no-dns")).await?;
         for file in ["/etc/resolv.conf", "/etc/hosts"] {
@@ -76,7 +77,7 @@ fn without_dns_of_its_own_a_pod_has_the_nodes_resolv_conf_and_hosts() {
 }
 
 #[test]
-fn dev_shm_is_a_tmpfs_that_the_pods_containers_share() {
+fn dev_shm_is_a_tmpfs_shared_by_the_pods_containers() {
     on_node(async |case| {
         let pod = case.pod("shm").await?;
         let writer = pod.run(&case.sleeper().named("writer")).await?;
@@ -92,7 +93,7 @@ fn dev_shm_is_a_tmpfs_that_the_pods_containers_share() {
 }
 
 #[test]
-fn dev_shm_of_a_pod_with_the_nodes_ipc_is_the_nodes() {
+fn a_pod_with_the_nodes_ipc_has_the_nodes_dev_shm() {
     on_shared_kernel("a virtual machine cannot have the node's IPC namespace, as vm.rs tests", async |case| {
         let pod = case.node().run_pod(&case.pod_spec("host-shm").host_ipc()).await?;
         let file = format!("/dev/shm/magnetar-e2e-{}", std::process::id());
@@ -105,7 +106,7 @@ fn dev_shm_of_a_pod_with_the_nodes_ipc_is_the_nodes() {
 }
 
 #[test]
-fn a_containers_own_files_are_gone_with_it() {
+fn files_of_a_removed_container_are_not_in_the_next_one() {
     on_node(async |case| {
         let pod = case.pod("fresh-files").await?;
         assert_eq!(case.output(&pod, &case.script("touch /made").named("one")).await?, "");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What the processes of a machine can do when its guest has taken them over: each attack is made by the process itself, and refused.
+//! What the processes of a machine can do when its guest has taken them over: each attack is made
+//! by the process itself, and refused.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::FileTypeExt as _};
 
@@ -61,9 +62,9 @@ fn gets_at(taken: &mut TakenOver, pid: i32, with: &[Errno]) -> Result<()> {
 }
 
 #[test]
-fn a_hypervisor_that_is_taken_over_gets_at_no_other_process() {
+fn a_compromised_hypervisor_reaches_no_other_process() {
     on_vm(async |case| {
-        let (pod, container) = pod(case, "walls-hypervisor").await?;
+        let (pod, container) = pod(case, "compromised-hypervisor").await?;
         let device = process(case, &pod, "vhost-device")?.pid;
         let hypervisor = process(case, &pod, "qemu-system")?.pid;
         {
@@ -99,9 +100,9 @@ fn a_hypervisor_that_is_taken_over_gets_at_no_other_process() {
 }
 
 #[test]
-fn a_vsock_device_that_is_taken_over_gets_at_nothing_but_its_sockets() {
+fn a_compromised_vsock_device_reaches_only_its_sockets() {
     on_vm(async |case| {
-        let (pod, container) = pod(case, "walls-vsock").await?;
+        let (pod, container) = pod(case, "compromised-vsock").await?;
         let hypervisor = process(case, &pod, "qemu-system")?.pid;
         let landlock = landlock(hypervisor)?;
         {
@@ -132,16 +133,17 @@ fn a_vsock_device_that_is_taken_over_gets_at_nothing_but_its_sockets() {
     });
 }
 
-/// Whether the kernel has Landlock, as another process is told that may ask (landlock_create_ruleset(2): its version).
+/// Whether the kernel has Landlock, as another process is told that may ask
+/// (landlock_create_ruleset(2): its version).
 fn landlock(asked: i32) -> Result<bool> {
     const VERSION: u64 = 1;
     Ok(TakenOver::begin(asked)?.call(libc::SYS_landlock_create_ruleset, [0, 0, VERSION, 0, 0, 0])?.is_ok())
 }
 
 #[test]
-fn a_virtiofsd_that_is_taken_over_opens_no_disk_of_the_node() {
+fn a_compromised_virtiofsd_opens_no_disk_of_the_node() {
     on_vm(async |case| {
-        let (pod, container) = pod(case, "walls-files").await?;
+        let (pod, container) = pod(case, "compromised-files").await?;
         ensure!(fs::metadata("/dev/loop0").is_ok_and(|node| node.file_type().is_block_device()), "the node has no disk");
         let outer = process(case, &pod, "virtiofsd")?.pid;
         let all = Processes::now()?;

@@ -69,7 +69,8 @@ impl Difference {
     }
 }
 
-/// The stock shim, asked to start an exec that runs, counts the end of that exec twice, and panics when the container ends.
+/// The stock shim, asked to start an exec that runs, counts the end of that exec twice, and panics
+/// when the container ends.
 pub fn breaks_the_stock_shim(call: Call, column: Column) -> bool {
     call == Call::Start && ["exec running", "exec running, container paused"].contains(&column.full_name().as_str())
 }

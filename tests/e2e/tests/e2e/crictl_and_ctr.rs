@@ -9,7 +9,7 @@ use serde_json::json;
 const CGROUP: &str = "/magnetar-e2e-crictl";
 
 #[test]
-fn a_pods_whole_life_by_crictl() {
+fn crictl_runs_a_pod_from_creation_to_removal() {
     on_node(async |case| {
         let crictl = Tool::crictl().context("the node has no crictl")?;
         let scratch = Scratch::new()?;
@@ -77,7 +77,7 @@ fn specifications(case: &Case, scratch: &Scratch) -> Result<(String, String)> {
 }
 
 #[test]
-fn a_paused_container_stands_still_until_it_is_resumed() {
+fn a_paused_container_writes_nothing_until_it_is_resumed() {
     on_node(async |case| {
         let ctr = Tool::ctr().context("the node has no ctr")?;
         let pod = case.pod("pause").await?;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Other kinds of virtual machines than the default: a kernel of our own, and a machine without PCI and ACPI.
+//! Other kinds of virtual machines than the default: a kernel of our own, and a machine without PCI
+//! and ACPI.
 
 use anyhow::{Result, ensure};
 use magnetar_cri::{Container, Pod};
@@ -17,7 +18,8 @@ async fn running(case: &Case, name: &str, options: &str) -> Result<(Pod, Contain
     Ok((pod, container))
 }
 
-/// What every guest has to have: the kernel that is meant, interfaces that CNI made and no others, rules, limits.
+/// What every guest has to have: the kernel that is meant, interfaces that CNI made and no others,
+/// rules, limits.
 async fn check_guest(container: &Container) -> Result<()> {
     let release = container.exec(["uname", "-r"]).await?.stdout;
     ensure!(release.trim_end().ends_with("-magnetar"), "another kernel runs: {release}");
@@ -31,7 +33,7 @@ async fn check_guest(container: &Container) -> Result<()> {
 }
 
 #[test]
-fn a_kernel_of_our_own_runs_pods() {
+fn pods_run_on_our_own_kernel() {
     on_vm_with_own_kernel(async |case| {
         let options = format!("sandboxer = \"vmm\"\n[vm]\nkernel = \"{OWN_GUEST}/vmlinux\"\ninitramfs = \"{OWN_GUEST}/initramfs\"\n");
         let (pod, container) = running(case, "own-kernel", &options).await?;
@@ -63,7 +65,7 @@ fn a_microvm_has_files_and_a_network_without_pci() {
 }
 
 #[test]
-fn a_microvm_whose_kernel_panics_is_the_pods_end() {
+fn a_kernel_panic_in_a_microvm_ends_its_pod() {
     on_vm_with_own_kernel(async |case| {
         let (pod, container) = running(case, "microvm-panics", MICROVM).await?;
         // It does not come back.
@@ -73,7 +75,7 @@ fn a_microvm_whose_kernel_panics_is_the_pods_end() {
 }
 
 #[test]
-fn a_microvm_with_a_kernel_that_cannot_find_its_devices_says_so() {
+fn a_microvm_kernel_without_virtio_mmio_is_refused_with_the_missing_option() {
     on_vm(async |case| {
         let guest = "/usr/local/share/magnetar/guest";
         let options = format!("{MICROVM}[vm]\nkernel = \"{guest}/vmlinux\"\ninitramfs = \"{guest}/initramfs\"\n");

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The calls of the Task API, each with the arguments that it has in this test, and its answer as a word.
+//! The calls of the Task API, each with the arguments that it has in this test, and its answer as a
+//! word.
 
 use containerd_shim_protos::{
     api::{
@@ -121,7 +122,8 @@ impl Call {
     pub fn streams(self, column: Column) -> Streams {
         match self {
             Self::ResizeTerminal | Self::CloseTerminal => Streams::Terminal,
-            // The stock shim waits ten seconds for the end of the output of what was made and never started.
+            // The stock shim waits ten seconds for the end of the output of what was made and never
+            // started.
             Self::Delete if column.is_created_container() => Streams::None,
             _ => Streams::Pipes,
         }
@@ -132,7 +134,8 @@ impl Call {
         matches!(self, Self::KillAll | Self::Kill9)
     }
 
-    /// Asks for it. The answer is «OK», with what State and Wait say of the process, or the name of a code.
+    /// Asks for it. The answer is «OK», with what State and Wait say of the process, or the name of
+    /// a code.
     pub async fn ask(self, case: &Case, bench: &Bench, of: &Subject) -> String {
         let (task, with) = (&bench.task, patience());
         let (id, exec_id) = (of.id.clone(), of.exec.clone().unwrap_or_default());
@@ -143,7 +146,8 @@ impl Call {
             },
             Self::Wait => {
                 let asked = WaitRequest { id, exec_id, ..Default::default() };
-                // Who waits for what does not end has no answer, however long; one more second tells a busy node from that.
+                // Who waits for what does not end has no answer, however long; one more second
+                // tells a busy node from that.
                 match tokio::time::timeout(case.within(1), task.wait(with, &asked)).await {
                     Ok(Ok(ended)) => format!("OK {}", ended.exit_status),
                     Ok(Err(error)) => code(&error),

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The driver of Cloud Hypervisor, on nodes without KVM: with a double in its place
+//! (`tests/clh-double`), which boots the guest in QEMU's emulation. The real program is tested in
+//! the node that is a virtual machine (`tests/run clh`).
+
+use anyhow::{Context, Result, ensure};
+use magnetar_cri::{Container, Pod};
+use magnetar_e2e::{Case, on_vm, refused};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::{
+    options::Replaced,
+    vm::{dies, process},
+};
+
+/// Where the double is (`tests/e2e/run`).
+const DOUBLE: &str = "MAGNETAR_CLH_DOUBLE";
+
+/// A word of its process's name: as cargo names the file.
+const PROCESS: &str = "clh_double";
+
+/// A handler's options with this program in Cloud Hypervisor's place.
+fn options(program: &str, emulates: bool, parameters: &str) -> String {
+    format!(
+        "sandboxer = \"vmm\"\n[vm]\nhypervisor = \"cloud-hypervisor\"\nkernel_parameters = \"{parameters}\"\n\
+         [vm.cloud-hypervisor]\nprogram = \"{program}\"\nemulates = {emulates}\n"
+    )
+}
+
+fn double() -> Result<String> {
+    std::env::var(DOUBLE).with_context(|| format!("{DOUBLE} is not set: run tests/e2e/run"))
+}
+
+/// A pod with a container, in a machine by the double.
+async fn running(case: &Case, name: &str) -> Result<(Pod, Container)> {
+    let _until_it_runs = Replaced::with(case, &options(&double()?, true, ""))?;
+    let pod = case.node().run_pod(&case.pod_spec(name).privileged()).await?;
+    let container = pod.run(&case.sleeper().privileged()).await?;
+    Ok((pod, container))
+}
+
+#[test]
+fn a_pod_has_a_kernel_files_a_network_and_commands() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "clh").await?;
+        assert_eq!(case.output(&pod, &case.script("cat /etc/passwd | head -n 1 | cut -d : -f 1").named("files")).await?, "root\n");
+        let words = container.exec(["cat", "/proc/cmdline"]).await?.stdout;
+        ensure!(words.starts_with("console=ttyS0 quiet panic=-1 reboot=t"), "this is not the driver's command line: {words}");
+        let address = container.exec(["ip", "-4", "-o", "address", "show", "dev", "eth0"]).await?.stdout;
+        ensure!(address.contains(&pod.ip().await?), "{address}");
+        let double = process(case, &pod, PROCESS)?;
+        assert_eq!(container.pid().await?, double.pid, "the hypervisor's process is the container's for containerd");
+        Ok(pod.remove().await?)
+    });
+}
+
+/// Cloud Hypervisor would boot it again, without the pod.
+#[test]
+fn a_guest_that_restarts_is_the_pods_end() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "clh-restarts").await?;
+        // It does not come back.
+        let _never = container.shell("echo b > /proc/sysrq-trigger").await;
+        dies(case, pod, &container, "the guest has").await
+    });
+}
+
+#[test]
+fn a_guest_whose_kernel_panics_says_why() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "clh-panics").await?;
+        let _never = container.shell("echo c > /proc/sysrq-trigger").await;
+        dies(case, pod, &container, "the guest's kernel has panicked: sysrq triggered crash").await
+    });
+}
+
+#[test]
+fn a_killed_hypervisor_is_the_pods_end() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "clh-killed").await?;
+        kill(Pid::from_raw(process(case, &pod, PROCESS)?.pid), Signal::SIGKILL)?;
+        dies(case, pod, &container, "the hypervisor was ended by signal 9").await
+    });
+}
+
+#[test]
+fn a_hypervisor_that_cannot_be_used_is_refused_with_the_reason() {
+    on_vm(async |case| {
+        let double = double()?;
+        for (options, words) in [
+            (options("/no/such/program", true, ""), "/no/such/program, which is configured, is not an executable file"),
+            (options("/bin/true", true, ""), "the virtual machine did not start"),
+            (options(&double, true, "clh_double=old"), "is version 38 of Cloud Hypervisor: install 51 or a newer one"),
+            (options(&double, true, "clh_double=rubbish"), "cannot ask Cloud Hypervisor for vmm.ping"),
+        ] {
+            let _replaced = Replaced::with(case, &options)?;
+            refused(case.node().run_pod(&case.pod_spec("clh-refused")).await, &[words])?;
+        }
+        if !has_kvm() {
+            let _replaced = Replaced::with(case, &options(&double, false, ""))?;
+            refused(case.node().run_pod(&case.pod_spec("clh-refused")).await, &["Cloud Hypervisor needs KVM"])?;
+        }
+        Ok(())
+    });
+}
+
+/// Whether the node's processor has virtualisation.
+fn has_kvm() -> bool {
+    std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.split_whitespace().any(|word| word == "vmx" || word == "svm"))
+}
+
+#[test]
+fn a_disk_is_refused_with_the_reason() {
+    on_vm(async |case| {
+        let (pod, _container) = running(case, "clh-disk").await?;
+        let scratch = magnetar_e2e::Scratch::new()?;
+        let disk = crate::vm_storage::Loop::over(&scratch, "disk")?;
+        let wanted = case.sleeper().named("disk").device(&disk.device, "/dev/xvda", "mrw");
+        refused(pod.run(&wanted).await, &["this hypervisor cannot attach disks to a running machine"])?;
+        Ok(pod.remove().await?)
+    });
+}

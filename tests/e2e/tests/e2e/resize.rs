@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Machines that grow and shrink with the limits of their containers.
+
+use std::{
+    io::{BufRead as _, BufReader, Lines, Write as _},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use magnetar_cri::{
+    Container, ContainerSpec, Pod, PodSpec,
+    v1::{LinuxContainerResources, PodSandboxState},
+};
+use magnetar_e2e::{Case, Scratch, eventually, kernel, on_vm, refused};
+
+use crate::{
+    faults::{is_seen_as_dead, kill_sandbox},
+    hostile_guest::hostile,
+    options::Replaced,
+};
+
+const MIB: i64 = 1 << 20;
+const PERIOD: i64 = 100_000;
+
+/// What the tests' machines may grow to: more processors than the node may have.
+const BOUND: &str = "sandboxer = \"vmm\"\nlog_level = \"info\"\n[vm]\nmax_vcpus = 4\nmax_memory_mib = 2048\n";
+
+fn limits(memory_mib: i64, processors: i64) -> LinuxContainerResources {
+    LinuxContainerResources {
+        memory_limit_in_bytes: memory_mib * MIB,
+        cpu_period: PERIOD,
+        cpu_quota: processors * PERIOD,
+        ..Default::default()
+    }
+}
+
+/// A pod as a kubelet makes it: it says the sum of its containers' limits, 256 MiB and one
+/// processor.
+fn pod_spec(case: &Case, name: &str) -> PodSpec {
+    case.pod_spec(name).resources(limits(256, 1))
+}
+
+fn sleeper(case: &Case, name: &str, memory_mib: i64) -> ContainerSpec {
+    case.sleeper().named(name).resources(|r| *r = limits(memory_mib, 1))
+}
+
+async fn pod(case: &Case, name: &str) -> Result<Pod> {
+    let _until_it_runs = Replaced::with(case, BOUND)?;
+    Ok(case.node().run_pod(&pod_spec(case, name)).await?)
+}
+
+async fn running(case: &Case, name: &str) -> Result<(Pod, Container)> {
+    let pod = pod(case, name).await?;
+    let container = pod.run(&sleeper(case, "sleeper", 256)).await?;
+    Ok((pod, container))
+}
+
+/// What the guest has: its memory in KiB and the number of its processors.
+async fn guest(container: &Container) -> Result<(i64, usize)> {
+    let said = container.shell("grep MemTotal: /proc/meminfo; grep -c ^processor /proc/cpuinfo").await?.stdout;
+    let words: Vec<_> = said.split_whitespace().collect();
+    let [_, memory, _, processors] = words[..] else { bail!("the guest says {said:?}") };
+    Ok((memory.parse()?, processors.parse()?))
+}
+
+/// What the container may use, by its cgroup in the guest.
+async fn cgroup(case: &Case, container: &Container) -> Result<(String, String)> {
+    let read = async |file| kernel::container_file(case, container, ("", ""), file).await;
+    Ok((read("memory.max").await?, read("cpu.max").await?))
+}
+
+/// How much memory the container may still take, by its statistics.
+async fn left(container: &Container) -> Result<i64> {
+    let memory = container.stats().await?.memory.context("no memory")?;
+    Ok(memory.available_bytes.context("no limit")?.value.try_into()?)
+}
+
+/// A guest gives back page by page, as far as its processors are not busy.
+async fn becomes(case: &Case, container: &Container, size: (i64, usize), seconds: u32) -> Result<()> {
+    let what = format!("the guest has {size:?}");
+    eventually(&what, case.within(seconds), async || Ok((guest(container).await? == size).then_some(()))).await
+}
+
+#[test]
+fn a_machine_grows_and_shrinks_with_its_containers_limits() {
+    on_vm(async |case| {
+        let scratch = Scratch::new()?;
+        let content: Vec<u8> = (0_u32..4 << 20).flat_map(u32::to_le_bytes).collect();
+        std::fs::write(scratch.path().join("given"), &content)?;
+        let pod = pod(case, "resize").await?;
+        let volume = scratch.path().to_string_lossy().into_owned();
+        let container = pod.run(&sleeper(case, "sleeper", 256).mount(&volume, "/v")).await?;
+        let (memory, processors) = guest(&container).await?;
+        assert_eq!(processors, 1);
+        for _ in 0..2 {
+            container.update(limits(1024, 4)).await?;
+            // Its limits are not more than it has: that was so before the answer.
+            assert_eq!(guest(&container).await?, (memory + 768 * 1024, 4));
+            assert_eq!(cgroup(case, &container).await?, ((1024 * MIB).to_string(), "400000 100000".to_owned()));
+            ensure!(left(&container).await? > 700 * MIB, "the statistics do not have the new limit");
+            // One buffer, more than the machine had.
+            let used = container.exec(["dd", "if=/dev/zero", "of=/dev/null", "bs=600M", "count=1"]).await?;
+            assert_eq!(used.code, 0, "{}", used.stderr);
+            // The kernel caches files in the new memory first, where virtiofsd has to find them.
+            container.shell("cp /v/given /v/made && sync").await?;
+            ensure!(std::fs::read(scratch.path().join("made"))? == content, "the copy is not what it was copied from");
+            container.update(limits(256, 1)).await?;
+            assert_eq!(cgroup(case, &container).await?, ((256 * MIB).to_string(), "100000 100000".to_owned()));
+            ensure!(left(&container).await? < 256 * MIB, "the statistics do not have the old limit again");
+            becomes(case, &container, (memory, 1), 40).await?;
+        }
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn limits_beyond_what_a_machine_may_grow_to_are_refused_and_change_nothing() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "beyond").await?;
+        let before = (guest(&container).await?, cgroup(case, &container).await?);
+        refused(
+            container.update(limits(4096, 1)).await,
+            &["would need 4224 MiB of memory, and it can grow to 2048 MiB", "max_memory_mib"],
+        )?;
+        refused(container.update(limits(256, 5)).await, &["would need 5 processors, and it can grow to 4", "max_vcpus"])?;
+        assert_eq!((guest(&container).await?, cgroup(case, &container).await?), before);
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_machine_has_room_for_the_sum_of_its_containers_limits() {
+    on_vm(async |case| {
+        let (pod, first) = running(case, "sum").await?;
+        let (memory, _) = guest(&first).await?;
+        let second = pod.run(&sleeper(case, "second", 512)).await?;
+        assert_eq!(guest(&first).await?, (memory + 512 * 1024, 2));
+        second.update(limits(768, 2)).await?;
+        assert_eq!(guest(&first).await?, (memory + 768 * 1024, 3));
+        second.remove().await?;
+        becomes(case, &first, (memory, 1), 40).await?;
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_guest_that_does_not_take_its_memory_is_an_error_and_nothing_changes() {
+    on_vm(async |case| {
+        let pod = hostile(case, "ignores").await??;
+        let container = pod.run(&sleeper(case, "ignores", 256)).await?;
+        refused(container.update(limits(2048, 1)).await, &["cannot grow to 2176 MiB", "has not taken it within"])?;
+        assert_eq!(Monitor::of(case, &pod)?.requested()?, 0, "the guest may still take it");
+        // It is in order otherwise.
+        container.update(limits(300, 1)).await?;
+        assert_eq!(pod.state().await?, PodSandboxState::SandboxReady);
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_pod_process_that_is_killed_while_its_machine_grows_leaves_nothing() {
+    on_vm(async |case| {
+        // The guest does not take its memory, so that the machine still grows when the process is
+        // killed.
+        let pod = hostile(case, "ignores").await??;
+        let container = pod.run(&sleeper(case, "ignores", 256)).await?;
+        let mut monitor = Monitor::of(case, &pod)?;
+        let grows = async {
+            let answer = container.update(limits(2048, 1)).await;
+            ensure!(answer.is_err(), "a process that is dead has answered");
+            Ok(())
+        };
+        let killed = async {
+            eventually("the machine grows", case.soon(), async || Ok((monitor.requested()? > 0).then_some(()))).await?;
+            kill_sandbox(case, &pod)
+        };
+        tokio::try_join!(grows, killed)?;
+        is_seen_as_dead(case, &pod, Some(&container)).await?;
+        Ok(pod.remove().await?)
+    });
+}
+
+/// The ten times up and down under load, and how long each takes: by hand, for docs/microvm.md.
+/// `make test` goes twice, above.
+#[test]
+#[ignore = "it measures, for minutes: --ignored --nocapture resize::ten_times"]
+fn ten_times_up_and_down_under_load() {
+    on_vm(async |case| {
+        let (pod, container) = running(case, "ten-times").await?;
+        // Work for all processors, and files and memory that come and go.
+        let busy = "for n in 1 2 3 4; do while :; do :; done & done; \
+                    while :; do dd if=/dev/zero of=/tmp/x bs=50M count=2; dd if=/dev/zero of=/dev/null bs=60M count=9; done 2>/dev/null";
+        let load = pod.run(&case.script(busy).named("load").resources(|r| *r = limits(256, 1))).await?;
+        // The two containers need more than the pod said.
+        let (memory, processors) = guest(&container).await?;
+        for round in 1..=10 {
+            let begun = Instant::now();
+            container.update(limits(1024, 3)).await?;
+            let up = begun.elapsed();
+            let now = guest(&container).await?;
+            assert_eq!(now, (memory + 768 * 1024, 4), "round {round}");
+            load.update(limits(700, 1)).await?;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            load.update(limits(256, 1)).await?;
+            let begun = Instant::now();
+            container.update(limits(256, 1)).await?;
+            let answered = begun.elapsed();
+            becomes(case, &container, (memory, processors), 240).await?;
+            eprintln!("round {round}: up {up:.2?}, down answered {answered:.2?}, given back {:.2?}", begun.elapsed());
+        }
+        assert_eq!(load.exec(["echo", "alive"]).await?.stdout, "alive\n");
+        Ok(pod.remove().await?)
+    });
+}
+
+/// QEMU's own protocol, on the socket for people.
+struct Monitor {
+    socket: UnixStream,
+    answers: Lines<BufReader<UnixStream>>,
+}
+
+impl Monitor {
+    fn of(case: &Case, pod: &Pod) -> Result<Self> {
+        let socket = UnixStream::connect(case.state_dir(pod).join("vm/debug.sock"))?;
+        let answers = BufReader::new(socket.try_clone()?).lines();
+        let mut monitor = Self { socket, answers };
+        monitor.answers.next().context("no greeting")??;
+        monitor.ask(r#"{"execute": "qmp_capabilities"}"#)?;
+        Ok(monitor)
+    }
+
+    fn ask(&mut self, command: &str) -> Result<serde_json::Value> {
+        writeln!(self.socket, "{command}")?;
+        loop {
+            let answer: serde_json::Value = serde_json::from_str(&self.answers.next().context("QEMU is gone")??)?;
+            if answer.get("event").is_none() {
+                return answer.get("return").cloned().with_context(|| format!("{command}: {answer}"));
+            }
+        }
+    }
+
+    /// How much memory the guest is offered beyond that of its start, in bytes.
+    fn requested(&mut self) -> Result<u64> {
+        let command = r#"{"execute": "qom-get", "arguments": {"path": "/machine/peripheral/memory", "property": "requested-size"}}"#;
+        self.ask(command)?.as_u64().context("no number")
+    }
+}

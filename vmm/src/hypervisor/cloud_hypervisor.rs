@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Cloud Hypervisor: needs KVM, and has only the devices that a virtual machine in a cloud needs.
+//!
+//! The whole machine is on its command line, so it boots at once. It serves the guest's vsock
+//! itself, on a Unix socket. The guest's console is a serial port and goes to standard output. It
+//! inherits a listening socket for its API (`api`) and a FIFO for its events (`events`).
+//!
+//! It cannot switch its user, so it is started as the pod's own. That user reaches what belongs to
+//! root through inherited descriptors, and KVM in a /dev of its own.
+//!
+//! On a reboot it would run the guest once more, in place. Its events tell, and the machine is
+//! ended (`MachineEvent::Restarted`).
+//!
+//! Written for Cloud Hypervisor 53; [`LEAST_VERSION`] is the oldest with all of its options.
+
+mod api;
+mod events;
+
+use super::{Control, EventWatch, HotPlug, Hypervisor, MachineState, Promise, Sharing, Traits, Verdict};
+use crate::host::vsock::{VsockAttachment, VsockSupport};
+use crate::machine::confinement::{Calls, Confinement, Files, Pids, has_landlock};
+use crate::machine::program::{Invocation, Program};
+use crate::machine::spec::{Acceleration, Nic, VmSpec};
+use crate::machine::vsock_directory::HOST;
+use api::Api;
+use magnetar_core::error::{Error, Result};
+use magnetar_core::reaper::Exit;
+use magnetar_sys::bound::CapabilitySet;
+use magnetar_vm_agent_api::SHARE_TAG;
+use serde::Deserialize;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+/// The program.
+const PROGRAM: Program = Program { name: "cloud-hypervisor", places: &["/usr/libexec", "/opt/kata/bin"], package: "cloud-hypervisor" };
+
+/// The oldest version that works: the first whose option `--cpus` has `nested`.
+const LEAST_VERSION: u32 = 51;
+
+/// The socket of its API, in [`VmSpec::dir`].
+const CONTROL: &str = "api.sock";
+
+/// The FIFO of its events, in [`VmSpec::dir`].
+const EVENTS: &str = "events";
+
+/// The guest's vsock address. Each guest has its own device, so all guests can have the same one.
+const GUEST_CID: u32 = 3;
+
+/// The devices that it opens, KVM first. The random numbers are for the guest.
+const DEVICES: &[&str] = &["kvm", "null", "urandom"];
+
+/// The handler's table `vm.cloud-hypervisor`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CloudHypervisorConfig {
+    /// The program: a name to find in `PATH`, or an absolute path. The default is
+    /// `cloud-hypervisor`.
+    pub program: Option<String>,
+    /// Whether the program emulates the processor where there is no KVM. Cloud Hypervisor does not;
+    /// the program that stands in for it in this project's tests does.
+    pub emulates: bool,
+}
+
+/// Cloud Hypervisor, as installed on this node.
+#[derive(Debug, Clone)]
+pub struct CloudHypervisor {
+    program: PathBuf,
+    emulates: bool,
+    /// Whether this node has Landlock. Without it, Cloud Hypervisor's own use of it fails.
+    landlock: bool,
+}
+
+impl CloudHypervisor {
+    /// Cloud Hypervisor with a handler's configuration.
+    ///
+    /// # Errors
+    /// `NotFound` if the program is not installed.
+    pub fn configured(config: &CloudHypervisorConfig) -> Result<Self> {
+        let program = PROGRAM.find(config.program.as_deref().unwrap_or_default())?;
+        Ok(Self { program, emulates: config.emulates, landlock: has_landlock() })
+    }
+}
+
+impl Hypervisor for CloudHypervisor {
+    fn name(&self) -> &'static str {
+        "Cloud Hypervisor"
+    }
+
+    fn traits(&self) -> Traits {
+        Traits {
+            emulates: self.emulates,
+            sharing: Sharing::Virtiofs,
+            vsocks: VsockSupport { kernel: false, user: false, own: true },
+            guest: "guest",
+        }
+    }
+
+    fn plan<'a>(&self, spec: &'a VmSpec, vsock: VsockAttachment<'a>) -> Invocation<'a> {
+        let mut invocation = Invocation::new(&self.program);
+        confine(&mut invocation, spec);
+        let api = invocation.listen(spec.dir.join(CONTROL));
+        let events = invocation.fifo(spec.dir.join(EVENTS));
+        invocation.arguments([format!("--api-socket=fd={api}"), format!("--event-monitor=fd={events}"), "--seccomp=true".into()]);
+        if self.landlock && spec.acceleration == Acceleration::Kvm {
+            invocation.arguments(["--landlock"]);
+        }
+        board(&mut invocation, spec);
+        devices(&mut invocation, spec, vsock);
+        invocation
+    }
+
+    fn begin<'a>(&'a self, spec: &'a VmSpec) -> Promise<'a, Box<dyn Control>> {
+        Box::pin(async {
+            let (events, api) = (events::watch(&spec.dir.join(EVENTS))?, Api::new(spec.dir.join(CONTROL)));
+            let version = api.version().await?;
+            if version < LEAST_VERSION {
+                return Err(Error::precondition(format!(
+                    "{} is version {version} of Cloud Hypervisor: install {LEAST_VERSION} or a newer one",
+                    self.program.display()
+                )));
+            }
+            Ok(Box::new(CloudHypervisorControl { api, events: Some(events) }) as Box<dyn Control>)
+        })
+    }
+
+    /// It exits with 0 when its guest has switched itself off.
+    fn verdict(&self, exit: Exit) -> Verdict {
+        if exit.code == 0 { Verdict::Guest } else { Verdict::Hypervisor }
+    }
+}
+
+/// Confines it to what it needs, in case its guest takes it over. Its own filter and its own
+/// Landlock rules come on top.
+fn confine(invocation: &mut Invocation, spec: &VmSpec) {
+    let is_itself = spec.acceleration == Acceleration::Kvm;
+    let own = spec.vsock_directory().map(|directory| directory.path().to_owned()).into_iter().collect();
+    let read = vec![spec.kernel.clone(), spec.initramfs.clone(), "/sys/devices/system/cpu".into()];
+    invocation.confinement = Confinement {
+        user: Some(spec.users.hypervisor),
+        capabilities: CapabilitySet::NONE,
+        pids: Pids::Itself,
+        // What emulates in its place runs other programs.
+        files: is_itself.then_some(Files { read, own }),
+        calls: Calls::DenyList,
+    };
+    invocation.devices = Some(if is_itself { DEVICES } else { &DEVICES[1..] });
+}
+
+/// Processors, memory, kernel, console and random numbers.
+fn board(invocation: &mut Invocation, spec: &VmSpec) {
+    let mut memory = format!("size={}M,shared=on", spec.memory_mib);
+    if spec.huge_pages {
+        memory.push_str(",hugepages=on,hugepage_size=2M");
+    }
+    let own = [
+        "console=ttyS0",
+        // Each character costs an exit from the guest, so print only warnings and worse, and panics
+        // in full.
+        "quiet",
+        // Reboot at once after a panic, by a triple fault, which is the fastest way.
+        "panic=-1",
+        "reboot=t",
+    ];
+    let parameters: Vec<&str> = own.into_iter().chain(spec.parameters.iter().map(String::as_str)).collect();
+    let (kernel, initramfs) = (invocation.reach(spec.kernel.clone()), invocation.reach(spec.initramfs.clone()));
+    // Pods have no nested virtualisation.
+    invocation.arguments([format!("--cpus=boot={0},max={0},nested=off", spec.vcpus), format!("--memory={memory}")]);
+    invocation.arguments([
+        "--kernel".into(),
+        kernel.into_os_string(),
+        "--initramfs".into(),
+        initramfs.into_os_string(),
+        "--cmdline".into(),
+        parameters.join(" ").into(),
+    ]);
+    invocation.arguments(["--serial=tty", "--console=off", "--rng=src=/dev/urandom"]);
+}
+
+/// The pod's devices: shared files, vsock and network.
+fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: VsockAttachment<'a>) {
+    if let Some(share) = &spec.share {
+        let socket = invocation.reach(share.socket.clone());
+        invocation.arguments([format!("--fs=tag={SHARE_TAG},socket={},num_queues=1,queue_size=1024", socket.display())]);
+    }
+    match vsock {
+        VsockAttachment::Own(host) => {
+            let directory = invocation.reach(host.parent().unwrap_or(Path::new("/")).to_owned());
+            invocation.arguments([format!("--vsock=cid={GUEST_CID},socket={}", directory.join(HOST).display())]);
+        }
+        // Its traits rule these out.
+        VsockAttachment::Kernel(_) | VsockAttachment::User(_) => {}
+    }
+    if !spec.nics.is_empty() {
+        // One option with a value for each of them.
+        invocation.arguments(["--net"]);
+        for nic in &spec.nics {
+            network(invocation, nic);
+        }
+    }
+}
+
+/// The tap has its MTU already, and Cloud Hypervisor tells the guest.
+fn network<'a>(invocation: &mut Invocation<'a>, nic: &'a Nic) {
+    let tap = invocation.open(nic.tap.as_fd());
+    invocation.arguments([format!("fd=[{tap}],mac={},num_queues=2", nic.mac)]);
+}
+
+/// The control connection to a running Cloud Hypervisor.
+struct CloudHypervisorControl {
+    api: Api,
+    events: Option<EventWatch>,
+}
+
+impl Control for CloudHypervisorControl {
+    fn state(&mut self) -> Promise<'_, MachineState> {
+        Box::pin(async {
+            Ok(match self.api.state().await?.as_str() {
+                "Running" => MachineState::Running,
+                "Paused" | "BreakPoint" => MachineState::Paused,
+                _ => MachineState::Other,
+            })
+        })
+    }
+
+    fn events(&mut self) -> Option<EventWatch> {
+        self.events.take()
+    }
+
+    fn disks(&mut self) -> Option<&mut dyn HotPlug> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The part of Cloud Hypervisor's API that is needed here: HTTP over a Unix socket, with JSON
+//! (Cloud Hypervisor's vmm/src/api/openapi/cloud-hypervisor.yaml, version 0.3.0).
+//!
+//! ```text
+//! GET /api/v1/vmm.ping   its version
+//! GET /api/v1/vm.info    the machine's state
+//! ```
+//!
+//! Each request has a connection of its own, so an answer never belongs to another request.
+//!
+//! hyper is in this project already. The crates for this API are unmaintained, or generated from
+//! the whole description, which is far more code than these requests.
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use magnetar_core::error::{Code, Context, Error, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::net::UnixStream;
+
+/// The largest answer that is read, in bytes. `vm.info` has some ten thousand.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// How long it may take for an answer. It answers nothing while it makes a machine.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The API behind a socket.
+#[derive(Debug)]
+pub struct Api {
+    socket: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+struct Ping {
+    version: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Info {
+    state: String,
+}
+
+impl Api {
+    /// The API that is served at `socket`.
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// The major number of Cloud Hypervisor's version.
+    ///
+    /// # Errors
+    /// As all requests: `Unavailable` if nobody listens, `DeadlineExceeded` if it does not answer,
+    /// `Internal` if the answer is none of this API's or an error.
+    pub async fn version(&self) -> Result<u32> {
+        let Ping { version } = self.get("vmm.ping").await?;
+        let major = version.trim_start_matches('v').split('.').next().unwrap_or_default();
+        let what = || Error::internal(format!("Cloud Hypervisor says that its version is {version:?}, which is none"));
+        major.parse().map_err(|_| what())
+    }
+
+    /// The machine's state: `Created`, `Running`, `Shutdown`, `Paused` or `BreakPoint`.
+    ///
+    /// # Errors
+    /// As [`version`](Self::version).
+    pub async fn state(&self) -> Result<String> {
+        let Info { state } = self.get("vm.info").await?;
+        Ok(state)
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let what = || format!("Cloud Hypervisor's answer to {path}");
+        let answer = match tokio::time::timeout(TIMEOUT, self.request(Method::GET, path)).await {
+            Ok(answer) => answer?,
+            Err(_) => {
+                return Err(Error::new(Code::DeadlineExceeded, format!("Cloud Hypervisor has not answered {path} within {TIMEOUT:?}")));
+            }
+        };
+        serde_json::from_slice(&answer).map_err(|error| Error::internal(format!("{} is not what is expected: {error}", what())))
+    }
+
+    async fn request(&self, method: Method, path: &str) -> Result<Bytes> {
+        let what = || format!("cannot ask Cloud Hypervisor for {path} at {}", self.socket.display());
+        let failed = |error: hyper::Error| Error::new(Code::Unavailable, format!("{}: {error}", what()));
+        let stream = UnixStream::connect(&self.socket).await.context(what)?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+        let request = Request::builder().method(method).uri(format!("/api/v1/{path}")).header("Host", "localhost");
+        let request = request.body(Empty::<Bytes>::new()).map_err(|error| Error::internal(format!("{}: {error}", what())))?;
+        let exchange = async {
+            let (head, body) = sender.send_request(request).await.map_err(failed)?.into_parts();
+            let body = Limited::new(body, MAX_ANSWER).collect().await;
+            let body = body.map_err(|error| Error::internal(format!("{}: {error}", what())))?.to_bytes();
+            Ok::<_, Error>((head.status, body))
+        };
+        let (status, body) = tokio::select! {
+            answer = exchange => answer?,
+            // It ends only when the other side hangs up; then the exchange has failed, too.
+            Err(error) = connection => return Err(failed(error)),
+        };
+        if !status.is_success() {
+            return Err(Error::new(code(status), format!("Cloud Hypervisor refuses {path}: {}", reason(status, &body))));
+        }
+        Ok(body)
+    }
+}
+
+fn code(status: StatusCode) -> Code {
+    match status {
+        StatusCode::NOT_FOUND => Code::NotFound,
+        StatusCode::BAD_REQUEST => Code::InvalidArgument,
+        StatusCode::METHOD_NOT_ALLOWED => Code::FailedPrecondition,
+        _ => Code::Internal,
+    }
+}
+
+/// An error's text: a list of causes, or any other text, on one line of bounded length.
+fn reason(status: StatusCode, body: &[u8]) -> String {
+    let causes = serde_json::from_slice::<Vec<String>>(body).map(|causes| causes.join(": "));
+    let said = causes.unwrap_or_else(|_| String::from_utf8_lossy(body).into_owned());
+    let said: String = said.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).take(500).collect();
+    if said.trim().is_empty() { status.to_string() } else { said.trim().to_owned() }
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The command line, and requests to an API that answers well, late, never or with rubbish.
+
+use super::*;
+use crate::host::vsock::Vsock;
+use crate::machine::size::Size;
+use crate::machine::spec::{Users, Virtiofs};
+use magnetar_core::error::Code;
+use magnetar_core::ids::SandboxId;
+use magnetar_vm_agent_api::network::Mac;
+use std::os::fd::OwnedFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+
+fn spec(nics: usize) -> VmSpec {
+    let tap = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    VmSpec {
+        sandbox: SandboxId::parse("pod-1").unwrap(),
+        kernel: "/k".into(),
+        initramfs: "/i".into(),
+        parameters: vec!["a=b".into(), "c".into()],
+        memory_mib: 256,
+        huge_pages: false,
+        vcpus: 2,
+        most: Size { memory_mib: 256, vcpus: 2 },
+        acceleration: Acceleration::Kvm,
+        share: Some(Virtiofs { program: "/f".into(), directory: "/pod/share".into(), socket: "/pod/fs.sock".into() }),
+        vsock: Vsock::Own,
+        nics: (0..nics).map(|n| Nic { tap: tap(), mac: Mac([2, 0, 0, 0, 0, n as u8]), mtu: 1450 }).collect(),
+        dir: "/pod".into(),
+        users: Users { hypervisor: 2_000_000_007, vsock: 2_000_000_008 },
+    }
+}
+
+fn arguments(spec: &VmSpec, landlock: bool) -> Vec<String> {
+    let hypervisor = CloudHypervisor { program: "/c".into(), emulates: false, landlock };
+    let invocation = hypervisor.plan(spec, VsockAttachment::Own(Path::new("/pod/v/host")));
+    invocation.arguments.into_iter().map(|word| word.into_string().unwrap()).collect()
+}
+
+#[test]
+fn the_machine_is_on_the_command_line() {
+    let wanted = [
+        "--api-socket=fd=3",
+        "--event-monitor=fd=4",
+        "--seccomp=true",
+        "--landlock",
+        "--cpus=boot=2,max=2,nested=off",
+        "--memory=size=256M,shared=on",
+        "--kernel",
+        "/proc/self/fd/5",
+        "--initramfs",
+        "/proc/self/fd/6",
+        "--cmdline",
+        "console=ttyS0 quiet panic=-1 reboot=t a=b c",
+        "--serial=tty",
+        "--console=off",
+        "--rng=src=/dev/urandom",
+        "--fs=tag=magnetar,socket=/proc/self/fd/7,num_queues=1,queue_size=1024",
+        "--vsock=cid=3,socket=/proc/self/fd/8/host",
+        "--net",
+        "fd=[9],mac=02:00:00:00:00:00,num_queues=2",
+        "fd=[10],mac=02:00:00:00:00:01,num_queues=2",
+    ];
+    assert_eq!(arguments(&spec(2), true), wanted);
+    assert!(!arguments(&spec(0), false).iter().any(|word| word == "--net" || word == "--landlock"));
+}
+
+#[test]
+fn huge_pages_are_asked_for() {
+    let huge = arguments(&VmSpec { huge_pages: true, ..spec(0) }, true);
+    assert!(huge.contains(&"--memory=size=256M,shared=on,hugepages=on,hugepage_size=2M".into()), "{huge:?}");
+}
+
+#[test]
+fn it_runs_as_the_pods_user_with_devices_of_its_own() {
+    let (spec, emulated) = (spec(1), VmSpec { acceleration: Acceleration::Tcg, ..spec(1) });
+    let hypervisor = CloudHypervisor { program: "/c".into(), emulates: false, landlock: true };
+    let plan = |spec| hypervisor.plan(spec, VsockAttachment::Own(Path::new("/pod/v/host")));
+    let Invocation { devices, confinement: Confinement { user, capabilities, pids, files, calls }, .. } = plan(&spec);
+    assert_eq!((user, capabilities, pids, calls), (Some(2_000_000_007), CapabilitySet::NONE, Pids::Itself, Calls::DenyList));
+    assert_eq!(devices, Some(["kvm", "null", "urandom"].as_slice()));
+    assert_eq!(files.unwrap().own, [Path::new("/pod/v")]);
+    let Invocation { devices, confinement: Confinement { files, .. }, .. } = plan(&emulated);
+    assert_eq!((devices, files), (Some(["null", "urandom"].as_slice()), None), "what stands in for it");
+}
+
+#[test]
+fn an_exit_with_code_0_is_the_guests() {
+    let hypervisor = CloudHypervisor { program: "/c".into(), emulates: false, landlock: true };
+    assert_eq!(hypervisor.verdict(Exit { code: 0, ..Exit::killed() }), Verdict::Guest);
+    assert_eq!(hypervisor.verdict(Exit { code: 1, ..Exit::killed() }), Verdict::Hypervisor);
+}
+
+/// The outcome of a request to an API that gives this answer, and the request.
+async fn asked<T>(answer: &[u8], ask: impl AsyncFnOnce(Api) -> Result<T>) -> (Result<T>, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join(CONTROL)).unwrap();
+    let serve = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = vec![0; 4096];
+        let length = stream.read(&mut request).await.unwrap();
+        let _client_may_hang_up = stream.write_all(answer).await;
+        String::from_utf8(request[..length].to_vec()).unwrap()
+    };
+    tokio::join!(ask(Api::new(dir.path().join(CONTROL))), serve)
+}
+
+fn http(status: &str, body: &str) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 {status}\r\nServer: Cloud Hypervisor API\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+#[tokio::test]
+async fn version_and_state_are_asked_for() {
+    let answer = http("200 OK", r#"{"build_version":"v53.0","version":"53.0.0","pid":7,"features":["kvm"]}"#);
+    let (version, request) = asked(&answer, async |api| api.version().await).await;
+    assert_eq!(version.unwrap(), 53);
+    assert!(request.starts_with("GET /api/v1/vmm.ping HTTP/1.1\r\n"), "{request}");
+    let (state, request) = asked(&http("200 OK", r#"{"config":{},"state":"Running"}"#), async |api| api.state().await).await;
+    assert_eq!(state.unwrap(), "Running");
+    assert!(request.starts_with("GET /api/v1/vm.info HTTP/1.1\r\n"), "{request}");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_none_is_an_error_with_its_reason() {
+    for (answer, code, reason) in [
+        (
+            http("404 Not Found", r#"["Error from API","The VM is not created"]"#),
+            Code::NotFound,
+            "refuses vm.info: Error from API: The VM is not created",
+        ),
+        (http("500 Internal Server Error", ""), Code::Internal, "500 Internal Server Error"),
+        (http("200 OK", "{\"state\": 7}"), Code::Internal, "Cloud Hypervisor's answer to vm.info is not what is expected"),
+        (http("200 OK", "rub\x07bish"), Code::Internal, "is not what is expected"),
+        (b"SSH-2.0-rubbish\r\n".to_vec(), Code::Unavailable, "cannot ask Cloud Hypervisor for vm.info"),
+        (Vec::new(), Code::Unavailable, "cannot ask Cloud Hypervisor for vm.info"),
+        (http("200 OK", &"x".repeat(2 << 20)), Code::Internal, "length limit exceeded"),
+    ] {
+        let (state, _) = asked(&answer, async |api| api.state().await).await;
+        let error = state.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_never_comes_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let _silent = UnixListener::bind(dir.path().join(CONTROL)).unwrap();
+    let error = Api::new(dir.path().join(CONTROL)).state().await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    assert_eq!(error.to_string(), "Cloud Hypervisor has not answered vm.info within 30s");
+}
