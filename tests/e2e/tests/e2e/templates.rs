@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::join_all;
-use magnetar_cri::{Container, Pod};
-use magnetar_e2e::{Case, eventually, on_vm};
+use magnetar_cri::{Container, Pod, v1::LinuxContainerResources};
+use magnetar_e2e::{Case, eventually, on_vm, refused};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -120,6 +120,22 @@ fn copies_of_a_template_share_no_network_and_no_random_numbers() {
         ensure!(!share.join(".secret").exists() && !share.join(".seed").exists(), "something is left in the share");
         one.remove().await?;
         Ok(other.remove().await?)
+    });
+}
+
+#[test]
+fn limits_beyond_the_size_of_a_copy_are_refused_with_the_reason() {
+    on_vm(async |case| {
+        let _replaced = Replaced::with(case, OPTIONS)?;
+        made(case).await?;
+        let (pod, container) = running(case, "copy", true).await?;
+        let limit = |mib: i64| LinuxContainerResources { memory_limit_in_bytes: mib << 20, ..Default::default() };
+        refused(
+            container.update(limit(4096)).await,
+            &["would need 4224 MiB of memory, and it cannot grow, since it may be a copy of a template", "template = false"],
+        )?;
+        container.update(limit(64)).await?;
+        Ok(pod.remove().await?)
     });
 }
 
