@@ -28,13 +28,13 @@ pub fn log_level() -> Option<LogLevel> {
     serde_json::from_value(level.into()).ok()
 }
 
-/// Whether the kernel's command line says that the host waits for the agent's first connection.
+/// Whether the kernel's command line has this word.
 ///
 /// # Errors
 /// When the command line cannot be read.
-pub fn host_waits() -> Result<bool> {
+pub fn has_word(wanted: &str) -> Result<bool> {
     let line = command_line().context(|| "cannot read the kernel's command line".into())?;
-    Ok(line.split_ascii_whitespace().any(|word| word == api::HELLO))
+    Ok(line.split_ascii_whitespace().any(|word| word == wanted))
 }
 
 /// Reads the secret with which the host proves itself, from the share. Only the agent can see that

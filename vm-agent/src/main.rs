@@ -4,6 +4,7 @@
 //! ```text
 //!  boot         mounts, and a root from which containers can pivot
 //!  modules      kernel modules: those of the boot, and those that the kernel asks for later (this is its modprobe)
+//!  template     in a guest that is saved to be copied: waits until it is a pod's
 //!  connections  serves the host's connections, each for one purpose
 //!  pod          sets up the pod: hostname, sysctls, network, clock; writes bundles of containers
 //!  block        disks that the host attaches later
@@ -30,6 +31,7 @@ mod network;
 mod pod;
 mod size;
 mod streams;
+mod template;
 mod uevents;
 
 use connections::Connections;
@@ -44,7 +46,7 @@ use magnetar_core::record::PodDir;
 use magnetar_core::runtime::libcontainer::{self, Libcontainer, Native};
 use magnetar_core::server::Parts;
 use magnetar_core::task::Containers;
-use magnetar_vm_agent_api::GIVES_UP;
+use magnetar_vm_agent_api::{GIVES_UP, HELLO};
 use rustix::system::RebootCommand;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -106,6 +108,7 @@ fn way_out() -> RebootCommand {
 
 fn run() -> Result<()> {
     boot::prepare()?;
+    template::wait_if_template()?;
     let runtime = idle::event_loop().context(|| "cannot start the event loop".into())?;
     runtime.block_on(serve())
 }
@@ -124,7 +127,7 @@ async fn serve() -> Result<()> {
     let runtime = Libcontainer::new(&config, &dir, reaper, PathBuf::from(PROGRAM))?;
     let containers = Containers::new(runtime, dir, &parts);
     let connections = Connections::open(sandbox, boot::secret()?, containers, told, tasks)?;
-    if boot::host_waits()? {
+    if boot::has_word(HELLO)? {
         connections.announce().await?;
     }
     tokio::select! {

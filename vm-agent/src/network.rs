@@ -58,10 +58,15 @@ pub async fn configure(network: &Network) -> Result<()> {
 async fn name(handle: &Handle, links: &[LinkMessage], interfaces: &[Interface]) -> Result<BTreeMap<String, u32>> {
     let mut indices = BTreeMap::new();
     for interface in interfaces {
-        let Interface { name, mac, .. } = interface;
-        let link = links.iter().find(|link| is(link, *mac));
+        let Interface { name, mac, device, .. } = interface;
+        let present = device.as_ref().unwrap_or(mac);
+        let link = links.iter().find(|link| is(link, *present));
         let index =
-            link.ok_or_else(|| Error::not_found(format!("the guest has no interface with address {mac}, for {name}")))?.header.index;
+            link.ok_or_else(|| Error::not_found(format!("the guest has no interface with address {present}, for {name}")))?.header.index;
+        if device.is_some() {
+            let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).build();
+            handle.link().set(message).execute().await.context(|| format!("cannot give {name} the hardware address {mac}"))?;
+        }
         if indices.insert(name.clone(), index).is_some() {
             return Err(Error::invalid(format!("two interfaces have the name {name}")));
         }

@@ -6,6 +6,7 @@ use magnetar_core::error::{Context, Result};
 use rustix::io::Errno;
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
+use std::io;
 use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -19,13 +20,18 @@ const FROM_KERNEL: u32 = 1;
 /// # Errors
 /// The kernel's error.
 pub fn listen() -> Result<AsyncFd<OwnedFd>> {
-    let open = || {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(KOBJECT_UEVENT))?;
-        bind(&socket, &SocketAddrNetlink::new(0, FROM_KERNEL))?;
-        magnetar_sys::readiness::watch(socket)
-    };
-    open().context(|| "cannot listen for the kernel's device events".into())
+    let watched = open(SocketFlags::NONBLOCK).and_then(magnetar_sys::readiness::watch);
+    watched.context(|| "cannot listen for the kernel's device events".into())
+}
+
+/// A socket for these messages, with additional flags, for those who wait without an event loop.
+///
+/// # Errors
+/// The kernel's error.
+pub fn open(flags: SocketFlags) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags | SocketFlags::CLOEXEC, Some(KOBJECT_UEVENT))?;
+    bind(&socket, &SocketAddrNetlink::new(0, FROM_KERNEL))?;
+    Ok(socket)
 }
 
 /// Waits for a message. Its content does not matter: the caller looks at all devices again.

@@ -48,6 +48,8 @@ pub struct VmConfig {
     pub huge_pages: bool,
     /// Whether the kernel or a process carries the guest's vsock.
     pub vsock: vsock::Choice,
+    /// Whether machines begin as copies of a template.
+    pub template: bool,
 }
 
 /// The supported hypervisors.
@@ -77,6 +79,7 @@ impl Default for VmConfig {
             acceleration: acceleration::Choice::Auto,
             vsock: vsock::Choice::Auto,
             huge_pages: false,
+            template: false,
         }
     }
 }
@@ -127,6 +130,9 @@ impl VmConfig {
         if !(1..=MAX_VCPUS).contains(&u64::from(config.vcpus)) {
             return Err(invalid(format!("vcpus = {} is not between 1 and {MAX_VCPUS}", config.vcpus)));
         }
+        if config.template && config.huge_pages {
+            return Err(invalid("template and huge_pages cannot both be true: a template's memory is copied page by page".into()));
+        }
         if let Some(most) = config.max_vcpus
             && !(u64::from(config.vcpus)..=MAX_VCPUS).contains(&u64::from(most))
         {
@@ -175,16 +181,19 @@ impl VmConfig {
     }
 
     /// The size that a machine may grow to that starts with `start`. Memory that consists of the
-    /// host's huge pages does not grow.
+    /// host's huge pages does not grow, and a machine that may be a copy of a template does not.
     pub fn most(&self, start: Size, host: Size) -> Size {
+        if self.template {
+            return start;
+        }
         let memory_mib = if self.huge_pages { start.memory_mib } else { self.max_memory_mib.unwrap_or(host.memory_mib.min(MOST_MEMORY)) };
         Size { memory_mib, vcpus: self.most_vcpus(host) }.max(start)
     }
 
     /// What the size of a machine follows that started with `start` and may grow to `most`.
     pub fn sizing(&self, start: Size, most: Size, huge_pages: u32) -> Sizing {
-        let Self { memory_mib, unlimited_memory_mib, vcpus, .. } = *self;
-        Sizing { start, most, memory_mib, unlimited_memory_mib, vcpus, huge_pages }
+        let Self { memory_mib, unlimited_memory_mib, vcpus, template, .. } = *self;
+        Sizing { start, most, memory_mib, unlimited_memory_mib, vcpus, huge_pages, template }
     }
 
     fn most_vcpus(&self, host: Size) -> u32 {
@@ -226,6 +235,7 @@ mod tests {
             (serde_json::json!({"cloud-hypervisor": {"machine": "q35"}}), "machine"),
             (serde_json::json!({"machine": "microvm"}), "machine is a setting of QEMU: move it to the table vm.qemu"),
             (serde_json::json!({"vsock": "hybrid"}), "hybrid"),
+            (serde_json::json!({"template": true, "huge_pages": true}), "template and huge_pages"),
         ] {
             let error = parse(table).unwrap_err();
             assert!(error.to_string().contains(named), "{error}");
@@ -265,8 +275,10 @@ mod tests {
         assert_eq!(config.most(size(9000, 6), HOST), size(9000, 6), "it does not shrink below its start");
         let bounded = VmConfig { max_memory_mib: Some(2048), max_vcpus: Some(16), ..config.clone() };
         assert_eq!(bounded.most(start, HOST), size(2048, 16));
-        let backed = VmConfig { huge_pages: true, ..bounded };
+        let backed = VmConfig { huge_pages: true, ..bounded.clone() };
         assert_eq!(backed.most(start, HOST), size(384, 16));
+        let copied = VmConfig { template: true, ..bounded };
+        assert_eq!(copied.most(start, HOST), start);
     }
 
     #[test]

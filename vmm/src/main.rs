@@ -16,8 +16,10 @@
 //! their start to their end. `hypervisor` is the interface to a hypervisor; each hypervisor has a
 //! file there, which holds everything specific to it. `relay` is the containers in the guest.
 //!
-//! Deliberately absent: anything that lets the guest make the host act, and any cache. A machine is
-//! made from files on disk and ends with its pod.
+//! `template` is guests that were booted before, as copies of which machines may begin.
+//!
+//! Deliberately absent: anything that lets the guest make the host act. A machine is made from
+//! files on disk and ends with its pod.
 
 mod config;
 // Nothing of ours calls it: tests/fuzz does.
@@ -28,6 +30,7 @@ mod hypervisor;
 mod machine;
 mod pod;
 mod relay;
+mod template;
 
 use config::{HypervisorName, VmConfig};
 use hypervisor::Hypervisor;
@@ -41,6 +44,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 fn main() -> ExitCode {
+    if let Some(code) = template::copy::run_if_asked() {
+        return code;
+    }
     server::main("magnetar-vmm", |inherited| {
         inherited.serve(|dir, record, parts| {
             record.config.refuse_runtime()?;

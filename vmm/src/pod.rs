@@ -6,6 +6,8 @@
 //! in the pod's cgroup, which accounts for what they use.
 
 mod cleanup;
+mod refusals;
+mod template;
 
 use crate::config::{ExtraNeeds, VmConfig};
 use crate::host::forward::{self, Forwarder};
@@ -33,10 +35,12 @@ use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::network::Network;
 use magnetar_vm_agent_api::{HELLO, Purpose, Request, Setup};
 use nix::sched::{CloneFlags, setns, unshare};
+use refusals::{no_host_network, refuse};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use template::Templates;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -67,6 +71,7 @@ pub struct VmPod {
     state: State,
     /// What to remove when the pod ends, oldest first.
     cleanups: Vec<Cleanup>,
+    templates: Templates,
 }
 
 /// The pod's phase.
@@ -95,7 +100,7 @@ enum State {
 impl VmPod {
     /// A new pod. Makes nothing on the host yet.
     pub fn new(hypervisor: Arc<dyn Hypervisor>, config: VmConfig, dir: PodDir, record: PodRecord, relay: Relay, parts: Parts) -> Self {
-        Self { hypervisor, config, dir, record, relay, parts, state: State::New, cleanups: Vec::new() }
+        Self { hypervisor, config, dir, record, relay, parts, state: State::New, cleanups: Vec::new(), templates: Templates::default() }
     }
 
     /// Whether the host's kernel has killed a process because the pod's cgroup was full.
@@ -242,12 +247,13 @@ impl VmPod {
         });
         let cgroup = self.cgroup()?;
         self.cleanups.push(Cleanup::Taps);
-        let network::Attached { network, nics } = network::attach().await?;
+        let network::Attached { mut network, nics } = network::attach().await?;
         let dir = self.vm_dir();
         std::fs::DirBuilder::new().mode(0o700).create(&dir).context(|| format!("cannot make {}", dir.display()))?;
         let shared = Virtiofs { program: virtiofsd, directory: share.dir().to_owned(), socket: dir.join(files::SHARE) };
         let spec = self.spec(&request.config, huge_pages, nics, vsock, shared)?;
-        let context = BootContext { secret: share.write_secret()?, cgroup: &cgroup };
+        let template = self.find_template(&spec, &mut network, share)?;
+        let context = BootContext { secret: share.write_secret()?, cgroup: &cgroup, template: template.as_ref() };
         let (on_event, on_end) = (self.relay.clone(), self.relay.clone());
         let hypervisor = self.hypervisor.clone();
         let machine =
@@ -297,7 +303,7 @@ impl Sandboxer for VmPod {
         let (request, share) = (request.clone(), share.clone());
         // Computed once, so that the machine's memory fits the pages that its agent reserves.
         let huge_pages = huge_pages(&request.config)?;
-        let (machine, network) = self.boot(&request, &share, huge_pages).await?;
+        let (machine, network) = self.start_machine(&request, &share, huge_pages).await?;
         let config = &request.config;
         let setup = Setup {
             sandbox: self.record.sandbox.to_string(),
@@ -314,11 +320,13 @@ impl Sandboxer for VmPod {
         let sizing = self.config.sizing(start, most, huge_pages);
         self.relay.set_running(Running { guest, share, hypervisor, sizing, pid, death, condemn });
         self.state = State::Running { machine, forwarder };
+        self.make_template();
         Ok(std::process::id())
     }
 
     async fn stop(&mut self) -> Result<()> {
         self.relay.close().await;
+        self.leave_template().await;
         if let State::Running { machine, forwarder } = &mut self.state {
             *forwarder = None;
             machine.switch_off().await;
@@ -352,24 +360,6 @@ impl Sandboxer for VmPod {
     }
 }
 
-/// Refuses what a pod in a virtual machine cannot have, before anything is made.
-fn refuse(config: &PodConfig) -> Result<()> {
-    if config.network == NamespaceMode::Node {
-        return Err(no_host_network());
-    }
-    let kept = |what: &str| Error::unimplemented(format!("a pod in a virtual machine cannot have {what}: its kernel is not the host's"));
-    if config.pid == NamespaceMode::Node {
-        return Err(kept("the host's process ids (hostPID)"));
-    }
-    if config.ipc == NamespaceMode::Node {
-        return Err(kept("the host's IPC namespace (hostIPC)"));
-    }
-    if config.userns.is_some() {
-        return Err(kept("a user namespace of the host (hostUsers: false)"));
-    }
-    huge_pages(config).map(drop)
-}
-
 /// How many huge pages the pod asks for. The kubelet does not state it, but sets the limit of the
 /// pod's cgroup to it (zero for a pod that asks for none). With its default configuration,
 /// containerd does not pass on what containers ask for.
@@ -389,10 +379,4 @@ fn has_unlimited_container(pod: &PodConfig) -> Result<bool> {
         Some(parent) => Ok(Cgroup::at(parent)?.memory_limit().is_none()),
         None => Ok(false),
     }
-}
-
-fn no_host_network() -> Error {
-    Error::unimplemented(
-        "a pod in a virtual machine cannot have the host's network (hostNetwork): its kernel has one of its own; use magnetar-runc for this pod",
-    )
 }

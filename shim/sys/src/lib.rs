@@ -18,6 +18,7 @@
 //! signal         signals that wake the event loop
 //! keyring        session keyrings
 //! kvm            asks KVM for its version
+//! random         gives the kernel's random number generator fresh bytes
 //! readiness      watches descriptors in the event loop
 //! sealed         opens a program so that its users cannot write to it
 //! tap            tap devices
@@ -46,6 +47,7 @@ pub mod memory;
 pub mod namespace;
 pub mod notification;
 pub mod process;
+pub mod random;
 pub mod readiness;
 pub mod sealed;
 pub mod signal;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! /dev/vhost-vsock, the kernel's device that connects a guest's vsock.
+//! /dev/vhost-vsock, the kernel's device that connects a guest's vsock, and /dev/vsock, which tells
+//! a guest its address.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -24,6 +25,29 @@ pub fn set_guest_cid(device: BorrowedFd, cid: u32) -> io::Result<()> {
     }
 }
 
+/// `_IO(7, 0xb9)` of linux/vm_sockets.h.
+const IOCTL_VM_SOCKETS_GET_LOCAL_CID: u32 = 0x07b9;
+
+/// The first address that a guest can have: those below are the hypervisor's, this machine's own
+/// and the host's (vsock(7)).
+const FIRST_GUEST: u32 = 3;
+
+/// The address of this machine on the vsock of its host, once the kernel's driver can use it.
+/// `None` before, and if this machine is no guest. `device` is /dev/vsock.
+///
+/// # Errors
+/// `ENOTTY` when the descriptor is not of /dev/vsock.
+pub fn guest_cid(device: BorrowedFd) -> io::Result<Option<u32>> {
+    let mut cid = 0_u32;
+    // SAFETY: the request writes an `unsigned int`, which outlives the call, and reads no memory of
+    // ours.
+    match unsafe { libc::ioctl(device.as_raw_fd(), IOCTL_VM_SOCKETS_GET_LOCAL_CID as _, &raw mut cid) } {
+        -1 => Err(io::Error::last_os_error()),
+        // The highest number stands for no address.
+        _ => Ok(Some(cid).filter(|cid| (FIRST_GUEST..u32::MAX).contains(cid))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,6 +58,7 @@ mod tests {
     fn a_device_other_than_vhost_vsock_is_refused() {
         let null = File::open("/dev/null").unwrap();
         assert_eq!(set_guest_cid(null.as_fd(), 3).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
+        assert_eq!(guest_cid(null.as_fd()).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
     }
 
     #[test]

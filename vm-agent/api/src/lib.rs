@@ -32,7 +32,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The version of this protocol. Raise it with each change that the other side may not understand.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The vsock port on which the agent listens.
 pub const PORT: u32 = 1024;
@@ -49,6 +49,14 @@ pub const GIVES_UP: &str = "the guest cannot go on";
 /// guest's vsock leads to a socket of this guest alone. If all guests of a host could connect to
 /// the port, the host instead connects to the agent until that answers.
 pub const HELLO: &str = "magnetar.hello";
+
+/// A word of the guest's kernel command line: the guest becomes a template, from which the machines
+/// of pods begin. Its agent writes [`TEMPLATE_READY`] to the console, and waits until the machine
+/// has a vsock. Only then is it a pod's, and the share has the pod's secret and [`secret::SEED`].
+pub const TEMPLATE: &str = "magnetar.template";
+
+/// The line that the agent of a template writes to the console before it waits.
+pub const TEMPLATE_READY: &str = "magnetar: this guest is a template";
 
 /// The tag of the file system that the host shares.
 pub const SHARE_TAG: &str = "magnetar";

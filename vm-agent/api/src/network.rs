@@ -27,6 +27,9 @@ pub struct Interface {
     pub name: String,
     /// Its hardware address.
     pub mac: Mac,
+    /// The hardware address that the device has, if that is another one: the guest changes it to
+    /// `mac`. A guest that began as a template has the template's devices.
+    pub device: Option<Mac>,
     /// Its MTU, in bytes.
     pub mtu: u32,
     /// Its addresses.

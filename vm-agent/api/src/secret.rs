@@ -11,6 +11,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// have this name.
 pub const FILE: &str = ".secret";
 
+/// The file in the share with [`SEED_LENGTH`] random bytes for the kernel of a guest that began as
+/// a template: all guests that begin so have the same random number generator. Beside [`FILE`], and
+/// only for such guests.
+pub const SEED: &str = ".seed";
+
+/// The length of [`SEED`] in bytes.
+pub const SEED_LENGTH: usize = 64;
+
 /// The length of a secret in bytes.
 pub const LENGTH: usize = 32;
 

@@ -44,7 +44,7 @@ fn prefix(text: &str) -> Prefix {
 }
 
 fn interface(name: &str, mac: Mac, addresses: &[&str]) -> Interface {
-    Interface { name: name.into(), mac, mtu: 9000, addresses: addresses.iter().map(|text| prefix(text)).collect() }
+    Interface { name: name.into(), mac, device: None, mtu: 9000, addresses: addresses.iter().map(|text| prefix(text)).collect() }
 }
 
 fn route(to: &str, gateway: Option<&str>, interface: &str) -> Route {
@@ -162,6 +162,19 @@ fn the_guest_gets_the_pod_s_network() {
 
         // A second request succeeds as well.
         configure(&network).await
+    });
+}
+
+#[test]
+fn a_template_s_interface_gets_the_pod_s_hardware_address() {
+    in_guest(async |handle| {
+        let own = Mac([2, 0, 0, 0, 7, 9]);
+        let interface = Interface { device: Some(FIRST), ..interface("net1", own, &["10.2.0.9/24"]) };
+        configure(&Network { interfaces: vec![interface], ..Network::default() }).await.unwrap();
+        let link = link(&handle, "net1").await;
+        assert!(is(&link, own), "{link:?}");
+        assert_eq!(addresses(&handle, link.header.index).await.first().map(String::as_str), Some("10.2.0.9/24"));
+        Ok(())
     });
 }
 

@@ -5,7 +5,8 @@
 //! ```text
 //! <pod>/places/                  a tmpfs with the mount points
 //! <pod>/share/                   the same tmpfs, read-only, with the mounts; virtiofsd serves it
-//!     .secret                    authenticates us to the guest's agent; removed once the agent has it
+//!     .secret, .seed             authenticates us to the guest's agent; randomness for a copy of a template;
+//!                                both are removed once the agent has them
 //!     <container>/rootfs         its root filesystem, mounted only here
 //!     <container>/<number>       a volume as a bind mount, read-only if the container has it read-only
 //! ```
@@ -85,21 +86,36 @@ impl Share {
     /// # Errors
     /// Errors of the kernel.
     pub fn write_secret(&self) -> Result<Secret> {
-        let mut bytes = [0; secret::LENGTH];
-        getrandom(&mut bytes, GetRandomFlags::empty()).context(|| "cannot get random bytes for the pod's secret".into())?;
-        let secret = Secret::new(bytes);
-        let file = fs::File::options().write(true).create_new(true).mode(0o400).open(self.places.join(secret::FILE));
-        file.and_then(|mut file| file.write_all(secret.bytes())).context(|| "cannot write the pod's secret for the guest".into())?;
-        Ok(secret)
+        self.write_random(secret::FILE).map(Secret::new)
     }
 
-    /// Removes the secret, once the agent has it.
+    /// Makes randomness for the kernel of a guest that begins as a copy of a template, and puts it
+    /// where the agent finds it.
+    ///
+    /// # Errors
+    /// Errors of the kernel.
+    pub fn write_seed(&self) -> Result<()> {
+        self.write_random::<{ secret::SEED_LENGTH }>(secret::SEED).map(drop)
+    }
+
+    fn write_random<const LENGTH: usize>(&self, name: &str) -> Result<[u8; LENGTH]> {
+        let mut bytes = [0; LENGTH];
+        getrandom(&mut bytes, GetRandomFlags::empty()).context(|| "cannot get random bytes for the pod's secret".into())?;
+        let file = fs::File::options().write(true).create_new(true).mode(0o400).open(self.places.join(name));
+        file.and_then(|mut file| file.write_all(&bytes)).context(|| "cannot write the pod's secret for the guest".into())?;
+        Ok(bytes)
+    }
+
+    /// Removes the secret and the seed, once the agent has them.
     ///
     /// # Errors
     /// Errors of the kernel.
     pub fn remove_secret(&self) -> Result<()> {
-        let file = self.places.join(secret::FILE);
-        ignore_missing(fs::remove_file(&file), &file)
+        for name in [secret::FILE, secret::SEED] {
+            let file = self.places.join(name);
+            ignore_missing(fs::remove_file(&file), &file)?;
+        }
+        Ok(())
     }
 
     /// The directory.

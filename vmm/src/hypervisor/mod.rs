@@ -14,6 +14,7 @@
 pub mod cloud_hypervisor;
 pub mod connection;
 pub mod qemu;
+pub mod snapshots;
 
 use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::program::Invocation;
@@ -21,6 +22,7 @@ use crate::machine::size::Size;
 use crate::machine::spec::VmSpec;
 use magnetar_core::error::Result;
 use magnetar_core::reaper::Exit;
+use snapshots::{Save, Snapshots};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
@@ -126,6 +128,11 @@ pub trait Hypervisor: Send + Sync {
     /// Errors of the hypervisor.
     fn begin<'a>(&'a self, spec: &'a VmSpec) -> Promise<'a, Box<dyn Control>>;
 
+    /// Saves machines, and begins machines as copies of saved ones; `None` if it cannot.
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        None
+    }
+
     /// Who caused this exit of its process.
     fn verdict(&self, exit: Exit) -> Verdict;
 }
@@ -144,6 +151,11 @@ pub trait Control: Send {
     /// The interface to attach and detach disks while the machine runs; `None` if the hypervisor
     /// cannot.
     fn disks(&mut self) -> Option<&mut dyn HotPlug>;
+
+    /// The interface to save the machine; `None` if the hypervisor cannot.
+    fn save(&mut self) -> Option<&mut dyn Save> {
+        None
+    }
 
     /// The interface to change the machine's size while it runs; `None` if the hypervisor, or this
     /// machine, cannot.

@@ -14,25 +14,28 @@ mod disks;
 mod machine;
 pub mod qmp;
 mod size;
+mod snapshots;
 
 pub use machine::{MachineKind, QemuConfig};
 
+use super::snapshots::{Save, Snapshots};
 use super::{Control, Disk, DiskId, HotPlug, Hypervisor, MachineState, Promise, Resize, Sharing, Traits, Verdict};
 use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::confinement::{Calls, Confinement, Files, Pids};
 use crate::machine::program::{Invocation, Program};
 use crate::machine::size::Size;
-use crate::machine::spec::{Acceleration, Nic, VmSpec};
+use crate::machine::spec::{Acceleration, VmSpec};
 use clock::Clock;
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::reaper::Exit;
 use magnetar_sys::bound::CapabilitySet;
 use magnetar_vm_agent_api::SHARE_TAG;
+use magnetar_vm_agent_api::network::Mac;
 use qmp::Qmp;
 use serde::Deserialize;
 use size::Growth;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
@@ -93,31 +96,55 @@ impl Hypervisor for Qemu {
     }
 
     fn plan<'a>(&self, spec: &'a VmSpec, vsock: VsockAttachment<'a>) -> Invocation<'a> {
-        let mut invocation = Invocation::new(&self.program);
-        let own = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name"];
-        invocation.arguments(own);
-        invocation.arguments([spec.sandbox.as_str()]);
-        confine(&mut invocation, spec);
-        board(&mut invocation, spec, self.machine);
-        kernel(&mut invocation, spec, self);
+        let mut invocation = self.confined(spec);
+        let pages = if spec.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" };
+        board(&mut invocation, spec, self.machine, ("memory-backend-memfd", pages));
+        size::devices(&mut invocation, spec, self.machine);
+        kernel(&mut invocation, spec, self, &[]);
         monitors(&mut invocation, spec);
-        devices(&mut invocation, spec, vsock, self.machine);
+        shared_files(&mut invocation, spec, self.machine);
+        carry(&mut invocation, vsock, self.machine);
+        invocation.arguments(["-device", &disks::controller(self.machine)]);
+        for (number, nic) in spec.nics.iter().enumerate() {
+            network(&mut invocation, number, (&nic.tap, nic.mac, nic.mtu), self.machine);
+        }
         invocation
     }
 
     fn begin<'a>(&'a self, spec: &'a VmSpec) -> Promise<'a, Box<dyn Control>> {
         Box::pin(async {
-            let socket = spec.dir.join(CONTROL);
-            let stream = UnixStream::connect(&socket).await.context(|| format!("cannot connect to QEMU at {}", socket.display()))?;
-            let (qmp, growth) = (Qmp::begin(stream).await?, Growth::of(spec, self.machine));
+            let (qmp, growth) = (connect(spec).await?, Growth::of(spec, self.machine));
             Ok(Box::new(QemuControl { qmp, growth }) as Box<dyn Control>)
         })
+    }
+
+    /// A microvm has no hot-plug, and so no vsock after a restore.
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        (self.machine == MachineKind::Q35).then_some(self)
     }
 
     /// QEMU exits with 0 when its guest ended or panicked (`-no-reboot`).
     fn verdict(&self, exit: Exit) -> Verdict {
         if exit.code == 0 { Verdict::Guest } else { Verdict::Hypervisor }
     }
+}
+
+impl Qemu {
+    /// The start of every command line.
+    fn confined<'a>(&self, spec: &VmSpec) -> Invocation<'a> {
+        let mut invocation = Invocation::new(&self.program);
+        let own = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name"];
+        invocation.arguments(own);
+        invocation.arguments([spec.sandbox.as_str()]);
+        confine(&mut invocation, spec);
+        invocation
+    }
+}
+
+async fn connect(spec: &VmSpec) -> Result<Qmp> {
+    let socket = spec.dir.join(CONTROL);
+    let stream = UnixStream::connect(&socket).await.context(|| format!("cannot connect to QEMU at {}", socket.display()))?;
+    Qmp::begin(stream).await
 }
 
 /// The capabilities that QEMU needs until it has switched its user: CAP_SETGID, CAP_SETUID,
@@ -153,16 +180,21 @@ fn confine(invocation: &mut Invocation, spec: &VmSpec) {
     ]);
 }
 
-/// Processor, memory, and devices of every machine.
-fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind) {
-    let (accelerator, processor) = match spec.acceleration {
+/// The accelerator and the processor, by QEMU's names.
+fn processor(spec: &VmSpec) -> (&'static str, &'static str) {
+    match spec.acceleration {
         // Pods have no nested virtualisation.
         Acceleration::Kvm => ("kvm", "host,-vmx,-svm"),
         // All of QEMU's features, except those that recommend string instructions for copying:
         // emulation handles each byte as a step, and the kernel would boot a seventh slower. The
         // translation cache must not grow to QEMU's default limit of a gigabyte.
         Acceleration::Tcg => ("tcg,thread=multi,tb-size=128", "max,-svm,-erms,-fsrm,-fzrm,-fsrs,-fsrc"),
-    };
+    }
+}
+
+/// Processor, memory, and devices of every machine. `backend` has the memory, with more options.
+fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind, (backend, more): (&str, &str)) {
+    let (accelerator, processor) = processor(spec);
     let memory = spec.memory_mib;
     invocation.arguments(machine.options());
     invocation.arguments([
@@ -176,15 +208,15 @@ fn board(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind) {
         &size::memory(spec, machine),
         // The vhost-user devices map the guest's memory too.
         "-object",
-        &format!("memory-backend-memfd,id=ram,size={memory}M,share=on{}", if spec.huge_pages { ",hugetlb=on,hugetlbsize=2M" } else { "" }),
+        &format!("{backend},id=ram,size={memory}M,share=on{more}"),
         "-device",
         &machine.device("virtio-rng"),
     ]);
-    size::devices(invocation, spec, machine);
 }
 
-/// The kernel, the initramfs and the kernel's command line.
-fn kernel(invocation: &mut Invocation, spec: &VmSpec, qemu: &Qemu) {
+/// The parameters that every guest's kernel gets. Its clock's rate is another one, which differs
+/// between measurements.
+fn fixed_parameters(spec: &VmSpec, machine: MachineKind) -> Vec<&'static str> {
     let own = [
         "console=ttyS0",
         // Each character costs an exit from the guest, so print only warnings and worse, and panics
@@ -216,14 +248,17 @@ fn kernel(invocation: &mut Invocation, spec: &VmSpec, qemu: &Qemu) {
         // translations. (Distributions' kernels clear by default.)
         "init_on_alloc=1",
     ];
+    let emulated = if spec.acceleration == Acceleration::Tcg { emulated } else { &[] };
+    [&own, emulated, machine.parameters()].concat()
+}
+
+/// The kernel, the initramfs and the kernel's command line, which ends with `last`.
+fn kernel(invocation: &mut Invocation, spec: &VmSpec, qemu: &Qemu, last: &[&str]) {
     let is_emulated = spec.acceleration == Acceleration::Tcg;
-    let emulated = if is_emulated { emulated } else { &[] };
     let rate = qemu.clock.filter(|_| is_emulated).and_then(Clock::khz).map(|khz| format!("tsc_early_khz={khz}"));
-    let fixed = [&own, emulated, qemu.machine.parameters()].concat();
     let growth = size::parameters(spec, qemu.machine);
-    let growth = growth.iter().map(String::as_str);
-    let parameters: Vec<&str> =
-        fixed.into_iter().chain(rate.as_deref()).chain(growth).chain(spec.parameters.iter().map(String::as_str)).collect();
+    let fixed = fixed_parameters(spec, qemu.machine).into_iter().chain(rate.as_deref()).chain(growth.iter().map(String::as_str));
+    let parameters: Vec<&str> = fixed.chain(spec.parameters.iter().map(String::as_str)).chain(last.iter().copied()).collect();
     invocation.arguments::<OsString>([
         "-kernel".into(),
         spec.kernel.clone().into(),
@@ -250,8 +285,8 @@ fn monitors(invocation: &mut Invocation, spec: &VmSpec) {
     }
 }
 
-/// The pod's devices: shared files, vsock, disks and network.
-fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: VsockAttachment<'a>, machine: MachineKind) {
+/// The device for shared files.
+fn shared_files(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind) {
     if let Some(share) = &spec.share {
         invocation.arguments([
             "-chardev".into(),
@@ -260,6 +295,10 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: VsockAt
             format!("{},tag={SHARE_TAG},chardev=share", machine.device("vhost-user-fs")).into(),
         ]);
     }
+}
+
+/// The vsock of a machine that boots.
+fn carry<'a>(invocation: &mut Invocation<'a>, vsock: VsockAttachment<'a>, machine: MachineKind) {
     match vsock {
         VsockAttachment::User(connection) => {
             let connection = invocation.open(connection);
@@ -279,19 +318,15 @@ fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: VsockAt
             invocation.arguments(["-device", &format!("{},vhostfd={device},guest-cid={}", machine.device("vhost-vsock"), cid.number)]);
         }
     }
-    invocation.arguments(["-device", &disks::controller(machine)]);
-    for (number, nic) in spec.nics.iter().enumerate() {
-        network(invocation, number, nic, machine);
-    }
 }
 
-fn network<'a>(invocation: &mut Invocation<'a>, number: usize, nic: &'a Nic, machine: MachineKind) {
-    let tap = invocation.open(nic.tap.as_fd());
+fn network<'a>(invocation: &mut Invocation<'a>, number: usize, (tap, mac, mtu): (&'a OwnedFd, Mac, u32), machine: MachineKind) {
+    let tap = invocation.open(tap.as_fd());
     invocation.arguments([
         "-netdev",
         &format!("tap,id=net{number},fd={tap}"),
         "-device",
-        &format!("{},netdev=net{number},mac={},host_mtu={}", machine.device("virtio-net"), nic.mac, nic.mtu),
+        &format!("{},netdev=net{number},mac={mac},host_mtu={mtu}", machine.device("virtio-net")),
     ]);
 }
 
@@ -337,6 +372,10 @@ impl Control for QemuControl {
 
     fn size(&mut self) -> Option<&mut dyn Resize> {
         if self.growth.is_some() { Some(self) } else { None }
+    }
+
+    fn save(&mut self) -> Option<&mut dyn Save> {
+        Some(self)
     }
 }
 

@@ -139,7 +139,7 @@ async fn with_machine(cgroup: &Cgroup, shell: Shell, test: impl AsyncFnOnce(Resu
     let parts = Parts { reaper, events, idle, tasks: tasks.clone() };
     let received = Arc::<Mutex<Vec<Event>>>::default();
     let sink = received.clone();
-    let context = BootContext { secret: Secret::new([7; LENGTH]), cgroup };
+    let context = BootContext { secret: Secret::new([7; LENGTH]), cgroup, template: None };
     let run = async {
         let machine = Machine::boot(Arc::new(shell), spec, &context, &parts, move |event| sink.lock().unwrap().push(event), || {}).await;
         test(machine, received).await;

@@ -2,7 +2,7 @@
 //! How a machine is started. Each phase consumes the previous one. A failure kills all processes.
 //!
 //! ```text
-//! Processes::run ──> connect: hypervisor and agent ──> Booted ──> the task that waits for its end (death)
+//! Processes::run ──> connect: hypervisor and agent ──> Machine ──> the task that waits for its end (death)
 //!                       │ fails
 //!                       └──> Processes::kill
 //! ```
@@ -14,15 +14,19 @@ use super::size::Size;
 use super::spec::VmSpec;
 use super::vsock_directory::VsockDirectory;
 use super::{BootContext, Machine, death, files};
-use crate::host::vsock::{Vsock, VsockAttachment};
+use crate::host::vsock::{Cid, Vsock, VsockAttachment};
 use crate::hypervisor::connection::Connection;
+use crate::hypervisor::snapshots::{SavedState, Snapshots};
 use crate::hypervisor::{Control, Hypervisor};
 use crate::relay::guest::{self, Dialer, Guest};
+use crate::template::copy;
+use crate::template::store::Template;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::{Event, Purpose};
 use rustix::fs::{Mode, chmod};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixListener;
@@ -33,12 +37,47 @@ use tracing::{Instrument, debug};
 /// working guest needs seconds.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long a copy of a template may take for that. A working one needs less than a second. Ten
+/// that began at once, on two processors that others kept busy, needed 25. For one that does not
+/// work another machine is booted.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(45);
+
 /// All processes of a machine.
 pub struct Processes {
     pub(super) hypervisor: Process,
     pub(super) virtiofsd: Option<Process>,
     pub(super) vsock: VsockServer,
     pub(super) console: LogTail,
+}
+
+/// How a machine begins once its processes run.
+enum Beginning<'a> {
+    Boot,
+    Restore {
+        snapshots: &'a dyn Snapshots,
+        template: &'a Template,
+        /// The process that copies its memory.
+        copy: Process,
+        /// What the hypervisor gets for its vsock.
+        vsock: OwnedAttachment,
+    },
+}
+
+/// A [`VsockAttachment`] that is kept until the hypervisor has it.
+enum OwnedAttachment {
+    Kernel(Cid),
+    User(OwnedFd),
+    Own(PathBuf),
+}
+
+impl OwnedAttachment {
+    fn as_attachment(&self) -> VsockAttachment<'_> {
+        match self {
+            Self::Kernel(cid) => VsockAttachment::Kernel(cid),
+            Self::User(connection) => VsockAttachment::User(connection.as_fd()),
+            Self::Own(host) => VsockAttachment::Own(host),
+        }
+    }
 }
 
 /// The connections to a machine that has booted.
@@ -73,24 +112,18 @@ impl Machine {
             (Vsock::User { .. } | Vsock::Own, Some(directory)) => Dialer::hybrid(directory.host(), directory.owner(), context.secret),
             (Vsock::User { .. } | Vsock::Own, None) => return Err(Error::internal("a vsock in user space has no directory")),
         };
-        let mut processes = Processes::run(&*hypervisor, &spec, directory.as_ref(), context, parts).await?;
+        let (mut processes, beginning) = Processes::run(&*hypervisor, &spec, directory.as_ref(), context, parts).await?;
+        let patience = context.template.map_or(HELLO_TIMEOUT, |_| RESTORE_TIMEOUT);
         let connected = tokio::select! {
-            connected = tokio::time::timeout(HELLO_TIMEOUT, connect(&*hypervisor, &spec, &dialer, hello)) => {
-                connected.unwrap_or_else(|_| Err(silent(&processes.console)))
+            connected = tokio::time::timeout(patience, connect(&*hypervisor, &spec, beginning, &dialer, hello)) => {
+                connected.unwrap_or_else(|_| Err(silent(&processes.console, patience)))
             }
             reason = processes.one_ended(&*hypervisor) => Err(ended_early(&reason)),
-        };
-        let connected = match connected {
-            // Whoever was talked to may have hung up because it ends; then that is the cause.
-            Err(error) if error.code() == Code::Unavailable => {
-                let ended = tokio::time::timeout(death::CAUSE_TIMEOUT, processes.one_ended(&*hypervisor)).await;
-                Err(ended.map_or(error, |reason| ended_early(&reason)))
-            }
-            connected => connected,
         };
         let Connected { mut control, guest, requests, events, pulse } = match connected {
             Ok(connected) => connected,
             Err(error) => {
+                let error = processes.cause(&*hypervisor, error).await;
                 processes.kill().await;
                 return Err(error);
             }
@@ -121,10 +154,18 @@ impl Machine {
 async fn connect(
     hypervisor: &dyn Hypervisor,
     spec: &VmSpec,
+    beginning: Beginning<'_>,
     dialer: &Dialer,
     hello: Option<UnixListener>,
 ) -> Result<Connected<impl Future<Output = ()> + Send + use<>>> {
-    let control = hypervisor.begin(spec).await?;
+    let control = match beginning {
+        Beginning::Boot => hypervisor.begin(spec).await?,
+        Beginning::Restore { snapshots, template, copy, vsock } => {
+            copy::end(copy).await?;
+            let saved = SavedState { file: template.state.as_fd(), version: &template.version };
+            snapshots.restore(spec, saved, vsock.as_attachment()).await?
+        }
+    };
     if let Some(hello) = hello {
         let (_hello, _from) = hello.accept().await.context(|| "cannot accept the guest's first connection".into())?;
         debug!("the guest has sent its first message");
@@ -139,20 +180,27 @@ fn ended_early(reason: &str) -> Error {
     Error::internal(format!("the virtual machine did not start: {reason}"))
 }
 
-fn silent(console: &LogTail) -> Error {
+fn silent(console: &LogTail, patience: Duration) -> Error {
     let said = console.last_line().map(|line| format!("; the last line on its console: {line}"));
-    Error::new(Code::DeadlineExceeded, format!("the guest has not started within {HELLO_TIMEOUT:?}{}", said.unwrap_or_default()))
+    Error::new(Code::DeadlineExceeded, format!("the guest has not started within {patience:?}{}", said.unwrap_or_default()))
 }
 
 impl Processes {
-    async fn run(
-        hypervisor: &dyn Hypervisor,
+    async fn run<'a>(
+        hypervisor: &'a dyn Hypervisor,
         spec: &VmSpec,
         directory: Option<&VsockDirectory>,
-        context: &BootContext<'_>,
+        context: &BootContext<'a>,
         parts: &Parts,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Beginning<'a>)> {
         let common = Common { reaper: &parts.reaper, tasks: &parts.tasks, cgroup: context.cgroup };
+        let copied = context.template.map(|template| {
+            let memory = copy::memory_file(spec.memory_mib)?;
+            let copy = copy::begin(copy::Task::Unpack, template.memory.as_fd(), memory.as_fd(), common)?;
+            let snapshots = hypervisor.snapshots().ok_or_else(|| Error::internal("this hypervisor restores no machines"))?;
+            Ok::<_, Error>((template, memory, copy, snapshots))
+        });
+        let copied = copied.transpose()?;
         let virtiofsd = spec.share.as_ref().map(|share| Process::run("virtiofsd", &devices::virtiofsd(share), None, common)).transpose()?;
         if let Some(share) = &spec.share {
             // Only root can enter its directory. A hypervisor that runs as another user reaches it
@@ -160,24 +208,37 @@ impl Processes {
             let what = || format!("cannot open {} for the hypervisor", share.socket.display());
             chmod(&share.socket, Mode::from_raw_mode(0o666)).context(what)?;
         }
-        let (connection, host);
-        let (vsock, carried) = match (&spec.vsock, directory) {
-            (Vsock::Kernel(cid), _) => (VsockServer::Kernel(Some(cid.clone())), VsockAttachment::Kernel(cid)),
+        let (vsock, attachment) = match (&spec.vsock, directory) {
+            (Vsock::Kernel(cid), _) => (VsockServer::Kernel(Some(cid.clone())), OwnedAttachment::Kernel(cid.clone())),
             (Vsock::User { program }, Some(directory)) => {
-                let process;
-                (process, connection) = devices::run_vsock(program, directory, common).await?;
-                (VsockServer::User(process), VsockAttachment::User(connection.as_fd()))
+                let (process, connection) = devices::run_vsock(program, directory, common).await?;
+                (VsockServer::User(process), OwnedAttachment::User(connection))
             }
-            (Vsock::Own, Some(directory)) => {
-                host = directory.host();
-                (VsockServer::Hypervisor, VsockAttachment::Own(&host))
-            }
+            (Vsock::Own, Some(directory)) => (VsockServer::Hypervisor, OwnedAttachment::Own(directory.host())),
             (Vsock::User { .. } | Vsock::Own, None) => return Err(Error::internal("a vsock in user space has no directory")),
         };
         let console = LogTail::default();
         let log = Some((console.clone(), spec.dir.join(files::CONSOLE)));
-        let hypervisor = Process::run("the hypervisor", &hypervisor.plan(spec, carried), log, common)?;
-        Ok(Self { hypervisor, virtiofsd, vsock, console })
+        let invocation = match &copied {
+            Some((_, memory, _, snapshots)) => snapshots.plan_copy(spec, memory.as_fd()),
+            None => hypervisor.plan(spec, attachment.as_attachment()),
+        };
+        let hypervisor = Process::run("the hypervisor", &invocation, log, common)?;
+        drop(invocation);
+        let beginning = match copied {
+            Some((template, _, copy, snapshots)) => Beginning::Restore { snapshots, template, copy, vsock: attachment },
+            None => Beginning::Boot,
+        };
+        Ok((Self { hypervisor, virtiofsd, vsock, console }, beginning))
+    }
+
+    /// The cause of a start's failure: whoever was talked to may have hung up because it ends.
+    pub(super) async fn cause(&mut self, kind: &dyn Hypervisor, error: Error) -> Error {
+        if error.code() != Code::Unavailable {
+            return error;
+        }
+        let ended = tokio::time::timeout(death::CAUSE_TIMEOUT, self.one_ended(kind)).await;
+        ended.map_or(error, |reason| ended_early(&reason))
     }
 
     pub(super) async fn kill(&mut self) {

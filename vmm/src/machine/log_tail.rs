@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tokio::sync::Notify;
 use tracing::debug;
 
 /// The most bytes kept in memory.
@@ -24,12 +25,18 @@ const FILE_LIMIT: u64 = 256 << 10;
 
 /// The end of a program's output.
 #[derive(Debug, Clone, Default)]
-pub struct LogTail(Arc<Mutex<VecDeque<u8>>>);
+pub struct LogTail(Arc<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: Mutex<VecDeque<u8>>,
+    grown: Notify,
+}
 
 impl LogTail {
     /// The kept output, without control characters.
     pub fn last(&self) -> String {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(kept.make_contiguous());
         text.chars().filter(|c| *c == '\n' || !c.is_control()).collect()
     }
@@ -39,11 +46,25 @@ impl LogTail {
         self.last().lines().rev().map(str::trim).find(|line| !line.is_empty()).map(String::from)
     }
 
+    /// Waits for a line. Cancel-safe.
+    pub async fn wait_for(&self, line: &str) {
+        loop {
+            // Made before the look, so that it notices what comes after.
+            let grown = self.0.grown.notified();
+            if self.last().lines().any(|one| one.trim() == line) {
+                return;
+            }
+            grown.await;
+        }
+    }
+
     fn push(&self, bytes: &[u8]) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend(bytes);
         let excess = kept.len().saturating_sub(MEMORY_LIMIT);
         kept.drain(..excess);
+        drop(kept);
+        self.0.grown.notify_waiters();
     }
 
     /// Reads a pipe to its end, and copies it to `file`. If writing the file fails, the pipe is
@@ -115,6 +136,19 @@ mod tests {
         }
         assert_eq!(tail.last_line().as_deref(), Some("line 9999"));
         assert!(tail.last().len() <= MEMORY_LIMIT);
+    }
+
+    #[tokio::test]
+    async fn a_line_is_waited_for() {
+        let (tail, (reader, writer)) = (LogTail::default(), std::io::pipe().unwrap());
+        let said = async {
+            let mut writer = File::from(OwnedFd::from(writer));
+            for part in ["[    1.0] noise\r\nthe wa", "ited", "-for line\r\n"] {
+                tokio::task::yield_now().await;
+                writer.write_all(part.as_bytes()).unwrap();
+            }
+        };
+        tokio::join!(tail.clone().follow("test", reader.into(), None), tail.wait_for("the waited-for line"), said);
     }
 
     #[tokio::test]

@@ -2,7 +2,8 @@
 //! A machine: the hypervisor, its helper processes and the guest's agent, from start to end.
 //!
 //! ```text
-//! boot    run the processes ─> let the hypervisor begin ─> wait for the agent ─> Machine
+//! boot    run the processes ─> let the hypervisor begin, or restore ─> wait for the agent ─> Machine
+//! saved   run the processes of a machine without a pod, to save it as a template
 //! death   one task waits until a process ends, the agent stops answering, or the machine is switched
 //!         off or condemned; then it kills all processes and publishes the reason
 //! ```
@@ -15,12 +16,14 @@ pub mod log_tail;
 mod own_devices;
 pub mod processes;
 pub mod program;
+pub mod saved;
 pub mod size;
 pub mod spec;
 pub mod vsock_directory;
 
 use crate::hypervisor::connection::Connection;
 use crate::relay::guest::Guest;
+use crate::template::store::Template;
 use magnetar_core::cgroup::Cgroup;
 use magnetar_vm_agent_api::Request;
 use magnetar_vm_agent_api::secret::Secret;
@@ -73,6 +76,8 @@ pub struct BootContext<'a> {
     pub secret: Secret,
     /// The cgroup for its processes.
     pub cgroup: &'a Cgroup,
+    /// The template of which it begins as a copy; `None` if it boots.
+    pub template: Option<&'a Template>,
 }
 
 impl Machine {

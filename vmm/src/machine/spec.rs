@@ -67,6 +67,9 @@ pub struct Users {
     pub vsock: u32,
 }
 
+/// How many process ids there can be: the kernel's `PID_MAX_LIMIT`.
+const IDS: u32 = 1 << 22;
+
 impl VmSpec {
     /// The directory of a vsock that is served in user space; `None` if the kernel serves it.
     pub fn vsock_directory(&self) -> Option<VsockDirectory> {
@@ -83,10 +86,13 @@ impl Users {
     /// process lives. Distributions leave this range unused, and it is above the range that
     /// kubelets use for pods with user namespaces (listed in systemd's UIDS-GIDS.md).
     pub fn of(sandbox_process: u32) -> Self {
-        // The kernel's PID_MAX_LIMIT.
-        const IDS: u32 = 1 << 22;
         let hypervisor = 2_000_000_000 + sandbox_process % IDS;
         Self { hypervisor, vsock: hypervisor + IDS }
+    }
+
+    /// The users of a second machine of the same process: a template that it makes.
+    pub fn second(self) -> Self {
+        Self { hypervisor: self.hypervisor + 2 * IDS, vsock: self.vsock + 2 * IDS }
     }
 }
 

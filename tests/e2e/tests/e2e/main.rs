@@ -30,6 +30,7 @@ mod status_codes;
 mod stdio;
 mod stop;
 mod task_api;
+mod templates;
 mod unwritable_disk;
 mod vm;
 mod vm_kinds;

@@ -66,8 +66,14 @@ fn network() -> impl Strategy<Value = network::Network> {
     use network::{Interface, Mac, Neighbour, Network, Prefix, Route};
     let mac = || any::<[u8; 6]>().prop_map(Mac);
     let prefix = || (any::<std::net::IpAddr>(), any::<u8>()).prop_map(|(ip, length)| Prefix { ip, length });
-    let interface =
-        (text(), mac(), any::<u32>(), vec(prefix(), 0..3)).prop_map(|(name, mac, mtu, addresses)| Interface { name, mac, mtu, addresses });
+    let device = any::<Option<[u8; 6]>>().prop_map(|device| device.map(Mac));
+    let interface = (text(), mac(), device, any::<u32>(), vec(prefix(), 0..3)).prop_map(|(name, mac, device, mtu, addresses)| Interface {
+        name,
+        mac,
+        device,
+        mtu,
+        addresses,
+    });
     let route =
         (prefix(), any::<Option<std::net::IpAddr>>(), text(), any::<(Option<std::net::IpAddr>, Option<u32>, u8, bool, Option<u32>)>())
             .prop_map(|(to, gateway, interface, (source, mtu, scope, on_link, metric))| Route {

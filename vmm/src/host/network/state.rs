@@ -143,7 +143,7 @@ fn interface(link: &LinkMessage) -> Result<Option<Interface>> {
     if flags.contains(LinkFlags::Noarp) && kind != Some(&InfoKind::Dummy) {
         return refused("it does not resolve neighbours (NOARP)");
     }
-    Ok(Some(Interface { name: name.into(), mac, mtu, addresses: Vec::new() }))
+    Ok(Some(Interface { name: name.into(), mac, device: None, mtu, addresses: Vec::new() }))
 }
 
 /// An interface's own address; `None` for an address that is unusable or temporary.

@@ -6,7 +6,7 @@
 //!   ──> {"execute": "qmp_capabilities"}       no optional capabilities are requested
 //!   ──> {"execute": …, "id": n}
 //!   <── {"return": …, "id": n}, or {"error": {"desc": …}, "id": n}
-//!   <── {"event": …}                          at any time; only DEVICE_DELETED matters
+//!   <── {"event": …}                          at any time; only DEVICE_DELETED and MIGRATION matter
 //! ```
 //!
 //! A descriptor is passed along with the line of the command that needs it (SCM_RIGHTS of unix(7)).
@@ -38,6 +38,10 @@ pub struct Qmp {
     begun: Vec<u8>,
     /// The device in the last DEVICE_DELETED event.
     deleted: Option<String>,
+    /// The status in the last MIGRATION event.
+    migration: Option<String>,
+    /// QEMU's version, as its greeting has it.
+    version: String,
 }
 
 /// A line's known fields. Others are ignored.
@@ -56,6 +60,7 @@ struct Line {
 #[derive(Debug, Deserialize)]
 struct EventData {
     device: Option<String>,
+    status: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -74,10 +79,10 @@ impl Qmp {
     /// # Errors
     /// `Unavailable` if QEMU has ended, `Internal` if the peer does not speak the protocol.
     pub async fn begin(stream: UnixStream) -> Result<Self> {
-        let mut qmp = Self { stream: BufReader::new(stream), last: 0, begun: Vec::new(), deleted: None };
-        if qmp.line().await?.greeting.is_none() {
-            return Err(Error::internal("QEMU does not begin with a greeting"));
-        }
+        let (deleted, migration) = (None, None);
+        let mut qmp = Self { stream: BufReader::new(stream), last: 0, begun: Vec::new(), deleted, migration, version: String::new() };
+        let greeting = qmp.line().await?.greeting.ok_or_else(|| Error::internal("QEMU does not begin with a greeting"))?;
+        qmp.version = greeting["version"].to_string();
         qmp.execute::<Value>("qmp_capabilities").await?;
         Ok(qmp)
     }
@@ -106,6 +111,34 @@ impl Qmp {
     /// As [`execute`](Self::execute).
     pub async fn order(&mut self, command: &str, arguments: Value, descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
         self.call::<Value>(command, Some(arguments), descriptor).await.map(drop)
+    }
+
+    /// QEMU's version, as JSON.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Saves or loads the machine's state by a command, and waits until that is over. The
+    /// capability `events` must be on. Not cancel-safe.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute); `Internal` with QEMU's reason if it fails.
+    pub async fn migrate(&mut self, command: &str, uri: &str) -> Result<()> {
+        self.migration = None;
+        self.order(command, json!({ "uri": uri }), None).await?;
+        loop {
+            match self.migration.as_deref() {
+                Some("completed") => return Ok(()),
+                Some("failed" | "cancelled") => break,
+                Some(_) | None => {
+                    let line = self.line().await?;
+                    self.note_event(&line);
+                }
+            }
+        }
+        let state: Value = self.execute("query-migrate").await?;
+        let reason = state["error-desc"].as_str().unwrap_or("it gives no reason");
+        Err(Error::internal(format!("QEMU has not carried out {command}: {reason}")))
     }
 
     /// Removes a device, and waits for the DEVICE_DELETED event, which may come before or after the
@@ -172,8 +205,11 @@ impl Qmp {
     }
 
     fn note_event(&mut self, line: &Line) {
-        if line.event.as_deref() == Some("DEVICE_DELETED") {
-            self.deleted = line.data.as_ref().and_then(|data| data.device.clone());
+        let data = line.data.as_ref();
+        match line.event.as_deref() {
+            Some("DEVICE_DELETED") => self.deleted = data.and_then(|data| data.device.clone()),
+            Some("MIGRATION") => self.migration = data.and_then(|data| data.status.clone()),
+            Some(_) | None => {}
         }
     }
 

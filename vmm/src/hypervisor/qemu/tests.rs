@@ -3,7 +3,8 @@
 
 use super::*;
 use crate::host::vsock::{Cid, Vsock};
-use crate::machine::spec::{Users, Virtiofs};
+use crate::hypervisor::snapshots::SavedState;
+use crate::machine::spec::{Nic, Users, Virtiofs};
 use magnetar_core::ids::SandboxId;
 use magnetar_vm_agent_api::network::Mac;
 use serde_json::Value;
@@ -240,4 +241,109 @@ async fn qemus_states_are_translated() {
         };
         tokio::join!(ask, fake(theirs, word));
     }
+}
+
+/// The arguments of a machine to save and of its copy.
+fn saved_and_copy(spec: &VmSpec) -> [Vec<String>; 2] {
+    let (memory, qemu) = (connection(), Qemu::new("/q".into(), MachineKind::Q35));
+    let snapshots = qemu.snapshots().unwrap();
+    [snapshots.plan_saved(spec, memory.as_fd()), snapshots.plan_copy(spec, memory.as_fd())]
+        .map(|invocation| invocation.arguments.into_iter().map(|word| word.into_string().unwrap()).collect())
+}
+
+#[test]
+fn a_copy_has_the_devices_of_the_saved_machine_in_the_same_order() {
+    let [saved, copy] = saved_and_copy(&spec(2));
+    for option in ["-machine", "-cpu", "-smp", "-m", "-object", "-device", "-netdev", "-chardev"] {
+        assert_eq!(values(&saved, option), values(&copy, option), "{option}");
+    }
+    assert_eq!(values(&copy, "-object"), ["memory-backend-file,id=ram,size=256M,share=on,mem-path=/proc/self/fd/3"]);
+    let devices = values(&copy, "-device").join(" ");
+    assert!(!devices.contains("virtio-mem") && !devices.contains("virtio-balloon"), "it does not grow: {devices}");
+    assert!(!devices.contains("vsock") && devices.contains("pcie-root-port,id=rp0") && devices.contains("vmgenid,guid=auto"), "{devices}");
+    assert!(devices.contains("mac=02:6d:61:67:00:01") && !devices.contains("mac=02:00:00:00:00:01"), "{devices}");
+    assert!(values(&saved, "-append")[0].ends_with(" a=b c magnetar.template"));
+    assert_eq!((values(&copy, "-incoming"), values(&saved, "-incoming").len()), (vec!["defer"], 0));
+    assert!(!copy.iter().any(|word| word == "-kernel" || word == "-append" || word == "-initrd"), "{copy:?}");
+}
+
+#[test]
+fn a_copy_and_a_machine_to_save_are_confined_as_any_other() {
+    for arguments in saved_and_copy(&spec(1)) {
+        assert!(values(&arguments, "-sandbox")[0].contains("spawn=deny"));
+        assert_eq!(values(&arguments, "-run-with"), ["user=2000000007:2000000007,chroot=/pod"]);
+    }
+}
+
+#[test]
+fn machines_that_differ_in_size_devices_or_kernel_parameters_are_not_compatible() {
+    let qemu = Qemu::new("/q".into(), MachineKind::Q35);
+    let words = |spec: &VmSpec| qemu.snapshots().unwrap().compatibility(spec);
+    let first = words(&spec(1));
+    assert_eq!(first, words(&spec(1)));
+    let changes: [fn(&mut VmSpec); 5] = [
+        |spec| spec.vcpus = 3,
+        |spec| spec.memory_mib = 255,
+        |spec| spec.acceleration = Acceleration::Kvm,
+        |spec| spec.parameters.push("d".into()),
+        |spec| spec.nics.clear(),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut other = spec(1);
+        change(&mut other);
+        assert_ne!(first, words(&other), "change {number}");
+    }
+    assert!(Qemu::new("/q".into(), MachineKind::Microvm).snapshots().is_none());
+}
+
+/// A QEMU of this version that carries out everything. Returns the commands, with their arguments.
+async fn obedient(stream: UnixStream) -> Vec<(String, Value)> {
+    let mut stream = BufStream::new(stream);
+    stream.write_all(b"{\"QMP\": {\"version\": 7}}\n").await.unwrap();
+    stream.flush().await.unwrap();
+    let (mut line, mut commands) = (String::new(), Vec::new());
+    while stream.read_line(&mut line).await.unwrap() > 0 {
+        let command: Value = serde_json::from_str(&line).unwrap();
+        line.clear();
+        let name = command["execute"].as_str().unwrap().to_owned();
+        let answer = serde_json::json!({ "return": {}, "id": command["id"] });
+        stream.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+        if name.starts_with("migrate") && command["arguments"]["uri"].is_string() {
+            stream.write_all(b"{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n").await.unwrap();
+        }
+        stream.flush().await.unwrap();
+        commands.push((name, command["arguments"].clone()));
+    }
+    commands
+}
+
+async fn restore(version: &str) -> (Result<()>, Vec<(String, Value)>) {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = tokio::net::UnixListener::bind(dir.path().join(CONTROL)).unwrap();
+    let spec = VmSpec { dir: dir.path().to_owned(), ..spec(1) };
+    let (qemu, connection, state) = (Qemu::new("/q".into(), MachineKind::Q35), connection(), connection());
+    let ask = async {
+        let saved = SavedState { file: state.as_fd(), version };
+        qemu.snapshots().unwrap().restore(&spec, saved, carried(&spec, &connection)).await.map(drop)
+    };
+    let serve = async { obedient(listener.accept().await.unwrap().0).await };
+    tokio::join!(ask, serve)
+}
+
+#[tokio::test]
+async fn a_restored_machine_gets_its_vsock_before_it_goes_on() {
+    let (restored, commands) = restore("7").await;
+    restored.unwrap();
+    let names: Vec<&str> = commands.iter().map(|(name, _)| name.as_str()).collect();
+    let loaded = ["qmp_capabilities", "migrate-set-capabilities", "migrate-set-parameters", "add-fd", "migrate-incoming", "remove-fd"];
+    assert_eq!(names[..6], loaded);
+    assert_eq!(names[6..], ["getfd", "chardev-add", "device_add", "cont"]);
+    assert_eq!((&commands[8].1["driver"], &commands[8].1["bus"]), (&"vhost-user-vsock-pci".into(), &"rp0".into()));
+}
+
+#[tokio::test]
+async fn another_versions_state_is_not_loaded() {
+    let (restored, commands) = restore("8").await;
+    assert_eq!(restored.unwrap_err().to_string(), "QEMU 7 cannot load what QEMU 8 has saved");
+    assert_eq!(commands.len(), 1);
 }

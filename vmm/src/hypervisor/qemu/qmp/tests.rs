@@ -184,3 +184,28 @@ proptest! {
         prop_assert!(answered.is_err() || has(r#""QMP""#) && has(r#""id": 2"#), "{answered:?}");
     }
 }
+
+#[tokio::test]
+async fn a_migration_ends_by_its_event_and_a_failed_one_has_qemus_reason() {
+    let event = |status: &str| format!(r#"{{"event": "MIGRATION", "data": {{"status": "{status}"}}}}"#);
+    let begun = r#"{"return": {}, "id": 2}"#;
+    let run = async |answers: &[&str]| {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let migrate = async { Qmp::begin(ours).await?.migrate("migrate-incoming", "file:/f").await };
+        let answers = [&[r#"{"return": {}, "id": 1}"#], answers].concat();
+        tokio::join!(migrate, peer(theirs, &answers))
+    };
+    // The last event may come before the answer.
+    for answers in [
+        format!("{begun}\n{}\n{}\n{}", event("setup"), event("active"), event("completed")),
+        format!("{}\n{}\n{begun}", event("active"), event("completed")),
+    ] {
+        let (migrated, said) = run(&[&answers]).await;
+        migrated.unwrap();
+        assert_eq!(said[1], r#"{"arguments":{"uri":"file:/f"},"execute":"migrate-incoming","id":2}"#);
+    }
+    let failed = format!("{begun}\n{}", event("failed"));
+    let reason = r#"{"return": {"status": "failed", "error-desc": "no such section"}, "id": 3}"#;
+    let (migrated, _) = run(&[&failed, reason]).await;
+    assert_eq!(migrated.unwrap_err().to_string(), "QEMU has not carried out migrate-incoming: no such section");
+}
