@@ -134,8 +134,12 @@ fn a_pod_with_a_container_without_a_limit_gets_the_default_memory() {
             sizes.push(told.trim().parse::<u64>()? >> 10);
             pod.remove().await?;
         }
-        // Here as with a kubelet's cgroup that has no limit, because of a container that has none.
-        ensure!(sizes[0] < 228 && (1000..1124).contains(&sizes[1]), "{sizes:?} MiB");
+        // At first only the sum of the limits is known. The machine grows for the container without
+        // a limit, if it can: then to what such a pod has.
+        let grows = case.hypervisor() == Some("qemu-system");
+        ensure!(if grows { (900..1024).contains(&sizes[0]) } else { sizes[0] < 228 }, "{sizes:?} MiB");
+        // A kubelet's cgroup has no limit because of a container that has none.
+        ensure!((1000..1124).contains(&sizes[1]), "{sizes:?} MiB");
         remove_cgroups(case, parent).await
     });
 }
