@@ -32,7 +32,11 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// The program.
-const PROGRAM: Program = Program { name: "cloud-hypervisor", places: &["/usr/libexec", "/opt/kata/bin"], package: "cloud-hypervisor" };
+const PROGRAM: Program = Program {
+    name: "cloud-hypervisor",
+    places: &["/usr/libexec", "/opt/kata/bin"],
+    remedy: "install version 51 or newer of Cloud Hypervisor, which distributions do not have",
+};
 
 /// The oldest version that works: the first whose option `--cpus` has `nested`.
 const LEAST_VERSION: u32 = 51;

@@ -41,7 +41,8 @@ use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
 
 /// The program.
-const PROGRAM: Program = Program { name: "qemu-system-x86_64", places: &["/usr/libexec", "/usr/lib/qemu"], package: "qemu-system-x86" };
+const PROGRAM: Program =
+    Program { name: "qemu-system-x86_64", places: &["/usr/libexec", "/usr/lib/qemu"], remedy: "install Debian's package qemu-system-x86" };
 
 /// The socket for this program's commands, in [`VmSpec::dir`].
 const CONTROL: &str = "qmp.sock";

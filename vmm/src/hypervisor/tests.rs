@@ -25,7 +25,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::task::TaskTracker;
 
-const SHELL: Program = Program { name: "sh", places: &[], package: "dash" };
+const SHELL: Program = Program { name: "sh", places: &[], remedy: "install Debian's package dash" };
 
 /// The exit code that means that the guest has ended.
 const GUEST_ENDED: u32 = 7;

@@ -20,11 +20,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// The program that shares files.
-pub const VIRTIOFSD: Program = Program { name: "virtiofsd", places: &["/usr/libexec", "/usr/lib/qemu", "/usr/lib"], package: "virtiofsd" };
+pub const VIRTIOFSD: Program =
+    Program { name: "virtiofsd", places: &["/usr/libexec", "/usr/lib/qemu", "/usr/lib"], remedy: "install Debian's package virtiofsd" };
 
 /// The program that serves the vsock where the kernel does not.
-pub const VSOCK_DEVICE: Program =
-    Program { name: "vhost-device-vsock", places: &["/usr/libexec", "/usr/lib/qemu"], package: "vhost-device-vsock" };
+pub const VSOCK_DEVICE: Program = Program {
+    name: "vhost-device-vsock",
+    places: &["/usr/libexec", "/usr/lib/qemu"],
+    remedy: "install Debian's package vhost-device-vsock",
+};
 
 /// The number of open files that virtiofsd asks for: one per file that the guest knows.
 const FILES: u64 = 1_000_000;

@@ -19,8 +19,8 @@ pub struct Program {
     pub name: &'static str,
     /// Where some distributions put it, in addition to `PATH`.
     pub places: &'static [&'static str],
-    /// The Debian package that contains it.
-    pub package: &'static str,
+    /// How to get it, as an order.
+    pub remedy: &'static str,
 }
 
 impl Program {
@@ -28,7 +28,7 @@ impl Program {
     /// default.
     ///
     /// # Errors
-    /// `NotFound`, with the name, the searched places, and the package to install.
+    /// `NotFound`, with the name, the searched places, and how to get it.
     pub fn find(&self, configured: &str) -> Result<PathBuf> {
         let name = if configured.is_empty() { self.name } else { configured };
         if name.starts_with('/') {
@@ -37,7 +37,7 @@ impl Program {
         let in_places = || self.places.iter().find_map(|place| in_path(&format!("{place}/{name}")));
         in_path(name).or_else(in_places).ok_or_else(|| {
             let places: String = self.places.iter().map(|place| format!(" nor in {place}")).collect();
-            Error::not_found(format!("{name} is neither in PATH{places}: install Debian's package {}", self.package))
+            Error::not_found(format!("{name} is neither in PATH{places}: {}", self.remedy))
         })
     }
 }
@@ -158,7 +158,8 @@ mod tests {
     use magnetar_core::error::Code;
     use std::io::Write;
 
-    const ABSENT: Program = Program { name: "no-such-program", places: &["/usr/libexec", "/usr/lib/qemu"], package: "no-such-package" };
+    const ABSENT: Program =
+        Program { name: "no-such-program", places: &["/usr/libexec", "/usr/lib/qemu"], remedy: "install Debian's package no-such-package" };
 
     #[test]
     fn a_missing_program_is_named_with_its_package() {
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn programs_outside_of_path_are_found() {
-        let program = Program { name: "passwd-not-in-path", places: &["/nowhere", "/bin"], package: "none" };
+        let program = Program { name: "passwd-not-in-path", places: &["/nowhere", "/bin"], remedy: "install Debian's package none" };
         assert_eq!(program.find("sh").unwrap().file_name().unwrap(), "sh");
     }
 
