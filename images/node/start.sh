@@ -42,16 +42,17 @@ fill() {
     [[ $# == 0 ]] || cp -- "$@" "$upper/etc/containerd/conf.d/"
     printf '127.0.0.1 localhost\n198.51.100.2 node-%s\n' "$name" >"$upper/etc/hosts"
     echo "node-$name" >"$upper/etc/hostname"
-    # No distribution has it.
-    if hypervisor=$(cloud_hypervisor); then mkdir -p "$upper/usr/local/bin" && cp "$hypervisor" "$upper/usr/local/bin/cloud-hypervisor"; fi
+    # Debian has no package of it.
+    hypervisor=$(cloud_hypervisor)
+    [[ ! $hypervisor ]] || { mkdir -p "$upper/usr/local/bin" && cp "$hypervisor" "$upper/usr/local/bin/cloud-hypervisor"; }
     # Nobody answers there either, but pods copy this file and expect a name server in it.
     echo 'nameserver 198.51.100.1' >"$upper/etc/resolv.conf"
 }
 
-# cloud_hypervisor - the path of that program on this machine, if it has one.
+# cloud_hypervisor - the path of that program on this machine, or nothing if it has none.
 cloud_hypervisor() {
     local program=${MAGNETAR_CLOUD_HYPERVISOR-}
-    [[ $program ]] || program=$(command -v cloud-hypervisor) || return
+    [[ $program ]] || program=$(command -v cloud-hypervisor) || return 0
     [[ -x $program ]] || fail "MAGNETAR_CLOUD_HYPERVISOR is $program, which is no program"
     printf '%s' "$program"
 }

@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+/// The oldest version of Cloud Hypervisor that magnetar-vmm runs: the first whose option `--cpus`
+/// has `nested` (its vmm/src/config.rs).
+pub const LEAST_CLOUD_HYPERVISOR: u32 = 50;
+
 /// A runtime handler's options: which sandboxer serves it, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

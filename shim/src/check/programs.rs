@@ -3,6 +3,7 @@
 
 use super::Finding;
 use crate::launch::Places;
+use magnetar_core::config::LEAST_CLOUD_HYPERVISOR;
 use magnetar_core::runtime::cli;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -57,9 +58,6 @@ pub fn vmms(places: &Places) -> Vec<Finding> {
     let prefix = places.find("vmm").ok().and_then(|program| program.ancestors().nth(3).map(Path::to_path_buf));
     vec![vmm, cloud_hypervisor(), guest(prefix.as_deref())]
 }
-
-/// The oldest version of Cloud Hypervisor that magnetar-vmm takes.
-const LEAST_CLOUD_HYPERVISOR: u32 = 51;
 
 fn cloud_hypervisor() -> Finding {
     let (name, cost) = ("cloud-hypervisor", "no pods in microVMs by Cloud Hypervisor (magnetar-clh)");

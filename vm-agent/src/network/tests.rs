@@ -166,7 +166,7 @@ fn the_guest_gets_the_pod_s_network() {
 }
 
 #[test]
-fn a_template_s_interface_gets_the_pod_s_hardware_address() {
+fn a_templates_interface_gets_the_pods_hardware_address() {
     in_guest(async |handle| {
         let own = Mac([2, 0, 0, 0, 7, 9]);
         let interface = Interface { device: Some(FIRST), ..interface("net1", own, &["10.2.0.9/24"]) };

@@ -11,7 +11,8 @@
 //! On a reboot it would run the guest once more, in place. Its events tell, and the machine is
 //! ended (`MachineEvent::Restarted`).
 //!
-//! Written for Cloud Hypervisor 53; [`LEAST_VERSION`] is the oldest with all of its options.
+//! Written for Cloud Hypervisor 53, the only version that was tried. [`LEAST_CLOUD_HYPERVISOR`] is the
+//! oldest whose source has all of the options.
 
 mod api;
 mod events;
@@ -23,6 +24,7 @@ use crate::machine::program::{Invocation, Program};
 use crate::machine::spec::{Acceleration, Nic, VmSpec};
 use crate::machine::vsock_directory::HOST;
 use api::Api;
+use magnetar_core::config::LEAST_CLOUD_HYPERVISOR;
 use magnetar_core::error::{Error, Result};
 use magnetar_core::reaper::Exit;
 use magnetar_sys::bound::CapabilitySet;
@@ -35,11 +37,8 @@ use std::path::{Path, PathBuf};
 const PROGRAM: Program = Program {
     name: "cloud-hypervisor",
     places: &["/usr/libexec", "/opt/kata/bin"],
-    remedy: "install version 51 or newer of Cloud Hypervisor, which distributions do not have",
+    remedy: "install version 50 or newer of Cloud Hypervisor, of which Debian has no package",
 };
-
-/// The oldest version that works: the first whose option `--cpus` has `nested`.
-const LEAST_VERSION: u32 = 51;
 
 /// The socket of its API, in [`VmSpec::dir`].
 const CONTROL: &str = "api.sock";
@@ -117,9 +116,9 @@ impl Hypervisor for CloudHypervisor {
         Box::pin(async {
             let (events, api) = (events::watch(&spec.dir.join(EVENTS))?, Api::new(spec.dir.join(CONTROL)));
             let version = api.version().await?;
-            if version < LEAST_VERSION {
+            if version < LEAST_CLOUD_HYPERVISOR {
                 return Err(Error::precondition(format!(
-                    "{} is version {version} of Cloud Hypervisor: install {LEAST_VERSION} or a newer one",
+                    "{} is version {version} of Cloud Hypervisor: install {LEAST_CLOUD_HYPERVISOR} or a newer one",
                     self.program.display()
                 )));
             }

@@ -11,6 +11,8 @@
 
 mod clock;
 mod disks;
+#[cfg(test)]
+mod double;
 mod machine;
 pub mod qmp;
 mod size;

@@ -6,13 +6,12 @@
 use super::*;
 use crate::host::vsock::Vsock;
 use crate::machine::program::Program;
-use crate::machine::spec::{Acceleration, Users};
+use crate::machine::spec::Users;
 use crate::machine::{BootContext, Machine};
 use magnetar_core::cgroup::{Cgroup, OwnedCgroup};
 use magnetar_core::error::{Code, Context};
 use magnetar_core::events::Events;
 use magnetar_core::idle::Idle;
-use magnetar_core::ids::SandboxId;
 use magnetar_core::reaper::Reaper;
 use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::secret::{LENGTH, Secret};
@@ -118,20 +117,11 @@ async fn with_machine(cgroup: &Cgroup, shell: Shell, test: impl AsyncFnOnce(Resu
     let dir = tempfile::tempdir().unwrap();
     let me = rustix::process::geteuid().as_raw();
     let spec = VmSpec {
-        sandbox: SandboxId::parse("pod").unwrap(),
-        kernel: "/k".into(),
-        initramfs: "/i".into(),
-        parameters: Vec::new(),
-        memory_mib: 128,
-        huge_pages: false,
-        vcpus: 1,
-        most: Size { memory_mib: 128, vcpus: 1 },
-        acceleration: Acceleration::Tcg,
         share: None,
         vsock: Vsock::Own,
-        nics: Vec::new(),
         dir: dir.path().to_owned(),
         users: Users { hypervisor: me, vsock: me },
+        ..VmSpec::of_tests(0)
     };
     let (reaper, reap) = Reaper::start().unwrap();
     let tasks = shell.tasks.clone();

@@ -4,7 +4,7 @@
 //! differ from node to node.
 
 use magnetar_core::error::{Context, Result};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chownat, makedev, mknodat, stat};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chownat, mknodat, stat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -29,7 +29,6 @@ pub fn make(names: &[&str], user: u32) -> Result<OwnedFd> {
         let host = Path::new("/dev").join(name);
         let what = || format!("{}: {}", what(), host.display());
         let device = stat(&host).context(what)?.st_rdev;
-        let device = makedev(rustix::fs::major(device), rustix::fs::minor(device));
         mknodat(&mount, *name, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, device).context(what)?;
         chownat(&mount, *name, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)), AtFlags::SYMLINK_NOFOLLOW).context(what)?;
     }

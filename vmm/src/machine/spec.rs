@@ -115,3 +115,27 @@ pub struct Nic {
     /// Its MTU, in bytes.
     pub mtu: u32,
 }
+
+#[cfg(test)]
+impl VmSpec {
+    /// A machine for the tests of all hypervisors. Its files do not exist.
+    pub fn of_tests(nics: usize) -> Self {
+        let tap = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        Self {
+            sandbox: SandboxId::parse("pod-1").unwrap(),
+            kernel: "/k".into(),
+            initramfs: "/i".into(),
+            parameters: vec!["a=b".into(), "c".into()],
+            memory_mib: 256,
+            huge_pages: false,
+            vcpus: 2,
+            most: Size { memory_mib: 256, vcpus: 2 },
+            acceleration: Acceleration::Tcg,
+            share: Some(Virtiofs { program: "/f".into(), directory: "/pod/share".into(), socket: "/pod/fs.sock".into() }),
+            vsock: Vsock::User { program: "/v".into() },
+            nics: (0..nics).map(|n| Nic { tap: tap(), mac: Mac([2, 0, 0, 0, 0, n as u8]), mtu: 1450 }).collect(),
+            dir: "/pod".into(),
+            users: Users { hypervisor: 2_000_000_007, vsock: 2_000_000_008 },
+        }
+    }
+}

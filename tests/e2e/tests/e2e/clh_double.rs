@@ -55,24 +55,23 @@ fn a_pod_has_a_kernel_files_a_network_and_commands() {
     });
 }
 
+/// A container of the pod does this to its kernel, and the pod ends for this reason.
+async fn ends(case: &Case, name: &str, trigger: &str, reason: &str) -> Result<()> {
+    let (pod, container) = running(case, name).await?;
+    // It does not come back.
+    let _never = container.shell(&format!("echo {trigger} > /proc/sysrq-trigger")).await;
+    dies(case, pod, &container, reason).await
+}
+
 /// Cloud Hypervisor would boot it again, without the pod.
 #[test]
 fn a_guest_that_restarts_is_the_pods_end() {
-    on_vm(async |case| {
-        let (pod, container) = running(case, "clh-restarts").await?;
-        // It does not come back.
-        let _never = container.shell("echo b > /proc/sysrq-trigger").await;
-        dies(case, pod, &container, "the guest has").await
-    });
+    on_vm(async |case| ends(case, "clh-restarts", "b", "the guest has").await);
 }
 
 #[test]
 fn a_guest_whose_kernel_panics_says_why() {
-    on_vm(async |case| {
-        let (pod, container) = running(case, "clh-panics").await?;
-        let _never = container.shell("echo c > /proc/sysrq-trigger").await;
-        dies(case, pod, &container, "the guest's kernel has panicked: sysrq triggered crash").await
-    });
+    on_vm(async |case| ends(case, "clh-panics", "c", "the guest's kernel has panicked: sysrq triggered crash").await);
 }
 
 #[test]
@@ -91,7 +90,7 @@ fn a_hypervisor_that_cannot_be_used_is_refused_with_the_reason() {
         for (options, words) in [
             (options("/no/such/program", true, ""), "/no/such/program, which is configured, is not an executable file"),
             (options("/bin/true", true, ""), "the virtual machine did not start"),
-            (options(&double, true, "clh_double=old"), "is version 38 of Cloud Hypervisor: install 51 or a newer one"),
+            (options(&double, true, "clh_double=old"), "is version 38 of Cloud Hypervisor: install 50 or a newer one"),
             (options(&double, true, "clh_double=rubbish"), "cannot ask Cloud Hypervisor for vmm.ping"),
         ] {
             let _replaced = Replaced::with(case, &options)?;

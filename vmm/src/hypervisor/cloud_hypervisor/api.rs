@@ -9,8 +9,9 @@
 //!
 //! Each request has a connection of its own, so an answer never belongs to another request.
 //!
-//! hyper is in this project already. The crates for this API are unmaintained, or generated from
-//! the whole description, which is far more code than these requests.
+//! The crate `cloud-hypervisor-client` is not used. It is generated from the whole description, so
+//! it brings a type for each part of it, and a pool of connections. Two requests need neither, and
+//! hyper is in this project already.
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;

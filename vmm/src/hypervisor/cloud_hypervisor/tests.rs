@@ -3,33 +3,12 @@
 
 use super::*;
 use crate::host::vsock::Vsock;
-use crate::machine::size::Size;
-use crate::machine::spec::{Users, Virtiofs};
 use magnetar_core::error::Code;
-use magnetar_core::ids::SandboxId;
-use magnetar_vm_agent_api::network::Mac;
-use std::os::fd::OwnedFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
 fn spec(nics: usize) -> VmSpec {
-    let tap = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-    VmSpec {
-        sandbox: SandboxId::parse("pod-1").unwrap(),
-        kernel: "/k".into(),
-        initramfs: "/i".into(),
-        parameters: vec!["a=b".into(), "c".into()],
-        memory_mib: 256,
-        huge_pages: false,
-        vcpus: 2,
-        most: Size { memory_mib: 256, vcpus: 2 },
-        acceleration: Acceleration::Kvm,
-        share: Some(Virtiofs { program: "/f".into(), directory: "/pod/share".into(), socket: "/pod/fs.sock".into() }),
-        vsock: Vsock::Own,
-        nics: (0..nics).map(|n| Nic { tap: tap(), mac: Mac([2, 0, 0, 0, 0, n as u8]), mtu: 1450 }).collect(),
-        dir: "/pod".into(),
-        users: Users { hypervisor: 2_000_000_007, vsock: 2_000_000_008 },
-    }
+    VmSpec { acceleration: Acceleration::Kvm, vsock: Vsock::Own, ..VmSpec::of_tests(nics) }
 }
 
 fn arguments(spec: &VmSpec, landlock: bool) -> Vec<String> {

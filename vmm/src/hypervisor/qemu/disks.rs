@@ -99,37 +99,23 @@ fn device(disk: DiskId) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::double::{self, Answer};
     use super::*;
     use std::os::fd::OwnedFd;
-    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
     use tokio::net::UnixStream;
 
     /// A fake QEMU that refuses one command. Returns the commands that it received.
     async fn fake(stream: UnixStream, refused: &str) -> Vec<(String, Value)> {
-        let mut stream = BufStream::new(stream);
-        stream.write_all(b"{\"QMP\": {}}\n").await.unwrap();
-        stream.flush().await.unwrap();
-        let (mut line, mut commands) = (String::new(), Vec::new());
-        while stream.read_line(&mut line).await.unwrap() > 0 {
-            let command: Value = serde_json::from_str(&line).unwrap();
-            line.clear();
-            let name = command["execute"].as_str().unwrap().to_owned();
-            if name == "device_del" && name != refused {
-                let gone = json!({ "event": "DEVICE_DELETED", "data": { "device": command["arguments"]["id"] } });
-                stream.write_all(format!("{gone}\n").as_bytes()).await.unwrap();
+        let answer = |name: &str, arguments: &Value| match name {
+            "device_del" if name == refused => Answer::refuses("DeviceNotFound"),
+            _ if name == refused => Answer::refuses("GenericError"),
+            "device_del" => {
+                let gone = json!({ "event": "DEVICE_DELETED", "data": { "device": arguments["id"] } });
+                Answer { before: Some(gone), ..Answer::returns(json!({})) }
             }
-            let mut answer = json!({ "id": command["id"] });
-            if name == refused {
-                let class = if name == "device_del" { "DeviceNotFound" } else { "GenericError" };
-                answer["error"] = json!({ "class": class, "desc": "no" });
-            } else {
-                answer["return"] = json!({});
-            }
-            stream.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
-            stream.flush().await.unwrap();
-            commands.push((name, command["arguments"].clone()));
-        }
-        commands
+            _ => Answer::returns(json!({})),
+        };
+        double::serve(stream, Value::Null, answer).await
     }
 
     async fn run_attach(refused: &str, detached: bool) -> (Result<()>, Vec<(String, Value)>) {

@@ -1,35 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line, and the machine's state.
 
+use super::double::{self, Answer};
 use super::*;
 use crate::host::vsock::{Cid, Vsock};
 use crate::hypervisor::snapshots::SavedState;
-use crate::machine::spec::{Nic, Users, Virtiofs};
-use magnetar_core::ids::SandboxId;
-use magnetar_vm_agent_api::network::Mac;
+use crate::machine::spec::Virtiofs;
 use serde_json::Value;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 
+/// The machine of the tests. The comma is in a path that QEMU would split there.
 fn spec(nics: usize) -> VmSpec {
-    let tap = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-    VmSpec {
-        sandbox: SandboxId::parse("pod-1").unwrap(),
-        kernel: "/k".into(),
-        initramfs: "/i".into(),
-        parameters: vec!["a=b".into(), "c".into()],
-        memory_mib: 256,
-        huge_pages: false,
-        vcpus: 2,
-        most: Size { memory_mib: 256, vcpus: 2 },
-        acceleration: Acceleration::Tcg,
-        share: Some(Virtiofs { program: "/f".into(), directory: "/pod/share".into(), socket: "/pod/share,1".into() }),
-        vsock: Vsock::User { program: "/v".into() },
-        nics: (0..nics).map(|n| Nic { tap: tap(), mac: Mac([2, 0, 0, 0, 0, n as u8]), mtu: 1450 }).collect(),
-        dir: "/pod".into(),
-        users: Users { hypervisor: 2_000_000_007, vsock: 2_000_000_008 },
-    }
+    let mut spec = VmSpec::of_tests(nics);
+    spec.share = spec.share.map(|share| Virtiofs { socket: "/pod/share,1".into(), ..share });
+    spec
 }
 
 fn connection() -> OwnedFd {
@@ -206,22 +191,12 @@ fn kvm_passes_the_hosts_processor() {
 
 /// A QEMU that answers every question with `status`.
 async fn fake(stream: UnixStream, status: &str) {
-    let mut stream = BufStream::new(stream);
-    stream.write_all(b"{\"QMP\": {}}\n").await.unwrap();
-    stream.flush().await.unwrap();
-    let mut line = String::new();
-    while stream.read_line(&mut line).await.unwrap() > 0 {
-        let command: Value = serde_json::from_str(&line).unwrap();
-        line.clear();
-        let answer = match command["execute"].as_str().unwrap() {
-            "qmp_capabilities" => serde_json::json!({}),
-            "query-status" => serde_json::json!({ "status": status, "running": false }),
-            other => panic!("{other}"),
-        };
-        let answer = serde_json::json!({ "return": answer, "id": command["id"] });
-        stream.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
-        stream.flush().await.unwrap();
-    }
+    let answer = |name: &str, _: &Value| match name {
+        "qmp_capabilities" => Answer::returns(serde_json::json!({})),
+        "query-status" => Answer::returns(serde_json::json!({ "status": status, "running": false })),
+        other => panic!("{other}"),
+    };
+    double::serve(stream, Value::Null, answer).await;
 }
 
 #[tokio::test]
@@ -298,23 +273,12 @@ fn machines_that_differ_in_size_devices_or_kernel_parameters_are_not_compatible(
 
 /// A QEMU of this version that carries out everything. Returns the commands, with their arguments.
 async fn obedient(stream: UnixStream) -> Vec<(String, Value)> {
-    let mut stream = BufStream::new(stream);
-    stream.write_all(b"{\"QMP\": {\"version\": 7}}\n").await.unwrap();
-    stream.flush().await.unwrap();
-    let (mut line, mut commands) = (String::new(), Vec::new());
-    while stream.read_line(&mut line).await.unwrap() > 0 {
-        let command: Value = serde_json::from_str(&line).unwrap();
-        line.clear();
-        let name = command["execute"].as_str().unwrap().to_owned();
-        let answer = serde_json::json!({ "return": {}, "id": command["id"] });
-        stream.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
-        if name.starts_with("migrate") && command["arguments"]["uri"].is_string() {
-            stream.write_all(b"{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n").await.unwrap();
-        }
-        stream.flush().await.unwrap();
-        commands.push((name, command["arguments"].clone()));
-    }
-    commands
+    let answer = |name: &str, arguments: &Value| {
+        let migrates = name.starts_with("migrate") && arguments["uri"].is_string();
+        let after = migrates.then(|| serde_json::json!({ "event": "MIGRATION", "data": { "status": "completed" } }));
+        Answer { after, ..Answer::returns(serde_json::json!({})) }
+    };
+    double::serve(stream, 7.into(), answer).await
 }
 
 async fn restore(version: &str) -> (Result<()>, Vec<(String, Value)>) {

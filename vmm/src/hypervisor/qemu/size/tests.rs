@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The words of QMP for a machine's size.
 
+use super::super::double::{self, Answer};
 use super::*;
 use magnetar_core::error::Code;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
 use tokio::net::UnixStream;
 
 const START: Size = Size { memory_mib: 384, vcpus: 1 };
@@ -16,16 +16,9 @@ fn growth(plugs_processors: bool) -> Growth {
 /// A QEMU with three slots for processors, whose guest takes half of what it is offered, and
 /// lets go of no processor. Returns the commands that it received.
 async fn fake(stream: UnixStream, refused: &str) -> Vec<String> {
-    let mut stream = BufStream::new(stream);
-    stream.write_all(b"{\"QMP\": {}}\n").await.unwrap();
-    stream.flush().await.unwrap();
-    let (mut line, mut commands) = (String::new(), Vec::new());
-    let (mut processors, mut requested) = (vec![0], 0);
-    while stream.read_line(&mut line).await.unwrap() > 0 {
-        let command: Value = serde_json::from_str(&line).unwrap();
-        line.clear();
-        let (name, arguments) = (command["execute"].as_str().unwrap(), &command["arguments"]);
-        let answer = match name {
+    let (mut commands, mut processors, mut requested) = (Vec::new(), vec![0], 0);
+    let answer = |name: &str, arguments: &Value| {
+        let value = match name {
             "qom-set" => {
                 requested = arguments["value"].as_u64().unwrap();
                 commands.push(format!("memory {}", requested >> 20));
@@ -42,28 +35,22 @@ async fn fake(stream: UnixStream, refused: &str) -> Vec<String> {
                 json!({})
             }
             // QEMU lists the last one first.
-            "query-hotpluggable-cpus" => (0..3_u64)
-                .rev()
-                .map(|core| {
-                    let mut slot =
-                        json!({"type": "host-x86_64-cpu", "vcpus-count": 1, "props": {"socket-id": 0, "core-id": core, "thread-id": 0}});
-                    if processors.contains(&core) {
-                        slot["qom-path"] = "/machine/x".into();
-                    }
-                    slot
-                })
-                .collect(),
+            "query-hotpluggable-cpus" => (0..3).rev().map(|core| slot(core, processors.contains(&core))).collect(),
             _ => json!({}),
         };
-        let answer = if name == refused {
-            json!({ "error": { "class": "GenericError", "desc": "no" }, "id": command["id"] })
-        } else {
-            json!({ "return": answer, "id": command["id"] })
-        };
-        stream.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
-        stream.flush().await.unwrap();
-    }
+        if name == refused { Answer::refuses("GenericError") } else { Answer::returns(value) }
+    };
+    double::serve(stream, Value::Null, answer).await;
     commands
+}
+
+/// A processor that the machine has or might have.
+fn slot(core: u64, is_there: bool) -> Value {
+    let mut slot = json!({"type": "host-x86_64-cpu", "vcpus-count": 1, "props": {"socket-id": 0, "core-id": core, "thread-id": 0}});
+    if is_there {
+        slot["qom-path"] = "/machine/x".into();
+    }
+    slot
 }
 
 async fn resized(mut growth: Growth, refused: &str, sizes: &[(u32, u32)]) -> (Result<Vec<(u32, u32)>>, Vec<String>) {
