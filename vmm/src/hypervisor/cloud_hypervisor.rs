@@ -11,8 +11,8 @@
 //! On a reboot it would run the guest once more, in place. Its events tell, and the machine is
 //! ended (`MachineEvent::Restarted`).
 //!
-//! Written for Cloud Hypervisor 53, the only version that was tried. [`LEAST_CLOUD_HYPERVISOR`] is the
-//! oldest whose source has all of the options.
+//! Written for Cloud Hypervisor 53, the only version that was tried. [`LEAST_CLOUD_HYPERVISOR`] is
+//! the oldest whose source has all of the options.
 
 mod api;
 mod events;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Cloud Hypervisor's events (its crate event_monitor): JSON objects, with an empty line after each.
+//! Cloud Hypervisor's events (its crate event_monitor): JSON objects, with an empty line after
+//! each.
 //!
 //! ```text
 //! {"timestamp": …, "source": "vm", "event": "rebooting", "properties": null}
