@@ -181,19 +181,16 @@ impl VmConfig {
     }
 
     /// The size that a machine may grow to that starts with `start`. Memory that consists of the
-    /// host's huge pages does not grow, and a machine that may be a copy of a template does not.
+    /// host's huge pages does not grow.
     pub fn most(&self, start: Size, host: Size) -> Size {
-        if self.template {
-            return start;
-        }
         let memory_mib = if self.huge_pages { start.memory_mib } else { self.max_memory_mib.unwrap_or(host.memory_mib.min(MOST_MEMORY)) };
         Size { memory_mib, vcpus: self.most_vcpus(host) }.max(start)
     }
 
     /// What the size of a machine follows that started with `start` and may grow to `most`.
     pub fn sizing(&self, start: Size, most: Size, huge_pages: u32) -> Sizing {
-        let Self { memory_mib, unlimited_memory_mib, vcpus, template, .. } = *self;
-        Sizing { start, most, memory_mib, unlimited_memory_mib, vcpus, huge_pages, template }
+        let Self { memory_mib, unlimited_memory_mib, vcpus, .. } = *self;
+        Sizing { start, most, memory_mib, unlimited_memory_mib, vcpus, huge_pages }
     }
 
     fn most_vcpus(&self, host: Size) -> u32 {
@@ -275,10 +272,8 @@ mod tests {
         assert_eq!(config.most(size(9000, 6), HOST), size(9000, 6), "it does not shrink below its start");
         let bounded = VmConfig { max_memory_mib: Some(2048), max_vcpus: Some(16), ..config.clone() };
         assert_eq!(bounded.most(start, HOST), size(2048, 16));
-        let backed = VmConfig { huge_pages: true, ..bounded.clone() };
+        let backed = VmConfig { huge_pages: true, ..bounded };
         assert_eq!(backed.most(start, HOST), size(384, 16));
-        let copied = VmConfig { template: true, ..bounded };
-        assert_eq!(copied.most(start, HOST), start);
     }
 
     #[test]

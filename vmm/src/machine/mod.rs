@@ -15,6 +15,7 @@ pub mod devices;
 pub mod log_tail;
 mod own_devices;
 pub mod processes;
+mod processor_wait;
 pub mod program;
 pub mod saved;
 pub mod size;
