@@ -210,9 +210,10 @@ async fn ping_until_silent(mut agent: guest::Connection, hypervisor: Connection,
     }
 }
 
-/// Waits for the agent's answer for at most [`PING_TIMEOUT`]. Time in which the hypervisor waited for
-/// a processor does not count: `since_last` says how much that was since its last call. Fails with
-/// the time that did not count. A host that is busy for a while must not cost pods their lives.
+/// Waits for the agent's answer for at most [`PING_TIMEOUT`]. Time in which the hypervisor waited
+/// for a processor does not count: `since_last` says how much that was since its last call. Fails
+/// with the time that did not count. A host that is busy for a while must not cost pods their
+/// lives.
 async fn wait_patiently(answer: impl Future<Output = ()>, mut since_last: impl FnMut() -> Duration) -> Result<(), Duration> {
     let (begin, mut starved) = (Instant::now(), Duration::ZERO);
     tokio::pin!(answer);

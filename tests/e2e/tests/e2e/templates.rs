@@ -25,7 +25,8 @@ use crate::{
 
 const STORE: &str = "/var/lib/magnetar/templates";
 
-/// All tests use the same template. Its machines may grow to more processors than the node may have.
+/// All tests use the same template. Its machines may grow to more processors than the node may
+/// have.
 const OPTIONS: &str = "sandboxer = \"vmm\"\nlog_level = \"info\"\n[vm]\ntemplate = true\nmax_memory_mib = 2048\nmax_vcpus = 2\n";
 
 /// What our processes say, in the test node.
