@@ -149,16 +149,20 @@ impl VmConfig {
         Ok(config)
     }
 
-    /// The path of one of the guest's files. By default it is in the folder `guest` of
-    /// `share/magnetar`, under the same prefix as the `libexec/magnetar` that has this program.
-    pub fn guest_file(configured: Option<&Path>, guest: &str, name: &str, program: &Path) -> PathBuf {
-        match configured {
-            Some(path) => path.to_owned(),
-            None => {
-                let prefix = program.ancestors().nth(3).unwrap_or(Path::new("/"));
-                prefix.join("share/magnetar").join(guest).join(name)
-            }
-        }
+    /// The paths of the guest's kernel and initramfs. By default they are in the first of the
+    /// folders `guests` of `share/magnetar` that has both, else in the last one; under the same
+    /// prefix as the `libexec/magnetar` that has this program. If only one is configured, the other
+    /// is in the last one: an initramfs fits one kernel.
+    pub fn guest_files(&self, guests: &[&str], program: &Path) -> [PathBuf; 2] {
+        let share = program.ancestors().nth(3).unwrap_or(Path::new("/")).join("share/magnetar");
+        let files = |guest: &&str| ["vmlinux", "initramfs"].map(|name| share.join(guest).join(name));
+        let is_there = |files: &[PathBuf; 2]| files.iter().all(|file| file.is_file());
+        let configured = [self.kernel.clone(), self.initramfs.clone()];
+        let preferred = guests.iter().map(files).find(|files| is_there(files) && configured == [None, None]);
+        let default = preferred.or_else(|| guests.last().map(files)).unwrap_or_default();
+        let [kernel, initramfs] = configured;
+        let [default_kernel, default_initramfs] = default;
+        [kernel.unwrap_or(default_kernel), initramfs.unwrap_or(default_initramfs)]
     }
 
     /// The size of a pod's machine: the sum of its containers' limits, as the kubelet passes it,
@@ -290,10 +294,20 @@ mod tests {
     }
 
     #[test]
-    fn guest_files_are_found_beside_this_program() {
-        let program = Path::new("/usr/local/libexec/magnetar/magnetar-vmm");
-        let installed = VmConfig::guest_file(None, "guest", "vmlinux", program);
-        assert_eq!(installed, Path::new("/usr/local/share/magnetar/guest/vmlinux"));
-        assert_eq!(VmConfig::guest_file(Some(Path::new("/boot/vmlinux")), "guest", "vmlinux", program), Path::new("/boot/vmlinux"));
+    fn guest_files_are_found_beside_this_program_and_a_kernel_of_our_own_is_preferred() {
+        let prefix = tempfile::tempdir().unwrap();
+        let (program, share) = (prefix.path().join("libexec/magnetar/magnetar-vmm"), prefix.path().join("share/magnetar"));
+        let files = |config: &VmConfig| config.guest_files(&["own", "debians"], &program);
+        let of = |guest: &str| ["vmlinux", "initramfs"].map(|name| share.join(guest).join(name));
+        let config = VmConfig::default();
+        assert_eq!(files(&config), of("debians"), "neither is there");
+        std::fs::create_dir_all(share.join("own")).unwrap();
+        std::fs::write(share.join("own/vmlinux"), "").unwrap();
+        assert_eq!(files(&config), of("debians"), "our own is not complete");
+        std::fs::write(share.join("own/initramfs"), "").unwrap();
+        assert_eq!(files(&config), of("own"));
+        let kernel = PathBuf::from("/boot/vmlinux");
+        let [_, initramfs] = of("debians");
+        assert_eq!(files(&VmConfig { kernel: Some(kernel.clone()), ..config }), [kernel, initramfs]);
     }
 }

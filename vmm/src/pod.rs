@@ -122,8 +122,7 @@ impl VmPod {
     fn spec(&self, pod: &PodConfig, huge_pages: u32, nics: Vec<Nic>, vsock: Vsock, share: Virtiofs) -> Result<VmSpec> {
         let (traits, name) = (self.hypervisor.traits(), self.hypervisor.name());
         let program = std::env::current_exe().context(|| "cannot find the path of this program".into())?;
-        let kernel = VmConfig::guest_file(self.config.kernel.as_deref(), traits.guest, "vmlinux", &program);
-        let initramfs = VmConfig::guest_file(self.config.initramfs.as_deref(), traits.guest, "initramfs", &program);
+        let [kernel, initramfs] = self.config.guest_files(traits.guests, &program);
         for file in [&kernel, &initramfs] {
             if !file.is_file() {
                 return Err(Error::precondition(format!("there is no {}, which the virtual machine starts from", file.display())));

@@ -94,7 +94,7 @@ impl Hypervisor for CloudHypervisor {
             emulates: self.emulates,
             sharing: Sharing::Virtiofs,
             vsocks: VsockSupport { kernel: false, user: false, own: true },
-            guest: "guest",
+            guests: &["guest"],
         }
     }
 

@@ -39,8 +39,9 @@ pub struct Traits {
     pub sharing: Sharing,
     /// What can serve its guests' vsock.
     pub vsocks: VsockSupport,
-    /// The folder in `share/magnetar` with the guest that it boots by default.
-    pub guest: &'static str,
+    /// The folders in `share/magnetar` with guests that it boots by default: the first that is
+    /// there. At least one.
+    pub guests: &'static [&'static str],
 }
 
 /// How guests access the host's files.

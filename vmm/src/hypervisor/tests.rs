@@ -60,7 +60,7 @@ impl Hypervisor for Shell {
             emulates: true,
             sharing: Sharing::BlockOnly,
             vsocks: VsockSupport { kernel: false, user: false, own: true },
-            guest: "guest-of-tests",
+            guests: &["guest-of-tests"],
         }
     }
 
