@@ -232,6 +232,43 @@ fn a_sandbox_process_killed_while_its_machine_is_restored_leaves_nothing() {
     });
 }
 
+#[test]
+fn a_pod_runs_all_the_same_if_a_process_is_killed_while_its_machine_is_restored() {
+    on_vm(async |case| {
+        let _replaced = Replaced::with(case, OPTIONS)?;
+        let (bystander, _container) = running(case, "bystander", !templates()?.is_empty()).await?;
+        // Where the kernel has a vsock, there is no process for it.
+        let programs =
+            ["qemu-system", "virtiofsd", "vhost-device"].into_iter().filter(|program| process(case, &bystander, program).is_ok());
+        for program in programs {
+            made(case).await?;
+            let before = fs::metadata(LOG)?.len();
+            let spec = case.pod_spec_with_network(&format!("without-{program}"));
+            let kills = async {
+                let mut victim = None;
+                eventually("the machine is being restored", case.soon(), async || {
+                    if let Some(sandbox) = restoring(case, &bystander)? {
+                        let all = magnetar_observe::Processes::now()?;
+                        victim = all.iter().find(|process| process.parent == sandbox && process.name.contains(program)).map(|p| p.pid);
+                    }
+                    Ok(victim.map(drop))
+                })
+                .await?;
+                kill(Pid::from_raw(victim.context("no process")?), Signal::SIGKILL).map_err(anyhow::Error::from)
+            };
+            let (pod, killed) = tokio::join!(case.node().run_pod(&spec), kills);
+            killed?;
+            let pod = pod?;
+            let container = pod.run(&case.sleeper()).await?;
+            assert_eq!(container.exec(["echo", "fine"]).await?.stdout, "fine\n");
+            let said = logged(before)?;
+            ensure!(!is_copy(case, &pod)? && said.contains("cannot begin as a copy of a template"), "{program}: {said}");
+            pod.remove().await?;
+        }
+        Ok(bystander.remove().await?)
+    });
+}
+
 /// The sandbox process of a pod whose QEMU has just been started, other than the bystander's.
 fn restoring(case: &Case, bystander: &Pod) -> Result<Option<i32>> {
     let own = case.sandbox_pid(bystander)?;
