@@ -16,11 +16,13 @@
 
 mod api;
 mod events;
+mod size;
 
-use super::{Control, EventWatch, HotPlug, Hypervisor, MachineState, Promise, Sharing, Traits, Verdict};
+use super::{Control, EventWatch, HotPlug, Hypervisor, MachineState, Promise, Resize, Sharing, Traits, Verdict};
 use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::confinement::{Calls, Confinement, Files, Pids, has_landlock};
 use crate::machine::program::{Invocation, Program};
+use crate::machine::size::Size;
 use crate::machine::spec::{Acceleration, Nic, VmSpec};
 use crate::machine::vsock_directory::HOST;
 use api::Api;
@@ -30,6 +32,7 @@ use magnetar_core::reaper::Exit;
 use magnetar_sys::bound::CapabilitySet;
 use magnetar_vm_agent_api::SHARE_TAG;
 use serde::Deserialize;
+use size::Growth;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -122,7 +125,8 @@ impl Hypervisor for CloudHypervisor {
                     self.program.display()
                 )));
             }
-            Ok(Box::new(CloudHypervisorControl { api, events: Some(events) }) as Box<dyn Control>)
+            let growth = Growth::of(spec);
+            Ok(Box::new(CloudHypervisorControl { api, events: Some(events), growth }) as Box<dyn Control>)
         })
     }
 
@@ -152,6 +156,10 @@ fn confine(invocation: &mut Invocation, spec: &VmSpec) {
 /// Processors, memory, kernel, console and random numbers.
 fn board(invocation: &mut Invocation, spec: &VmSpec) {
     let mut memory = format!("size={}M,shared=on", spec.memory_mib);
+    let reserve = size::reserve(spec);
+    if reserve > 0 {
+        memory.push_str(&format!(",hotplug_method=virtio-mem,hotplug_size={reserve}M"));
+    }
     if spec.huge_pages {
         memory.push_str(",hugepages=on,hugepage_size=2M");
     }
@@ -164,10 +172,13 @@ fn board(invocation: &mut Invocation, spec: &VmSpec) {
         "panic=-1",
         "reboot=t",
     ];
-    let parameters: Vec<&str> = own.into_iter().chain(spec.parameters.iter().map(String::as_str)).collect();
+    // Memory that may come later lies above 4 GiB. For devices that reach only below, the kernel
+    // would set 64 MiB aside. There are none: virtio devices reach all memory.
+    let growth = (reserve > 0).then_some("swiotlb=noforce");
+    let parameters: Vec<&str> = own.into_iter().chain(growth).chain(spec.parameters.iter().map(String::as_str)).collect();
     let (kernel, initramfs) = (invocation.reach(spec.kernel.clone()), invocation.reach(spec.initramfs.clone()));
     // Pods have no nested virtualisation.
-    invocation.arguments([format!("--cpus=boot={0},max={0},nested=off", spec.vcpus), format!("--memory={memory}")]);
+    invocation.arguments([format!("--cpus=boot={},max={},nested=off", spec.vcpus, size::processors(spec)), format!("--memory={memory}")]);
     invocation.arguments([
         "--kernel".into(),
         kernel.into_os_string(),
@@ -212,6 +223,7 @@ fn network<'a>(invocation: &mut Invocation<'a>, nic: &'a Nic) {
 struct CloudHypervisorControl {
     api: Api,
     events: Option<EventWatch>,
+    growth: Option<Growth>,
 }
 
 impl Control for CloudHypervisorControl {
@@ -231,6 +243,19 @@ impl Control for CloudHypervisorControl {
 
     fn disks(&mut self) -> Option<&mut dyn HotPlug> {
         None
+    }
+
+    fn size(&mut self) -> Option<&mut dyn Resize> {
+        if self.growth.is_some() { Some(self) } else { None }
+    }
+}
+
+impl Resize for CloudHypervisorControl {
+    fn resize(&mut self, wanted: Size) -> Promise<'_, Size> {
+        Box::pin(async move {
+            let growth = self.growth.as_mut().ok_or_else(|| Error::internal("this machine's size cannot change"))?;
+            growth.resize(&self.api, wanted).await
+        })
     }
 }
 

@@ -52,6 +52,53 @@ fn huge_pages_are_asked_for() {
 }
 
 #[test]
+fn a_machine_that_may_grow_has_room_for_it_from_the_start() {
+    let most = Size { memory_mib: 1000, vcpus: 4 };
+    let may_grow = VmSpec { most, ..spec(0) };
+    let words = arguments(&may_grow, true);
+    for wanted in ["--cpus=boot=2,max=4,nested=off", "--memory=size=256M,shared=on,hotplug_method=virtio-mem,hotplug_size=640M"] {
+        assert!(words.iter().any(|word| word == wanted), "{words:?}");
+    }
+    assert!(words.iter().any(|word| word.contains(" swiotlb=noforce ")), "{words:?}");
+    for fixed in [VmSpec { acceleration: Acceleration::Tcg, most, ..spec(0) }, spec(0)] {
+        assert!(Growth::of(&fixed).is_none());
+        assert!(arguments(&fixed, true).contains(&"--memory=size=256M,shared=on".into()));
+    }
+}
+
+#[tokio::test]
+async fn a_size_is_asked_for_once_and_what_the_guest_has_taken_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join(CONTROL)).unwrap();
+    let serve = async {
+        let mut requests = Vec::new();
+        for answer in [http("204 No Content", ""), http("200 OK", &info(300)), http("200 OK", &info(512))] {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            stream.write_all(&answer).await.unwrap();
+            requests.push(String::from_utf8(request[..length].to_vec()).unwrap());
+        }
+        requests
+    };
+    let ask = async {
+        let api = Api::new(dir.path().join(CONTROL));
+        let mut growth = Growth::of(&VmSpec { most: Size { memory_mib: 1024, vcpus: 4 }, ..spec(0) }).unwrap();
+        let wanted = Size { memory_mib: 512, vcpus: 3 };
+        [growth.resize(&api, wanted).await.unwrap(), growth.resize(&api, wanted).await.unwrap()]
+    };
+    let (sizes, requests) = tokio::join!(ask, serve);
+    assert_eq!(sizes, [300, 512].map(|memory_mib| Size { memory_mib, vcpus: 3 }));
+    assert!(requests[0].starts_with("PUT /api/v1/vm.resize HTTP/1.1\r\n"), "{}", requests[0]);
+    assert!(requests[0].ends_with(r#"{"desired_ram":536870912,"desired_vcpus":3}"#), "{}", requests[0]);
+    assert!(requests[1..].iter().all(|request| request.starts_with("GET /api/v1/vm.info ")), "{requests:?}");
+}
+
+fn info(memory_mib: u64) -> String {
+    serde_json::json!({ "config": {}, "state": "Running", "memory_actual_size": memory_mib << 20 }).to_string()
+}
+
+#[test]
 fn it_runs_as_the_pods_user_with_devices_of_its_own() {
     let (spec, emulated) = (spec(1), VmSpec { acceleration: Acceleration::Tcg, ..spec(1) });
     let hypervisor = CloudHypervisor { program: "/c".into(), emulates: false, landlock: true };
