@@ -15,17 +15,20 @@
 //! the oldest whose source has all of the options.
 
 mod api;
+mod disks;
 mod events;
 mod size;
 
-use super::{Control, EventWatch, HotPlug, Hypervisor, MachineState, Promise, Resize, Sharing, Traits, Verdict};
+use super::{Control, Disk, DiskId, EventWatch, HotPlug, Hypervisor, MachineState, Promise, Resize, Sharing, Traits, Verdict};
 use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::confinement::{Calls, Confinement, Files, Pids, has_landlock};
+use crate::machine::own_devices::DISKS_DIR;
 use crate::machine::program::{Invocation, Program};
 use crate::machine::size::Size;
 use crate::machine::spec::{Acceleration, Nic, VmSpec};
 use crate::machine::vsock_directory::HOST;
 use api::Api;
+use disks::Disks;
 use magnetar_core::config::LEAST_CLOUD_HYPERVISOR;
 use magnetar_core::error::{Error, Result};
 use magnetar_core::reaper::Exit;
@@ -108,7 +111,7 @@ impl Hypervisor for CloudHypervisor {
         let events = invocation.fifo(spec.dir.join(EVENTS));
         invocation.arguments([format!("--api-socket=fd={api}"), format!("--event-monitor=fd={events}"), "--seccomp=true".into()]);
         if self.landlock && spec.acceleration == Acceleration::Kvm {
-            invocation.arguments(["--landlock"]);
+            invocation.arguments(["--landlock".into(), format!("--landlock-rules=path={DISKS_DIR},access=rw")]);
         }
         board(&mut invocation, spec);
         devices(&mut invocation, spec, vsock);
@@ -125,8 +128,8 @@ impl Hypervisor for CloudHypervisor {
                     self.program.display()
                 )));
             }
-            let growth = Growth::of(spec);
-            Ok(Box::new(CloudHypervisorControl { api, events: Some(events), growth }) as Box<dyn Control>)
+            let (growth, disks) = (Growth::of(spec), (version >= disks::LEAST_CLOUD_HYPERVISOR).then(Disks::default));
+            Ok(Box::new(CloudHypervisorControl { api, events: Some(events), growth, disks }) as Box<dyn Control>)
         })
     }
 
@@ -224,6 +227,7 @@ struct CloudHypervisorControl {
     api: Api,
     events: Option<EventWatch>,
     growth: Option<Growth>,
+    disks: Option<Disks>,
 }
 
 impl Control for CloudHypervisorControl {
@@ -242,11 +246,24 @@ impl Control for CloudHypervisorControl {
     }
 
     fn disks(&mut self) -> Option<&mut dyn HotPlug> {
-        None
+        if self.disks.is_some() { Some(self) } else { None }
     }
 
     fn size(&mut self) -> Option<&mut dyn Resize> {
         if self.growth.is_some() { Some(self) } else { None }
+    }
+}
+
+impl HotPlug for CloudHypervisorControl {
+    fn attach<'a>(&'a mut self, disk: &'a Disk) -> Promise<'a, ()> {
+        Box::pin(disks::attach(&self.api, disk))
+    }
+
+    fn detach(&mut self, disk: DiskId) -> Promise<'_, ()> {
+        Box::pin(async move {
+            let disks = self.disks.as_mut().ok_or_else(|| Error::internal("this machine has no disks"))?;
+            disks.detach(&self.api, disk).await
+        })
     }
 }
 

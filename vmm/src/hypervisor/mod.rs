@@ -13,6 +13,7 @@
 
 pub mod cloud_hypervisor;
 pub mod connection;
+pub mod disk_nodes;
 pub mod qemu;
 pub mod snapshots;
 

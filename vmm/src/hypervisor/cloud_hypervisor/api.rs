@@ -3,9 +3,12 @@
 //! (Cloud Hypervisor's vmm/src/api/openapi/cloud-hypervisor.yaml, version 0.3.0).
 //!
 //! ```text
-//! GET /api/v1/vmm.ping   its version
-//! GET /api/v1/vm.info    the machine's state, and its memory
-//! PUT /api/v1/vm.resize  another size
+//! GET /api/v1/vmm.ping          its version
+//! GET /api/v1/vm.info           the machine's state, memory and devices
+//! GET /api/v1/vm.counters       waits until a change of its devices is complete
+//! PUT /api/v1/vm.resize         another size
+//! PUT /api/v1/vm.add-disk       one more disk
+//! PUT /api/v1/vm.remove-device  one less
 //! ```
 //!
 //! Each request has a connection of its own, so an answer never belongs to another request.
@@ -21,8 +24,9 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use magnetar_core::error::{Code, Context, Error, Result};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -50,6 +54,9 @@ struct Info {
     /// In bytes: what the guest had at the start, and what it has taken since.
     #[serde(default)]
     memory_actual_size: u64,
+    /// By their names.
+    #[serde(default)]
+    device_tree: HashMap<String, IgnoredAny>,
 }
 
 impl Api {
@@ -88,11 +95,29 @@ impl Api {
         Ok(memory_actual_size)
     }
 
+    /// Whether the machine has a device with this name.
+    ///
+    /// # Errors
+    /// As [`version`](Self::version).
+    pub async fn has_device(&self, name: &str) -> Result<bool> {
+        let Info { device_tree, .. } = self.get("vm.info").await?;
+        Ok(device_tree.contains_key(name))
+    }
+
+    /// Waits until a change of the machine's devices that has begun is complete: the thread of a
+    /// processor that executes it holds their lock, which the answer to this needs.
+    ///
+    /// # Errors
+    /// As [`version`](Self::version).
+    pub async fn settle(&self) -> Result<()> {
+        self.get::<IgnoredAny>("vm.counters").await.map(drop)
+    }
+
     /// Gives an order.
     ///
     /// # Errors
     /// As [`version`](Self::version); `FailedPrecondition` if the machine is not in the state for
-    /// it.
+    /// it; `ResourceExhausted` if it is not yet.
     pub async fn order(&self, path: &str, order: &Value) -> Result<()> {
         self.in_time(Method::PUT, path, order.to_string().into()).await.map(drop)
     }
@@ -137,8 +162,9 @@ fn code(status: StatusCode) -> Code {
     match status {
         StatusCode::NOT_FOUND => Code::NotFound,
         StatusCode::BAD_REQUEST => Code::InvalidArgument,
+        StatusCode::METHOD_NOT_ALLOWED => Code::FailedPrecondition,
         // A processor that the guest was asked to let go of is still there.
-        StatusCode::METHOD_NOT_ALLOWED | StatusCode::TOO_MANY_REQUESTS => Code::FailedPrecondition,
+        StatusCode::TOO_MANY_REQUESTS => Code::ResourceExhausted,
         _ => Code::Internal,
     }
 }
