@@ -137,6 +137,12 @@ impl Hypervisor for CloudHypervisor {
     fn verdict(&self, exit: Exit) -> Verdict {
         if exit.code == 0 { Verdict::Guest } else { Verdict::Hypervisor }
     }
+
+    /// It exits with 0 as well when it cannot go on with a processor (its cpu.rs), and logs why:
+    /// `cloud-hypervisor:  53.1s: <vcpu1> ERROR:vmm/src/cpu.rs:1460 -- VCPU generated error: …`.
+    fn is_failure(&self, line: &str) -> bool {
+        line.starts_with("cloud-hypervisor: ") && line.contains(" ERROR:vmm/src/cpu.rs")
+    }
 }
 
 /// Confines it to what it needs, in case its guest takes it over. Its own filter and its own

@@ -136,6 +136,12 @@ pub trait Hypervisor: Send + Sync {
 
     /// Who caused this exit of its process.
     fn verdict(&self, exit: Exit) -> Verdict;
+
+    /// Whether this line, its last on standard error, says that it has failed, although its exit is
+    /// that of a machine whose guest has ended.
+    fn is_failure(&self, _line: &str) -> bool {
+        false
+    }
 }
 
 /// The control connection to a running hypervisor. Its methods are not cancel-safe.

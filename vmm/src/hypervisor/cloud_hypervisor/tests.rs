@@ -205,6 +205,8 @@ fn an_exit_with_code_0_is_the_guests() {
     let hypervisor = CloudHypervisor { program: "/c".into(), emulates: false, landlock: true };
     assert_eq!(hypervisor.verdict(Exit { code: 0, ..Exit::killed() }), Verdict::Guest);
     assert_eq!(hypervisor.verdict(Exit { code: 1, ..Exit::killed() }), Verdict::Hypervisor);
+    assert!(hypervisor.is_failure("cloud-hypervisor:  53.12s: <vcpu1> ERROR:vmm/src/cpu.rs:1460 -- VCPU generated error: x"));
+    assert!(!hypervisor.is_failure("cloud-hypervisor:   2.70s: <vcpu0> WARN:vmm/src/cpu.rs:268 -- Kernel lacks CONFIG_SCHED_CORE support"));
 }
 
 /// The outcome of a request to an API that gives this answer, and the request.
