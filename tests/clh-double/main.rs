@@ -8,8 +8,8 @@
 //! ```
 //!
 //! What it cannot show: Cloud Hypervisor's own devices, seccomp filter and Landlock rules, KVM, a
-//! machine that grows, and whether the options mean to Cloud Hypervisor what they mean here. Tests with the real
-//! program show that, in the virtual machine that is a node (`tests/run clh`).
+//! machine that grows, and whether the options mean to Cloud Hypervisor what they mean here. Tests
+//! with the real program show that, in the virtual machine that is a node (`tests/run clh`).
 //!
 //! `CLH_DOUBLE` in the kernel's command line makes it misbehave: see `Fault`.
 

@@ -6,6 +6,7 @@
 //! in the pod's cgroup, which accounts for what they use.
 
 mod cleanup;
+mod devices;
 mod refusals;
 mod template;
 
@@ -20,7 +21,7 @@ use crate::machine::spec::{Nic, Users, Virtiofs, VmSpec};
 use crate::machine::{BootContext, Machine, confinement, files};
 use crate::relay::{Relay, Running, guest};
 use cleanup::Cleanup;
-use magnetar_core::cgroup::devices::{self, BLOCK, CHARACTER, Exceptions, Rule};
+use magnetar_core::cgroup::devices::Exceptions;
 use magnetar_core::cgroup::stats::{self, Metrics};
 use magnetar_core::cgroup::{Cgroup, OwnedCgroup, oom};
 use magnetar_core::error::{Code, Context, Error, Result};
@@ -47,19 +48,6 @@ use tracing::warn;
 /// How long the agent may take to set up the pod in the guest, in software emulation on a busy
 /// host.
 const SET_UP_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The host devices that a machine's processes may open, besides their disks. They inherit
-/// taps and the kernel's vsock as open descriptors, and disks unless the hypervisor opens those
-/// itself. A guest may create device nodes in its files, as any container may,
-/// but this list keeps everyone from opening them.
-const DEVICES: [Rule; 6] = [
-    Rule::any_node(CHARACTER),
-    Rule::any_node(BLOCK),
-    Rule::character(1, Some(3)),    // null
-    Rule::character(1, Some(8)),    // random
-    Rule::character(1, Some(9)),    // urandom
-    Rule::character(10, Some(232)), // kvm
-];
 
 /// The one pod of this process.
 pub struct VmPod {
@@ -230,7 +218,7 @@ impl VmPod {
         let home = Home::remember()?;
         let cgroup = Cgroup::at(&path)?;
         cgroup.create()?;
-        self.exceptions = Arc::new(devices::confine_with_exceptions(&cgroup, &DEVICES)?);
+        self.exceptions = Arc::new(devices::confine(&cgroup)?);
         Ok(Arc::new(home))
     }
 

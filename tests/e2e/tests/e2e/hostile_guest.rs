@@ -32,8 +32,8 @@ const ANSWERED: u32 = 20;
 /// A pod whose agent is hostile.
 pub(crate) async fn hostile(case: &Case, mode: &str) -> Result<magnetar_cri::Result<Pod>> {
     let guest = std::env::var(GUEST).with_context(|| format!("{GUEST} is not set: these tests are run by tests/e2e/run"))?;
-    // A copy on the node's own disk, until the guest has it. In a node that is a virtual machine the
-    // checkout is on 9p, where Landlock does not recognise the file that it allows.
+    // A copy on the node's own disk, until the guest has it. In a node that is a virtual machine
+    // the checkout is on 9p, where Landlock does not recognise the file that it allows.
     let copy = Scratch::new()?;
     let initramfs = copy.join("initramfs");
     fs::copy(format!("{guest}/initramfs"), &initramfs)?;

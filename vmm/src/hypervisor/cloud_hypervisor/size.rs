@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Changes the size of a running machine: `vm.resize` asks for it, `vm.info` says what the guest has
-//! taken.
+//! Changes the size of a running machine: `vm.resize` asks for it, `vm.info` says what the guest
+//! has taken.
 //!
 //! ```text
 //! memory      a virtio-mem device, whose region is there from the start (docs/memory.md of Cloud Hypervisor)
@@ -49,8 +49,8 @@ impl Growth {
     /// processors what is plugged.
     ///
     /// # Errors
-    /// Errors of Cloud Hypervisor; `FailedPrecondition` if more processors are wanted, and the guest
-    /// still has some that it was asked to let go of.
+    /// Errors of Cloud Hypervisor; `FailedPrecondition` if more processors are wanted, and the
+    /// guest still has some that it was asked to let go of.
     pub async fn resize(&mut self, api: &Api, wanted: Size) -> Result<Size> {
         let wanted = wanted.max(self.start).min(self.most);
         self.resize_processors(api, wanted.vcpus).await?;
@@ -84,8 +84,8 @@ impl Growth {
         Ok(())
     }
 
-    /// Whether the guest has let go of all processors that it was asked to. The same number a second
-    /// time is refused until then.
+    /// Whether the guest has let go of all processors that it was asked to. The same number a
+    /// second time is refused until then.
     async fn have_left(&mut self, api: &Api) -> Result<bool> {
         if self.leaving.is_some() {
             match order_processors(api, self.asked.vcpus).await {
