@@ -169,6 +169,29 @@ fn a_pod_removed_at_once_detaches_its_disks() {
     });
 }
 
+/// A guest may write whatever it likes to its disk, and must not choose by that what the host reads
+/// there the next time.
+#[test]
+fn a_disk_that_begins_like_an_image_is_what_it_is_or_refused() {
+    on_vm(async |case| {
+        let scratch = Scratch::new()?;
+        let (disk, other) = (Loop::over(&scratch, "disk")?, Loop::over(&scratch, "other")?);
+        disk.write(b"QFI\xfb\0\0\0\x03")?;
+        other.write(b"other")?;
+        let pod = case.pod("block-image").await?;
+        let read = case.script("head -c 3 /dev/xvda").device(&disk.device, "/dev/xvda", "r");
+        if case.hypervisor() == Some("qemu-system") {
+            assert_eq!(case.output(&pod, &read).await?, "QFI");
+        } else {
+            refused(pod.run(&read).await, &["the block device 7:", "Cloud Hypervisor refuses vm.add-disk"])?;
+            ensure!(!disk.is_in(case, &pod)?, "the hypervisor has it open");
+        }
+        let read = case.script("head -c 5 /dev/xvda").named("other").device(&other.device, "/dev/xvda", "r");
+        assert_eq!(case.output(&pod, &read).await?, "other", "the next disk is there");
+        Ok(pod.remove().await?)
+    });
+}
+
 #[test]
 fn a_device_that_is_not_a_disk_is_refused_with_the_reason() {
     on_vm(async |case| {

@@ -10,7 +10,7 @@
 //! unless the disk is read-only. The lock is on the node, and each disk has its own
 //! (`own_devices`).
 //!
-//! It looks for the formats of disk images by itself. A device that begins like such an image is
+//! It recognises the formats of disk images by itself. A device that holds such an image is
 //! refused, because the guest would choose the format that the host reads.
 
 use super::api::Api;
