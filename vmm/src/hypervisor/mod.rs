@@ -13,6 +13,7 @@
 
 pub mod cloud_hypervisor;
 pub mod connection;
+pub mod disk_nodes;
 pub mod qemu;
 pub mod snapshots;
 
@@ -136,6 +137,12 @@ pub trait Hypervisor: Send + Sync {
 
     /// Who caused this exit of its process.
     fn verdict(&self, exit: Exit) -> Verdict;
+
+    /// Whether this line, its last on standard error, says that it has failed, although its exit is
+    /// that of a machine whose guest has ended.
+    fn is_failure(&self, _line: &str) -> bool {
+        false
+    }
 }
 
 /// The control connection to a running hypervisor. Its methods are not cancel-safe.

@@ -165,7 +165,12 @@ impl Processes {
 fn hypervisor_end_reason(kind: &dyn Hypervisor, process: &Process, exit: Exit, console: &LogTail) -> String {
     match (panic_in(&console.last()), kind.verdict(exit)) {
         (None, Verdict::Hypervisor) => process.describe(exit),
-        (Some(_), _) | (None, Verdict::Guest) => guest_end_reason(console),
+        (Some(_), _) => guest_end_reason(console),
+        // It may exit so after a failure of its own as well.
+        (None, Verdict::Guest) => match process.errors.last_line().filter(|line| kind.is_failure(line)) {
+            Some(line) => format!("the hypervisor has failed: {line}"),
+            None => guest_end_reason(console),
+        },
     }
 }
 

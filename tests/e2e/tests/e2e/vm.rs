@@ -45,7 +45,7 @@ pub fn hypervisor(case: &Case, pod: &Pod) -> Result<Process> {
     process(case, pod, case.hypervisor().context("the handler has no hypervisor")?)
 }
 
-fn send(process: &Process, signal: Signal) -> Result<()> {
+pub fn send(process: &Process, signal: Signal) -> Result<()> {
     Ok(kill(Pid::from_raw(process.pid), signal)?)
 }
 
@@ -139,9 +139,8 @@ fn a_pod_with_a_container_without_a_limit_gets_the_default_memory() {
             pod.remove().await?;
         }
         // At first only the sum of the limits is known. The machine grows for the container without
-        // a limit, if it can: then to what such a pod has.
-        let grows = case.hypervisor() == Some("qemu-system");
-        ensure!(if grows { (900..1024).contains(&sizes[0]) } else { sizes[0] < 228 }, "{sizes:?} MiB");
+        // a limit, to what such a pod has.
+        ensure!((900..1024).contains(&sizes[0]), "{sizes:?} MiB");
         // A kubelet's cgroup has no limit because of a container that has none.
         ensure!((1000..1124).contains(&sizes[1]), "{sizes:?} MiB");
         remove_cgroups(case, parent).await
