@@ -91,8 +91,8 @@ fn a_hypervisor_that_cannot_be_used_is_refused_with_the_reason() {
         for (options, words) in [
             (options("/no/such/program", true, ""), "/no/such/program, which is configured, is not an executable file"),
             (options("/bin/true", true, ""), "the virtual machine did not start"),
-            // Of another program, its own word.
-            (options("/bin/cat", true, ""), "unrecognized option '--api-socket"),
+            // Of another program, its last word.
+            (options("/bin/cat", true, ""), "the hypervisor ended with code 1: Try '/bin/cat --help' for more information"),
             (options("/etc/passwd", true, ""), "/etc/passwd, which is configured, is not an executable file"),
             (options(&double, true, "clh_double=old"), "is version 38 of Cloud Hypervisor: install 50 or a newer one"),
             (options(&double, true, "clh_double=rubbish"), "cannot ask Cloud Hypervisor for vmm.ping"),
