@@ -8,6 +8,9 @@ use std::io::{BufRead, BufReader, Error, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
+/// How late [`Fault::Late`] answers.
+const LATE: Duration = Duration::from_secs(3);
+
 /// Answers requests as long as the program runs.
 pub fn serve(listener: &UnixListener, fault: Option<Fault>, mut disks: Disks) {
     if let Err(error) = listener.set_nonblocking(false) {
@@ -34,15 +37,33 @@ fn answer(mut stream: UnixStream, fault: Option<Fault>, disks: &mut Disks) -> st
         Some("/api/v1/vm.remove-device") => done(disks.remove(&order)),
         _ => ("404 Not Found", json!(["clh-double has no such request"])),
     };
-    match fault {
-        Some(Fault::Silent) => std::thread::sleep(Duration::from_secs(3600)),
-        Some(Fault::Rubbish) => stream.write_all(b"SSH-2.0-rubbish\r\n")?,
-        Some(Fault::Old) | None => {
-            let body = body.to_string();
-            let head = format!("HTTP/1.1 {status}\r\nServer: clh-double\r\nContent-Type: application/json\r\n");
-            write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len())?;
+    let is_ping = request.contains("/vmm.ping ");
+    let (status, body) = match fault {
+        Some(Fault::Silent) => return silence(),
+        Some(Fault::Stalls) if !is_ping => return silence(),
+        Some(Fault::Rubbish) => return stream.write_all(b"SSH-2.0-rubbish\r\n"),
+        Some(Fault::Endless) => {
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
+            loop {
+                // Until the other side has had enough.
+                stream.write_all(&[b'['; 4096])?;
+            }
         }
-    }
+        Some(Fault::Fails) => ("500 Internal Server Error", serde_json::json!(["Error from API", "the double fails\u{7}"])),
+        Some(Fault::Late) => {
+            std::thread::sleep(LATE);
+            (status, body)
+        }
+        Some(Fault::Old | Fault::Stalls) | None => (status, body),
+    };
+    let body = body.to_string();
+    let head = format!("HTTP/1.1 {status}\r\nServer: clh-double\r\nContent-Type: application/json\r\n");
+    write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len())
+}
+
+/// Keeps the connection and says nothing, as long as any test runs.
+fn silence() -> std::io::Result<()> {
+    std::thread::sleep(Duration::from_secs(3600));
     Ok(())
 }
 

@@ -33,6 +33,14 @@ pub enum Fault {
     Rubbish,
     /// `clh_double=silent`: it answers nothing.
     Silent,
+    /// `clh_double=stalls`: it says its version, and answers nothing else.
+    Stalls,
+    /// `clh_double=late`: it answers after three seconds.
+    Late,
+    /// `clh_double=fails`: each answer is an error.
+    Fails,
+    /// `clh_double=endless`: it begins an answer that does not end.
+    Endless,
 }
 
 impl Fault {
@@ -41,6 +49,10 @@ impl Fault {
             "old" => Some(Self::Old),
             "rubbish" => Some(Self::Rubbish),
             "silent" => Some(Self::Silent),
+            "stalls" => Some(Self::Stalls),
+            "late" => Some(Self::Late),
+            "fails" => Some(Self::Fails),
+            "endless" => Some(Self::Endless),
             _ => None,
         })
     }

@@ -76,7 +76,21 @@ pub fn prepare() -> Result<()> {
     mount_fresh("tmpfs", api::SHM, SHM)?;
     make_dir(api::SHARE)?;
     check_devices()?;
-    mount(api::SHARE_TAG, api::SHARE, "virtiofs", MountFlags::empty(), None).context(|| format!("cannot mount {}", api::SHARE))
+    mount(api::SHARE_TAG, api::SHARE, "virtiofs", MountFlags::empty(), None).context(|| format!("cannot mount {}", api::SHARE))?;
+    read_ahead()
+}
+
+/// How much of a file of the share the kernel asks for at once when it is read in order, in KiB: as
+/// much as fits into one request of FUSE. The kernel's own default is 128. What a request costs
+/// hardly depends on its size (docs/benchmarks.md has the figures).
+const READ_AHEAD: &str = "1024";
+
+/// Sets it for the share and all that is mounted below it, which have one backing device.
+fn read_ahead() -> Result<()> {
+    let share = rustix::fs::stat(api::SHARE).context(|| format!("cannot look at {}", api::SHARE))?;
+    let (major, minor) = (rustix::fs::major(share.st_dev), rustix::fs::minor(share.st_dev));
+    let file = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    fs::write(&file, READ_AHEAD).context(|| format!("cannot write {file}"))
 }
 
 /// How many open files this program and each container may have, and the most that a container may

@@ -27,10 +27,10 @@ use magnetar_core::cgroup::{Cgroup, OwnedCgroup, oom};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::home::{self, Home, namespace};
 use magnetar_core::hooks::{self, Hooks};
-use magnetar_core::pod_config::{NamespaceMode, PodConfig};
+use magnetar_core::pod_config::{NamespaceMode, PodConfig, Resources};
 use magnetar_core::reaper::Exit;
 use magnetar_core::record::{PodDir, PodRecord};
-use magnetar_core::sandbox::{Death, PodRequest, Sandboxer, Single};
+use magnetar_core::sandbox::{Death, PodRequest, Sandboxer, Single, reply};
 use magnetar_core::sandbox_files::{SandboxFiles, hostname};
 use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::network::Network;
@@ -42,6 +42,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use template::Templates;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -289,9 +290,6 @@ impl VmPod {
 }
 
 impl Sandboxer for VmPod {
-    const FIXED_SIZE: Option<&'static str> =
-        Some("a virtual machine follows the limits of its containers, and not those of its pod: change the containers' limits");
-
     async fn create(&mut self, request: &PodRequest) -> Result<()> {
         refuse(&request.config)?;
         let share = match &request.single {
@@ -348,6 +346,13 @@ impl Sandboxer for VmPod {
     fn metrics(&self) -> Result<Metrics> {
         let cgroup = home::accounted(&self.record)?;
         stats::metrics(&cgroup.ok_or_else(|| Error::precondition("the sandbox has no cgroup: it was not created"))?)
+    }
+
+    fn resize(&mut self, resources: Resources, outcome: oneshot::Sender<Result<()>>) {
+        match home::check_parent(&self.record, &resources) {
+            Ok(()) => self.relay.resize_pod(resources, outcome),
+            Err(error) => reply(outcome, Err(error)),
+        }
     }
 
     async fn died(&mut self) -> Death {

@@ -112,6 +112,20 @@ impl Cgroup {
         self.limit("memory", "memory")
     }
 
+    /// How many microseconds of processor time it may use in each period, and the period in
+    /// microseconds; `None` if there is no limit, or no cpu controller.
+    pub fn cpu_limit(&self) -> Option<(u64, u64)> {
+        let dir = self.controller_dir("cpu")?;
+        let read = |file| fs::read_to_string(dir.join(file)).ok();
+        let text = match self {
+            Cgroup::V1 { .. } => format!("{} {}", read("cpu.cfs_quota_us")?.trim(), read("cpu.cfs_period_us")?),
+            Cgroup::V2 { .. } => read("cpu.max")?,
+        };
+        // Without a limit the first is "max", or -1.
+        let (quota, period) = text.trim().split_once(' ')?;
+        Some((quota.parse().ok()?, period.parse().ok()?))
+    }
+
     /// The limit of huge pages in bytes, for a page size as the controller spells it: `2MB`. `None`
     /// if there is no limit, or if it cannot be read.
     pub fn huge_page_limit(&self, size: &str) -> Option<u64> {

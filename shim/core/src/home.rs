@@ -15,7 +15,8 @@
 //! removes the namespace.
 
 use crate::cgroup::{Cgroup, OwnedCgroup, moves};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
+use crate::pod_config::Resources;
 use crate::record::PodRecord;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{Mode, OFlags};
@@ -26,6 +27,10 @@ use tokio::sync::oneshot;
 
 /// How long the kernel may take until an empty cgroup can be removed.
 const EMPTY: Duration = Duration::from_secs(10);
+
+/// The period of a CPU quota if none is given, in microseconds
+/// (Documentation/scheduler/sched-bwc.rst).
+const CPU_PERIOD: u64 = 100_000;
 
 /// The network namespace from which this process came.
 #[derive(Debug)]
@@ -88,6 +93,41 @@ pub fn accounted(record: &PodRecord) -> Result<Option<Cgroup>> {
     record.parent.as_ref().or(record.cgroup.as_ref()).map(|path| Cgroup::at(path)).transpose()
 }
 
+/// Checks that the cgroup which the kubelet made for a pod allows as much as the pod is said to
+/// have. Whoever resizes a pod changes that cgroup first, so here nothing is left to change in it.
+///
+/// # Errors
+/// `FailedPrecondition`, with both numbers; those of [`Cgroup::at`].
+pub fn check_parent(record: &PodRecord, resources: &Resources) -> Result<()> {
+    let Some(path) = &record.parent else { return Ok(()) };
+    let cgroup = Cgroup::at(path)?;
+    match shortage(cgroup.memory_limit(), cgroup.cpu_limit(), resources) {
+        Some(less) => Err(Error::precondition(format!("{path}, the cgroup that was made for it, has {less}: raise that first"))),
+        None => Ok(()),
+    }
+}
+
+/// What a cgroup with these limits lacks, which are in bytes, and in microseconds in each period.
+fn shortage(memory: Option<u64>, cpu: Option<(u64, u64)>, asked: &Resources) -> Option<String> {
+    let page = u64::try_from(rustix::param::page_size()).unwrap_or(1);
+    // Negative is unlimited: nothing is then asked for that the cgroup would have to allow.
+    let bytes = asked.memory_limit.and_then(|bytes| u64::try_from(bytes).ok());
+    if let (Some(has), Some(bytes)) = (memory, bytes)
+        // The kernel counts whole pages.
+        && has / page < bytes / page
+    {
+        return Some(format!("a memory limit of {has} bytes, less than {bytes}"));
+    }
+    let quota = asked.cpu_quota.and_then(|quota| u64::try_from(quota).ok());
+    let period = asked.cpu_period.unwrap_or(CPU_PERIOD);
+    if let (Some((has, of)), Some(quota)) = (cpu, quota)
+        && u128::from(has) * u128::from(period) < u128::from(quota) * u128::from(of)
+    {
+        return Some(format!("a quota of {has} µs of processor time in {of}, less than {quota} in {period}"));
+    }
+    None
+}
+
 /// Removes the pod's own cgroup, if it has one. It must have no processes. Idempotent.
 ///
 /// # Errors
@@ -106,4 +146,24 @@ pub async fn remove_pod_cgroup(record: &PodRecord) -> Result<()> {
 pub fn namespace(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .context(|| format!("cannot open the namespace {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_with_less_than_the_pod_is_said_to_have_is_named() {
+        let asked = |memory, quota| Resources { memory_limit: memory, cpu_quota: quota, ..Resources::default() };
+        let cpu = Some((150_000, 100_000));
+        assert_eq!(shortage(Some(1 << 20), cpu, &asked(Some(1 << 20), Some(150_000))), None);
+        assert_eq!(shortage(Some(1 << 20), cpu, &asked(Some((1 << 20) + 1), None)), None, "the kernel has cut it to a page");
+        assert_eq!(shortage(None, None, &asked(Some(1 << 40), Some(1 << 40))), None, "there is no limit");
+        assert_eq!(shortage(Some(1), Some((1, 1)), &asked(Some(-1), Some(-1))), None, "nothing is asked for");
+        assert_eq!(shortage(Some(1), Some((1, 1)), &asked(None, None)), None);
+        let less = shortage(Some(1 << 20), None, &asked(Some(2 << 20), None)).unwrap();
+        assert_eq!(less, "a memory limit of 1048576 bytes, less than 2097152");
+        let less = shortage(None, cpu, &asked(None, Some(150_001))).unwrap();
+        assert_eq!(less, "a quota of 150000 µs of processor time in 100000, less than 150001 in 100000");
+    }
 }

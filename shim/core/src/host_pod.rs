@@ -10,10 +10,11 @@ use crate::cgroup::Cgroup;
 use crate::cgroup::stats::{self, Metrics};
 use crate::error::{Error, Result};
 use crate::home::{self, Home};
+use crate::pod_config::Resources;
 use crate::reaper::{Exit, Reaper};
 use crate::record::{PodDir, PodRecord};
 use crate::runtime::Runtime;
-use crate::sandbox::{Death, PodRequest, Sandboxer};
+use crate::sandbox::{Death, PodRequest, Sandboxer, reply};
 use crate::sandbox_files::SandboxFiles;
 use crate::task::Containers;
 use namespaces::Plan;
@@ -132,5 +133,10 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
     fn metrics(&self) -> Result<Metrics> {
         let cgroup = home::accounted(&self.record)?;
         stats::metrics(&cgroup.ok_or_else(|| Error::precondition("the sandbox has no cgroup: it was not created"))?)
+    }
+
+    /// Its containers are in the pod's cgroup, which was changed before: there is nothing to do.
+    fn resize(&mut self, resources: Resources, outcome: oneshot::Sender<Result<()>>) {
+        reply(outcome, home::check_parent(&self.record, &resources));
     }
 }

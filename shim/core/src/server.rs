@@ -12,19 +12,19 @@ use crate::error::{Context, Error, Result};
 use crate::events::Events;
 use crate::idle::{self, Idle};
 use crate::logging;
+use crate::pod_config::Resources;
 use crate::reaper::Reaper;
 use crate::record::{PodDir, PodLock, PodRecord};
-use crate::sandbox::{Death, Pod, PodPhase, PodRequest, SandboxService, Sandboxer};
+use crate::sandbox::{Death, Pod, PodPhase, PodRequest, SandboxService, Sandboxer, reply};
 use crate::task::{TaskService, Tasks};
-use containerd_shim_protos::sandbox_async::create_sandbox;
 use magnetar_sys::listener;
 use magnetar_sys::notification::Notification;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, error_span, warn};
 use ttrpc::asynchronous::transport::Listener;
@@ -156,9 +156,9 @@ impl Inherited {
         let (pod, own) = Pod::new(sandboxer);
         let listener = tokio::net::UnixListener::from_std(listener).context(|| "cannot use the inherited socket".into())?;
         let connections = TaskTracker::new();
-        let mut server = ttrpc::asynchronous::Server::new()
-            .add_listener(Listener::new(connections::bounded(listener, CONNECTIONS, &connections)))
-            .register_service(create_sandbox(Arc::new(SandboxService::new(id.clone(), dir.clone(), pod.clone()))));
+        let listener = Listener::new(connections::bounded(listener, CONNECTIONS, &connections));
+        let server = ttrpc::asynchronous::Server::new().add_listener(listener);
+        let mut server = SandboxService::new(id.clone(), dir.clone(), pod.clone()).register(server);
         if let Some(tasks) = tasks {
             server = TaskService::of_pod(id, tasks, background, pod.clone()).register(server);
         }
@@ -210,8 +210,6 @@ async fn unused(pod: &Pod, connections: &TaskTracker) {
 struct SandboxerOrError<S>(Result<S>);
 
 impl<S: Sandboxer> Sandboxer for SandboxerOrError<S> {
-    const FIXED_SIZE: Option<&'static str> = S::FIXED_SIZE;
-
     async fn create(&mut self, request: &PodRequest) -> Result<()> {
         match &mut self.0 {
             Ok(sandboxer) => sandboxer.create(request).await,
@@ -238,6 +236,13 @@ impl<S: Sandboxer> Sandboxer for SandboxerOrError<S> {
         match &self.0 {
             Ok(sandboxer) => sandboxer.metrics(),
             Err(error) => Err(error.clone()),
+        }
+    }
+
+    fn resize(&mut self, resources: Resources, outcome: oneshot::Sender<Result<()>>) {
+        match &mut self.0 {
+            Ok(sandboxer) => sandboxer.resize(resources, outcome),
+            Err(error) => reply(outcome, Err(error.clone())),
         }
     }
 

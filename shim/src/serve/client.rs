@@ -4,6 +4,7 @@
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use magnetar_core::error::{Code, Error};
 use magnetar_core::record::PodDir;
+use magnetar_core::sandbox::update::{METHOD, SERVICE};
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -33,12 +34,30 @@ pub async fn call<T, F>(dir: &PodDir, request: impl FnOnce(SandboxClient) -> F) 
 where
     F: Future<Output = ttrpc::Result<T>>,
 {
+    outcome(request(SandboxClient::new(connect(dir).await?)).await)
+}
+
+/// Asks a sandbox process to update its sandbox, which is not among the calls of [`SandboxClient`]
+/// yet.
+///
+/// # Errors
+/// [`Failure`]
+pub async fn update(dir: &PodDir, payload: Vec<u8>) -> Result<(), Failure> {
+    let request = ttrpc::Request { service: SERVICE.into(), method: METHOD.into(), payload, ..Default::default() };
+    outcome(connect(dir).await?.request(request).await.map(drop))
+}
+
+async fn connect(dir: &PodDir) -> Result<Client, Failure> {
     // Not by ttrpc's own connect, which blocks the thread while the queue of a stuck process is
     // full.
     let stream = UnixStream::connect(dir.socket()).await.map_err(|error| {
         Failure::Broken(Error::new(Code::Unavailable, format!("cannot connect to {}: {error}", dir.socket().display())))
     })?;
-    request(SandboxClient::new(Client::new(Socket::from(stream)))).await.map_err(|error| match error {
+    Ok(Client::new(Socket::from(stream)))
+}
+
+fn outcome<T>(answer: ttrpc::Result<T>) -> Result<T, Failure> {
+    answer.map_err(|error| match error {
         status @ ttrpc::Error::RpcStatus(_) => Failure::Answered(status.into()),
         broken => Failure::Broken(Error::new(Code::Unavailable, format!("the sandbox process did not answer: {broken}"))),
     })

@@ -14,7 +14,7 @@ use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use magnetar_core::config::HandlerConfig;
 use magnetar_core::error::{Code, Error, Result};
-use magnetar_core::sandbox::{fixed_size, keep_resized};
+use magnetar_core::sandbox::update;
 use std::path::{Path, PathBuf};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, async_trait};
@@ -29,13 +29,6 @@ mod generated {
 
 use generated::controller_server::Controller;
 pub use generated::controller_server::ControllerServer;
-
-/// The sandbox extension in which containerd puts a resized pod's resources (`UpdatedResourcesKey`
-/// in its internal/cri/server/podsandbox).
-const RESIZED: &str = "updated-resources";
-
-/// The parts of a sandbox that may change while it runs.
-const UPDATABLE: [&str; 2] = ["extensions", "labels"];
 
 /// Serves the Controller.
 #[derive(Debug)]
@@ -175,21 +168,12 @@ impl Controller for Front {
     }
 
     /// containerd passes pod-level resizes here, after the kubelet has changed the pod's cgroup.
-    /// All processes of the pod are in that cgroup, so nothing is left to change, unless the
-    /// sandbox has a fixed size and says why.
     async fn update(&self, request: Request<ControllerUpdateRequest>) -> Result<Response<ControllerUpdateResponse>, Status> {
         let (metadata, _, ControllerUpdateRequest { sandbox_id: id, fields, sandbox, .. }) = request.into_parts();
         let outcome = async {
             let pod = self.pod(&metadata, &id)?;
-            updatable(&fields)?;
-            let asked = api::SandboxStatusRequest { sandbox_id: id.clone(), verbose: true, ..Default::default() };
-            let status = self.pods.ask(&pod, async |client: SandboxClient| client.sandbox_status(Context::default(), &asked).await).await?;
-            if let Some(resources) = sandbox.and_then(|mut sandbox| sandbox.extensions.remove(RESIZED)) {
-                if let Some(why) = fixed_size(&status.info) {
-                    return Err(Error::unimplemented(format!("pod {id} cannot be resized: {why}")));
-                }
-                keep_resized(&pod.dir, &resources.value)?;
-            }
+            let extensions = sandbox.unwrap_or_default().extensions.into_iter().map(|(name, any)| (name, (any.type_url, any.value)));
+            self.pods.update(&pod, update::request(&pod.id, extensions, fields)).await?;
             Ok(ControllerUpdateResponse {})
         };
         answer("Update", &id, outcome.await)
@@ -206,21 +190,6 @@ fn config(config_dir: &Path, request: &ControllerCreateRequest) -> Result<Handle
     let named = options::kind_of_sandboxer(&request.sandboxer)?;
     let kind = named.or_else(|| runtime.and_then(|runtime| options::kind_of_runtime(&runtime.name)));
     options::of_kind(config_dir, kind.as_deref())
-}
-
-/// Checks that these field paths of a sandbox can change while it runs.
-fn updatable(fields: &[String]) -> Result<()> {
-    let whole =
-        || Error::unimplemented(format!("name the fields to update: only {} of a running sandbox can change", UPDATABLE.join(" and ")));
-    if fields.is_empty() {
-        return Err(whole());
-    }
-    match fields.iter().find(|field| !UPDATABLE.contains(&field.split('.').next().unwrap_or_default())) {
-        Some(field) => {
-            Err(Error::unimplemented(format!("field {field:?} of a running sandbox cannot change, only {}", UPDATABLE.join(" and "))))
-        }
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]
@@ -247,16 +216,6 @@ mod tests {
         assert_eq!(asked(None, "magnetar").unwrap(), "third");
         assert_eq!(asked(None, "other").unwrap_err().code(), Code::InvalidArgument);
         assert_eq!(config(folder.path(), &ControllerCreateRequest::default()).unwrap(), HandlerConfig::default());
-    }
-
-    #[test]
-    fn only_extensions_and_labels_can_be_updated() {
-        let fields = |list: &[&str]| list.iter().map(|field| field.to_string()).collect::<Vec<_>>();
-        assert!(updatable(&fields(&["extensions"])).is_ok());
-        assert!(updatable(&fields(&["extensions.updated-resources", "labels.a.b"])).is_ok());
-        for list in [&["spec"][..], &["extensions", "runtime.options"], &["extensionsx"], &[]] {
-            assert_eq!(updatable(&fields(list)).unwrap_err().code(), Code::Unimplemented, "{list:?}");
-        }
     }
 
     #[test]

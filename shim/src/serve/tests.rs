@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use magnetar_core::config::HandlerConfig;
 use magnetar_core::ids::{Namespace, SandboxId};
 use magnetar_core::record::{PodDir, PodRecord};
+use magnetar_core::sandbox::update;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -162,22 +163,31 @@ fn kill(pid: u32) {
 
 /// Sends the update that containerd sends for a pod's resize.
 #[tokio::test(flavor = "current_thread")]
-async fn a_resize_is_accepted_or_refused_with_the_sandbox_s_reason() {
+async fn a_resize_reaches_the_pod_s_process_and_so_does_its_refusal() {
     let node = Node::new();
     let serve = node.serve();
-    serve.run("resized", "good").await;
-    serve.run("fixed", "fixed").await;
+    for kind in ["good", "fixed", "old"] {
+        serve.run(kind, kind).await;
+    }
     let resize = async |id: &str| {
-        let value = br#"{"resources":{"cpu_shares":512}}"#.to_vec();
-        let resources = prost_types::Any { type_url: "type.googleapis.com/any".into(), value };
-        let sandbox = Sandbox { extensions: HashMap::from([("updated-resources".to_owned(), resources)]), ..Default::default() };
+        let resources = prost_types::Any { type_url: "some/type".into(), value: b"{}".to_vec() };
+        let extensions = HashMap::from([("updated-resources".to_owned(), resources)]);
         let fields = vec!["extensions".to_owned()];
-        let request = ControllerUpdateRequest { sandbox_id: id.into(), fields, sandbox: Some(sandbox), ..Default::default() };
+        let sandbox = Some(Sandbox { extensions, ..Default::default() });
+        let request = ControllerUpdateRequest { sandbox_id: id.into(), fields, sandbox, ..Default::default() };
         serve.client.clone().update(ask(request)).await.map(drop)
     };
-    resize("resized").await.unwrap();
+    resize("good").await.unwrap();
+    let heard = std::fs::read(node.dir("good").path().join("update")).unwrap();
+    let extension = ("updated-resources".to_owned(), ("some/type".to_owned(), b"{}".to_vec()));
+    let expected = update::request(&SandboxId::parse("good").unwrap(), [extension], vec!["extensions".to_owned()]);
+    assert_eq!(heard, expected);
     let refused = resize("fixed").await.unwrap_err();
-    assert_eq!((refused.code(), refused.message()), (Code::Unimplemented, "pod fixed cannot be resized: it is carved in stone"));
+    assert_eq!((refused.code(), refused.message()), (Code::FailedPrecondition, "carved in stone"));
+    // containerd would take Unimplemented for an update that is done.
+    let refused = resize("old").await.unwrap_err();
+    assert_eq!((refused.code(), refused.message().contains("of an earlier version")), (Code::FailedPrecondition, true), "{refused:?}");
+    assert_eq!(resize("none").await.unwrap_err().code(), Code::NotFound);
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -21,6 +21,7 @@ mod error;
 mod log;
 mod node;
 mod pod;
+mod resize;
 mod spec;
 mod stream;
 

@@ -13,7 +13,7 @@ use k8s_cri::v1::{self, image_service_client::ImageServiceClient, runtime_servic
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::{Error, Pod, PodSpec, Result};
+use crate::{Error, Pod, PodSpec, Result, resize};
 
 /// ExecSync answers carry up to 16 MiB of each of stdout and stderr.
 const LARGEST_ANSWER: usize = 34 << 20;
@@ -174,6 +174,22 @@ impl Node {
 
     fn closed(&self, id: &str) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Whether containerd has the call that resizes pods. No pod has this id.
+    pub async fn can_resize_pods(&self) -> Result<bool> {
+        let request = resize::Request { pod_sandbox_id: "none".to_owned(), ..Default::default() };
+        let channel = self.channel();
+        match self.runtime("UpdatePodSandboxResources", request, async |_, r| resize::send(channel, r).await).await {
+            Err(error) if error.code() == Some(tonic::Code::Unimplemented) => Ok(false),
+            Err(error) if error.code() == Some(tonic::Code::NotFound) => Ok(true),
+            Err(error) => Err(error),
+            Ok(_) => Ok(true),
+        }
     }
 
     /// One call of the runtime service under this node's deadline.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_cri::v1::{self, PodSandboxConfig};
 
-use crate::{Container, ContainerSpec, Error, Forward, Node, Result, node::remove_logs};
+use crate::{Container, ContainerSpec, Error, Forward, Node, Result, node::remove_logs, resize};
 
 /// A pod that containerd runs for us. It stays until [`Pod::remove`]: dropping this value stops
 /// nothing, but the pod is then among [`Node::leftovers`].
@@ -99,6 +99,15 @@ impl Pod {
             .await?
             .stats
             .ok_or(Error::Incomplete { call: "PodSandboxStats", what: "stats" })
+    }
+
+    /// UpdatePodSandboxResources: what its containers may use together, which a kubelet says after
+    /// it has changed the pod's cgroup.
+    pub async fn resize(&self, resources: v1::LinuxContainerResources) -> Result<()> {
+        let overhead = Some(v1::LinuxContainerResources::default());
+        let request = resize::Request { pod_sandbox_id: self.id.clone(), overhead, resources: Some(resources) };
+        let channel = self.node.channel();
+        self.node.runtime("UpdatePodSandboxResources", request, async |_, r| resize::send(channel, r).await).await.map(drop)
     }
 
     /// PortForward: a stream to a TCP port on the pod's loopback.

@@ -14,6 +14,26 @@ pub use magnetar_observe::cgroup;
 
 use crate::{Case, eventually};
 
+/// Gives a pod's cgroup limits, as a kubelet does before it makes or resizes the pod. `name` is
+/// below the root.
+pub fn limit_pod(name: &str, memory: i64, quota: i64, period: i64) -> Result<()> {
+    let write = |controller: &str, file: &str, text: String| {
+        let dir = Path::new(cgroup::ROOT).join(if cgroup::unified() { "" } else { controller });
+        if cgroup::unified() {
+            fs::write(dir.join("cgroup.subtree_control"), "+memory +cpu").context("controllers")?;
+        }
+        let dir = dir.join(name.trim_start_matches('/'));
+        fs::create_dir_all(&dir).and_then(|()| fs::write(dir.join(file), &text)).with_context(|| format!("{text} to {file} of {name}"))
+    };
+    if cgroup::unified() {
+        write("", "memory.max", memory.to_string())?;
+        return write("", "cpu.max", format!("{quota} {period}"));
+    }
+    write("memory", "memory.limit_in_bytes", memory.to_string())?;
+    write("cpu", "cpu.cfs_period_us", period.to_string())?;
+    write("cpu", "cpu.cfs_quota_us", quota.to_string())
+}
+
 /// The folder of a process's cgroup; with version 1 that of `controller`.
 pub fn cgroup_of(pid: i32, controller: &str) -> Result<PathBuf> {
     let text = read(&format!("/proc/{pid}/cgroup"))?;

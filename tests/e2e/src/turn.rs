@@ -126,6 +126,34 @@ pub fn on_vm_with_hugetlb<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
     unless(|case| no_machines(case).or_else(missing), test);
 }
 
+/// The same for a test that resizes pods as a whole, of our handlers: containerd has the call since
+/// 2.3 at the latest, and Debian's 2.1 has it not.
+///
+/// # Panics
+/// As [`on_node`].
+pub fn on_magnetar_that_resizes_pods<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
+    on_node(async |case| {
+        if !case.is_magnetar() {
+            return skip::<T>("containerd asks no other handler");
+        }
+        match case.node().can_resize_pods().await? {
+            true => test(case).await,
+            false => skip::<T>("this containerd does not have UpdatePodSandboxResources"),
+        }
+    });
+}
+
+/// The same for a test of virtual machines.
+///
+/// # Panics
+/// As [`on_node`].
+pub fn on_vm_that_resizes_pods<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
+    on_magnetar_that_resizes_pods(async |case| match no_machines(case) {
+        None => test(case).await,
+        Some(because) => skip::<T>(because),
+    });
+}
+
 /// Why a handler cannot be tested for what only virtual machines have, if it makes none.
 fn no_machines(case: &Case) -> Option<&'static str> {
     (!case.is_vm()).then_some("the handler makes no virtual machines")
@@ -133,13 +161,18 @@ fn no_machines(case: &Case) -> Option<&'static str> {
 
 /// Runs a test, or says why it is skipped.
 fn unless<'a, T: AsyncFnOnce(&Case) -> Result<()>>(skipped: impl FnOnce(&Case) -> Option<&'a str>, test: T) {
-    on_node(async |case| {
-        let Some(because) = skipped(case) else { return test(case).await };
-        // Past libtest's capture: whoever reads the output must see what was not tested.
-        let name = std::any::type_name::<T>().trim_end_matches("::{{closure}}");
-        let name = name.split_once("::").map_or(name, |(_, rest)| rest);
-        writeln!(std::io::stderr(), "skipped {name}: {because}").context("stderr")
+    on_node(async |case| match skipped(case) {
+        None => test(case).await,
+        Some(because) => skip::<T>(because),
     });
+}
+
+/// Says past libtest's capture that a test is skipped: whoever reads the output must see what was
+/// not tested.
+fn skip<T>(because: &str) -> Result<()> {
+    let name = std::any::type_name::<T>().trim_end_matches("::{{closure}}");
+    let name = name.split_once("::").map_or(name, |(_, rest)| rest);
+    writeln!(std::io::stderr(), "skipped {name}: {because}").context("stderr")
 }
 
 enum Failure {

@@ -288,6 +288,11 @@ fn monitors(invocation: &mut Invocation, spec: &VmSpec) {
     }
 }
 
+/// The length of the queue of requests for files. Each page that a request reads or writes takes
+/// one entry; with QEMU's default of 128 a request has half a MiB at most, and with this 1 MiB, the
+/// most that virtiofsd allows.
+const SHARE_QUEUE: u32 = 1024;
+
 /// The device for shared files.
 fn shared_files(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind) {
     if let Some(share) = &spec.share {
@@ -295,7 +300,7 @@ fn shared_files(invocation: &mut Invocation, spec: &VmSpec, machine: MachineKind
             "-chardev".into(),
             joined(&[&"socket,id=share,path=", &escaped(&share.socket)]),
             "-device".into(),
-            format!("{},tag={SHARE_TAG},chardev=share", machine.device("vhost-user-fs")).into(),
+            format!("{},tag={SHARE_TAG},chardev=share,queue-size={SHARE_QUEUE}", machine.device("vhost-user-fs")).into(),
         ]);
     }
 }

@@ -11,6 +11,7 @@
 
 use crate::host::huge_pages;
 use magnetar_core::error::{Error, Result};
+use magnetar_core::pod_config::Resources;
 use serde_json::Value;
 
 /// The size of a machine.
@@ -66,10 +67,29 @@ impl Limits {
         }
     }
 
+    /// The limits of a pod as a whole.
+    pub fn of_pod(resources: &Resources) -> Self {
+        let positive = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok()).filter(|number| *number > 0);
+        Self {
+            memory: positive(resources.memory_limit),
+            quota: positive(resources.cpu_quota),
+            period: resources.cpu_period.filter(|period| *period > 0),
+        }
+    }
+
     /// Thousandths of a processor, rounded up; `None` without a limit.
     fn millis(self) -> Option<u64> {
         self.quota.map(|quota| quota.saturating_mul(1000).div_ceil(self.period.unwrap_or(PERIOD)))
     }
+}
+
+/// That many processors, rounded up.
+fn processors(millis: u64) -> u32 {
+    rounded(millis.div_ceil(1000))
+}
+
+fn rounded(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 /// What a machine's size depends on besides its containers.
@@ -90,8 +110,21 @@ pub struct Sizing {
 }
 
 impl Sizing {
-    /// The size that these containers need.
-    pub fn needed(&self, containers: impl IntoIterator<Item = Limits>) -> Size {
+    /// The size that these containers need, in a pod with these limits. The kubelet gives a pod a
+    /// limit only where all its containers have one, or where the pod itself has one.
+    pub fn needed(&self, pod: Option<Limits>, containers: impl IntoIterator<Item = Limits>) -> Size {
+        let pod = pod.unwrap_or_default();
+        let whole = pod.memory.map_or(0, |limit| self.with_own(limit, self.memory_mib));
+        let of_pod = Size { memory_mib: whole, vcpus: pod.millis().map_or(0, processors) };
+        self.of_containers(containers).max(of_pod)
+    }
+
+    /// That much memory, in MiB, and what the machine has besides.
+    fn with_own(&self, bytes: u64, own_mib: u32) -> u32 {
+        rounded(bytes.div_ceil(1 << 20)).saturating_add(own_mib).saturating_add(self.huge_pages.saturating_mul(huge_pages::MIB))
+    }
+
+    fn of_containers(&self, containers: impl IntoIterator<Item = Limits>) -> Size {
         let (mut bytes, mut millis) = (0_u64, 0_u64);
         let (mut memory_mib, mut vcpus) = (self.memory_mib, 1);
         for limits in containers {
@@ -104,10 +137,7 @@ impl Sizing {
                 None => vcpus = self.vcpus,
             }
         }
-        let whole = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-        let memory_mib =
-            whole(bytes.div_ceil(1 << 20)).saturating_add(memory_mib).saturating_add(self.huge_pages.saturating_mul(huge_pages::MIB));
-        Size { memory_mib, vcpus: whole(millis.div_ceil(1000)).max(vcpus) }.max(self.start)
+        Size { memory_mib: self.with_own(bytes, memory_mib), vcpus: processors(millis).max(vcpus) }.max(self.start)
     }
 
     /// Refuses a size that is larger than `before` and than what the machine may grow to.
@@ -161,14 +191,29 @@ mod tests {
     #[test]
     fn limits_are_added_and_rounded_up_once() {
         let size = |memory_mib, vcpus| Size { memory_mib, vcpus };
-        assert_eq!(SIZING.needed([]), SIZING.start);
-        assert_eq!(SIZING.needed([limits(64, 10_000)]), SIZING.start, "a machine has at least the size of its start");
-        assert_eq!(SIZING.needed([limits(512, 50_000), limits(256, 50_000)]), size(896, 1));
-        assert_eq!(SIZING.needed([limits(512, 150_000), limits(512, 50_001)]), size(1152, 3));
-        assert_eq!(SIZING.needed([limits(512, 10_000), Limits::default()]), size(1536, 2), "one of them has no limit");
+        assert_eq!(SIZING.needed(None, []), SIZING.start);
+        assert_eq!(SIZING.needed(None, [limits(64, 10_000)]), SIZING.start, "a machine has at least the size of its start");
+        assert_eq!(SIZING.needed(None, [limits(512, 50_000), limits(256, 50_000)]), size(896, 1));
+        assert_eq!(SIZING.needed(None, [limits(512, 150_000), limits(512, 50_001)]), size(1152, 3));
+        assert_eq!(SIZING.needed(None, [limits(512, 10_000), Limits::default()]), size(1536, 2), "one of them has no limit");
         let with_huge_pages = Sizing { huge_pages: 8, ..SIZING };
-        assert_eq!(with_huge_pages.needed([limits(512, 10_000)]), size(656, 1));
-        assert_eq!(SIZING.needed([limits(u64::MAX >> 21, u64::MAX)]).memory_mib, u32::MAX);
+        assert_eq!(with_huge_pages.needed(None, [limits(512, 10_000)]), size(656, 1));
+        assert_eq!(SIZING.needed(None, [limits(u64::MAX >> 21, u64::MAX)]).memory_mib, u32::MAX);
+    }
+
+    #[test]
+    fn a_machine_has_room_for_what_its_pod_may_use_as_a_whole() {
+        let size = |memory_mib, vcpus| Size { memory_mib, vcpus };
+        let of_pod = |memory_limit: i64, quota| {
+            let resources = Resources { memory_limit: Some(memory_limit), cpu_quota: Some(quota), ..Resources::default() };
+            Some(Limits::of_pod(&resources))
+        };
+        assert_eq!(SIZING.needed(of_pod(512 << 20, 250_000), []), size(640, 3));
+        assert_eq!(SIZING.needed(of_pod(512 << 20, 50_000), [limits(1024, 150_000)]), size(1152, 2), "its containers need more");
+        assert_eq!(SIZING.needed(of_pod(1, 1), []), SIZING.start);
+        assert_eq!(SIZING.needed(of_pod(-1, -1), []), SIZING.start, "no limit says nothing");
+        let with_huge_pages = Sizing { huge_pages: 8, ..SIZING };
+        assert_eq!(with_huge_pages.needed(of_pod(512 << 20, 1), []), size(656, 1));
     }
 
     #[test]

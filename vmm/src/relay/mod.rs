@@ -18,7 +18,7 @@ pub mod translate;
 
 use crate::host::share::Share;
 use crate::hypervisor::connection::Connection;
-use crate::machine::size::{Size, Sizing};
+use crate::machine::size::{Limits, Size, Sizing};
 use container::Container;
 use create::REQUEST_TIMEOUT;
 use guest::{Failure, Guest, TaskAnswer};
@@ -72,6 +72,8 @@ struct Shared {
     resizing: Semaphore,
     /// The size of the machine that was asked for last; `None` before the first change.
     size: Mutex<Option<Size>>,
+    /// What the pod may use as a whole; `None` before somebody says so while it runs.
+    pod_limits: Mutex<Option<Limits>>,
     containers: Registry<ContainerId, Container>,
 }
 
@@ -163,6 +165,7 @@ impl Relay {
             gate,
             resizing,
             size: Mutex::default(),
+            pod_limits: Mutex::default(),
             containers,
         }))
     }

@@ -4,7 +4,11 @@
 //! ```text
 //! limits go up, or a container is added    the machine grows ─> the guest takes it ─> the container's cgroup
 //! limits go down, or a container is gone   the container's cgroup ─> the guest gives back what it can
+//! the pod's limits change                  the machine grows, or the guest gives back what it can
 //! ```
+//!
+//! The kubelet raises a pod's limits before those of its containers, and lowers them afterwards.
+//! The machine has the size that needs more of the two.
 //!
 //! A machine that cannot be as large as its containers' limits is refused before anything changes.
 //! What the guest does not take is taken back, and is an error. What it does not give back stays
@@ -12,14 +16,17 @@
 
 use super::container::Container;
 use super::{Relay, Running};
+use crate::host::huge_pages;
 use crate::machine::size::{Limits, Size, Sizing};
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_core::ids::ContainerId;
+use magnetar_core::pod_config::Resources;
+use magnetar_core::sandbox::reply;
 use magnetar_vm_agent_api::{PROCESSOR_FOUND, Request};
 use serde_json::Value;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{SemaphorePermit, oneshot};
 use tokio::time::{Instant, sleep};
 use tracing::{Instrument, info, warn};
 
@@ -51,7 +58,7 @@ impl Relay {
     pub(super) async fn make_room(&self, running: &Running, container: &Container, spec: &Value) -> Result<()> {
         let _turn = self.turn().await?;
         container.set_limits(Some(Limits::default().updated_by(&spec["linux"]["resources"])));
-        let grown = self.grow(running, self.needed(running, None), Beyond::Cut).await;
+        let grown = self.grow(running, self.needed(running), Beyond::Cut).await;
         if grown.is_err() {
             container.set_limits(None);
         }
@@ -74,13 +81,32 @@ impl Relay {
         let (running, id) = (self.running()?, &container.id);
         let _turn = self.turn().await?;
         let after = container.limits().unwrap_or_default().updated_by(resources);
-        self.grow(running, self.needed(running, Some((id, after))), Beyond::Refused).await?;
+        self.grow(running, self.needed_with(running, self.pod_limits(), Some((id, after))), Beyond::Refused).await?;
         let changed = running.answered(running.guest.tasks().update(id, resources.to_string().into_bytes())).await;
         if changed.is_ok() {
             container.set_limits(Some(after));
         }
         self.shrink(running).await;
         changed
+    }
+
+    /// Lets the machine follow the limits of the pod as a whole, and sends the outcome when it
+    /// does: `FailedPrecondition` if it cannot, and nothing has changed.
+    pub fn resize_pod(&self, resources: Resources, outcome: oneshot::Sender<Result<()>>) {
+        let relay = self.clone();
+        let resize = async move { reply(outcome, relay.resize_pod_now(&resources).await) };
+        self.0.tasks.spawn(resize.in_current_span());
+    }
+
+    async fn resize_pod_now(&self, resources: &Resources) -> Result<()> {
+        let running = self.running()?;
+        let _turn = self.turn().await?;
+        check_huge_pages(running.sizing.huge_pages, resources)?;
+        let after = Limits::of_pod(resources);
+        self.grow(running, self.needed_with(running, Some(after), None), Beyond::Refused).await?;
+        *self.0.pod_limits.lock().unwrap_or_else(PoisonError::into_inner) = Some(after);
+        self.shrink(running).await;
+        Ok(())
     }
 
     /// Gives back what a removed container needed, while others go on.
@@ -98,19 +124,29 @@ impl Relay {
         self.0.resizing.acquire().await.map_err(|_| Error::internal("the machine's size cannot change any more"))
     }
 
-    /// The size that all containers need, one of them with other limits.
-    fn needed(&self, running: &Running, other: Option<(&ContainerId, Limits)>) -> Size {
+    fn pod_limits(&self) -> Option<Limits> {
+        *self.0.pod_limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The size that the pod and its containers need.
+    fn needed(&self, running: &Running) -> Size {
+        self.needed_with(running, self.pod_limits(), None)
+    }
+
+    /// The size that they need with these limits of the pod, and one container with other limits.
+    fn needed_with(&self, running: &Running, pod: Option<Limits>, other: Option<(&ContainerId, Limits)>) -> Size {
         let all = self.0.containers.all();
-        running.sizing().needed(all.iter().filter_map(|(id, container)| match other {
+        let containers = all.iter().filter_map(|(id, container)| match other {
             Some((changed, limits)) if changed == id => Some(limits),
             Some(_) | None => container.limits(),
-        }))
+        });
+        running.sizing().needed(pod, containers)
     }
 
     async fn grow(&self, running: &Running, needed: Size, beyond: Beyond) -> Result<()> {
         let sizing = running.sizing();
         if beyond == Beyond::Refused {
-            sizing.check(self.needed(running, None), needed)?;
+            sizing.check(self.needed(running), needed)?;
         } else if !sizing.most.covers(needed) {
             info!(?needed, most = ?sizing.most, "the containers' limits are more than the machine may grow to");
         }
@@ -130,7 +166,7 @@ impl Relay {
     }
 
     async fn shrink(&self, running: &Running) {
-        let (before, needed) = (self.size(running), self.needed(running, None));
+        let (before, needed) = (self.size(running), self.needed(running));
         let wanted = before.min(needed);
         if wanted == before || running.death().is_some() {
             return;
@@ -153,6 +189,17 @@ impl Relay {
     fn set_size(&self, size: Size) {
         *self.0.size.lock().unwrap_or_else(PoisonError::into_inner) = Some(size);
     }
+}
+
+/// Refuses another number of huge pages: the guest's kernel has set them aside when the pod was
+/// made.
+fn check_huge_pages(has: u32, asked: &Resources) -> Result<()> {
+    let limits = asked.hugepage_limits.iter().map(|(size, limit)| (size.as_str(), *limit));
+    let asked = huge_pages::pages(limits).map_err(|e| Error::precondition(e.to_string()))?;
+    if asked == 0 || asked == has {
+        return Ok(());
+    }
+    Err(Error::precondition(format!("its virtual machine has {has} huge pages, and cannot have {asked} while it runs: make the pod anew")))
 }
 
 /// The error of a guest that did not take what it got.

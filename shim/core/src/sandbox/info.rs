@@ -7,11 +7,10 @@
 //! process keeps it in memory.
 
 use super::PodRequest;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::ids::SandboxId;
 use crate::pod_config::{Dns, NamespaceMode, PodConfig};
 use crate::record::PodDir;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -21,31 +20,10 @@ use std::path::PathBuf;
 const NAMESPACES: [(&str, &str); 4] = [("ipc", "ipc"), ("uts", "uts"), ("pid", "pid"), ("user", "user")];
 
 /// The keys that only our sandboxes have.
-const OURS: [&str; 4] = [FIXED_SIZE, "reason", "sandboxProcess", "version"];
-
-/// The key for the reason why a running pod cannot be resized.
-pub const FIXED_SIZE: &str = "fixedSize";
-
-/// Reads that reason from the map that [`shown`] returns.
-pub fn fixed_size(shown: &HashMap<String, String>) -> Option<String> {
-    let ours: Value = serde_json::from_str(shown.get("magnetar")?).ok()?;
-    ours[FIXED_SIZE].as_str().map(String::from)
-}
+const OURS: [&str; 3] = ["reason", "sandboxProcess", "version"];
 
 /// The version of the OCI runtime specification that the fields follow.
 const VERSION: &str = "1.2.0";
-
-/// The largest size, in bytes, of a pod's new resources. They are two short lists of numbers.
-const MAX_RESIZED: usize = 64 * 1024;
-
-/// The new resources of a resized pod: the CRI's `LinuxContainerResources`, for the pod's sandbox
-/// and for its containers.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct Resized {
-    overhead: Option<Map<String, Value>>,
-    resources: Option<Map<String, Value>>,
-}
 
 /// The path of the stored information.
 fn info_file(dir: &PodDir) -> PathBuf {
@@ -66,19 +44,14 @@ fn resized_file(dir: &PodDir) -> PathBuf {
     dir.path().join("resized.json")
 }
 
-/// Stores the new resources of a pod. containerd keeps them in memory, and asks us after a restart.
+/// Stores the new resources of a resized pod, as they are shown. containerd keeps them in memory,
+/// and asks us after a restart.
 ///
 /// # Errors
-/// `InvalidArgument` if `resources` is too long or no JSON object (`UpdatedResources` of
-/// containerd's internal/cri/server/podsandbox), or if the file cannot be written.
-pub fn keep_resized(dir: &PodDir, resources: &[u8]) -> Result<()> {
-    let invalid = || Error::invalid(format!("the pod's new resources are no JSON object of at most {MAX_RESIZED} bytes"));
-    let resources: Resized =
-        serde_json::from_slice(resources.get(..MAX_RESIZED.min(resources.len())).unwrap_or_default()).map_err(|_| invalid())?;
+/// If the file cannot be written.
+pub fn keep_resized(dir: &PodDir, resources: &Value) -> Result<()> {
     let path = resized_file(dir);
-    let of_linux = |limits: Option<Map<String, Value>>| json!({ "linux": limits.unwrap_or_default() });
-    let whole = json!({ "overhead": of_linux(resources.overhead), "resources": of_linux(resources.resources) });
-    std::fs::write(&path, whole.to_string()).context(|| format!("cannot write {}", path.display()))
+    std::fs::write(&path, resources.to_string()).context(|| format!("cannot write {}", path.display()))
 }
 
 /// The information of a pod. `pid` is the process that holds its namespaces, or 0 if there is none
@@ -210,9 +183,8 @@ mod tests {
         assert_eq!(info["config"]["linux"]["security_context"]["namespace_options"]["pid"], 1);
         let ended = load(&dir, 0, Some("it was killed"));
         assert_eq!((ended["processStatus"].as_str(), ended["reason"].as_str()), (Some("deleted"), Some("it was killed")));
-        keep_resized(&dir, br#"{"Overhead": null, "Resources": {"memory_limit_in_bytes": 5}}"#).unwrap();
+        keep_resized(&dir, &json!({"resources": {"linux": {"memory_limit_in_bytes": 5}}})).unwrap();
         assert_eq!(load(&dir, 7, None)["resources"]["linux"]["memory_limit_in_bytes"], 5);
-        assert_eq!(keep_resized(&dir, b"1").unwrap_err().code(), crate::error::Code::InvalidArgument);
         let shown = shown(&ended);
         let ours: Value = serde_json::from_str(&shown["magnetar"]).unwrap();
         assert_eq!((ours["reason"].as_str(), ours.get("config")), (Some("it was killed"), None));

@@ -11,14 +11,15 @@
 mod info;
 mod service;
 mod single;
+pub mod update;
 
-pub use info::{fixed_size, keep_resized, shown};
+pub use info::shown;
 pub use service::{NOT_READY, SandboxService};
 pub use single::{Single, run_last_hooks};
 
 use crate::cgroup::stats::Metrics;
 use crate::error::{Code, Error, Result};
-use crate::pod_config::PodConfig;
+use crate::pod_config::{PodConfig, Resources};
 use crate::reaper::Exit;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,10 +44,6 @@ pub struct PodRequest {
 
 /// A kind of sandbox, for one pod. Only the pod's owner calls it, one call at a time.
 pub trait Sandboxer: Send + 'static {
-    /// A sentence that explains why a running pod cannot be resized. `None` if it can be: then the
-    /// caller changes the pod's cgroup, and nothing else is needed.
-    const FIXED_SIZE: Option<&'static str> = None;
-
     /// Prepares the pod. What a failed call has made, [`stop`](Self::stop) removes.
     fn create(&mut self, request: &PodRequest) -> impl Future<Output = Result<()>> + Send;
 
@@ -58,6 +55,11 @@ pub trait Sandboxer: Send + 'static {
 
     /// The pod's resource usage.
     fn metrics(&self) -> Result<Metrics>;
+
+    /// Lets a ready pod follow the new sum of its containers' resources. The kubelet has changed
+    /// the pod's cgroup before. Returns at once, so that the pod can be stopped meanwhile; the
+    /// outcome may be sent later: `FailedPrecondition` if the pod cannot follow, and is as before.
+    fn resize(&mut self, resources: Resources, outcome: oneshot::Sender<Result<()>>);
 
     /// Waits until a ready pod has ended by itself. Returns how. Cancel-safe. Never returns for
     /// namespaces, which do not end by themselves.
@@ -104,6 +106,7 @@ enum Command {
     Start(oneshot::Sender<Result<u32>>),
     Stop(oneshot::Sender<Result<()>>),
     Metrics(oneshot::Sender<Result<Metrics>>),
+    Resize(Box<Resources>, oneshot::Sender<Result<()>>),
 }
 
 /// The handle of a pod. Cheap to clone.
@@ -113,7 +116,6 @@ pub struct Pod {
     phase: watch::Receiver<PodPhase>,
     death: watch::Receiver<Option<Arc<str>>>,
     shutdown: Arc<watch::Sender<bool>>,
-    fixed_size: Option<&'static str>,
 }
 
 impl Pod {
@@ -122,7 +124,7 @@ impl Pod {
         let (commands, received) = mpsc::channel(QUEUE);
         let (phase_sender, phase) = watch::channel(PodPhase::Empty);
         let (death_sender, death) = watch::channel(None);
-        let pod = Self { commands, phase, death, shutdown: Arc::new(watch::Sender::new(false)), fixed_size: S::FIXED_SIZE };
+        let pod = Self { commands, phase, death, shutdown: Arc::new(watch::Sender::new(false)) };
         (pod, own(sandboxer, received, phase_sender, death_sender))
     }
 
@@ -134,11 +136,6 @@ impl Pod {
     /// Why the pod has ended, if nobody asked for it.
     pub fn reason(&self) -> Option<Arc<str>> {
         self.death.borrow().clone()
-    }
-
-    /// [`Sandboxer::FIXED_SIZE`].
-    pub fn fixed_size(&self) -> Option<&'static str> {
-        self.fixed_size
     }
 
     /// Prepares the pod.
@@ -159,6 +156,14 @@ impl Pod {
     /// The pod's resource usage.
     pub async fn metrics(&self) -> Result<Metrics> {
         self.ask(Command::Metrics).await
+    }
+
+    /// Lets the pod follow new resources.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` if the pod does not run, or cannot follow them.
+    pub async fn resize(&self, resources: Resources) -> Result<()> {
+        self.ask(|answer| Command::Resize(Box::new(resources), answer)).await
     }
 
     /// Waits for the pod's end. Cancel-safe.
@@ -263,6 +268,12 @@ async fn own<S: Sandboxer>(
                 reply(answer, result);
             }
             Command::Metrics(answer) => reply(answer, sandboxer.metrics()),
+            Command::Resize(resources, answer) => match now {
+                PodPhase::Ready { .. } => sandboxer.resize(*resources, answer),
+                PodPhase::Empty | PodPhase::Created | PodPhase::Stopped { .. } => {
+                    reply(answer, Err(Error::precondition("the sandbox does not run")));
+                }
+            },
         }
     }
 }
@@ -274,7 +285,7 @@ async fn undo<S: Sandboxer>(sandboxer: &mut S) {
 }
 
 /// Sends an answer. The caller may have left.
-fn reply<T>(answer: oneshot::Sender<Result<T>>, result: Result<T>) {
+pub fn reply<T>(answer: oneshot::Sender<Result<T>>, result: Result<T>) {
     let _unheard = answer.send(result);
 }
 

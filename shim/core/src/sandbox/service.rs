@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The Sandbox API (`containerd.runtime.sandbox.v1`) over ttrpc. Wire types stop here.
 
+use super::update::Update;
 use super::{Pod, PodPhase, PodRequest, info};
 use crate::error::{Error, Result};
 use crate::ids::SandboxId;
@@ -11,12 +12,13 @@ use async_trait::async_trait;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_api as api;
-use containerd_shim_protos::sandbox_async::Sandbox;
+use containerd_shim_protos::sandbox_async::{Sandbox, create_sandbox};
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 use tracing::debug;
-use ttrpc::asynchronous::TtrpcContext;
+use ttrpc::asynchronous::{Server, TtrpcContext};
 
 /// containerd's name for the state of a ready pod, which is the CRI's.
 const READY: &str = "SANDBOX_READY";
@@ -41,6 +43,14 @@ impl SandboxService {
     /// Serves `pod` under its name; `dir` is the pod's own.
     pub fn new(id: SandboxId, dir: PodDir, pod: Pod) -> Self {
         Self { id, dir, pod }
+    }
+
+    /// Adds this service to a server.
+    pub fn register(self, server: Server) -> Server {
+        let update = Update { id: self.id.clone(), dir: self.dir.clone(), pod: self.pod.clone() };
+        let mut services = create_sandbox(Arc::new(self));
+        update.register(&mut services);
+        server.register_service(services)
     }
 
     /// Refuses a request for another pod.
@@ -160,10 +170,6 @@ impl Sandbox for SandboxService {
 impl SandboxService {
     /// The information that `crictl inspectp` shows.
     fn info(&self, pid: u32) -> HashMap<String, String> {
-        let mut info = info::load(&self.dir, pid, self.pod.reason().as_deref());
-        if let Some(why) = self.pod.fixed_size() {
-            info[info::FIXED_SIZE] = why.into();
-        }
-        info::shown(&info)
+        info::shown(&info::load(&self.dir, pid, self.pod.reason().as_deref()))
     }
 }

@@ -23,6 +23,9 @@ impl Sandboxer for Slow {
     fn metrics(&self) -> Result<Metrics> {
         Err(Error::unimplemented("no metrics"))
     }
+    fn resize(&mut self, _resources: Resources, outcome: oneshot::Sender<Result<()>>) {
+        reply(outcome, Ok(()));
+    }
 }
 
 fn request() -> PodRequest {

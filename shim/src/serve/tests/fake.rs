@@ -8,16 +8,19 @@ use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::sandbox_async::{Sandbox, create_sandbox};
 use magnetar_core::record::PodDir;
+use magnetar_core::sandbox::update::{METHOD, SERVICE};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
-use ttrpc::asynchronous::TtrpcContext;
+use ttrpc::Code::{FAILED_PRECONDITION, OK};
 use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{MethodHandler, TtrpcContext};
+use ttrpc::proto::ResponseInit;
 
 /// The kinds of fake sandboxer, each of which does something else wrong.
-pub const KINDS: [&str; 8] = ["good", "refuses", "dies", "hangs", "unready", "slow", "silent", "fixed"];
+pub const KINDS: [&str; 9] = ["good", "refuses", "dies", "hangs", "unready", "slow", "silent", "fixed", "old"];
 
 /// Makes a script for each kind.
 pub fn install(folder: &Path) {
@@ -50,12 +53,28 @@ fn sandboxer() {
     runtime.block_on(async {
         let (ended, mut end) = watch::channel(Phase::Running);
         let listener = UnixListenerStream::new(tokio::net::UnixListener::from_std(listener).unwrap());
-        let fake = Arc::new(Fake { kind, phase: ended });
-        let mut server = ttrpc::asynchronous::Server::new().add_listener(Listener::new(listener)).register_service(create_sandbox(fake));
+        let update = Update(dir.clone(), kind.clone());
+        let mut services = create_sandbox(Arc::new(Fake { kind, phase: ended }));
+        if update.1 != "old" {
+            services.get_mut(SERVICE).unwrap().methods.insert(METHOD.into(), Box::new(update));
+        }
+        let mut server = ttrpc::asynchronous::Server::new().add_listener(Listener::new(listener)).register_service(services);
         server.start().await.unwrap();
         end.wait_for(|phase| *phase == Phase::Ended).await.unwrap();
         server.shutdown().await.unwrap();
     });
+}
+
+/// UpdateSandbox: keeps what it was asked, or refuses.
+struct Update(PodDir, String);
+
+#[async_trait]
+impl MethodHandler for Update {
+    async fn handler(&self, _: TtrpcContext, request: ttrpc::Request) -> ttrpc::Result<ttrpc::Response> {
+        std::fs::write(self.0.path().join("update"), request.payload).unwrap();
+        let (code, why) = if self.1 == "fixed" { (FAILED_PRECONDITION, "carved in stone") } else { (OK, "") };
+        Ok(ttrpc::Response::init_status(ttrpc::get_status(code, why)))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,9 +126,7 @@ impl Sandbox for Fake {
 
     async fn sandbox_status(&self, _: &TtrpcContext, req: api::SandboxStatusRequest) -> ttrpc::Result<api::SandboxStatusResponse> {
         let pid = std::process::id();
-        let ours = if self.kind == "fixed" { r#"{"fixedSize":"it is carved in stone"}"# } else { "{}" };
-        let info = std::collections::HashMap::from([("magnetar".to_owned(), ours.to_owned())]);
-        Ok(api::SandboxStatusResponse { sandbox_id: req.sandbox_id, pid, state: "SANDBOX_READY".into(), info, ..Default::default() })
+        Ok(api::SandboxStatusResponse { sandbox_id: req.sandbox_id, pid, state: "SANDBOX_READY".into(), ..Default::default() })
     }
 
     async fn ping_sandbox(&self, _: &TtrpcContext, _: api::PingRequest) -> ttrpc::Result<api::PingResponse> {

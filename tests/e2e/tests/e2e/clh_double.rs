@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use magnetar_cri::{Container, Pod};
 use magnetar_e2e::{Case, Scratch, on_vm, refused};
+use magnetar_observe::Processes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -96,8 +97,14 @@ fn a_hypervisor_that_cannot_be_used_is_refused_with_the_reason() {
         for (options, words) in [
             (options("/no/such/program", true, ""), "/no/such/program, which is configured, is not an executable file"),
             (options("/bin/true", true, ""), "the virtual machine did not start"),
+            // Of another program, its last word.
+            (options("/bin/cat", true, ""), "the hypervisor ended with code 1: Try '/bin/cat --help' for more information"),
+            (options("/etc/passwd", true, ""), "/etc/passwd, which is configured, is not an executable file"),
             (options(&double, true, "clh_double=old"), "is version 38 of Cloud Hypervisor: install 50 or a newer one"),
             (options(&double, true, "clh_double=rubbish"), "cannot ask Cloud Hypervisor for vmm.ping"),
+            (options(&double, true, "clh_double=fails"), "Cloud Hypervisor refuses vmm.ping: Error from API: the double fails"),
+            (options(&double, true, "clh_double=endless"), "length limit exceeded"),
+            (options(&double, true, "clh_double=silent"), "Cloud Hypervisor has not answered vmm.ping within 30s"),
         ] {
             let _replaced = Replaced::with(case, &options)?;
             refused(case.node().run_pod(&case.pod_spec("clh-refused")).await, &[words])?;
@@ -107,6 +114,38 @@ fn a_hypervisor_that_cannot_be_used_is_refused_with_the_reason() {
             refused(case.node().run_pod(&case.pod_spec("clh-refused")).await, &["Cloud Hypervisor needs KVM"])?;
         }
         Ok(())
+    });
+}
+
+/// A pod with a container, in a machine by a double that misbehaves.
+async fn running_with(case: &Case, name: &str, fault: &str) -> Result<(Pod, Container)> {
+    let _until_it_runs = Replaced::with(case, &options(&double()?, true, &format!("clh_double={fault}")))?;
+    let pod = case.node().run_pod(&case.pod_spec(name)).await?;
+    let container = pod.run(&case.sleeper()).await?;
+    Ok((pod, container))
+}
+
+#[test]
+fn an_api_that_answers_late_makes_the_pod_late_and_no_more() {
+    on_vm(async |case| {
+        let (pod, container) = running_with(case, "clh-late", "late").await?;
+        assert_eq!(container.exec(["echo", "alive"]).await?.stdout, "alive\n");
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn an_api_that_falls_silent_harms_no_pod_and_is_named_when_its_guest_hangs() {
+    on_vm(async |case| {
+        let (pod, _container) = running_with(case, "clh-stalls", "stalls").await?;
+        let second = pod.run(&case.sleeper().named("second")).await?;
+        assert_eq!(second.exec(["echo", "alive"]).await?.stdout, "alive\n");
+        pod.remove().await?;
+        let (pod, hung) = running_with(case, "clh-hangs", "stalls").await?;
+        let double = process(case, &pod, PROCESS)?.pid;
+        let machine = Processes::now()?.iter().find(|one| one.parent == double && one.name.contains("qemu")).map(|one| one.pid);
+        kill(Pid::from_raw(machine.context("the double runs no QEMU")?), Signal::SIGSTOP)?;
+        dies(case, pod, &hung, "the hypervisor hangs: the agent in the guest has not answered").await
     });
 }
 

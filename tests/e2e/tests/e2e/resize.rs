@@ -10,9 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use magnetar_cri::{
     Container, ContainerSpec, Pod, PodSpec,
-    v1::{LinuxContainerResources, PodSandboxState},
+    v1::{self, LinuxContainerResources, PodSandboxState},
 };
-use magnetar_e2e::{Case, Scratch, eventually, kernel, on_vm, refused};
+use magnetar_e2e::{Case, Scratch, eventually, kernel, on_vm, on_vm_that_resizes_pods, refused};
 
 use nix::sys::signal::Signal;
 
@@ -140,6 +140,22 @@ fn limits_beyond_what_a_machine_may_grow_to_are_refused_and_change_nothing() {
 }
 
 #[test]
+fn limits_beyond_what_the_host_has_are_refused_and_change_nothing() {
+    on_vm(async |case| {
+        // With the default options, the bound is what the host has.
+        let pod = case.node().run_pod(&pod_spec(case, "host")).await?;
+        let container = pod.run(&sleeper(case, "sleeper", 256)).await?;
+        let before = (guest(&container).await?, cgroup(case, &container).await?);
+        let words = ["would need 1048704 MiB of memory, and it can grow to ", "lower the limits"];
+        refused(container.update(limits(1 << 20, 1)).await, &words)?;
+        refused(container.update(limits(256, 4096)).await, &["would need 4096 processors, and it can grow to "])?;
+        assert_eq!((guest(&container).await?, cgroup(case, &container).await?), before);
+        assert_eq!(pod.state().await?, PodSandboxState::SandboxReady);
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
 fn a_machine_has_room_for_the_sum_of_its_containers_limits() {
     on_vm(async |case| {
         let (pod, first) = running(case, "sum").await?;
@@ -155,6 +171,57 @@ fn a_machine_has_room_for_the_sum_of_its_containers_limits() {
     });
 }
 
+/// How much memory a pod may use, by its statistics.
+async fn allowed(pod: &Pod) -> Result<u64> {
+    let memory = pod.stats().await?.linux.context("no linux part")?.memory.context("no memory")?;
+    let number = |value: Option<v1::UInt64Value>| value.map(|value| value.value).context("no number");
+    Ok(number(memory.available_bytes)? + number(memory.working_set_bytes)?)
+}
+
+#[test]
+fn a_machine_follows_what_its_pod_may_use_as_a_whole() {
+    on_vm_that_resizes_pods(async |case| {
+        // As a kubelet does it, with pod-level resources: the pod has limits, its container has
+        // none, and the pod's cgroup is changed first, here with 320 MiB and a processor of
+        // overhead.
+        let parent = "/magnetar-e2e-whole";
+        let kubelet = |memory_mib: i64, processors: i64| {
+            kernel::limit_pod(parent, (memory_mib + 320) * MIB, (processors + 1) * PERIOD, PERIOD)?;
+            Ok::<_, anyhow::Error>(limits(memory_mib, processors))
+        };
+        kubelet(256, 1)?;
+        let until_it_runs = Replaced::with(case, BOUND)?;
+        let pod = case.node().run_pod(&pod_spec(case, "whole").cgroup_parent(parent)).await?;
+        drop(until_it_runs);
+        let container = pod.run(&sleeper(case, "sleeper", 128)).await?;
+        let (memory, processors) = guest(&container).await?;
+        assert_eq!(processors, 1);
+        for _ in 0..2 {
+            pod.resize(kubelet(1024, 4)?).await?;
+            assert_eq!(guest(&container).await?, (memory + 768 * 1024, 4));
+            ensure!(allowed(&pod).await? > 1300 << 20, "the statistics do not have the new limit");
+            // One that needs less than the pod changes nothing.
+            container.update(limits(512, 2)).await?;
+            assert_eq!(guest(&container).await?, (memory + 768 * 1024, 4));
+            container.update(limits(128, 1)).await?;
+            pod.resize(kubelet(256, 1)?).await?;
+            becomes(case, &container, (memory, 1), 40).await?;
+            ensure!(allowed(&pod).await? < 600 << 20, "the statistics do not have the old limit again");
+        }
+        // Beyond what it may grow to.
+        let before = guest(&container).await?;
+        let words = ["cannot be resized", "would need 4224 MiB of memory, and it can grow to 2048 MiB", "max_memory_mib"];
+        refused(pod.resize(kubelet(4096, 1)?).await, &words)?;
+        refused(pod.resize(kubelet(256, 5)?).await, &["would need 5 processors, and it can grow to 4", "max_vcpus"])?;
+        let pages = v1::HugepageLimit { page_size: "2MB".to_owned(), limit: 4 << 20 };
+        let with_pages = LinuxContainerResources { hugepage_limits: vec![pages], ..kubelet(256, 1)? };
+        refused(pod.resize(with_pages).await, &["has 0 huge pages, and cannot have 2 while it runs"])?;
+        assert_eq!(guest(&container).await?, before);
+        pod.remove().await?;
+        kernel::remove_cgroups(case, parent).await
+    });
+}
+
 #[test]
 fn a_guest_that_does_not_take_its_memory_is_an_error_and_nothing_changes() {
     on_vm(async |case| {
@@ -162,6 +229,10 @@ fn a_guest_that_does_not_take_its_memory_is_an_error_and_nothing_changes() {
         let container = pod.run(&sleeper(case, "ignores", 256)).await?;
         refused(container.update(limits(2048, 1)).await, &["cannot grow to 2176 MiB", "has not taken it within"])?;
         assert_eq!(offered(case, &pod)?, 0, "the guest may still take it");
+        if case.node().can_resize_pods().await? {
+            refused(pod.resize(limits(2048, 1)).await, &["cannot be resized", "cannot grow to 2176 MiB", "has not taken it within"])?;
+            assert_eq!(offered(case, &pod)?, 0, "the guest may still take it");
+        }
         // It is in order otherwise.
         container.update(limits(300, 1)).await?;
         assert_eq!(pod.state().await?, PodSandboxState::SandboxReady);

@@ -6,7 +6,7 @@ use magnetar_cri::{Container, v1::LinuxContainerResources};
 use magnetar_e2e::{
     Case, eventually,
     kernel::{self, remove_cgroups},
-    on_magnetar, on_node,
+    on_magnetar, on_magnetar_that_resizes_pods, on_node, refused,
 };
 
 const MIB: i64 = 1 << 20;
@@ -140,6 +140,36 @@ fn statistics_of_a_pod_cover_its_containers_processes_and_network() {
         let listed = case.node().pod_stats().await?;
         let found = listed.iter().any(|s| s.attributes.as_ref().is_some_and(|a| a.id == pod.id()));
         ensure!(found, "the pod is not in the list: {listed:?}");
+        pod.remove().await?;
+        remove_cgroups(case, parent).await
+    });
+}
+
+#[test]
+fn a_resized_pod_says_so_and_one_whose_cgroup_was_not_changed_is_refused() {
+    on_magnetar_that_resizes_pods(async |case| {
+        let parent = "/magnetar-e2e-resized";
+        let limits = |memory_mib: i64, quota| LinuxContainerResources {
+            memory_limit_in_bytes: memory_mib * MIB,
+            cpu_period: 100_000,
+            cpu_quota: quota,
+            ..Default::default()
+        };
+        // Room for what a virtual machine is beside its containers.
+        kernel::limit_pod(parent, 800 * MIB, 150_000, 100_000)?;
+        let spec = case.pod_spec("resized").cgroup_parent(parent).resources(limits(64, 100_000));
+        let pod = case.node().run_pod(&spec).await?;
+        let said = async || -> Result<_> { Ok(pod.info().await?["resources"]["linux"]["memory_limit_in_bytes"].as_i64()) };
+        pod.resize(limits(128, 150_000)).await?;
+        assert_eq!(said().await?, Some(128 * MIB));
+        let words = ["the cgroup that was made for it, has a memory limit of 838860800 bytes, less than 1073741824", "raise that first"];
+        refused(pod.resize(limits(1024, 150_000)).await, &words)?;
+        let words = ["has a quota of 150000 µs of processor time in 100000, less than 150001 in 100000"];
+        refused(pod.resize(limits(128, 150_001)).await, &words)?;
+        pod.resize(limits(64, 100_000)).await?;
+        assert_eq!(case.output(&pod, &case.script("echo fine")).await?, "fine\n");
+        pod.stop().await?;
+        ensure!(pod.resize(limits(64, 100_000)).await.is_err(), "a pod that has ended was resized");
         pod.remove().await?;
         remove_cgroups(case, parent).await
     });

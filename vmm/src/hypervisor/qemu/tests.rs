@@ -56,9 +56,11 @@ fn the_command_line_has_the_pods_devices() {
     assert_eq!(values(&arguments, "-object"), ["memory-backend-memfd,id=ram,size=256M,share=on"]);
     assert!(values(&arguments, "-append")[0].ends_with(" a=b c"));
     let devices = values(&arguments, "-device").join(" ");
-    for device in
-        ["vhost-user-fs-pci,tag=magnetar,chardev=share", "vhost-user-vsock-pci,chardev=vsock", "mac=02:00:00:00:00:01,host_mtu=1450"]
-    {
+    for device in [
+        "vhost-user-fs-pci,tag=magnetar,chardev=share,queue-size=1024",
+        "vhost-user-vsock-pci,chardev=vsock",
+        "mac=02:00:00:00:00:01,host_mtu=1450",
+    ] {
         assert!(devices.contains(device), "{device}: {devices}");
     }
     assert!(values(&arguments, "-chardev").contains(&"socket,id=share,path=/pod/share,,1"), "a comma is doubled");
@@ -73,7 +75,7 @@ fn a_microvm_has_the_same_devices_without_pci() {
     for device in [
         "virtio-rng-device",
         "isa-serial,chardev=console",
-        "vhost-user-fs-device,tag=magnetar,chardev=share",
+        "vhost-user-fs-device,tag=magnetar,chardev=share,queue-size=1024",
         "vhost-user-vsock-device,chardev=vsock",
         "virtio-net-device,netdev=net0,mac=02:00:00:00:00:00,host_mtu=1450",
     ] {
