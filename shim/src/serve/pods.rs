@@ -8,7 +8,9 @@
 //! Create and Start run in tasks of their own, which go on when the caller leaves. Then the pod is
 //! removed, because containerd forgets a pod whose Create or Start has failed.
 
-use super::client::{Failure, call, update};
+mod update;
+
+use super::client::{Failure, call};
 use super::lost::{End, Lost};
 use super::pod::Pod;
 use super::process::Process;
@@ -193,38 +195,6 @@ impl Pods {
             return Err(pod.missing());
         }
         self.answered(pod, call(&pod.dir, request).await).await
-    }
-
-    /// Passes an update of a pod on to its process.
-    ///
-    /// # Errors
-    /// As [`ask`](Self::ask); `FailedPrecondition` if the process is of a version that cannot.
-    pub async fn update(&self, pod: &Pod, payload: Vec<u8>) -> Result<()> {
-        if !pod.dir.exists()? {
-            return Err(pod.missing());
-        }
-        match update(&pod.dir, payload).await {
-            // The process does not have this call. containerd would take this answer for an update
-            // that is done.
-            Err(Failure::Answered(error)) if error.code() == Code::Unimplemented => {
-                let id = &pod.id;
-                Err(Error::precondition(format!(
-                    "the process of pod {id} is of an earlier version, which cannot resize it: make the pod anew"
-                )))
-            }
-            outcome => self.answered(pod, outcome).await,
-        }
-    }
-
-    async fn answered<T>(&self, pod: &Pod, outcome: Result<T, Failure>) -> Result<T> {
-        match outcome {
-            Ok(response) => Ok(response),
-            Err(Failure::Answered(error)) => Err(error),
-            Err(Failure::Broken(error)) => {
-                self.settle(pod, error).await?;
-                Err(Error::not_found(format!("sandbox {} is gone: its process has ended", pod.id)))
-            }
-        }
     }
 
     /// Waits for the end of a pod. `None` if its process ended without an answer.
