@@ -18,9 +18,11 @@ use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_vm_agent_api::PROCESSOR_FOUND;
 use std::convert::Infallible;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::Path;
+use std::thread::Builder;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 /// The driver for more memory.
@@ -36,6 +38,9 @@ const REPORT_AFTER: Duration = Duration::from_secs(10);
 /// Files that say how the kernel uses new memory, and what they are set to.
 const POLICY: [(&str, &str); 2] =
     [("/sys/devices/system/memory/auto_online_blocks", "online"), ("/sys/module/memory_hotplug/parameters/online_policy", "auto-movable")];
+
+/// The stack of a thread that writes to a file, in bytes.
+const STACK: usize = 64 << 10;
 
 const PROCESSORS: &str = "/sys/devices/system/cpu";
 
@@ -86,17 +91,25 @@ async fn use_processors(wanted: u32) -> Result<bool> {
     for (number, on) in changes(&present, &online, wanted as usize) {
         let file = format!("{PROCESSORS}/cpu{number}/online");
         let value = if on { "1" } else { "0" };
-        match fs::write(&file, value) {
+        match switch(file.clone(), value).await {
             // The kernel lists a processor a moment before it makes its directory, and a moment
             // after it has removed it. An event follows.
             Err(error) if error.kind() == ErrorKind::NotFound => all_there &= !on,
             written => written.context(|| format!("cannot write {value} to {file}"))?,
         }
         debug!(number, on, "processor");
-        // Each takes the kernel a while, during which this thread answers no request.
-        tokio::task::yield_now().await;
     }
     Ok(all_there)
+}
+
+/// Writes to a processor's file, in a thread of its own. The kernel may take seconds to start a
+/// processor, on a busy host, and the agent must answer the host's pings meanwhile.
+async fn switch(file: String, value: &'static str) -> io::Result<()> {
+    let (written, outcome) = oneshot::channel();
+    // Whoever waits for it may have gone.
+    let write = move || drop(written.send(fs::write(file, value)));
+    Builder::new().name("processor".into()).stack_size(STACK).spawn(write)?;
+    outcome.await.map_err(io::Error::other)?
 }
 
 /// The processors to switch on (`true`) or off, so that the first `wanted` of those that exist are
