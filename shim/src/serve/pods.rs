@@ -198,22 +198,12 @@ impl Pods {
     /// Passes an update of a pod on to its process.
     ///
     /// # Errors
-    /// As [`ask`](Self::ask); `FailedPrecondition` if the process is of a version that cannot.
+    /// As [`ask`](Self::ask).
     pub async fn update(&self, pod: &Pod, payload: Vec<u8>) -> Result<()> {
         if !pod.dir.exists()? {
             return Err(pod.missing());
         }
-        match update(&pod.dir, payload).await {
-            // The process does not have this call. containerd would take this answer for an update
-            // that is done.
-            Err(Failure::Answered(error)) if error.code() == Code::Unimplemented => {
-                let id = &pod.id;
-                Err(Error::precondition(format!(
-                    "the process of pod {id} is of an earlier version, which cannot resize it: make the pod anew"
-                )))
-            }
-            outcome => self.answered(pod, outcome).await,
-        }
+        self.answered(pod, update(&pod.dir, payload).await).await
     }
 
     async fn answered<T>(&self, pod: &Pod, outcome: Result<T, Failure>) -> Result<T> {

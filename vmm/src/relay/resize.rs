@@ -7,8 +7,8 @@
 //! the pod's limits change                  the machine grows, or the guest gives back what it can
 //! ```
 //!
-//! The kubelet raises a pod's limits before those of its containers, and lowers them afterwards. The
-//! machine has the size that needs more of the two.
+//! The kubelet raises a pod's limits before those of its containers, and lowers them afterwards.
+//! The machine has the size that needs more of the two.
 //!
 //! A machine that cannot be as large as its containers' limits is refused before anything changes.
 //! What the guest does not take is taken back, and is an error. What it does not give back stays
@@ -90,8 +90,8 @@ impl Relay {
         changed
     }
 
-    /// Lets the machine follow the limits of the pod as a whole, and sends the outcome when it does:
-    /// `FailedPrecondition` if it cannot, and nothing has changed.
+    /// Lets the machine follow the limits of the pod as a whole, and sends the outcome when it
+    /// does: `FailedPrecondition` if it cannot, and nothing has changed.
     pub fn resize_pod(&self, resources: Resources, outcome: oneshot::Sender<Result<()>>) {
         let relay = self.clone();
         let resize = async move { reply(outcome, relay.resize_pod_now(&resources).await) };
