@@ -48,7 +48,7 @@ pub fn run(options: &Options, events: &Events) -> std::io::Result<bool> {
         qemu.args(["-device", &format!("vhost-user-fs-pci,tag={tag},chardev=share")]);
     }
     let (cid, host) = options.vsock.as_ref().ok_or(std::io::Error::other("there is no --vsock, in whose directory sockets are"))?;
-    let (back_end, monitor) = (Path::new(host).with_file_name("device"), Path::new(host).with_file_name("qmp"));
+    let (back_end, monitor) = (Path::new(host).with_file_name("device"), options.monitor("qmp")?);
     let mut device = Command::new(VSOCK_DEVICE);
     device.args([format!("--guest-cid={cid}"), format!("--socket={}", back_end.display()), format!("--uds-path={host}")]);
     let _device = device.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
@@ -57,7 +57,10 @@ pub fn run(options: &Options, events: &Events) -> std::io::Result<bool> {
     rustix::io::fcntl_setfd(&connection, rustix::io::FdFlags::empty())?;
     qemu.args(["-chardev", &format!("socket,id=vsock,fd={}", connection.as_raw_fd())]);
     qemu.args(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
-    qemu.args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())]);
+    for monitor in [&monitor, &options.monitor("disks")?] {
+        qemu.args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())]);
+    }
+    qemu.args(["-device", "virtio-scsi-pci,id=disks,num_queues=1"]);
     for (number, (tap, mac)) in options.nics.iter().enumerate() {
         qemu.args(["-netdev", &format!("tap,id=net{number},fd={tap}")]);
         qemu.args(["-device", &format!("virtio-net-pci,disable-legacy=on,romfile=,netdev=net{number},mac={mac}")]);

@@ -7,16 +7,18 @@
 //!              ── CONNECT <port> ──────────────────────────────> vhost-device-vsock
 //! ```
 //!
-//! What it cannot show: Cloud Hypervisor's own devices, seccomp filter and Landlock rules, KVM, hot
-//! plug, and whether the options mean to Cloud Hypervisor what they mean here. Tests with the real
-//! program show that, in the virtual machine that is a node (`tests/run clh`).
+//! What it cannot show: Cloud Hypervisor's own devices, seccomp filter and Landlock rules, KVM, a
+//! machine that grows, and whether the options mean to Cloud Hypervisor what they mean here. Tests
+//! with the real program show that, in the virtual machine that is a node (`tests/run clh`).
 //!
 //! `CLH_DOUBLE` in the kernel's command line makes it misbehave: see `Fault`.
 
 mod api;
+mod disks;
 mod machine;
 mod options;
 
+use disks::Disks;
 use options::Options;
 use std::io::Write;
 use std::process::{ChildStdin, Command, ExitCode, Stdio};
@@ -93,6 +95,7 @@ fn run() -> std::io::Result<bool> {
         return Err(std::io::Error::other("the API's socket must be descriptor 3"));
     }
     let listener = magnetar_sys::listener::inherit()?;
-    std::thread::spawn(move || api::serve(&listener, fault));
+    let disks = Disks::new(options.monitor("disks")?);
+    std::thread::spawn(move || api::serve(&listener, fault, disks));
     machine::run(&options, &events)
 }

@@ -2,6 +2,8 @@
 //! The part of Cloud Hypervisor's command line that magnetar-vmm uses. Anything else is an error,
 //! so a new option is not overlooked.
 
+use std::path::{Path, PathBuf};
+
 /// The command line.
 #[derive(Debug, Default)]
 pub struct Options {
@@ -26,6 +28,13 @@ pub struct Options {
 }
 
 impl Options {
+    /// The path of a socket on which QEMU takes orders, in the directory where this program may
+    /// make one.
+    pub fn monitor(&self, name: &str) -> std::io::Result<PathBuf> {
+        let vsock = self.vsock.as_ref().ok_or(std::io::Error::other("there is no --vsock, in whose directory sockets are"))?;
+        Ok(Path::new(&vsock.1).with_file_name(name))
+    }
+
     pub fn parse(words: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut words = words.flat_map(|word| match word.split_once('=') {
             // `--option=value` is `--option value`.
@@ -59,7 +68,7 @@ impl Options {
                 "--fs" => options.share = Some((part("tag")?, part("socket")?)),
                 "--vsock" => options.vsock = Some((part("cid")?, part("socket")?)),
                 "--net" => options.nics.push((part("fd")?.trim_matches(['[', ']']).to_owned(), part("mac")?)),
-                "--seccomp" | "--serial" | "--console" | "--rng" => {}
+                "--seccomp" | "--landlock-rules" | "--serial" | "--console" | "--rng" => {}
                 _ => return Err(format!("the option {option} is unknown")),
             }
         }

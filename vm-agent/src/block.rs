@@ -2,10 +2,12 @@
 //! Finds disks that the host attaches while the guest runs.
 //!
 //! ```text
-//! host: attaches a disk ──virtio-scsi──> the kernel finds it ──uevent──> the agent looks for its serial number
+//! host: attaches a disk ──> the kernel finds it ──uevent──> the agent looks for its serial number
 //! ```
 //!
-//! The drivers are loaded for the first disk, because most pods have none.
+//! The hypervisor decides whether a disk is a SCSI disk (virtio-scsi) or a card of its own
+//! (virtio-blk). Every guest has the driver of the latter from its start. Those of the former are
+//! loaded for the first disk, because most pods have none.
 
 use crate::{modules, uevents};
 use magnetar_core::error::{Code, Context, Error, Result};
@@ -17,7 +19,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The drivers that a disk needs: of the controller, and of the disk.
+/// The drivers that a SCSI disk needs: of the controller, and of the disk.
 const DRIVERS: [&str; 2] = ["virtio_scsi", "sd_mod"];
 
 /// Where the kernel has its block devices.
@@ -100,10 +102,14 @@ fn look_for(serial: &str) -> Result<Option<PathBuf>> {
     Ok(entries.flatten().map(|entry| entry.path()).find(|block| serial_number(block).as_deref() == Some(serial)))
 }
 
-/// Reads a SCSI disk's serial number (SPC-4, page 0x80), which follows four bytes of header.
+/// Reads a disk's serial number: of a SCSI disk from its page 0x80 (SPC-4), where it follows four
+/// bytes of header; of a virtio-blk disk from the file that its driver has for it.
 fn serial_number(block: &Path) -> Option<String> {
-    let page = fs::read(block.join("device/vpd_pg80")).ok()?;
-    String::from_utf8(page.get(4..)?.to_vec()).ok().map(|serial| serial.trim().to_owned())
+    let serial = match fs::read(block.join("device/vpd_pg80")) {
+        Ok(page) => page.get(4..)?.to_vec(),
+        Err(_) => fs::read(block.join("serial")).ok()?,
+    };
+    String::from_utf8(serial).ok().map(|serial| serial.trim().to_owned())
 }
 
 fn device_numbers(block: &Path) -> Result<Numbers> {
@@ -154,13 +160,16 @@ mod tests {
     }
 
     #[test]
-    fn the_serial_number_follows_four_bytes() {
+    fn the_serial_number_is_where_the_driver_has_it() {
         let dir = std::env::temp_dir().join(format!("magnetar-block-{}", std::process::id()));
         fs::create_dir_all(dir.join("device")).unwrap();
         fs::write(dir.join("device/vpd_pg80"), b"\0\x80\0\x06disk-7").unwrap();
         fs::write(dir.join("dev"), "8:16\n").unwrap();
         assert_eq!(serial_number(&dir).as_deref(), Some("disk-7"));
         assert_eq!(device_numbers(&dir).unwrap(), (8, 16));
+        fs::remove_dir_all(dir.join("device")).unwrap();
+        fs::write(dir.join("serial"), b"disk-8\n").unwrap();
+        assert_eq!(serial_number(&dir).as_deref(), Some("disk-8"), "virtio-blk");
         fs::remove_dir_all(&dir).unwrap();
         assert_eq!(serial_number(&dir), None);
     }

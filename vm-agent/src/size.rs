@@ -18,6 +18,7 @@ use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_vm_agent_api::PROCESSOR_FOUND;
 use std::convert::Infallible;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 use tracing::{debug, warn};
@@ -81,15 +82,21 @@ async fn use_processors(wanted: u32) -> Result<bool> {
         numbers(&text).ok_or_else(|| Error::internal(format!("{} is no list of processors: {text:?}", file.display())))
     });
     let (present, online) = (present?, online?);
+    let mut all_there = present.len() >= wanted as usize;
     for (number, on) in changes(&present, &online, wanted as usize) {
         let file = format!("{PROCESSORS}/cpu{number}/online");
         let value = if on { "1" } else { "0" };
-        fs::write(&file, value).context(|| format!("cannot write {value} to {file}"))?;
+        match fs::write(&file, value) {
+            // The kernel lists a processor a moment before it makes its directory, and a moment
+            // after it has removed it. An event follows.
+            Err(error) if error.kind() == ErrorKind::NotFound => all_there &= !on,
+            written => written.context(|| format!("cannot write {value} to {file}"))?,
+        }
         debug!(number, on, "processor");
         // Each takes the kernel a while, during which this thread answers no request.
         tokio::task::yield_now().await;
     }
-    Ok(present.len() >= wanted as usize)
+    Ok(all_there)
 }
 
 /// The processors to switch on (`true`) or off, so that the first `wanted` of those that exist are

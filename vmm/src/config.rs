@@ -149,16 +149,20 @@ impl VmConfig {
         Ok(config)
     }
 
-    /// The path of one of the guest's files. By default it is in the folder `guest` of
-    /// `share/magnetar`, under the same prefix as the `libexec/magnetar` that has this program.
-    pub fn guest_file(configured: Option<&Path>, guest: &str, name: &str, program: &Path) -> PathBuf {
-        match configured {
-            Some(path) => path.to_owned(),
-            None => {
-                let prefix = program.ancestors().nth(3).unwrap_or(Path::new("/"));
-                prefix.join("share/magnetar").join(guest).join(name)
-            }
-        }
+    /// The paths of the guest's kernel and initramfs. By default they are in the first of the
+    /// folders `guests` of `share/magnetar` that has both, else in the last one; under the same
+    /// prefix as the `libexec/magnetar` that has this program. If only one is configured, the other
+    /// is in the last one: an initramfs fits one kernel.
+    pub fn guest_files(&self, guests: &[&str], program: &Path) -> [PathBuf; 2] {
+        let share = program.ancestors().nth(3).unwrap_or(Path::new("/")).join("share/magnetar");
+        let files = |guest: &&str| ["vmlinux", "initramfs"].map(|name| share.join(guest).join(name));
+        let is_there = |files: &[PathBuf; 2]| files.iter().all(|file| file.is_file());
+        let configured = [self.kernel.clone(), self.initramfs.clone()];
+        let preferred = guests.iter().map(files).find(|files| is_there(files) && configured == [None, None]);
+        let default = preferred.or_else(|| guests.last().map(files)).unwrap_or_default();
+        let [kernel, initramfs] = configured;
+        let [default_kernel, default_initramfs] = default;
+        [kernel.unwrap_or(default_kernel), initramfs.unwrap_or(default_initramfs)]
     }
 
     /// The size of a pod's machine: the sum of its containers' limits, as the kubelet passes it,
@@ -181,19 +185,16 @@ impl VmConfig {
     }
 
     /// The size that a machine may grow to that starts with `start`. Memory that consists of the
-    /// host's huge pages does not grow, and a machine that may be a copy of a template does not.
+    /// host's huge pages does not grow.
     pub fn most(&self, start: Size, host: Size) -> Size {
-        if self.template {
-            return start;
-        }
         let memory_mib = if self.huge_pages { start.memory_mib } else { self.max_memory_mib.unwrap_or(host.memory_mib.min(MOST_MEMORY)) };
         Size { memory_mib, vcpus: self.most_vcpus(host) }.max(start)
     }
 
     /// What the size of a machine follows that started with `start` and may grow to `most`.
     pub fn sizing(&self, start: Size, most: Size, huge_pages: u32) -> Sizing {
-        let Self { memory_mib, unlimited_memory_mib, vcpus, template, .. } = *self;
-        Sizing { start, most, memory_mib, unlimited_memory_mib, vcpus, huge_pages, template }
+        let Self { memory_mib, unlimited_memory_mib, vcpus, .. } = *self;
+        Sizing { start, most, memory_mib, unlimited_memory_mib, vcpus, huge_pages }
     }
 
     fn most_vcpus(&self, host: Size) -> u32 {
@@ -209,96 +210,4 @@ fn processors(limits: &Resources) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOST: Size = Size { memory_mib: 8192, vcpus: 4 };
-
-    fn parse(table: Value) -> Result<VmConfig> {
-        VmConfig::parse(table.as_object().unwrap())
-    }
-
-    #[test]
-    fn invalid_settings_are_refused_by_name() {
-        assert_eq!(parse(serde_json::json!({})).unwrap(), VmConfig::default());
-        for (table, named) in [
-            (serde_json::json!({"memory": 1}), "memory"),
-            (serde_json::json!({"memory_mib": 16}), "memory_mib"),
-            (serde_json::json!({"vcpus": 0}), "vcpus"),
-            (serde_json::json!({"vcpus": 4, "max_vcpus": 3}), "max_vcpus"),
-            (serde_json::json!({"max_vcpus": 256}), "max_vcpus"),
-            (serde_json::json!({"max_memory_mib": 1023}), "max_memory_mib"),
-            (serde_json::json!({"kernel": "vmlinux"}), "kernel"),
-            (serde_json::json!({"hypervisor": "xen"}), "xen"),
-            (serde_json::json!({"qemu": {"machine": "pc"}}), "pc"),
-            (serde_json::json!({"qemu": {"vcpus": 1}}), "vcpus"),
-            (serde_json::json!({"cloud-hypervisor": {"machine": "q35"}}), "machine"),
-            (serde_json::json!({"machine": "microvm"}), "machine is a setting of QEMU: move it to the table vm.qemu"),
-            (serde_json::json!({"vsock": "hybrid"}), "hybrid"),
-            (serde_json::json!({"template": true, "huge_pages": true}), "template and huge_pages"),
-        ] {
-            let error = parse(table).unwrap_err();
-            assert!(error.to_string().contains(named), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_machines_size_follows_the_pods_limits() {
-        let config = VmConfig::default();
-        let mut pod = PodConfig::default();
-        let nothing = ExtraNeeds::default();
-        assert_eq!(config.size(&pod, nothing, HOST), Size { memory_mib: 1024, vcpus: 1 });
-        let limits =
-            Resources { memory_limit: Some(100 << 20), cpu_quota: Some(150_000), cpu_period: Some(100_000), ..Resources::default() };
-        pod.resources = Some(limits.clone());
-        assert_eq!(config.size(&pod, nothing, HOST), Size { memory_mib: 228, vcpus: 2 });
-        assert_eq!(config.size(&pod, ExtraNeeds { has_unlimited_container: true, huge_pages: 0 }, HOST).memory_mib, 1124);
-        assert_eq!(
-            config.size(&pod, ExtraNeeds { has_unlimited_container: false, huge_pages: 16 }, HOST).memory_mib,
-            260,
-            "huge pages are added"
-        );
-        assert_eq!(config.size(&pod, nothing, Size { vcpus: 1, ..HOST }).vcpus, 1, "not more than the host has");
-        pod.resources = Some(Resources { memory_limit: Some(-1), cpu_quota: Some(-1), ..limits });
-        assert_eq!(config.size(&pod, nothing, HOST), Size { memory_mib: 1024, vcpus: 1 });
-        let backed = VmConfig { huge_pages: true, memory_mib: 129, ..VmConfig::default() };
-        pod.resources = Some(Resources { memory_limit: Some(100 << 20), ..Resources::default() });
-        assert_eq!(backed.size(&pod, nothing, HOST).memory_mib, 230, "the host gives whole pages");
-    }
-
-    #[test]
-    fn a_machine_grows_to_the_configured_bound_or_to_the_hosts_size() {
-        let (start, size) = (Size { memory_mib: 384, vcpus: 1 }, |memory_mib, vcpus| Size { memory_mib, vcpus });
-        let config = VmConfig::default();
-        assert_eq!(config.most(start, HOST), HOST);
-        assert_eq!(config.most(start, size(1 << 30, 255)), size(MOST_MEMORY, MOST_VCPUS));
-        assert_eq!(config.most(size(9000, 6), HOST), size(9000, 6), "it does not shrink below its start");
-        let bounded = VmConfig { max_memory_mib: Some(2048), max_vcpus: Some(16), ..config.clone() };
-        assert_eq!(bounded.most(start, HOST), size(2048, 16));
-        let backed = VmConfig { huge_pages: true, ..bounded.clone() };
-        assert_eq!(backed.most(start, HOST), size(384, 16));
-        let copied = VmConfig { template: true, ..bounded };
-        assert_eq!(copied.most(start, HOST), start);
-    }
-
-    #[test]
-    fn shipped_and_example_configurations_parse() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        for folder in ["shim/etc/magnetar", "examples/options"] {
-            for entry in std::fs::read_dir(root.join(folder)).unwrap() {
-                let file = entry.unwrap().path();
-                let config = magnetar_core::config::HandlerConfig::read(&file).unwrap();
-                let outcome = VmConfig::parse(&config.vm);
-                assert!(outcome.is_ok(), "{}: {outcome:?}", file.display());
-            }
-        }
-    }
-
-    #[test]
-    fn guest_files_are_found_beside_this_program() {
-        let program = Path::new("/usr/local/libexec/magnetar/magnetar-vmm");
-        let installed = VmConfig::guest_file(None, "guest", "vmlinux", program);
-        assert_eq!(installed, Path::new("/usr/local/share/magnetar/guest/vmlinux"));
-        assert_eq!(VmConfig::guest_file(Some(Path::new("/boot/vmlinux")), "guest", "vmlinux", program), Path::new("/boot/vmlinux"));
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@
 //! in the pod's cgroup, which accounts for what they use.
 
 mod cleanup;
+mod devices;
 mod refusals;
 mod template;
 
@@ -20,7 +21,7 @@ use crate::machine::spec::{Nic, Users, Virtiofs, VmSpec};
 use crate::machine::{BootContext, Machine, confinement, files};
 use crate::relay::{Relay, Running, guest};
 use cleanup::Cleanup;
-use magnetar_core::cgroup::devices::{self, BLOCK, CHARACTER, Rule};
+use magnetar_core::cgroup::devices::Exceptions;
 use magnetar_core::cgroup::stats::{self, Metrics};
 use magnetar_core::cgroup::{Cgroup, OwnedCgroup, oom};
 use magnetar_core::error::{Code, Context, Error, Result};
@@ -49,18 +50,6 @@ use tracing::warn;
 /// host.
 const SET_UP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The host devices that a machine's processes may open. They inherit taps, the kernel's vsock and
-/// disks as open descriptors. A guest may create device nodes in its files, as any container may,
-/// but this list keeps everyone from opening them.
-const DEVICES: [Rule; 6] = [
-    Rule::any_node(CHARACTER),
-    Rule::any_node(BLOCK),
-    Rule::character(1, Some(3)),    // null
-    Rule::character(1, Some(8)),    // random
-    Rule::character(1, Some(9)),    // urandom
-    Rule::character(10, Some(232)), // kvm
-];
-
 /// The one pod of this process.
 pub struct VmPod {
     hypervisor: Arc<dyn Hypervisor>,
@@ -73,6 +62,8 @@ pub struct VmPod {
     /// What to remove when the pod ends, oldest first.
     cleanups: Vec<Cleanup>,
     templates: Templates,
+    /// The block devices that the machine's processes may open.
+    exceptions: Arc<Exceptions>,
 }
 
 /// The pod's phase.
@@ -101,7 +92,18 @@ enum State {
 impl VmPod {
     /// A new pod. Makes nothing on the host yet.
     pub fn new(hypervisor: Arc<dyn Hypervisor>, config: VmConfig, dir: PodDir, record: PodRecord, relay: Relay, parts: Parts) -> Self {
-        Self { hypervisor, config, dir, record, relay, parts, state: State::New, cleanups: Vec::new(), templates: Templates::default() }
+        Self {
+            hypervisor,
+            config,
+            dir,
+            record,
+            relay,
+            parts,
+            state: State::New,
+            cleanups: Vec::new(),
+            templates: Templates::default(),
+            exceptions: Arc::new(Exceptions::Folder(None)),
+        }
     }
 
     /// Whether the host's kernel has killed a process because the pod's cgroup was full.
@@ -123,8 +125,7 @@ impl VmPod {
     fn spec(&self, pod: &PodConfig, huge_pages: u32, nics: Vec<Nic>, vsock: Vsock, share: Virtiofs) -> Result<VmSpec> {
         let (traits, name) = (self.hypervisor.traits(), self.hypervisor.name());
         let program = std::env::current_exe().context(|| "cannot find the path of this program".into())?;
-        let kernel = VmConfig::guest_file(self.config.kernel.as_deref(), traits.guest, "vmlinux", &program);
-        let initramfs = VmConfig::guest_file(self.config.initramfs.as_deref(), traits.guest, "initramfs", &program);
+        let [kernel, initramfs] = self.config.guest_files(traits.guests, &program);
         for file in [&kernel, &initramfs] {
             if !file.is_file() {
                 return Err(Error::precondition(format!("there is no {}, which the virtual machine starts from", file.display())));
@@ -217,7 +218,7 @@ impl VmPod {
         let home = Home::remember()?;
         let cgroup = Cgroup::at(&path)?;
         cgroup.create()?;
-        devices::confine(&cgroup, &DEVICES)?;
+        self.exceptions = Arc::new(devices::confine(&cgroup)?);
         Ok(Arc::new(home))
     }
 
@@ -254,7 +255,12 @@ impl VmPod {
         let shared = Virtiofs { program: virtiofsd, directory: share.dir().to_owned(), socket: dir.join(files::SHARE) };
         let spec = self.spec(&request.config, huge_pages, nics, vsock, shared)?;
         let template = self.find_template(&spec, &mut network, share)?;
-        let context = BootContext { secret: share.write_secret()?, cgroup: &cgroup, template: template.as_ref() };
+        let context = BootContext {
+            secret: share.write_secret()?,
+            cgroup: &cgroup,
+            exceptions: self.exceptions.clone(),
+            template: template.as_ref(),
+        };
         let (on_event, on_end) = (self.relay.clone(), self.relay.clone());
         let hypervisor = self.hypervisor.clone();
         let machine =

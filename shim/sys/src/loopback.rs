@@ -10,7 +10,7 @@
 use crate::bpf::{self, Instruction};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Steers connections for as long as this value lives, or until the listener is closed.
 #[derive(Debug)]
@@ -98,47 +98,17 @@ struct DetachLink {
     link: u32,
 }
 
-/// `BPF_MAP_CREATE` and its part of `union bpf_attr`.
-const CREATE_MAP: libc::c_int = 0;
-
-#[repr(C)]
-struct CreateMap {
-    kind: u32,
-    key_size: u32,
-    value_size: u32,
-    entries: u32,
-}
-
 /// `BPF_MAP_TYPE_SOCKHASH`.
 const SOCKETS_BY_KEY: u32 = 18;
 
 /// Makes a map for the listeners; the keys are their address families.
 fn map() -> io::Result<OwnedFd> {
-    let map = CreateMap { kind: SOCKETS_BY_KEY, key_size: 4, value_size: 4, entries: 2 };
-    // SAFETY: `map` is the published beginning of this command's part of the union, and points to
-    // nothing. It returns a descriptor.
-    unsafe { bpf::descriptor(CREATE_MAP, &map) }
-}
-
-/// `BPF_MAP_UPDATE_ELEM` and its part of `union bpf_attr`.
-const UPDATE: libc::c_int = 2;
-
-#[repr(C)]
-struct Update {
-    map: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
+    bpf::map(SOCKETS_BY_KEY, 1, 2)
 }
 
 fn put(map: &OwnedFd, family: libc::c_int, listener: BorrowedFd<'_>) -> io::Result<()> {
-    let listener = listener.as_raw_fd();
-    let update =
-        Update { map: map.as_raw_fd() as u32, padding: 0, key: &raw const family as u64, value: &raw const listener as u64, flags: 0 };
-    // SAFETY: `update` is the published beginning of this command's part of the union; it points to
-    // a key and a value of the sizes that the map was made with, which live through the call.
-    unsafe { bpf::call(UPDATE, &update) }.map(drop)
+    // SAFETY: the map was made with keys of one word.
+    unsafe { bpf::put(map.as_fd(), &[family as u32], Some(listener.as_raw_fd() as u32)) }
 }
 
 // Operations.

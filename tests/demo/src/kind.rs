@@ -16,6 +16,8 @@ pub struct Kind {
     pub command: &'static [&'static str],
     /// A command for exec, and what it must print.
     pub exec: (&'static [&'static str], &'static str),
+    /// Whether its pods begin as copies of a template, which a first pod has to make.
+    pub is_copied: bool,
     /// The messages by which a pod is refused where the node lacks what this kind needs. That is no
     /// failure of the demo.
     pub missing: &'static [&'static str],
@@ -42,6 +44,7 @@ pub const KINDS: &[Kind] = &[
         image: BUSYBOX,
         command: HELLO,
         exec: (&["cat", "/etc/hostname"], "demo"),
+        is_copied: false,
         missing: &[],
     },
     Kind {
@@ -52,6 +55,7 @@ pub const KINDS: &[Kind] = &[
         command: &[],
         // The module is beside busybox, so that there is a program to execute.
         exec: (&["cat", "/etc/hostname"], "demo"),
+        is_copied: false,
         missing: &[],
     },
     Kind {
@@ -62,6 +66,7 @@ pub const KINDS: &[Kind] = &[
         command: &[],
         // The module is beside busybox, so that there is a program to execute.
         exec: (&["cat", "/etc/hostname"], "demo"),
+        is_copied: false,
         missing: &[],
     },
     Kind {
@@ -71,6 +76,17 @@ pub const KINDS: &[Kind] = &[
         image: BUSYBOX,
         command: HELLO,
         exec: (&["hostname"], "demo"),
+        is_copied: false,
+        missing: &[],
+    },
+    Kind {
+        name: "template",
+        what: "the same, as a copy of a machine that was booted before",
+        handler: "magnetar-qemu-template",
+        image: BUSYBOX,
+        command: HELLO,
+        exec: (&["hostname"], "demo"),
+        is_copied: true,
         missing: &[],
     },
     Kind {
@@ -80,6 +96,7 @@ pub const KINDS: &[Kind] = &[
         image: BUSYBOX,
         command: HELLO,
         exec: (&["hostname"], "demo"),
+        is_copied: false,
         missing: &["Cloud Hypervisor needs KVM", "cloud-hypervisor is neither in PATH"],
     },
 ];

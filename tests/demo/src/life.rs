@@ -12,6 +12,9 @@ use crate::{kind::Kind, tell};
 /// How long a container may take to say its first word, to end, or to use any memory.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Where templates are.
+const TEMPLATES: &str = "/var/lib/magnetar/templates";
+
 /// The pod's cgroup: a kubelet makes one, and containerd measures the pod by it.
 const CGROUP: &str = "/magnetar-demo";
 
@@ -34,6 +37,12 @@ pub async fn show(node: &Node, kind: &Kind) -> Result<Shown> {
     let say = |what: String| tell(&format!("{}:   {what}", kind.name));
     let image = node.image(kind.image).await?;
     ensure!(image.is_some(), "the node has no image {}", kind.image);
+    if kind.is_copied {
+        let first = node.run_pod(&PodSpec::new("first", kind.handler)).await.context("the pod did not start that makes the template")?;
+        template().await?;
+        first.remove().await.context("that pod cannot be removed")?;
+        say("a first pod has booted, and the template was made beside it".to_owned());
+    }
     let before = Processes::now()?;
     let start = Instant::now();
 
@@ -83,6 +92,24 @@ pub async fn show(node: &Node, kind: &Kind) -> Result<Shown> {
     }
     say("stopped and removed".to_owned());
     Ok(Shown { ready, first_output, management, said })
+}
+
+/// Waits until there is a template.
+async fn template() -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    let is_made =
+        || -> Result<bool> {
+            match std::fs::read_dir(TEMPLATES) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+                entries => Ok(entries?
+                    .any(|entry| entry.is_ok_and(|entry| entry.file_name() != "making" && entry.path().join("manifest.json").exists()))),
+            }
+        };
+    while !is_made().context(TEMPLATES)? {
+        ensure!(Instant::now() < end, "no template was made within {}", milliseconds(PATIENCE));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
 }
 
 /// A duration as people read it.

@@ -15,21 +15,27 @@
 //! the oldest whose source has all of the options.
 
 mod api;
+mod disks;
 mod events;
+mod size;
 
-use super::{Control, EventWatch, HotPlug, Hypervisor, MachineState, Promise, Sharing, Traits, Verdict};
+use super::{Control, Disk, DiskId, EventWatch, HotPlug, Hypervisor, MachineState, Promise, Resize, Sharing, Traits, Verdict};
 use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::confinement::{Calls, Confinement, Files, Pids, has_landlock};
+use crate::machine::own_devices::DISKS_DIR;
 use crate::machine::program::{Invocation, Program};
+use crate::machine::size::Size;
 use crate::machine::spec::{Acceleration, Nic, VmSpec};
 use crate::machine::vsock_directory::HOST;
 use api::Api;
+use disks::Disks;
 use magnetar_core::config::LEAST_CLOUD_HYPERVISOR;
 use magnetar_core::error::{Error, Result};
 use magnetar_core::reaper::Exit;
 use magnetar_sys::bound::CapabilitySet;
 use magnetar_vm_agent_api::SHARE_TAG;
 use serde::Deserialize;
+use size::Growth;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -94,7 +100,7 @@ impl Hypervisor for CloudHypervisor {
             emulates: self.emulates,
             sharing: Sharing::Virtiofs,
             vsocks: VsockSupport { kernel: false, user: false, own: true },
-            guest: "guest",
+            guests: &["guest"],
         }
     }
 
@@ -105,7 +111,7 @@ impl Hypervisor for CloudHypervisor {
         let events = invocation.fifo(spec.dir.join(EVENTS));
         invocation.arguments([format!("--api-socket=fd={api}"), format!("--event-monitor=fd={events}"), "--seccomp=true".into()]);
         if self.landlock && spec.acceleration == Acceleration::Kvm {
-            invocation.arguments(["--landlock"]);
+            invocation.arguments(["--landlock".into(), format!("--landlock-rules=path={DISKS_DIR},access=rw")]);
         }
         board(&mut invocation, spec);
         devices(&mut invocation, spec, vsock);
@@ -122,13 +128,20 @@ impl Hypervisor for CloudHypervisor {
                     self.program.display()
                 )));
             }
-            Ok(Box::new(CloudHypervisorControl { api, events: Some(events) }) as Box<dyn Control>)
+            let (growth, disks) = (Growth::of(spec), (version >= disks::LEAST_CLOUD_HYPERVISOR).then(Disks::default));
+            Ok(Box::new(CloudHypervisorControl { api, events: Some(events), growth, disks }) as Box<dyn Control>)
         })
     }
 
     /// It exits with 0 when its guest has switched itself off.
     fn verdict(&self, exit: Exit) -> Verdict {
         if exit.code == 0 { Verdict::Guest } else { Verdict::Hypervisor }
+    }
+
+    /// It exits with 0 as well when it cannot go on with a processor (its cpu.rs), and logs why:
+    /// `cloud-hypervisor:  53.1s: <vcpu1> ERROR:vmm/src/cpu.rs:1460 -- VCPU generated error: …`.
+    fn is_failure(&self, line: &str) -> bool {
+        line.starts_with("cloud-hypervisor: ") && line.contains(" ERROR:vmm/src/cpu.rs")
     }
 }
 
@@ -152,6 +165,10 @@ fn confine(invocation: &mut Invocation, spec: &VmSpec) {
 /// Processors, memory, kernel, console and random numbers.
 fn board(invocation: &mut Invocation, spec: &VmSpec) {
     let mut memory = format!("size={}M,shared=on", spec.memory_mib);
+    let reserve = size::reserve(spec);
+    if reserve > 0 {
+        memory.push_str(&format!(",hotplug_method=virtio-mem,hotplug_size={reserve}M"));
+    }
     if spec.huge_pages {
         memory.push_str(",hugepages=on,hugepage_size=2M");
     }
@@ -164,10 +181,13 @@ fn board(invocation: &mut Invocation, spec: &VmSpec) {
         "panic=-1",
         "reboot=t",
     ];
-    let parameters: Vec<&str> = own.into_iter().chain(spec.parameters.iter().map(String::as_str)).collect();
+    // Memory that may come later lies above 4 GiB. For devices that reach only below, the kernel
+    // would set 64 MiB aside. There are none: virtio devices reach all memory.
+    let growth = (reserve > 0).then_some("swiotlb=noforce");
+    let parameters: Vec<&str> = own.into_iter().chain(growth).chain(spec.parameters.iter().map(String::as_str)).collect();
     let (kernel, initramfs) = (invocation.reach(spec.kernel.clone()), invocation.reach(spec.initramfs.clone()));
     // Pods have no nested virtualisation.
-    invocation.arguments([format!("--cpus=boot={0},max={0},nested=off", spec.vcpus), format!("--memory={memory}")]);
+    invocation.arguments([format!("--cpus=boot={},max={},nested=off", spec.vcpus, size::processors(spec)), format!("--memory={memory}")]);
     invocation.arguments([
         "--kernel".into(),
         kernel.into_os_string(),
@@ -212,6 +232,8 @@ fn network<'a>(invocation: &mut Invocation<'a>, nic: &'a Nic) {
 struct CloudHypervisorControl {
     api: Api,
     events: Option<EventWatch>,
+    growth: Option<Growth>,
+    disks: Option<Disks>,
 }
 
 impl Control for CloudHypervisorControl {
@@ -230,7 +252,33 @@ impl Control for CloudHypervisorControl {
     }
 
     fn disks(&mut self) -> Option<&mut dyn HotPlug> {
-        None
+        if self.disks.is_some() { Some(self) } else { None }
+    }
+
+    fn size(&mut self) -> Option<&mut dyn Resize> {
+        if self.growth.is_some() { Some(self) } else { None }
+    }
+}
+
+impl HotPlug for CloudHypervisorControl {
+    fn attach<'a>(&'a mut self, disk: &'a Disk) -> Promise<'a, ()> {
+        Box::pin(disks::attach(&self.api, disk))
+    }
+
+    fn detach(&mut self, disk: DiskId) -> Promise<'_, ()> {
+        Box::pin(async move {
+            let disks = self.disks.as_mut().ok_or_else(|| Error::internal("this machine has no disks"))?;
+            disks.detach(&self.api, disk).await
+        })
+    }
+}
+
+impl Resize for CloudHypervisorControl {
+    fn resize(&mut self, wanted: Size) -> Promise<'_, Size> {
+        Box::pin(async move {
+            let growth = self.growth.as_mut().ok_or_else(|| Error::internal("this machine's size cannot change"))?;
+            growth.resize(&self.api, wanted).await
+        })
     }
 }
 

@@ -13,6 +13,7 @@
 //! unknown. The machine's state is asked for only when the machine seems dead, and that question
 //! reveals a timeout as well.
 
+use super::disk_nodes::DiskNodes;
 use super::{Control, Disk, DiskId, HotPlug, MachineState, Resize};
 use crate::host::block::{self, DeviceNumbers};
 use crate::machine::size::Size;
@@ -22,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// How many orders may wait behind the current one.
 const QUEUE: usize = 16;
@@ -58,12 +59,12 @@ enum Order {
 
 impl Connection {
     /// The connection, and the loop that executes its orders. The loop runs as long as a clone of
-    /// the connection exists.
-    pub fn new(mut control: Box<dyn Control>) -> (Self, impl Future<Output = ()> + Send) {
+    /// the connection exists. `nodes` are for a hypervisor that opens disks itself.
+    pub fn new(mut control: Box<dyn Control>, nodes: Option<DiskNodes>) -> (Self, impl Future<Output = ()> + Send) {
         let (orders, given) = mpsc::channel(QUEUE);
         let table = Arc::<Mutex<Table>>::default();
         let can_resize = control.size().is_some();
-        (Self { orders, table: table.clone(), can_resize }, serve(control, table, given))
+        (Self { orders, table: table.clone(), can_resize }, serve(control, nodes, table, given))
     }
 
     /// Whether the machine's size can change.
@@ -126,8 +127,8 @@ impl Connection {
     }
 }
 
-async fn serve(control: Box<dyn Control>, table: Arc<Mutex<Table>>, mut orders: mpsc::Receiver<Order>) {
-    let mut control = TimedControl(Some(ControlHandle(control)));
+async fn serve(control: Box<dyn Control>, nodes: Option<DiskNodes>, table: Arc<Mutex<Table>>, mut orders: mpsc::Receiver<Order>) {
+    let mut control = TimedControl { handle: Some(ControlHandle(control)), nodes };
     while let Some(order) = orders.recv().await {
         // A caller that left needs no answer. The table has the result.
         match order {
@@ -141,8 +142,12 @@ async fn serve(control: Box<dyn Control>, table: Arc<Mutex<Table>>, mut orders: 
     }
 }
 
-/// The control connection, until an order times out.
-struct TimedControl(Option<ControlHandle>);
+/// The control connection, until an order times out; and the nodes of disks, if the hypervisor
+/// opens them itself.
+struct TimedControl {
+    handle: Option<ControlHandle>,
+    nodes: Option<DiskNodes>,
+}
 
 /// Gives an error if the hypervisor has no [`HotPlug`] or no [`Resize`].
 struct ControlHandle(Box<dyn Control>);
@@ -158,16 +163,23 @@ impl ControlHandle {
 }
 
 impl TimedControl {
+    /// The hypervisor does not have this disk open, and does not get it again.
+    fn take_back_node(&mut self, disk: DiskId) {
+        if let Some(Err(error)) = self.nodes.as_mut().map(|nodes| nodes.take_back(disk)) {
+            warn!(%disk, %error, "the hypervisor could open a device that it needs no more, until the pod ends");
+        }
+    }
+
     /// Executes one order. The loop waits for it.
     async fn order<T>(&mut self, order: impl AsyncFnOnce(&mut ControlHandle) -> Result<T>) -> Result<T> {
         let silent = |which: &str| {
             Err(Error::new(Code::Unavailable, format!("the hypervisor has not carried out an {which}order within {ORDER_TIMEOUT:?}")))
         };
-        let Some(control) = &mut self.0 else { return silent("earlier ") };
+        let Some(control) = &mut self.handle else { return silent("earlier ") };
         match tokio::time::timeout(ORDER_TIMEOUT, order(control)).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                self.0 = None;
+                self.handle = None;
                 silent("")
             }
         }
@@ -189,7 +201,13 @@ async fn attach(control: &mut TimedControl, table: &Mutex<Table>, wanted: Wanted
     let WantedDisk { device, read_only } = wanted;
     let id = lock(table).next_id();
     let disk = Disk { id, device: block::open(device, read_only)?, read_only };
-    control.order(async |hypervisor| hypervisor.disks()?.attach(&disk).await).await?;
+    if let Some(nodes) = &mut control.nodes {
+        nodes.give(id, wanted)?;
+    }
+    if let Err(error) = control.order(async |hypervisor| hypervisor.disks()?.attach(&disk).await).await {
+        control.take_back_node(id);
+        return Err(error);
+    }
     debug!(%device, disk = %id, read_only, "attached");
     lock(table).attached.insert(wanted, Attached { id, users: [container].into(), leaving: false });
     Ok(id)
@@ -200,6 +218,7 @@ async fn detach(control: &mut TimedControl, table: &Mutex<Table>, disk: DiskId) 
         return Ok(());
     }
     control.order(async |hypervisor| hypervisor.disks()?.detach(disk).await).await?;
+    control.take_back_node(disk);
     lock(table).attached.retain(|_, attached| attached.id != disk);
     Ok(())
 }

@@ -13,6 +13,7 @@
 
 pub mod cloud_hypervisor;
 pub mod connection;
+pub mod disk_nodes;
 pub mod qemu;
 pub mod snapshots;
 
@@ -39,8 +40,9 @@ pub struct Traits {
     pub sharing: Sharing,
     /// What can serve its guests' vsock.
     pub vsocks: VsockSupport,
-    /// The folder in `share/magnetar` with the guest that it boots by default.
-    pub guest: &'static str,
+    /// The folders in `share/magnetar` with guests that it boots by default: the first that is
+    /// there. At least one.
+    pub guests: &'static [&'static str],
 }
 
 /// How guests access the host's files.
@@ -135,6 +137,12 @@ pub trait Hypervisor: Send + Sync {
 
     /// Who caused this exit of its process.
     fn verdict(&self, exit: Exit) -> Verdict;
+
+    /// Whether this line, its last on standard error, says that it has failed, although its exit is
+    /// that of a machine whose guest has ended.
+    fn is_failure(&self, _line: &str) -> bool {
+        false
+    }
 }
 
 /// The control connection to a running hypervisor. Its methods are not cancel-safe.

@@ -94,7 +94,7 @@ impl Hypervisor for Qemu {
             emulates: true,
             sharing: Sharing::Virtiofs,
             vsocks: VsockSupport { kernel: true, user: true, own: false },
-            guest: self.machine.guest(),
+            guests: self.machine.guests(),
         }
     }
 

@@ -8,6 +8,7 @@ use crate::host::vsock::Vsock;
 use crate::machine::program::Program;
 use crate::machine::spec::Users;
 use crate::machine::{BootContext, Machine};
+use magnetar_core::cgroup::devices::Exceptions;
 use magnetar_core::cgroup::{Cgroup, OwnedCgroup};
 use magnetar_core::error::{Code, Context};
 use magnetar_core::events::Events;
@@ -60,7 +61,7 @@ impl Hypervisor for Shell {
             emulates: true,
             sharing: Sharing::BlockOnly,
             vsocks: VsockSupport { kernel: false, user: false, own: true },
-            guest: "guest-of-tests",
+            guests: &["guest-of-tests"],
         }
     }
 
@@ -129,7 +130,7 @@ async fn with_machine(cgroup: &Cgroup, shell: Shell, test: impl AsyncFnOnce(Resu
     let parts = Parts { reaper, events, idle, tasks: tasks.clone() };
     let received = Arc::<Mutex<Vec<Event>>>::default();
     let sink = received.clone();
-    let context = BootContext { secret: Secret::new([7; LENGTH]), cgroup, template: None };
+    let context = BootContext { secret: Secret::new([7; LENGTH]), cgroup, exceptions: Arc::new(Exceptions::Folder(None)), template: None };
     let run = async {
         let machine = Machine::boot(Arc::new(shell), spec, &context, &parts, move |event| sink.lock().unwrap().push(event), || {}).await;
         test(machine, received).await;
@@ -211,7 +212,7 @@ async fn fails_to_start(cgroup: &Cgroup) {
 
 #[test]
 fn attaching_a_disk_without_hot_plug_is_refused() {
-    let (connection, serve) = connection::Connection::new(Box::new(Bare));
+    let (connection, serve) = connection::Connection::new(Box::new(Bare), None);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let refused = async {
         let wanted = connection::WantedDisk { device: crate::host::block::DeviceNumbers { major: 7, minor: 0 }, read_only: true };
@@ -230,7 +231,7 @@ fn attaching_a_disk_without_hot_plug_is_refused() {
 
 #[test]
 fn resizing_a_machine_of_a_fixed_size_is_refused() {
-    let (connection, serve) = connection::Connection::new(Box::new(Bare));
+    let (connection, serve) = connection::Connection::new(Box::new(Bare), None);
     assert!(!connection.can_resize());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let error = runtime.block_on(async {

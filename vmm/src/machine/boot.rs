@@ -16,6 +16,7 @@ use super::vsock_directory::VsockDirectory;
 use super::{BootContext, Machine, death, files};
 use crate::host::vsock::{Cid, Vsock, VsockAttachment};
 use crate::hypervisor::connection::Connection;
+use crate::hypervisor::disk_nodes::DiskNodes;
 use crate::hypervisor::snapshots::{SavedState, Snapshots};
 use crate::hypervisor::{Control, Hypervisor};
 use crate::relay::guest::{self, Dialer, Guest};
@@ -131,7 +132,8 @@ impl Machine {
         let (death_sender, death) = watch::channel(None);
         let off = Arc::new(watch::Sender::new(false));
         let reported = control.events();
-        let (connection, serve) = Connection::new(control);
+        let nodes = processes.hypervisor.devices.clone().map(|devices| DiskNodes::new(devices, context.exceptions.clone()));
+        let (connection, serve) = Connection::new(control, nodes);
         let (condemn, condemned) = mpsc::channel(1);
         let (start, most) = (Size { memory_mib: spec.memory_mib, vcpus: spec.vcpus }, spec.most);
         let pid = processes.hypervisor.pid;

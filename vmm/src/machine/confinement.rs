@@ -21,6 +21,7 @@ use landlock::{
 };
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_sys::bound::{self, CapabilitySet, FilterInstruction};
+use magnetar_sys::device_filter::COMMANDS;
 use object::Endianness;
 use object::elf::FileHeader64;
 use object::read::ReadCache;
@@ -29,7 +30,7 @@ use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompConditio
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -97,12 +98,14 @@ pub enum Calls {
 /// PERFMON, BPF, CHECKPOINT_RESTORE.
 const UNUSED_CAPABILITIES: [u32; 23] = [9, 11, 14, 15, 16, 17, 20, 22, 25, 26, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40];
 
-/// Confines this process. It can still mount what containers need, and create their device nodes.
+/// Confines this process. It can still mount what containers need, create their device nodes, and
+/// change which disks the hypervisor may open.
 ///
 /// # Errors
 /// Errors of the kernel.
 pub fn confine_this_process() -> Result<()> {
-    let denied = INTRUSIVE.iter().map(|call| (*call, Vec::new())).collect();
+    let mut denied: Rules = INTRUSIVE.iter().map(|call| (*call, Vec::new())).collect();
+    denied.insert(libc::SYS_bpf, vec![bpf_but(&COMMANDS)?]);
     let filter = filter(denied, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))?;
     let confined = bound::confine_self(CapabilitySet::but(&UNUSED_CAPABILITIES), &[filter]);
     confined.context(|| "cannot drop the capabilities and system calls that a running pod does not need".into())
@@ -124,7 +127,7 @@ impl Confinement {
     ///
     /// # Errors
     /// If the program, or a file that it may use, cannot be opened.
-    pub fn ruleset(&self, program: &Path, devices: Option<&OwnedFd>) -> Result<Option<OwnedFd>> {
+    pub fn ruleset(&self, program: &Path, devices: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>> {
         let Some(files) = &self.files else { return Ok(None) };
         let mut files = files.clone();
         files.own.extend(devices.map(|devices| PathBuf::from(format!("/proc/self/fd/{}", devices.as_raw_fd()))));
@@ -178,6 +181,12 @@ const CLONE_NEW: [u64; 7] = [
 fn clone_with(mask: u64, flags: u64) -> Result<SeccompRule> {
     let condition = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), flags);
     condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(filter_error)
+}
+
+/// A rule that matches bpf(2) with any other command than these.
+fn bpf_but(commands: &[u64]) -> Result<SeccompRule> {
+    let conditions = commands.iter().map(|command| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *command));
+    conditions.collect::<Result<Vec<_>, _>>().and_then(SeccompRule::new).map_err(filter_error)
 }
 
 /// A rule that matches socket(2) for Unix sockets, which stay on this host.

@@ -5,6 +5,7 @@ use super::boot::Processes;
 use super::log_tail::{LogTail, agent_error_in, panic_in};
 use super::off_timeout;
 use super::processes::Process;
+use super::processor_wait::ProcessorWait;
 use crate::hypervisor::connection::Connection;
 use crate::hypervisor::{EventWatch, Hypervisor, MachineEvent, MachineState, Verdict};
 use crate::relay::guest;
@@ -13,15 +14,22 @@ use magnetar_vm_agent_api::{Event, GIVES_UP, frame};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::info;
 
 /// The interval between two pings of the agent.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the agent may take to answer a ping. With the interval and the question to the
-/// hypervisor, a dead agent is noticed in less than five seconds.
+/// How long the agent may take to answer a ping, not counting the time in which the hypervisor
+/// waited for a processor of the host. With the interval and the question to the hypervisor, a dead
+/// agent is noticed in less than five seconds where processors are free.
 const PING_TIMEOUT: Duration = Duration::from_millis(3400);
+
+/// How long the agent may take at the most.
+const LONGEST_PING: Duration = Duration::from_secs(30);
+
+/// How often to look whether the hypervisor waits for a processor, while the agent is silent.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The interval between two attempts to send a ping.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -66,7 +74,7 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> MachineWatch<
     /// returns the reason.
     pub async fn run_until_end(self, processes: &mut Processes, on_event: impl Fn(Event) + Send + Sync) -> String {
         let Self { hypervisor, connection, serve, requests, mut events, reported, pulse, mut off, mut condemned } = self;
-        let hypervisor = &*hypervisor;
+        let (hypervisor, hypervisor_pid) = (&*hypervisor, processes.hypervisor.pid);
         let patience = connection.clone();
         let listen = async {
             // A guest has few events. One that sends them without end must not cost the host a
@@ -91,7 +99,7 @@ impl<S: Future<Output = ()> + Send, C: Future<Output = ()> + Send> MachineWatch<
         let mut reported = reported.unwrap_or_else(|| Box::pin(std::future::pending()));
         let reason = tokio::select! {
             reason = processes.end_reason(hypervisor, &mut reported) => reason,
-            reason = ping_until_silent(pulse, connection) => reason,
+            reason = ping_until_silent(pulse, connection, hypervisor_pid) => reason,
             // `serve` runs while a `Connection` exists, and the ping loop has one.
             () = serve => "the connection to the hypervisor is no longer served".into(),
             () = broken => match tokio::time::timeout(CAUSE_TIMEOUT, processes.end_reason(hypervisor, &mut reported)).await {
@@ -157,7 +165,12 @@ impl Processes {
 fn hypervisor_end_reason(kind: &dyn Hypervisor, process: &Process, exit: Exit, console: &LogTail) -> String {
     match (panic_in(&console.last()), kind.verdict(exit)) {
         (None, Verdict::Hypervisor) => process.describe(exit),
-        (Some(_), _) | (None, Verdict::Guest) => guest_end_reason(console),
+        (Some(_), _) => guest_end_reason(console),
+        // It may exit so after a failure of its own as well.
+        (None, Verdict::Guest) => match process.errors.last_line().filter(|line| kind.is_failure(line)) {
+            Some(line) => format!("the hypervisor has failed: {line}"),
+            None => guest_end_reason(console),
+        },
     }
 }
 
@@ -177,23 +190,49 @@ fn guest_end_reason(console: &LogTail) -> String {
 
 /// Pings the agent until it stops answering. Returns the reason. It has a connection of its own: a
 /// ping that waits behind a slow request would make the agent look dead.
-async fn ping_until_silent(mut agent: guest::Connection, hypervisor: Connection) -> String {
+async fn ping_until_silent(mut agent: guest::Connection, hypervisor: Connection, hypervisor_pid: u32) -> String {
     let mut unreached = None;
-    loop {
+    let starved = loop {
         tokio::time::sleep(PING_INTERVAL).await;
-        match tokio::time::timeout(PING_TIMEOUT, ping_until_answered(&mut agent, &mut unreached)).await {
+        let mut wait = None;
+        let looks = || wait.get_or_insert_with(|| ProcessorWait::of(hypervisor_pid)).since_last();
+        match wait_patiently(ping_until_answered(&mut agent, &mut unreached), looks).await {
             Ok(()) => unreached = None,
-            Err(_) => break,
+            Err(starved) => break starved,
         }
-    }
+    };
     let why = unreached.map_or_else(String::new, |error| format!(": {error}"));
-    let silent = format!("the agent in the guest has not answered within {PING_TIMEOUT:?}{why}");
+    let except = match starved.as_secs() {
+        0 => String::new(),
+        seconds => format!(", and {seconds} s more in which the hypervisor waited for a processor of the host"),
+    };
+    let silent = format!("the agent in the guest has not answered within {PING_TIMEOUT:?}{except}{why}");
     match tokio::time::timeout(STATE_TIMEOUT, hypervisor.state()).await {
         Ok(Ok(MachineState::Paused)) => "the virtual machine was paused from outside".into(),
         Ok(Ok(MachineState::Panicked)) => "the guest's kernel has panicked".into(),
         Ok(Ok(MachineState::Running | MachineState::Other)) => format!("it hangs: {silent}"),
         Ok(Err(_)) | Err(_) => format!("the hypervisor hangs: {silent}, and neither has the hypervisor"),
     }
+}
+
+/// Waits for the agent's answer for at most [`PING_TIMEOUT`]. Time in which the hypervisor waited
+/// for a processor does not count: `since_last` says how much that was since its last call. Fails
+/// with the time that did not count. A host that is busy for a while must not cost pods their
+/// lives.
+async fn wait_patiently(answer: impl Future<Output = ()>, mut since_last: impl FnMut() -> Duration) -> Result<(), Duration> {
+    let (begin, mut starved) = (Instant::now(), Duration::ZERO);
+    tokio::pin!(answer);
+    while tokio::time::timeout(LOOK_INTERVAL, &mut answer).await.is_err() {
+        starved += since_last();
+        let silent = begin.elapsed();
+        if silent.saturating_sub(starved) >= PING_TIMEOUT || silent >= LONGEST_PING {
+            return Err(starved);
+        }
+    }
+    if begin.elapsed() >= PING_TIMEOUT {
+        info!(after = ?begin.elapsed(), ?starved, "the agent in the guest was slow, since the hypervisor waited for a processor");
+    }
+    Ok(())
 }
 
 /// Pings the agent until it answers. Keeps the last error. If a process ended or all connections
@@ -203,5 +242,32 @@ async fn ping_until_answered(agent: &mut guest::Connection, unreached: &mut Opti
     while let Err(error) = guest::ping(agent).await {
         *unreached = Some(error);
         tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How long an agent that never answers is waited for, if the hypervisor has to wait for a
+    /// processor for this part of each interval.
+    async fn patience(starved: Duration) -> Duration {
+        let begin = Instant::now();
+        assert!(wait_patiently(std::future::pending(), || starved).await.is_err());
+        begin.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_has_more_time_while_its_hypervisor_waits_for_a_processor() {
+        let is_within = |took: Duration, limit: Duration| took >= limit && took < limit + 2 * LOOK_INTERVAL;
+        assert!(is_within(patience(Duration::ZERO).await, PING_TIMEOUT));
+        assert!(is_within(patience(LOOK_INTERVAL / 2).await, 2 * PING_TIMEOUT));
+        assert!(is_within(patience(LOOK_INTERVAL).await, LONGEST_PING));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_looks_at_the_hypervisor_of_an_agent_that_answers() {
+        let looks = || panic!("somebody has looked");
+        assert_eq!(wait_patiently(tokio::time::sleep(LOOK_INTERVAL / 2), looks).await, Ok(()));
     }
 }

@@ -13,8 +13,9 @@ pub mod confinement;
 mod death;
 pub mod devices;
 pub mod log_tail;
-mod own_devices;
+pub mod own_devices;
 pub mod processes;
+mod processor_wait;
 pub mod program;
 pub mod saved;
 pub mod size;
@@ -25,6 +26,7 @@ use crate::hypervisor::connection::Connection;
 use crate::relay::guest::Guest;
 use crate::template::store::Template;
 use magnetar_core::cgroup::Cgroup;
+use magnetar_core::cgroup::devices::Exceptions;
 use magnetar_vm_agent_api::Request;
 use magnetar_vm_agent_api::secret::Secret;
 use size::Size;
@@ -76,6 +78,8 @@ pub struct BootContext<'a> {
     pub secret: Secret,
     /// The cgroup for its processes.
     pub cgroup: &'a Cgroup,
+    /// The block devices that this cgroup may use.
+    pub exceptions: Arc<Exceptions>,
     /// The template of which it begins as a copy; `None` if it boots.
     pub template: Option<&'a Template>,
 }

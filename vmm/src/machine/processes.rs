@@ -4,15 +4,17 @@
 
 use super::confinement::{Confinement, Pids};
 use super::log_tail::LogTail;
-use super::own_devices;
+use super::own_devices::OwnDevices;
 use super::program::Invocation;
 use magnetar_core::cgroup::Cgroup;
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::reaper::{Exit, Reaper};
 use magnetar_sys::bound::{self, Bounds};
 use magnetar_sys::holder::{self, HolderError};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +27,8 @@ pub struct Process {
     pub pid: u32,
     /// The end of its standard error.
     pub errors: LogTail,
+    /// Its own /dev, if it has one.
+    pub devices: Option<Arc<OwnDevices>>,
     reaper: Reaper,
     ended: oneshot::Receiver<Exit>,
     exit: Option<Exit>,
@@ -95,8 +99,9 @@ impl Process {
         }
         let Confinement { capabilities, pids, .. } = invocation.confinement;
         let user = invocation.confinement.user;
-        let devices = invocation.devices.map(|names| own_devices::make(names, user.unwrap_or(0))).transpose()?;
-        let ruleset = invocation.confinement.ruleset(&invocation.program, devices.as_ref())?;
+        let own = invocation.devices.map(|names| OwnDevices::make(names, user.unwrap_or(0))).transpose()?.map(Arc::new);
+        let ruleset = invocation.confinement.ruleset(&invocation.program, own.as_deref().map(AsFd::as_fd))?;
+        let devices = own.as_ref().map(|own| own.mount()).transpose()?;
         let filters = invocation.confinement.filters()?;
         // This process is protected from the OOM killer, as the shim is. A helper is not: a guest's
         // memory counts as its pod's.
@@ -115,7 +120,7 @@ impl Process {
         drop(command);
         // There was no await since the spawn, so the reaper cannot have run before this watch.
         let ended = reaper.watch(child.id());
-        Ok(Self { name, pid: child.id(), errors, reaper: reaper.clone(), ended, exit: None, _holder: holder })
+        Ok(Self { name, pid: child.id(), errors, devices: own, reaper: reaper.clone(), ended, exit: None, _holder: holder })
     }
 
     /// Waits for its end. Cancel-safe; may be called again.

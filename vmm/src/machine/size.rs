@@ -107,8 +107,6 @@ pub struct Sizing {
     pub vcpus: u32,
     /// The huge pages in addition to all limits.
     pub huge_pages: u32,
-    /// Whether it may be a copy of a template, and so cannot grow.
-    pub template: bool,
 }
 
 impl Sizing {
@@ -149,11 +147,7 @@ impl Sizing {
     pub fn check(&self, before: Size, after: Size) -> Result<()> {
         let (start, most) = (self.start, self.most);
         let refuse = |needs: String, most: String, is_fixed: bool, key: &str| {
-            let how = if self.template {
-                "it cannot grow, since it may be a copy of a template: make the pod anew with other limits, or set template = false in the \
-                 handler's options for new pods"
-                    .to_string()
-            } else if is_fixed {
+            let how = if is_fixed {
                 "it cannot grow while it runs: make the pod anew with other limits".to_string()
             } else {
                 format!("it can grow to {most}: lower the limits, or raise {key} in the handler's options for new pods")
@@ -188,7 +182,6 @@ mod tests {
         unlimited_memory_mib: 1024,
         vcpus: 2,
         huge_pages: 0,
-        template: false,
     };
 
     fn limits(memory_mib: u64, quota: u64) -> Limits {
@@ -254,10 +247,5 @@ mod tests {
         let fixed = Sizing { most: size(384, 4), ..SIZING };
         let message = fixed.check(SIZING.start, size(385, 1)).unwrap_err().to_string();
         assert!(message.ends_with("it cannot grow while it runs: make the pod anew with other limits"), "{message}");
-        let copied = Sizing { most: SIZING.start, template: true, ..SIZING };
-        for (after, words) in [(size(385, 1), "385 MiB of memory, "), (size(384, 2), "2 processors, ")] {
-            let message = copied.check(SIZING.start, after).unwrap_err().to_string();
-            assert!(message.contains(&format!("{words}and it cannot grow, since it may be a copy of a template: ")), "{message}");
-        }
     }
 }

@@ -13,7 +13,6 @@ use crate::host::vsock::Vsock;
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::snapshots::saved_mac;
 use crate::machine::processes::Common;
-use crate::machine::size::Size;
 use crate::machine::spec::{Nic, Users, Virtiofs, VmSpec};
 use crate::machine::{files, saved};
 use magnetar_core::cgroup::{Cgroup, OwnedCgroup};
@@ -117,7 +116,7 @@ fn spec(recipe: &Recipe, dir: &Path) -> Result<VmSpec> {
         memory_mib: recipe.memory_mib,
         huge_pages: false,
         vcpus: recipe.vcpus,
-        most: Size { memory_mib: recipe.memory_mib, vcpus: recipe.vcpus },
+        most: recipe.most,
         acceleration: recipe.acceleration,
         share: recipe.virtiofsd.as_ref().map(share),
         // It has none.

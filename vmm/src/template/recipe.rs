@@ -10,6 +10,7 @@
 //! key, and no file of a template can have been torn by a power failure.
 
 use crate::hypervisor::snapshots::Snapshots;
+use crate::machine::size::Size;
 use crate::machine::spec::{Acceleration, VmSpec};
 use magnetar_core::error::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -102,6 +103,8 @@ pub struct Recipe {
     pub memory_mib: u32,
     /// Its processors.
     pub vcpus: u32,
+    /// The size that its copies may grow to.
+    pub most: Size,
     /// What executes its code.
     pub acceleration: Acceleration,
     /// The program that shares files with it.
@@ -128,6 +131,7 @@ impl Recipe {
             parameters: spec.parameters.clone(),
             memory_mib: spec.memory_mib,
             vcpus: spec.vcpus,
+            most: spec.most,
             acceleration: spec.acceleration,
             virtiofsd,
             interfaces: spec.nics.len(),

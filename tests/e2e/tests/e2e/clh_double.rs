@@ -3,9 +3,14 @@
 //! (`tests/clh-double`), which boots the guest in QEMU's emulation. The real program is tested in
 //! the node that is a virtual machine (`tests/run clh`).
 
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
 use anyhow::{Context, Result, ensure};
 use magnetar_cri::{Container, Pod};
-use magnetar_e2e::{Case, on_vm, refused};
+use magnetar_e2e::{Case, Scratch, on_vm, refused};
 use magnetar_observe::Processes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -13,6 +18,7 @@ use nix::unistd::Pid;
 use crate::{
     options::Replaced,
     vm::{dies, process},
+    vm_storage::Loop,
 };
 
 /// Where the double is (`tests/e2e/run`).
@@ -148,14 +154,50 @@ fn has_kvm() -> bool {
     std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.split_whitespace().any(|word| word == "vmx" || word == "svm"))
 }
 
+/// The hypervisor opens a disk itself, in its own /dev and as far as the pod's cgroup allows.
 #[test]
-fn a_disk_is_refused_with_the_reason() {
+fn a_pod_has_its_disks_and_no_other_device() {
     on_vm(async |case| {
         let (pod, _container) = running(case, "clh-disk").await?;
-        let scratch = magnetar_e2e::Scratch::new()?;
-        let disk = crate::vm_storage::Loop::over(&scratch, "disk")?;
-        let wanted = case.sleeper().named("disk").device(&disk.device, "/dev/xvda", "mrw");
-        refused(pod.run(&wanted).await, &["this hypervisor cannot attach disks to a running machine"])?;
+        let scratch = Scratch::new()?;
+        let (disk, other) = (Loop::over(&scratch, "disk")?, Loop::over(&scratch, "other")?);
+        ensure!(!may_open(case, &pod, &disk, true)?, "the device may be opened before anybody wants it");
+        let reader = pod.run(&case.sleeper().named("reader").device(&disk.device, "/dev/xvda", "r")).await?;
+        ensure!(may_open(case, &pod, &disk, false)? && !may_open(case, &pod, &disk, true)?, "it may be read, and not written");
+        let writer = pod.run(&case.sleeper().named("writer").device(&disk.device, "/dev/xvda", "rw")).await?;
+        writer.shell("printf 'from the guest' | dd of=/dev/xvda conv=fsync 2>/dev/null").await?;
+        assert_eq!(disk.read(14)?, "from the guest");
+        assert_eq!(reader.shell("head -c 14 /dev/xvda").await?.stdout, "from the guest");
+        let nodes = || Ok::<_, anyhow::Error>(std::fs::read_dir(own_devices(case, &pod)?.join("disks"))?.count());
+        assert_eq!(nodes()?, 2);
+        ensure!(may_open(case, &pod, &disk, true)? && !may_open(case, &pod, &other, false)?, "another device may be opened");
+        writer.remove().await?;
+        ensure!(!may_open(case, &pod, &disk, true)?, "it may still be written");
+        reader.remove().await?;
+        ensure!(!may_open(case, &pod, &disk, false)?, "it may still be read");
+        assert_eq!(nodes()?, 0);
         Ok(pod.remove().await?)
     });
+}
+
+/// The hypervisor's own /dev.
+fn own_devices(case: &Case, pod: &Pod) -> Result<PathBuf> {
+    Ok(Path::new("/proc").join(process(case, pod, PROCESS)?.pid.to_string()).join("root/dev"))
+}
+
+/// Whether a process in the pod's cgroup may open the device, apart from the node's owner and mode.
+fn may_open(case: &Case, pod: &Pod, disk: &Loop, write: bool) -> Result<bool> {
+    let hypervisor = process(case, pod, PROCESS)?.pid;
+    let access = if write { "<>" } else { "<" };
+    // Into the hypervisor's cgroup, and then the node's own file is opened.
+    let script = format!(
+        "dir=/sys/fs/cgroup/devices; line=$(grep :devices: /proc/{hypervisor}/cgroup) ||
+           {{ dir=/sys/fs/cgroup; line=$(grep ^0:: /proc/{hypervisor}/cgroup) || exit; }}
+         echo $$ > \"$dir${{line##*:}}/cgroup.procs\" && exec 3{access} {}",
+        disk.device
+    );
+    let outcome = Command::new("bash").args(["-c", &script]).output()?;
+    let said = String::from_utf8_lossy(&outcome.stderr).into_owned();
+    ensure!(outcome.status.success() || said.contains("Operation not permitted"), "{said}");
+    Ok(outcome.status.success())
 }

@@ -8,7 +8,7 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use magnetar_cri::{Container, Pod, v1::PodSandboxState};
-use magnetar_e2e::{Case, eventually, on_vm, refused};
+use magnetar_e2e::{Case, Scratch, eventually, on_vm, refused};
 use magnetar_observe::Processes;
 
 use crate::options::Replaced;
@@ -32,8 +32,13 @@ const ANSWERED: u32 = 20;
 /// A pod whose agent is hostile.
 pub(crate) async fn hostile(case: &Case, mode: &str) -> Result<magnetar_cri::Result<Pod>> {
     let guest = std::env::var(GUEST).with_context(|| format!("{GUEST} is not set: these tests are run by tests/e2e/run"))?;
-    let options = format!("sandboxer = \"vmm\"\n[vm]\ninitramfs = \"{guest}/initramfs\"\nkernel_parameters = \"hostile={mode}\"\n");
-    let _until_it_runs = Replaced::with(case, &options)?;
+    // A copy on the node's own disk, until the guest has it. In a node that is a virtual machine
+    // the checkout is on 9p, where Landlock does not recognise the file that it allows.
+    let copy = Scratch::new()?;
+    let initramfs = copy.join("initramfs");
+    fs::copy(format!("{guest}/initramfs"), &initramfs)?;
+    let keys = format!("initramfs = \"{initramfs}\"\nkernel_parameters = \"hostile={mode}\"");
+    let _until_it_runs = Replaced::with_machine(case, &keys)?;
     Ok(Box::pin(case.node().run_pod(&case.pod_spec(mode))).await)
 }
 

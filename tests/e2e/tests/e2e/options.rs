@@ -26,6 +26,13 @@ impl Replaced {
         fs::write(&file, text).with_context(|| file.display().to_string())?;
         Ok(Self { file, before })
     }
+
+    /// Options of a handler that runs virtual machines, with these keys in its table `vm`. The
+    /// hypervisor is the handler's.
+    pub fn with_machine(case: &Case, keys: &str) -> Result<Self> {
+        let hypervisor = if case.handler() == "magnetar-clh" { "cloud-hypervisor" } else { "qemu" };
+        Self::with(case, &format!("sandboxer = \"vmm\"\nlog_level = \"info\"\n[vm]\nhypervisor = \"{hypervisor}\"\n{keys}\n"))
+    }
 }
 
 impl Drop for Replaced {

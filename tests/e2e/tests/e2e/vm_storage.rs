@@ -98,7 +98,7 @@ fn a_block_device_is_a_disk_of_the_machine_while_a_container_has_it() {
         writer.shell("printf 'from the guest' | dd of=/dev/xvda conv=fsync 2>/dev/null").await?;
         assert_eq!(disk.read(14)?, "from the guest");
         assert_eq!(reader.shell("head -c 14 /dev/xvdb").await?.stdout, "from the guest");
-        let size = writer.shell("blockdev --getsize64 /dev/xvda; ls /sys/block | grep -c ^sd").await?.stdout;
+        let size = writer.shell("blockdev --getsize64 /dev/xvda; ls /sys/block | grep -c '^[sv]d'").await?.stdout;
         assert_eq!(size, format!("{}\n1\n", 16 << 20), "its size, and how many there are");
 
         writer.stop(1).await?;
@@ -124,15 +124,14 @@ fn a_read_only_device_is_read_only_for_the_whole_guest() {
         disk.write(b"kept")?;
         let pod = case.pod("block-ro").await?;
         let container = pod.run(&case.sleeper().device(&disk.device, "/dev/xvda", "r")).await?;
-        let read =
-            "head -c 4 /dev/xvda; printf lost | dd of=/dev/xvda conv=fsync,notrunc 2>/dev/null || echo ' refused'; cat /sys/block/sda/ro";
+        let read = "head -c 4 /dev/xvda; printf lost | dd of=/dev/xvda conv=fsync,notrunc 2>/dev/null || echo ' refused'; cat /sys/block/[sv]da/ro";
         assert_eq!(container.shell(read).await?.stdout, "kept refused\n1\n");
         let accesses = disk.accesses(case, &pod)?;
         ensure!(!accesses.is_empty() && accesses.iter().all(|access| *access == libc::O_RDONLY), "the host has it open: {accesses:?}");
         // Another one that may write to it does so on a disk of its own.
         let writer = pod.run(&case.sleeper().named("writer").device(&disk.device, "/dev/xvda", "rw")).await?;
         writer.shell("printf more | dd of=/dev/xvda conv=fsync,notrunc 2>/dev/null").await?;
-        assert_eq!(container.shell("head -c 4 /dev/xvda; cat /sys/block/sda/ro").await?.stdout, "more1\n");
+        assert_eq!(container.shell("head -c 4 /dev/xvda; cat /sys/block/[sv]da/ro").await?.stdout, "more1\n");
         assert_eq!(disk.read(4)?, "more");
         Ok(pod.remove().await?)
     });
@@ -147,7 +146,7 @@ fn a_container_cannot_open_another_containers_disk() {
         let _has_it = pod.run(&case.sleeper().device(&disk.device, "/dev/xvda", "rwm")).await?;
         let other = pod.run(&case.sleeper().named("other")).await?;
         let tried =
-            other.shell("mknod /tmp/disk b $(tr : ' ' < /sys/block/sda/dev); head -c 1 /tmp/disk 2>/dev/null || echo refused").await?;
+            other.shell("mknod /tmp/disk b $(tr : ' ' < /sys/block/[sv]da/dev); head -c 1 /tmp/disk 2>/dev/null || echo refused").await?;
         assert_eq!(tried.stdout, "refused\n");
         Ok(pod.remove().await?)
     });
@@ -167,6 +166,29 @@ fn a_pod_removed_at_once_detaches_its_disks() {
         ensure!(detached.success());
         ensure!(over(&disk.file)?.is_empty(), "somebody has the device open");
         Ok(())
+    });
+}
+
+/// A guest may write whatever it likes to its disk, and must not choose by that what the host reads
+/// there the next time.
+#[test]
+fn a_disk_that_begins_like_an_image_is_what_it_is_or_refused() {
+    on_vm(async |case| {
+        let scratch = Scratch::new()?;
+        let (disk, other) = (Loop::over(&scratch, "disk")?, Loop::over(&scratch, "other")?);
+        disk.write(b"QFI\xfb\0\0\0\x03")?;
+        other.write(b"other")?;
+        let pod = case.pod("block-image").await?;
+        let read = case.script("head -c 3 /dev/xvda").device(&disk.device, "/dev/xvda", "r");
+        if case.hypervisor() == Some("qemu-system") {
+            assert_eq!(case.output(&pod, &read).await?, "QFI");
+        } else {
+            refused(pod.run(&read).await, &["the block device 7:", "Cloud Hypervisor refuses vm.add-disk"])?;
+            ensure!(!disk.is_in(case, &pod)?, "the hypervisor has it open");
+        }
+        let read = case.script("head -c 5 /dev/xvda").named("other").device(&other.device, "/dev/xvda", "r");
+        assert_eq!(case.output(&pod, &read).await?, "other", "the next disk is there");
+        Ok(pod.remove().await?)
     });
 }
 
@@ -287,7 +309,7 @@ impl Drop for More {
 #[test]
 fn guest_memory_uses_the_hosts_huge_pages_when_configured_and_available() {
     on_vm(async |case| {
-        let _options = Replaced::with(case, "sandboxer = \"vmm\"\n[vm]\nhuge_pages = true\nmemory_mib = 127\n")?;
+        let _options = Replaced::with_machine(case, "huge_pages = true\nmemory_mib = 127")?;
         let limits = LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() };
         let spec = || case.pod_spec("of-huge-pages").resources(limits.clone());
         let (free, reserved) = (of_host("free_hugepages")?, of_host("resv_hugepages")?);

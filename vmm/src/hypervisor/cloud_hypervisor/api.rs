@@ -3,8 +3,12 @@
 //! (Cloud Hypervisor's vmm/src/api/openapi/cloud-hypervisor.yaml, version 0.3.0).
 //!
 //! ```text
-//! GET /api/v1/vmm.ping   its version
-//! GET /api/v1/vm.info    the machine's state
+//! GET /api/v1/vmm.ping          its version
+//! GET /api/v1/vm.info           the machine's state, memory and devices
+//! GET /api/v1/vm.counters       waits until a change of its devices is complete
+//! PUT /api/v1/vm.resize         another size
+//! PUT /api/v1/vm.add-disk       one more disk
+//! PUT /api/v1/vm.remove-device  one less
 //! ```
 //!
 //! Each request has a connection of its own, so an answer never belongs to another request.
@@ -13,14 +17,16 @@
 //! it brings a type for each part of it, and a pool of connections. Two requests need neither, and
 //! hyper is in this project already.
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use magnetar_core::error::{Code, Context, Error, Result};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::Value;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -45,6 +51,12 @@ struct Ping {
 #[derive(Debug, Deserialize)]
 struct Info {
     state: String,
+    /// In bytes: what the guest had at the start, and what it has taken since.
+    #[serde(default)]
+    memory_actual_size: u64,
+    /// By their names.
+    #[serde(default)]
+    device_tree: HashMap<String, IgnoredAny>,
 }
 
 impl Api {
@@ -70,28 +82,64 @@ impl Api {
     /// # Errors
     /// As [`version`](Self::version).
     pub async fn state(&self) -> Result<String> {
-        let Info { state } = self.get("vm.info").await?;
+        let Info { state, .. } = self.get("vm.info").await?;
         Ok(state)
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let what = || format!("Cloud Hypervisor's answer to {path}");
-        let answer = match tokio::time::timeout(TIMEOUT, self.request(Method::GET, path)).await {
-            Ok(answer) => answer?,
-            Err(_) => {
-                return Err(Error::new(Code::DeadlineExceeded, format!("Cloud Hypervisor has not answered {path} within {TIMEOUT:?}")));
-            }
-        };
-        serde_json::from_slice(&answer).map_err(|error| Error::internal(format!("{} is not what is expected: {error}", what())))
+    /// The memory that the guest has, in bytes.
+    ///
+    /// # Errors
+    /// As [`version`](Self::version).
+    pub async fn memory(&self) -> Result<u64> {
+        let Info { memory_actual_size, .. } = self.get("vm.info").await?;
+        Ok(memory_actual_size)
     }
 
-    async fn request(&self, method: Method, path: &str) -> Result<Bytes> {
+    /// Whether the machine has a device with this name.
+    ///
+    /// # Errors
+    /// As [`version`](Self::version).
+    pub async fn has_device(&self, name: &str) -> Result<bool> {
+        let Info { device_tree, .. } = self.get("vm.info").await?;
+        Ok(device_tree.contains_key(name))
+    }
+
+    /// Waits until a change of the machine's devices that has begun is complete: the thread of a
+    /// processor that executes it holds their lock, which the answer to this needs.
+    ///
+    /// # Errors
+    /// As [`version`](Self::version).
+    pub async fn settle(&self) -> Result<()> {
+        self.get::<IgnoredAny>("vm.counters").await.map(drop)
+    }
+
+    /// Gives an order.
+    ///
+    /// # Errors
+    /// As [`version`](Self::version); `FailedPrecondition` if the machine is not in the state for
+    /// it; `ResourceExhausted` if it is not yet.
+    pub async fn order(&self, path: &str, order: &Value) -> Result<()> {
+        self.in_time(Method::PUT, path, order.to_string().into()).await.map(drop)
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let answer = self.in_time(Method::GET, path, Bytes::new()).await?;
+        let what = |error| Error::internal(format!("Cloud Hypervisor's answer to {path} is not what is expected: {error}"));
+        serde_json::from_slice(&answer).map_err(what)
+    }
+
+    async fn in_time(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
+        let late = |_| Error::new(Code::DeadlineExceeded, format!("Cloud Hypervisor has not answered {path} within {TIMEOUT:?}"));
+        tokio::time::timeout(TIMEOUT, self.request(method, path, body)).await.map_err(late)?
+    }
+
+    async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
         let what = || format!("cannot ask Cloud Hypervisor for {path} at {}", self.socket.display());
         let failed = |error: hyper::Error| Error::new(Code::Unavailable, format!("{}: {error}", what()));
         let stream = UnixStream::connect(&self.socket).await.context(what)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
         let request = Request::builder().method(method).uri(format!("/api/v1/{path}")).header("Host", "localhost");
-        let request = request.body(Empty::<Bytes>::new()).map_err(|error| Error::internal(format!("{}: {error}", what())))?;
+        let request = request.body(Full::new(body)).map_err(|error| Error::internal(format!("{}: {error}", what())))?;
         let exchange = async {
             let (head, body) = sender.send_request(request).await.map_err(failed)?.into_parts();
             let body = Limited::new(body, MAX_ANSWER).collect().await;
@@ -115,6 +163,8 @@ fn code(status: StatusCode) -> Code {
         StatusCode::NOT_FOUND => Code::NotFound,
         StatusCode::BAD_REQUEST => Code::InvalidArgument,
         StatusCode::METHOD_NOT_ALLOWED => Code::FailedPrecondition,
+        // A processor that the guest was asked to let go of is still there.
+        StatusCode::TOO_MANY_REQUESTS => Code::ResourceExhausted,
         _ => Code::Internal,
     }
 }

@@ -63,7 +63,7 @@ fn ids() -> [ContainerId; 2] {
 /// was told; `None` if there is no such device.
 async fn ordered(fake: Fake, orders: impl AsyncFnOnce(Connection, WantedDisk, [ContainerId; 2])) -> Option<Vec<String>> {
     let wanted = WantedDisk { device: device()?, read_only: false };
-    let (disks, task) = Connection::new(Box::new(fake.clone()));
+    let (disks, task) = Connection::new(Box::new(fake.clone()), None);
     tokio::join!(orders(disks, wanted, ids()), task);
     Some(fake.recorded.lock().unwrap().clone())
 }
@@ -121,7 +121,7 @@ async fn a_failed_detach_is_retried_and_the_disk_is_not_given_out() {
 
 #[tokio::test]
 async fn a_missing_device_is_not_attached() {
-    let (disks, task) = Connection::new(Box::<Fake>::default());
+    let (disks, task) = Connection::new(Box::<Fake>::default(), None);
     let orders = async move {
         let wanted = WantedDisk { device: DeviceNumbers { major: 0, minor: 0 }, read_only: false };
         let [id, _] = ids();
@@ -133,7 +133,7 @@ async fn a_missing_device_is_not_attached() {
 
 #[tokio::test(start_paused = true)]
 async fn a_hypervisor_that_does_not_answer_is_not_asked_again() {
-    let (disks, task) = Connection::new(Box::new(Fake { hangs: true, ..Fake::default() }));
+    let (disks, task) = Connection::new(Box::new(Fake { hangs: true, ..Fake::default() }), None);
     let orders = async move {
         assert_eq!(disks.state().await.unwrap_err().to_string(), "the hypervisor has not carried out an order within 20s");
         assert_eq!(disks.state().await.unwrap_err().to_string(), "the hypervisor has not carried out an earlier order within 20s");
@@ -143,7 +143,7 @@ async fn a_hypervisor_that_does_not_answer_is_not_asked_again() {
 
 #[tokio::test]
 async fn requests_after_the_machines_end_are_unavailable() {
-    let (disks, task) = Connection::new(Box::<Fake>::default());
+    let (disks, task) = Connection::new(Box::<Fake>::default(), None);
     drop(task);
     assert_eq!(disks.state().await.unwrap_err().code(), Code::Unavailable);
 }

@@ -35,11 +35,12 @@ pub enum MachineKind {
 }
 
 impl MachineKind {
-    /// The folder with the guest that is installed for it.
-    pub(super) fn guest(self) -> &'static str {
+    /// The folders with guests for it. Who has installed a kernel of our own wants to use it: it
+    /// boots in less than half of the time.
+    pub(super) fn guests(self) -> &'static [&'static str] {
         match self {
-            Self::Q35 => "guest",
-            Self::Microvm => "guest-own",
+            Self::Q35 => &["guest-own", "guest"],
+            Self::Microvm => &["guest-own"],
         }
     }
 

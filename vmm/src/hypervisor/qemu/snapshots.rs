@@ -12,13 +12,15 @@
 //! is attached after the restore. That needs a slot: a root port, because the root bus has no
 //! hot-plug.
 //!
-//! A machine of either kind does not grow, and has none of the devices for that.
+//! The memory that may come later is another file, of which a saved machine has nothing: QEMU saves
+//! none of what virtio-mem has not given to the guest.
 //!
 //! vhost-user-fs can be saved: virtiofsd hands its state to QEMU. The share of the saved machine is
 //! empty, and another directory is behind the copy's.
 
 use super::machine::MachineKind;
 use super::qmp::Qmp;
+use super::size::{self, Growth};
 use super::{Qemu, QemuControl, board, connect, disks, fixed_parameters, kernel, monitors, network, processor, shared_files};
 use crate::host::vsock::VsockAttachment;
 use crate::hypervisor::snapshots::{Save, SavedState, Snapshots, saved_mac};
@@ -49,10 +51,13 @@ impl Snapshots for Qemu {
     }
 
     fn compatibility(&self, spec: &VmSpec) -> String {
-        let VmSpec { vcpus, memory_mib, nics, .. } = spec;
+        let VmSpec { vcpus, memory_mib, most, nics, .. } = spec;
         let parameters = (fixed_parameters(spec, self.machine), &spec.parameters);
         let (machine, processor, interfaces) = (self.machine.options(), processor(spec), nics.len());
-        format!("{machine:?} {processor:?}, {vcpus} processors, {memory_mib} MiB, {interfaces} interfaces, {parameters:?}")
+        format!(
+            "{machine:?} {processor:?}, {vcpus} to {} processors, {memory_mib} to {} MiB, {interfaces} interfaces, {parameters:?}",
+            most.vcpus, most.memory_mib
+        )
     }
 
     fn plan_saved<'a>(&self, spec: &'a VmSpec, memory: BorrowedFd<'a>) -> Invocation<'a> {
@@ -84,7 +89,8 @@ impl Snapshots for Qemu {
             qmp.order("remove-fd", json!({ "fdset-id": SET }), None).await?;
             plug(&mut qmp, vsock).await?;
             qmp.order("cont", json!({}), None).await?;
-            Ok(Box::new(QemuControl { qmp, growth: None }) as Box<dyn Control>)
+            let growth = Growth::of(spec, self.machine);
+            Ok(Box::new(QemuControl { qmp, growth }) as Box<dyn Control>)
         })
     }
 }
@@ -95,6 +101,7 @@ impl Qemu {
     fn whole<'a>(&self, invocation: &mut Invocation<'a>, spec: &'a VmSpec, memory: BorrowedFd<'a>) {
         let memory = invocation.open(memory);
         board(invocation, spec, self.machine, ("memory-backend-file", &format!(",mem-path=/proc/self/fd/{memory}")));
+        size::devices(invocation, spec, self.machine);
         monitors(invocation, spec);
         invocation.arguments(["-device", &format!("pcie-root-port,id={SLOT},chassis=1")]);
         // Each copy gets another id, and its kernel then makes new random numbers.

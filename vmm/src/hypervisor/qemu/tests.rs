@@ -230,13 +230,18 @@ fn saved_and_copy(spec: &VmSpec) -> [Vec<String>; 2] {
 
 #[test]
 fn a_copy_has_the_devices_of_the_saved_machine_in_the_same_order() {
-    let [saved, copy] = saved_and_copy(&spec(2));
+    let most = Size { memory_mib: 1024, vcpus: 4 };
+    let [saved, copy] = saved_and_copy(&VmSpec { most, ..spec(2) });
     for option in ["-machine", "-cpu", "-smp", "-m", "-object", "-device", "-netdev", "-chardev"] {
         assert_eq!(values(&saved, option), values(&copy, option), "{option}");
     }
-    assert_eq!(values(&copy, "-object"), ["memory-backend-file,id=ram,size=256M,share=on,mem-path=/proc/self/fd/3"]);
+    let memory = [
+        "memory-backend-file,id=ram,size=256M,share=on,mem-path=/proc/self/fd/3",
+        "memory-backend-memfd,id=more,size=768M,share=on,reserve=off",
+    ];
+    assert_eq!(values(&copy, "-object"), memory);
     let devices = values(&copy, "-device").join(" ");
-    assert!(!devices.contains("virtio-mem") && !devices.contains("virtio-balloon"), "it does not grow: {devices}");
+    assert!(devices.contains("virtio-mem") && devices.contains("virtio-balloon"), "it grows: {devices}");
     assert!(!devices.contains("vsock") && devices.contains("pcie-root-port,id=rp0") && devices.contains("vmgenid,guid=auto"), "{devices}");
     assert!(devices.contains("mac=02:6d:61:67:00:01") && !devices.contains("mac=02:00:00:00:00:01"), "{devices}");
     assert!(values(&saved, "-append")[0].ends_with(" a=b c magnetar.template"));
@@ -258,7 +263,8 @@ fn machines_that_differ_in_size_devices_or_kernel_parameters_are_not_compatible(
     let words = |spec: &VmSpec| qemu.snapshots().unwrap().compatibility(spec);
     let first = words(&spec(1));
     assert_eq!(first, words(&spec(1)));
-    let changes: [fn(&mut VmSpec); 5] = [
+    let changes: [fn(&mut VmSpec); 6] = [
+        |spec| spec.most.memory_mib = 4096,
         |spec| spec.vcpus = 3,
         |spec| spec.memory_mib = 255,
         |spec| spec.acceleration = Acceleration::Kvm,

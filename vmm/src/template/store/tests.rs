@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 use super::*;
+use crate::machine::size::Size;
 use crate::machine::spec::Acceleration;
 use std::os::unix::fs::PermissionsExt;
 use tempfile::TempDir;
@@ -20,6 +21,7 @@ fn recipe(machine: &str) -> Recipe {
         parameters: Vec::new(),
         memory_mib: 1,
         vcpus: 1,
+        most: Size { memory_mib: 1, vcpus: 1 },
         acceleration: Acceleration::Tcg,
         virtiofsd: None,
         interfaces: 1,
