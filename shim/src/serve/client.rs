@@ -41,10 +41,16 @@ where
 /// yet.
 ///
 /// # Errors
-/// [`Failure`]
+/// [`Failure`]; `FailedPrecondition` if the process is of a version that does not have this call.
+/// containerd would take its answer, Unimplemented, for an update that is done.
 pub async fn update(dir: &PodDir, payload: Vec<u8>) -> Result<(), Failure> {
     let request = ttrpc::Request { service: SERVICE.into(), method: METHOD.into(), payload, ..Default::default() };
-    outcome(connect(dir).await?.request(request).await.map(drop))
+    match outcome(connect(dir).await?.request(request).await.map(drop)) {
+        Err(Failure::Answered(error)) if error.code() == Code::Unimplemented => Err(Failure::Answered(Error::precondition(
+            "the pod's process is of an earlier version, which cannot resize it: make the pod anew",
+        ))),
+        outcome => outcome,
+    }
 }
 
 async fn connect(dir: &PodDir) -> Result<Client, Failure> {

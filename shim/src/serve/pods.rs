@@ -8,9 +8,7 @@
 //! Create and Start run in tasks of their own, which go on when the caller leaves. Then the pod is
 //! removed, because containerd forgets a pod whose Create or Start has failed.
 
-mod update;
-
-use super::client::{Failure, call};
+use super::client::{Failure, call, update};
 use super::lost::{End, Lost};
 use super::pod::Pod;
 use super::process::Process;
@@ -195,6 +193,28 @@ impl Pods {
             return Err(pod.missing());
         }
         self.answered(pod, call(&pod.dir, request).await).await
+    }
+
+    /// Passes an update of a pod on to its process.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub async fn update(&self, pod: &Pod, payload: Vec<u8>) -> Result<()> {
+        if !pod.dir.exists()? {
+            return Err(pod.missing());
+        }
+        self.answered(pod, update(&pod.dir, payload).await).await
+    }
+
+    async fn answered<T>(&self, pod: &Pod, outcome: Result<T, Failure>) -> Result<T> {
+        match outcome {
+            Ok(response) => Ok(response),
+            Err(Failure::Answered(error)) => Err(error),
+            Err(Failure::Broken(error)) => {
+                self.settle(pod, error).await?;
+                Err(Error::not_found(format!("sandbox {} is gone: its process has ended", pod.id)))
+            }
+        }
     }
 
     /// Waits for the end of a pod. `None` if its process ended without an answer.

@@ -289,8 +289,8 @@ fn monitors(invocation: &mut Invocation, spec: &VmSpec) {
 }
 
 /// The length of the queue of requests for files. Each page that a request reads or writes takes
-/// one entry; with QEMU's default of 128 a request has half a MiB at most, and with this 1 MiB, the
-/// most that virtiofsd allows.
+/// one entry. With QEMU's default of 128 a request has half a MiB at most, and with this 1 MiB,
+/// which is FUSE's own limit (`fs.fuse.max_pages_limit`).
 const SHARE_QUEUE: u32 = 1024;
 
 /// The device for shared files.
