@@ -108,6 +108,7 @@ fn way_out() -> RebootCommand {
 
 fn run() -> Result<()> {
     boot::prepare()?;
+    size::set_policy()?;
     template::wait_if_template()?;
     let runtime = idle::event_loop().context(|| "cannot start the event loop".into())?;
     runtime.block_on(serve())

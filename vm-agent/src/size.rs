@@ -44,15 +44,27 @@ const STACK: usize = 64 << 10;
 
 const PROCESSORS: &str = "/sys/devices/system/cpu";
 
+/// Sets how the kernel uses new memory. A kernel with a built-in driver takes it as soon as the
+/// host offers it, so this comes first. A kernel that takes no new memory lacks the files.
+///
+/// # Errors
+/// The kernel's error.
+pub fn set_policy() -> Result<()> {
+    for (file, value) in POLICY {
+        match fs::write(file, value) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            written => written.context(|| format!("cannot write {value} to {file}"))?,
+        }
+    }
+    Ok(())
+}
+
 /// Makes the kernel take in and give back memory as the host asks, waits until the kernel knows
 /// `vcpus` processors, and uses exactly so many.
 ///
 /// # Errors
 /// `DeadlineExceeded` if the kernel does not find the processors, or the kernel's error.
 pub async fn resize(vcpus: u32) -> Result<()> {
-    for (file, value) in POLICY {
-        fs::write(file, value).context(|| format!("cannot write {value} to {file}"))?;
-    }
     modules::load(DRIVER)?;
     // Listen first, so that a processor cannot appear unnoticed between the look and the wait.
     let told = uevents::listen()?;

@@ -111,7 +111,7 @@ pub fn on_qemu<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
 /// # Panics
 /// As [`on_node`].
 pub fn on_vm_with_own_kernel<T: AsyncFnOnce(&Case) -> Result<()>>(test: T) {
-    let missing = || (!Path::new(OWN_GUEST).is_dir()).then_some("there is no guest with a kernel of our own: make kernel");
+    let missing = || (!Path::new(OWN_GUEST).join("vmlinux").is_file()).then_some("there is no guest with a kernel of our own: make kernel");
     unless(|case| no_machines(case).or_else(missing), test);
 }
 
