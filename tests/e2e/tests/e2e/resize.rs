@@ -190,7 +190,7 @@ fn a_machine_follows_what_its_pod_may_use_as_a_whole() {
             Ok::<_, anyhow::Error>(limits(memory_mib, processors))
         };
         kubelet(256, 1)?;
-        let until_it_runs = Replaced::with(case, BOUND)?;
+        let until_it_runs = Replaced::with_machine(case, BOUND)?;
         let pod = case.node().run_pod(&pod_spec(case, "whole").cgroup_parent(parent)).await?;
         drop(until_it_runs);
         let container = pod.run(&sleeper(case, "sleeper", 128)).await?;
