@@ -91,7 +91,7 @@ struct Element {
 /// Sets the value of a key, or removes the key.
 ///
 /// # Safety
-/// `map` was made by [`map`](self::map) with keys of `N` words.
+/// `map` was made by [`map`] with keys of `N` words.
 pub unsafe fn put<const N: usize>(map: BorrowedFd<'_>, key: &[u32; N], value: Option<u32>) -> io::Result<()> {
     let at = value.as_ref().map_or(0, |value| &raw const *value as u64);
     let element = Element { map: map.as_raw_fd() as u32, padding: 0, key: key.as_ptr() as u64, value: at, flags: 0 };
