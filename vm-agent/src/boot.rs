@@ -13,6 +13,7 @@ use std::ffi::CStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use tracing::warn;
 
 /// The word of the kernel's command line that sets the log level.
 const LOG: &str = "magnetar.log=";
@@ -77,7 +78,10 @@ pub fn prepare() -> Result<()> {
     make_dir(api::SHARE)?;
     check_devices()?;
     mount(api::SHARE_TAG, api::SHARE, "virtiofs", MountFlags::empty(), None).context(|| format!("cannot mount {}", api::SHARE))?;
-    read_ahead()
+    if let Err(error) = read_ahead() {
+        warn!(%error, "files are read more slowly");
+    }
+    Ok(())
 }
 
 /// How much of a file of the share the kernel asks for at once when it is read in order, in KiB: as

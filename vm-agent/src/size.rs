@@ -52,7 +52,7 @@ const PROCESSORS: &str = "/sys/devices/system/cpu";
 pub fn set_policy() -> Result<()> {
     for (file, value) in POLICY {
         match fs::write(file, value) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             written => written.context(|| format!("cannot write {value} to {file}"))?,
         }
     }

@@ -16,7 +16,7 @@
 
 use crate::cgroup::{Cgroup, OwnedCgroup, moves};
 use crate::error::{Context, Error, Result};
-use crate::pod_config::Resources;
+use crate::pod_config::{CPU_PERIOD, Resources};
 use crate::record::PodRecord;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{Mode, OFlags};
@@ -27,10 +27,6 @@ use tokio::sync::oneshot;
 
 /// How long the kernel may take until an empty cgroup can be removed.
 const EMPTY: Duration = Duration::from_secs(10);
-
-/// The period of a CPU quota if none is given, in microseconds
-/// (Documentation/scheduler/sched-bwc.rst).
-const CPU_PERIOD: u64 = 100_000;
 
 /// The network namespace from which this process came.
 #[derive(Debug)]

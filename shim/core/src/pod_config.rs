@@ -194,6 +194,10 @@ pub struct IdMap {
     pub length: u32,
 }
 
+/// The period of a CPU quota if none is given, in microseconds
+/// (Documentation/scheduler/sched-bwc.rst).
+pub const CPU_PERIOD: u64 = 100_000;
+
 /// Limits (`message LinuxContainerResources`). `None`, or an empty string or map, is "not
 /// specified".
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

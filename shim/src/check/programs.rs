@@ -83,8 +83,11 @@ fn guest(prefix: Option<&Path>) -> Finding {
     let Some(prefix) = prefix else {
         return Finding::no(name, "magnetar-vmm is not installed", "no pods in microVMs");
     };
-    let folder = prefix.join("share/magnetar/guest");
-    let missing: Vec<&str> = ["vmlinux", "initramfs"].into_iter().filter(|file| !folder.join(file).is_file()).collect();
+    let missing_in = |folder: &Path| ["vmlinux", "initramfs"].into_iter().filter(|file| !folder.join(file).is_file()).collect::<Vec<_>>();
+    let [own, debians] = ["guest-own", "guest"].map(|guest| prefix.join("share/magnetar").join(guest));
+    // As magnetar-vmm chooses.
+    let folder = if missing_in(&own).is_empty() { own } else { debians };
+    let missing = missing_in(&folder);
     if missing.is_empty() {
         Finding::yes(name, folder.display().to_string())
     } else {

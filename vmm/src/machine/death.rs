@@ -230,7 +230,7 @@ async fn wait_patiently(answer: impl Future<Output = ()>, mut since_last: impl F
         }
     }
     if begin.elapsed() >= PING_TIMEOUT {
-        info!(after = ?begin.elapsed(), ?starved, "the agent in the guest was slow, since the hypervisor waited for a processor");
+        info!(after = ?begin.elapsed(), ?starved, "the agent in the guest answered late; `starved` is how long the hypervisor waited for a processor meanwhile");
     }
     Ok(())
 }

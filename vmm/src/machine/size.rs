@@ -11,7 +11,7 @@
 
 use crate::host::huge_pages;
 use magnetar_core::error::{Error, Result};
-use magnetar_core::pod_config::Resources;
+use magnetar_core::pod_config::{CPU_PERIOD, Resources};
 use serde_json::Value;
 
 /// The size of a machine.
@@ -48,10 +48,6 @@ pub struct Limits {
     period: Option<u64>,
 }
 
-/// The period that the kernel uses if none is given, in microseconds
-/// (Documentation/scheduler/sched-bwc.rst).
-const PERIOD: u64 = 100_000;
-
 impl Limits {
     /// These limits after an update by `linux.resources` of the OCI specification. What the update
     /// leaves out stays. A number that is not positive means "no limit".
@@ -79,7 +75,7 @@ impl Limits {
 
     /// Thousandths of a processor, rounded up; `None` without a limit.
     fn millis(self) -> Option<u64> {
-        self.quota.map(|quota| quota.saturating_mul(1000).div_ceil(self.period.unwrap_or(PERIOD)))
+        self.quota.map(|quota| quota.saturating_mul(1000).div_ceil(self.period.unwrap_or(CPU_PERIOD)))
     }
 }
 
