@@ -15,29 +15,32 @@
 //! the oldest whose source has all of the options.
 
 mod api;
+mod carrier;
 mod disks;
 mod events;
 mod size;
+mod snapshots;
 
+use super::snapshots::{Save, Saved, Snapshots};
 use super::{Control, Disk, DiskId, EventWatch, HotPlug, Hypervisor, MachineState, Promise, Resize, Sharing, Traits, Verdict};
 use crate::host::vsock::{VsockAttachment, VsockSupport};
 use crate::machine::confinement::{Calls, Confinement, Files, Pids, has_landlock};
 use crate::machine::own_devices::DISKS_DIR;
 use crate::machine::program::{Invocation, Program};
 use crate::machine::size::Size;
-use crate::machine::spec::{Acceleration, Nic, VmSpec};
-use crate::machine::vsock_directory::HOST;
-use api::Api;
+use crate::machine::spec::{Acceleration, VmSpec};
+use api::{Api, Version};
 use disks::Disks;
 use magnetar_core::config::LEAST_CLOUD_HYPERVISOR;
 use magnetar_core::error::{Error, Result};
 use magnetar_core::reaper::Exit;
 use magnetar_sys::bound::CapabilitySet;
 use magnetar_vm_agent_api::SHARE_TAG;
+use magnetar_vm_agent_api::network::Mac;
 use serde::Deserialize;
 use size::Growth;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 /// The program.
 const PROGRAM: Program = Program {
@@ -105,32 +108,30 @@ impl Hypervisor for CloudHypervisor {
     }
 
     fn plan<'a>(&self, spec: &'a VmSpec, vsock: VsockAttachment<'a>) -> Invocation<'a> {
-        let mut invocation = Invocation::new(&self.program);
-        confine(&mut invocation, spec);
-        let api = invocation.listen(spec.dir.join(CONTROL));
-        let events = invocation.fifo(spec.dir.join(EVENTS));
-        invocation.arguments([format!("--api-socket=fd={api}"), format!("--event-monitor=fd={events}"), "--seccomp=true".into()]);
-        if self.landlock && spec.acceleration == Acceleration::Kvm {
+        let (mut invocation, reached) = self.begun(spec);
+        if self.uses_landlock(spec) {
             invocation.arguments(["--landlock".into(), format!("--landlock-rules=path={DISKS_DIR},access=rw")]);
         }
-        board(&mut invocation, spec);
-        devices(&mut invocation, spec, vsock);
+        devices(&mut invocation, spec, &reached, &[]);
+        match vsock {
+            VsockAttachment::Own(host) => {
+                let socket = reached.directory.join(host.file_name().unwrap_or_default());
+                invocation.arguments([format!("--vsock=cid={GUEST_CID},socket={}", socket.display())]);
+            }
+            // Its traits rule these out.
+            VsockAttachment::Kernel(_) | VsockAttachment::User(_) => {}
+        }
+        network(&mut invocation, spec.nics.iter().map(|nic| (&nic.tap, nic.mac)));
         invocation
     }
 
     fn begin<'a>(&'a self, spec: &'a VmSpec) -> Promise<'a, Box<dyn Control>> {
-        Box::pin(async {
-            let (events, api) = (events::watch(&spec.dir.join(EVENTS))?, Api::new(spec.dir.join(CONTROL)));
-            let version = api.version().await?;
-            if version < LEAST_CLOUD_HYPERVISOR {
-                return Err(Error::precondition(format!(
-                    "{} is version {version} of Cloud Hypervisor: install {LEAST_CLOUD_HYPERVISOR} or a newer one",
-                    self.program.display()
-                )));
-            }
-            let (growth, disks) = (Growth::of(spec), (version >= disks::LEAST_CLOUD_HYPERVISOR).then(Disks::default));
-            Ok(Box::new(CloudHypervisorControl { api, events: Some(events), growth, disks }) as Box<dyn Control>)
-        })
+        Box::pin(async { Ok(Box::new(self.connect(spec).await?) as Box<dyn Control>) })
+    }
+
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        // What emulates in its place saves no machines.
+        (!self.emulates).then_some(self)
     }
 
     /// It exits with 0 when its guest has switched itself off.
@@ -145,25 +146,78 @@ impl Hypervisor for CloudHypervisor {
     }
 }
 
+/// Files that only root can reach by their paths, as the process reaches them.
+struct Reached {
+    /// The directory of its own: for the vsock, and for what it saves.
+    directory: PathBuf,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    /// The socket of virtiofsd.
+    share: PathBuf,
+}
+
+impl CloudHypervisor {
+    /// The process without a machine. It inherits the same files in the same order whatever the
+    /// machine begins with, because a saved machine knows them by their numbers.
+    fn begun<'a>(&self, spec: &VmSpec) -> (Invocation<'a>, Reached) {
+        let mut invocation = Invocation::new(&self.program);
+        confine(&mut invocation, spec);
+        let api = invocation.listen(spec.dir.join(CONTROL));
+        let events = invocation.fifo(spec.dir.join(EVENTS));
+        let reached = Reached {
+            directory: invocation.reach(own_directory(spec)),
+            kernel: invocation.reach(spec.kernel.clone()),
+            initramfs: invocation.reach(spec.initramfs.clone()),
+            share: spec.share.as_ref().map(|share| invocation.reach(share.socket.clone())).unwrap_or_default(),
+        };
+        invocation.arguments([format!("--api-socket=fd={api}"), format!("--event-monitor=fd={events}"), "--seccomp=true".into()]);
+        (invocation, reached)
+    }
+
+    /// Whether it confines itself by Landlock.
+    fn uses_landlock(&self, spec: &VmSpec) -> bool {
+        self.landlock && spec.acceleration == Acceleration::Kvm
+    }
+
+    async fn connect(&self, spec: &VmSpec) -> Result<CloudHypervisorControl> {
+        let (events, api) = (events::watch(&spec.dir.join(EVENTS))?, Api::new(spec.dir.join(CONTROL)));
+        let version = api.version().await?;
+        if version.major < LEAST_CLOUD_HYPERVISOR {
+            return Err(Error::precondition(format!(
+                "{} is version {} of Cloud Hypervisor: install {LEAST_CLOUD_HYPERVISOR} or a newer one",
+                self.program.display(),
+                version.major
+            )));
+        }
+        let (growth, disks) = (Growth::of(spec), (version.major >= disks::LEAST_CLOUD_HYPERVISOR).then(Disks::default));
+        let directory = Directory { path: own_directory(spec), reached: self.begun(spec).1.directory };
+        Ok(CloudHypervisorControl { api, version, events: Some(events), growth, disks, directory })
+    }
+}
+
+/// The directory that belongs to the process's user.
+fn own_directory(spec: &VmSpec) -> PathBuf {
+    spec.vsock_directory().map_or_else(|| spec.dir.clone(), |directory| directory.path().to_owned())
+}
+
 /// Confines it to what it needs, in case its guest takes it over. Its own filter and its own
 /// Landlock rules come on top.
 fn confine(invocation: &mut Invocation, spec: &VmSpec) {
     let is_itself = spec.acceleration == Acceleration::Kvm;
-    let own = spec.vsock_directory().map(|directory| directory.path().to_owned()).into_iter().collect();
     let read = vec![spec.kernel.clone(), spec.initramfs.clone(), "/sys/devices/system/cpu".into()];
     invocation.confinement = Confinement {
         user: Some(spec.users.hypervisor),
         capabilities: CapabilitySet::NONE,
         pids: Pids::Itself,
         // What emulates in its place runs other programs.
-        files: is_itself.then_some(Files { read, own }),
+        files: is_itself.then(|| Files { read, own: vec![own_directory(spec)] }),
         calls: Calls::DenyList,
     };
     invocation.devices = Some(if is_itself { DEVICES } else { &DEVICES[1..] });
 }
 
-/// Processors, memory, kernel, console and random numbers.
-fn board(invocation: &mut Invocation, spec: &VmSpec) {
+/// All of a machine but its vsock and network, with these words for its kernel.
+fn devices(invocation: &mut Invocation<'_>, spec: &VmSpec, reached: &Reached, words: &[&str]) {
     let mut memory = format!("size={}M,shared=on", spec.memory_mib);
     let reserve = size::reserve(spec);
     if reserve > 0 {
@@ -184,56 +238,60 @@ fn board(invocation: &mut Invocation, spec: &VmSpec) {
     // Memory that may come later lies above 4 GiB. For devices that reach only below, the kernel
     // would set 64 MiB aside. There are none: virtio devices reach all memory.
     let growth = (reserve > 0).then_some("swiotlb=noforce");
-    let parameters: Vec<&str> = own.into_iter().chain(growth).chain(spec.parameters.iter().map(String::as_str)).collect();
-    let (kernel, initramfs) = (invocation.reach(spec.kernel.clone()), invocation.reach(spec.initramfs.clone()));
+    let parameters = own.into_iter().chain(growth).chain(spec.parameters.iter().map(String::as_str)).chain(words.iter().copied());
+    let parameters: Vec<&str> = parameters.collect();
     // Pods have no nested virtualisation.
     invocation.arguments([format!("--cpus=boot={},max={},nested=off", spec.vcpus, size::processors(spec)), format!("--memory={memory}")]);
     invocation.arguments([
         "--kernel".into(),
-        kernel.into_os_string(),
+        reached.kernel.as_os_str().to_owned(),
         "--initramfs".into(),
-        initramfs.into_os_string(),
+        reached.initramfs.as_os_str().to_owned(),
         "--cmdline".into(),
         parameters.join(" ").into(),
     ]);
     invocation.arguments(["--serial=tty", "--console=off", "--rng=src=/dev/urandom"]);
+    // Memory from the host's huge pages is the pod's until its end.
+    if !spec.huge_pages {
+        invocation.arguments(["--balloon=size=0,free_page_reporting=on"]);
+    }
+    if spec.share.is_some() {
+        invocation.arguments([format!("--fs=tag={SHARE_TAG},socket={},num_queues=1,queue_size=1024", reached.share.display())]);
+    }
 }
 
-/// The pod's devices: shared files, vsock and network.
-fn devices<'a>(invocation: &mut Invocation<'a>, spec: &'a VmSpec, vsock: VsockAttachment<'a>) {
-    if let Some(share) = &spec.share {
-        let socket = invocation.reach(share.socket.clone());
-        invocation.arguments([format!("--fs=tag={SHARE_TAG},socket={},num_queues=1,queue_size=1024", socket.display())]);
-    }
-    match vsock {
-        VsockAttachment::Own(host) => {
-            let directory = invocation.reach(host.parent().unwrap_or(Path::new("/")).to_owned());
-            invocation.arguments([format!("--vsock=cid={GUEST_CID},socket={}", directory.join(HOST).display())]);
-        }
-        // Its traits rule these out.
-        VsockAttachment::Kernel(_) | VsockAttachment::User(_) => {}
-    }
-    if !spec.nics.is_empty() {
+/// The network interfaces. A tap has its MTU already, and Cloud Hypervisor tells the guest.
+fn network<'a>(invocation: &mut Invocation<'a>, nics: impl ExactSizeIterator<Item = (&'a OwnedFd, Mac)>) {
+    if nics.len() > 0 {
         // One option with a value for each of them.
         invocation.arguments(["--net"]);
-        for nic in &spec.nics {
-            network(invocation, nic);
-        }
+    }
+    for (number, (tap, mac)) in nics.enumerate() {
+        let tap = invocation.open(tap.as_fd());
+        invocation.arguments([format!("fd=[{tap}],mac={mac},num_queues=2,id={}", nic_id(number))]);
     }
 }
 
-/// The tap has its MTU already, and Cloud Hypervisor tells the guest.
-fn network<'a>(invocation: &mut Invocation<'a>, nic: &'a Nic) {
-    let tap = invocation.open(nic.tap.as_fd());
-    invocation.arguments([format!("fd=[{tap}],mac={},num_queues=2", nic.mac)]);
+/// The name of a network interface.
+fn nic_id(number: usize) -> String {
+    format!("nic-{number}")
 }
 
 /// The control connection to a running Cloud Hypervisor.
 struct CloudHypervisorControl {
     api: Api,
+    version: Version,
     events: Option<EventWatch>,
     growth: Option<Growth>,
     disks: Option<Disks>,
+    directory: Directory,
+}
+
+/// The process's own directory.
+struct Directory {
+    path: PathBuf,
+    /// As the process reaches it.
+    reached: PathBuf,
 }
 
 impl Control for CloudHypervisorControl {
@@ -253,6 +311,10 @@ impl Control for CloudHypervisorControl {
 
     fn disks(&mut self) -> Option<&mut dyn HotPlug> {
         if self.disks.is_some() { Some(self) } else { None }
+    }
+
+    fn save(&mut self) -> Option<&mut dyn Save> {
+        if snapshots::are_supported(&self.version) { Some(self) } else { None }
     }
 
     fn size(&mut self) -> Option<&mut dyn Resize> {
@@ -278,6 +340,15 @@ impl Resize for CloudHypervisorControl {
         Box::pin(async move {
             let growth = self.growth.as_mut().ok_or_else(|| Error::internal("this machine's size cannot change"))?;
             growth.resize(&self.api, wanted).await
+        })
+    }
+}
+
+impl Save for CloudHypervisorControl {
+    fn save<'a>(&'a mut self, state: BorrowedFd<'a>) -> Promise<'a, Saved> {
+        Box::pin(async move {
+            let memory = snapshots::save(&self.api, &self.directory, state).await?;
+            Ok(Saved { version: self.version.text.clone(), memory: Some(memory) })
         })
     }
 }

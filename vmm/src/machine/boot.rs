@@ -17,7 +17,7 @@ use super::{BootContext, Machine, death, files};
 use crate::host::vsock::{Cid, Vsock, VsockAttachment};
 use crate::hypervisor::connection::Connection;
 use crate::hypervisor::disk_nodes::DiskNodes;
-use crate::hypervisor::snapshots::{SavedState, Snapshots};
+use crate::hypervisor::snapshots::{MemoryKeeper, SavedState, Snapshots};
 use crate::hypervisor::{Control, Hypervisor};
 use crate::relay::guest::{self, Dialer, Guest};
 use crate::template::copy;
@@ -25,7 +25,6 @@ use crate::template::store::Template;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::{Event, Purpose};
-use rustix::fs::{Mode, chmod};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,8 +56,8 @@ enum Beginning<'a> {
     Restore {
         snapshots: &'a dyn Snapshots,
         template: &'a Template,
-        /// The process that copies its memory.
-        copy: Process,
+        /// The process that copies its memory, if not the hypervisor loads it.
+        copy: Option<Process>,
         /// What the hypervisor gets for its vsock.
         vsock: OwnedAttachment,
     },
@@ -163,7 +162,9 @@ async fn connect(
     let control = match beginning {
         Beginning::Boot => hypervisor.begin(spec).await?,
         Beginning::Restore { snapshots, template, copy, vsock } => {
-            copy::end(copy).await?;
+            if let Some(copy) = copy {
+                copy::end(copy).await?;
+            }
             let saved = SavedState { file: template.state.as_fd(), version: &template.version };
             snapshots.restore(spec, saved, vsock.as_attachment()).await?
         }
@@ -197,19 +198,18 @@ impl Processes {
     ) -> Result<(Self, Beginning<'a>)> {
         let common = Common { reaper: &parts.reaper, tasks: &parts.tasks, cgroup: context.cgroup };
         let copied = context.template.map(|template| {
-            let memory = copy::memory_file(spec.memory_mib)?;
-            let copy = copy::begin(copy::Task::Unpack, template.memory.as_fd(), memory.as_fd(), common)?;
             let snapshots = hypervisor.snapshots().ok_or_else(|| Error::internal("this hypervisor restores no machines"))?;
-            Ok::<_, Error>((template, memory, copy, snapshots))
+            let filled = match snapshots.memory() {
+                MemoryKeeper::Program => {
+                    let memory = copy::memory_file(spec.memory_mib)?;
+                    Some((copy::begin(copy::Task::Unpack, template.memory.as_fd(), memory.as_fd(), common)?, memory))
+                }
+                MemoryKeeper::Hypervisor => None,
+            };
+            Ok::<_, Error>((snapshots, template, filled))
         });
         let copied = copied.transpose()?;
-        let virtiofsd = spec.share.as_ref().map(|share| Process::run("virtiofsd", &devices::virtiofsd(share), None, common)).transpose()?;
-        if let Some(share) = &spec.share {
-            // Only root can enter its directory. A hypervisor that runs as another user reaches it
-            // through a descriptor.
-            let what = || format!("cannot open {} for the hypervisor", share.socket.display());
-            chmod(&share.socket, Mode::from_raw_mode(0o666)).context(what)?;
-        }
+        let virtiofsd = spec.share.as_ref().map(|share| devices::run_virtiofsd(share, &[], common)).transpose()?;
         let (vsock, attachment) = match (&spec.vsock, directory) {
             (Vsock::Kernel(cid), _) => (VsockServer::Kernel(Some(cid.clone())), OwnedAttachment::Kernel(cid.clone())),
             (Vsock::User { program }, Some(directory)) => {
@@ -222,13 +222,18 @@ impl Processes {
         let console = LogTail::default();
         let log = Some((console.clone(), spec.dir.join(files::CONSOLE)));
         let invocation = match &copied {
-            Some((_, memory, _, snapshots)) => snapshots.plan_copy(spec, memory.as_fd()),
+            Some((snapshots, template, filled)) => {
+                let memory = filled.as_ref().map_or(template.memory.as_fd(), |(_, memory)| memory.as_fd());
+                snapshots.plan_copy(spec, memory)
+            }
             None => hypervisor.plan(spec, attachment.as_attachment()),
         };
         let hypervisor = Process::run("the hypervisor", &invocation, log, common)?;
         drop(invocation);
         let beginning = match copied {
-            Some((template, _, copy, snapshots)) => Beginning::Restore { snapshots, template, copy, vsock: attachment },
+            Some((snapshots, template, filled)) => {
+                Beginning::Restore { snapshots, template, copy: filled.map(|(copy, _)| copy), vsock: attachment }
+            }
             None => Beginning::Boot,
         };
         Ok((Self { hypervisor, virtiofsd, vsock, console }, beginning))

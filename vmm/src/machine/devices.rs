@@ -11,9 +11,10 @@ use super::program::{Invocation, Program};
 use super::spec::Virtiofs;
 use super::vsock_directory::{DEVICE, HOST, VsockDirectory};
 use crate::host::vsock::Cid;
-use magnetar_core::error::{Error, Result};
+use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::reaper::Exit;
 use magnetar_sys::bound::CapabilitySet;
+use rustix::fs::{Mode, chmod};
 use rustix::process::{Resource, getrlimit};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -43,7 +44,7 @@ const GUEST_CID: u32 = 3;
 /// The process has its own mount namespace, which is a slave of ours. So it also sees later mounts
 /// below the directory, if that is below a shared mount (mount_namespaces(7)). It keeps a mount
 /// open while the guest knows files there, so such mounts can only be unmounted lazily.
-pub fn virtiofsd(share: &Virtiofs) -> Invocation<'static> {
+fn virtiofsd(share: &Virtiofs) -> Invocation<'static> {
     let mut invocation = Invocation::new(&share.program);
     let listener = invocation.listen(share.socket.clone());
     invocation.arguments([
@@ -77,6 +78,21 @@ pub fn virtiofsd(share: &Virtiofs) -> Invocation<'static> {
         "--log-level=warn".into(),
     ]);
     invocation
+}
+
+/// Runs virtiofsd, with these options more. Whoever runs as the hypervisor can connect to it.
+///
+/// # Errors
+/// Errors of the kernel.
+pub fn run_virtiofsd(share: &Virtiofs, options: &[&str], common: Common<'_>) -> Result<Process> {
+    let mut invocation = virtiofsd(share);
+    invocation.arguments(options);
+    let process = Process::run("virtiofsd", &invocation, None, common)?;
+    // Only root can enter its directory. A hypervisor that runs as another user reaches it through
+    // a descriptor.
+    let what = || format!("cannot open {} for the hypervisor", share.socket.display());
+    chmod(&share.socket, Mode::from_raw_mode(0o666)).context(what)?;
+    Ok(process)
 }
 
 /// Serves the vsock of the guest whose hypervisor connects to its socket in `directory`. The

@@ -9,7 +9,7 @@ use super::log_tail::LogTail;
 use super::processes::{Common, Process};
 use super::spec::VmSpec;
 use crate::hypervisor::Hypervisor;
-use crate::hypervisor::snapshots::Snapshots;
+use crate::hypervisor::snapshots::{MemoryKeeper, Saved, Snapshots};
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_vm_agent_api::TEMPLATE_READY;
 use std::fs::File;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Boots the machine with this memory, and writes the hypervisor's part of it to `state`. All of
-/// its processes have ended afterwards. Returns the version of the hypervisor.
+/// its processes have ended afterwards.
 ///
 /// # Errors
 /// If a process cannot be run or ends; `DeadlineExceeded` if the guest does not get as far;
@@ -33,13 +33,16 @@ pub async fn save(
     (memory, state): (BorrowedFd<'_>, &File),
     common: Common<'_>,
     stop: &CancellationToken,
-) -> Result<String> {
+) -> Result<Saved> {
+    let _unused = match snapshots.memory() {
+        MemoryKeeper::Program => None,
+        // Where the hypervisor writes the memory.
+        MemoryKeeper::Hypervisor => spec.vsock_directory().map(|directory| directory.make()).transpose()?,
+    };
     let virtiofsd = spec.share.as_ref().map(|share| {
-        let mut invocation = devices::virtiofsd(share);
         // By now this process, which a pod's guest talks to, has given up this capability, and
         // virtiofsd does not start without one that it asks for. There are no files to serve.
-        invocation.arguments(["--modcaps=-setfcap"]);
-        Process::run("virtiofsd", &invocation, None, common)
+        devices::run_virtiofsd(share, &["--modcaps=-setfcap"], common)
     });
     let virtiofsd = virtiofsd.transpose()?;
     let console = LogTail::default();
@@ -63,7 +66,7 @@ pub async fn save(
     saved
 }
 
-async fn boot_and_save(hypervisor: &dyn Hypervisor, spec: &VmSpec, console: &LogTail, state: &File) -> Result<String> {
+async fn boot_and_save(hypervisor: &dyn Hypervisor, spec: &VmSpec, console: &LogTail, state: &File) -> Result<Saved> {
     let mut control = hypervisor.begin(spec).await?;
     console.wait_for(TEMPLATE_READY).await;
     let save = control.save().ok_or_else(|| Error::internal("this hypervisor saves no machines"))?;

@@ -85,9 +85,10 @@ async fn make(
     let memory = copy::memory_file(recipe.memory_mib)?;
     let state = making.state()?;
     let spec = spec(recipe, dir)?;
-    let version = saved::save(hypervisor, snapshots, &spec, (memory.as_fd(), &state), common, stop).await?;
+    let saved = saved::save(hypervisor, snapshots, &spec, (memory.as_fd(), &state), common, stop).await?;
+    let memory = saved.memory.map_or(memory, OwnedFd::from);
     pack(&making, &memory, common, stop).await?;
-    making.finish(version, &state)
+    making.finish(saved.version, &state)
 }
 
 /// Stores the guest's memory.
@@ -132,7 +133,9 @@ fn taps(number: usize) -> Result<Vec<OwnedFd>> {
     let make = move || {
         unshare(CloneFlags::CLONE_NEWNET).context(|| "cannot make a network namespace for a template".into())?;
         let tap = |number| {
-            let name = CString::new(format!("mag{number}")).map_err(|_| Error::internal("a name with a zero"))?;
+            // A hypervisor asks for an interface's MTU by its name, in the pod's network namespace.
+            // It must find none: the copies' interfaces have other MTUs.
+            let name = CString::new(format!("magt{number}")).map_err(|_| Error::internal("a name with a zero"))?;
             magnetar_sys::tap::open(&name).context(|| "cannot make a tap device for a template".into())
         };
         (0..number).map(tap).collect()

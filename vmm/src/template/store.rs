@@ -15,7 +15,7 @@
 
 use super::recipe::{Key, Recipe};
 use magnetar_core::error::{Code, Context, Error, Result};
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, mkdirat, openat, renameat_with};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, fchmod, flock, fstat, mkdirat, openat, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -190,8 +190,11 @@ impl Making {
     /// # Errors
     /// Errors of the kernel.
     pub fn memory(&self) -> Result<File> {
+        let what = || "cannot make the file for a template's memory".to_string();
         let file = self.create(MEMORY)?;
-        file.set_len(self.memory).context(|| "cannot make the file for a template's memory".into())?;
+        file.set_len(self.memory).context(what)?;
+        // A hypervisor that loads it does so as the pod's user. Nobody else enters the folder.
+        fchmod(&file, Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH).context(what)?;
         Ok(file)
     }
 

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use futures_util::future::join_all;
 use magnetar_cri::{Container, Pod, v1::LinuxContainerResources};
 use magnetar_e2e::{Case, eventually, on_vm, refused};
+use magnetar_observe::Process;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -20,14 +21,16 @@ use nix::{
 use crate::{
     faults::{Bystander, is_seen_as_dead, kill_sandbox},
     options::Replaced,
-    vm::process,
+    vm::{hypervisor, process},
 };
 
 const STORE: &str = "/var/lib/magnetar/templates";
 
-/// All tests use the same template. Its machines may grow to more processors than the node may
-/// have.
-const OPTIONS: &str = "sandboxer = \"vmm\"\nlog_level = \"info\"\n[vm]\ntemplate = true\nmax_memory_mib = 2048\nmax_vcpus = 2\n";
+/// The handler's options. All tests use the same template. Its machines may grow to more
+/// processors than the node may have.
+fn options(case: &Case) -> Result<Replaced> {
+    Replaced::with_machine(case, "template = true\nmax_memory_mib = 2048\nmax_vcpus = 2")
+}
 
 /// What our processes say, in the test node.
 const LOG: &str = "/var/log/magnetar.log";
@@ -44,7 +47,20 @@ fn templates() -> Result<Vec<PathBuf>> {
 
 /// The pod's machine began as a copy, or booted.
 fn is_copy(case: &Case, pod: &Pod) -> Result<bool> {
-    Ok(process(case, pod, "qemu-system")?.command.iter().any(|word| word == "-incoming"))
+    Ok(is_of_a_copy(&hypervisor(case, pod)?))
+}
+
+/// Whether the process is a hypervisor whose machine begins as a copy.
+fn is_of_a_copy(process: &Process) -> bool {
+    let has = |wanted: &str| process.command.iter().any(|word| word == wanted);
+    // Cloud Hypervisor's own options have no machine then.
+    has("-incoming") || (process.name.starts_with("cloud-hyp") && has("--seccomp=true") && !has("--kernel"))
+}
+
+/// The socket by which the machine that becomes a template is controlled.
+fn control_socket(case: &Case, pod: &Pod) -> PathBuf {
+    let name = if case.hypervisor() == Some("qemu-system") { "qmp.sock" } else { "api.sock" };
+    case.state_dir(pod).join("tm").join(name)
 }
 
 /// A pod with a container. How its machine begins is as expected.
@@ -86,7 +102,7 @@ async fn text(container: &Container, script: &str) -> Result<String> {
 #[test]
 fn copies_of_a_template_share_no_network_and_no_random_numbers() {
     on_vm(async |case| {
-        let _replaced = Replaced::with(case, OPTIONS)?;
+        let _replaced = options(case)?;
         made(case).await?;
         let (one, first) = running(case, "first", true).await?;
         let (other, second) = running(case, "second", true).await?;
@@ -128,7 +144,7 @@ fn copies_of_a_template_share_no_network_and_no_random_numbers() {
 #[test]
 fn a_copy_grows_and_shrinks_and_limits_beyond_its_bound_are_refused() {
     on_vm(async |case| {
-        let _replaced = Replaced::with(case, OPTIONS)?;
+        let _replaced = options(case)?;
         made(case).await?;
         let (pod, container) = running(case, "copy", true).await?;
         let limits = |mib: i64, processors: i64| LinuxContainerResources {
@@ -160,12 +176,12 @@ type Damage<'a> = (&'a dyn Fn(&Path) -> Result<()>, &'a str);
 #[test]
 fn a_pod_whose_template_is_damaged_or_of_another_version_boots_with_a_warning() {
     on_vm(async |case| {
-        let _replaced = Replaced::with(case, OPTIONS)?;
+        let _replaced = options(case)?;
         let cut = |template: &Path| -> Result<()> {
             let state = File::options().write(true).open(template.join("state"))?;
             Ok(state.set_len(state.metadata()?.len() / 2)?)
         };
-        // QEMU itself finds these two.
+        // The hypervisor itself finds these two.
         let torn = |template: &Path| -> Result<()> {
             let path = template.join("state");
             let mut bytes = fs::read(&path)?;
@@ -176,11 +192,13 @@ fn a_pod_whose_template_is_damaged_or_of_another_version_boots_with_a_warning() 
         let other_version = |template: &Path| -> Result<()> {
             let path = template.join("manifest.json");
             let text = fs::read_to_string(&path)?;
-            let changed = text.replace("\\\"major\\\":", "\\\"major\\\":1");
+            // The versions of QEMU and of Cloud Hypervisor.
+            let changed = text.replace("\\\"major\\\":", "\\\"major\\\":1").replace("\"version\":\"5", "\"version\":\"15");
             ensure!(changed != text, "no version in {text}");
             Ok(fs::write(&path, changed)?)
         };
-        let damages: [Damage; 3] = [(&cut, "is damaged: state has "), (&torn, "QEMU"), (&other_version, "cannot load what QEMU")];
+        let damages: [Damage; 3] =
+            [(&cut, "is damaged: state has "), (&torn, "cannot begin as a copy of a template"), (&other_version, " has saved")];
         for (damage, words) in damages {
             let template = made(case).await?;
             damage(&template)?;
@@ -202,7 +220,7 @@ fn a_pod_whose_template_is_damaged_or_of_another_version_boots_with_a_warning() 
 #[test]
 fn a_sandbox_process_killed_while_its_machine_is_restored_leaves_nothing() {
     on_vm(async |case| {
-        let _replaced = Replaced::with(case, OPTIONS)?;
+        let _replaced = options(case)?;
         made(case).await?;
         let bystander = Bystander::new(case).await?;
         ensure!(is_copy(case, bystander.pod())?, "it has booted");
@@ -235,11 +253,12 @@ fn a_sandbox_process_killed_while_its_machine_is_restored_leaves_nothing() {
 #[test]
 fn a_pod_runs_all_the_same_if_a_process_is_killed_while_its_machine_is_restored() {
     on_vm(async |case| {
-        let _replaced = Replaced::with(case, OPTIONS)?;
+        let _replaced = options(case)?;
         let (bystander, _container) = running(case, "bystander", !templates()?.is_empty()).await?;
         // Where the kernel has a vsock, there is no process for it.
-        let programs =
-            ["qemu-system", "virtiofsd", "vhost-device"].into_iter().filter(|program| process(case, &bystander, program).is_ok());
+        let programs = ["qemu-system", "cloud-hyp", "virtiofsd", "vhost-device"]
+            .into_iter()
+            .filter(|program| process(case, &bystander, program).is_ok());
         for program in programs {
             made(case).await?;
             let before = fs::metadata(LOG)?.len();
@@ -273,14 +292,14 @@ fn a_pod_runs_all_the_same_if_a_process_is_killed_while_its_machine_is_restored(
 fn restoring(case: &Case, bystander: &Pod) -> Result<Option<i32>> {
     let own = case.sandbox_pid(bystander)?;
     let all = magnetar_observe::Processes::now()?;
-    let found = all.iter().find(|process| process.parent != own && process.command.iter().any(|word| word == "-incoming"));
+    let found = all.iter().find(|process| process.parent != own && is_of_a_copy(process));
     Ok(found.map(|process| process.parent))
 }
 
 #[test]
 fn ten_pods_that_begin_as_copies_at_once_all_run() {
     on_vm(async |case| {
-        let _replaced = Replaced::with(case, OPTIONS)?;
+        let _replaced = options(case)?;
         made(case).await?;
         let specs: Vec<_> = (0..case.at_once(10)).map(|number| case.pod_spec_with_network(&format!("many-{number}"))).collect();
         let pods = join_all(specs.iter().map(|spec| case.node().run_pod(spec))).await.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -304,13 +323,13 @@ fn ten_pods_that_begin_as_copies_at_once_all_run() {
 #[test]
 fn a_pod_removed_while_it_makes_a_template_leaves_nothing_of_it() {
     on_vm(async |case| {
-        let _replaced = Replaced::with(case, OPTIONS)?;
+        let _replaced = options(case)?;
         if Path::new(STORE).exists() {
             fs::remove_dir_all(STORE)?;
         }
         let (pod, _container) = running(case, "short", false).await?;
-        let dir = case.state_dir(&pod).join("tm");
-        eventually("the template's machine runs", case.soon(), async || Ok(dir.join("qmp.sock").exists().then_some(()))).await?;
+        let socket = control_socket(case, &pod);
+        eventually("the template's machine runs", case.soon(), async || Ok(socket.exists().then_some(()))).await?;
         pod.remove().await?;
         ensure!(templates()?.is_empty() && !Path::new(STORE).join("making").exists(), "a template was completed or is left");
         Ok(())
@@ -320,13 +339,13 @@ fn a_pod_removed_while_it_makes_a_template_leaves_nothing_of_it() {
 #[test]
 fn a_sandbox_process_killed_while_it_makes_a_template_leaves_nothing_that_stays() {
     on_vm(async |case| {
-        let _replaced = Replaced::with(case, OPTIONS)?;
+        let _replaced = options(case)?;
         if Path::new(STORE).exists() {
             fs::remove_dir_all(STORE)?;
         }
         let (pod, container) = running(case, "killed", false).await?;
-        let dir = case.state_dir(&pod).join("tm");
-        eventually("the template's machine runs", case.soon(), async || Ok(dir.join("qmp.sock").exists().then_some(()))).await?;
+        let socket = control_socket(case, &pod);
+        eventually("the template's machine runs", case.soon(), async || Ok(socket.exists().then_some(()))).await?;
         kill_sandbox(case, &pod)?;
         is_seen_as_dead(case, &pod, Some(&container)).await?;
         pod.remove().await?;

@@ -9,6 +9,11 @@
 //! PUT /api/v1/vm.resize         another size
 //! PUT /api/v1/vm.add-disk       one more disk
 //! PUT /api/v1/vm.remove-device  one less
+//! PUT /api/v1/vm.pause          its processors stand still
+//! PUT /api/v1/vm.snapshot       writes it to a directory
+//! PUT /api/v1/vm.restore        reads it from one
+//! PUT /api/v1/vm.add-vsock      a vsock
+//! PUT /api/v1/vm.resume         its processors go on
 //! ```
 //!
 //! Each request has a connection of its own, so an answer never belongs to another request.
@@ -17,6 +22,7 @@
 //! it brings a type for each part of it, and a pool of connections. Two requests need neither, and
 //! hyper is in this project already.
 
+use super::carrier::Carrier;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -27,6 +33,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -41,6 +48,15 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Api {
     socket: PathBuf,
+}
+
+/// A version of Cloud Hypervisor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// In its own words.
+    pub text: String,
+    /// The first number.
+    pub major: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -65,16 +81,16 @@ impl Api {
         Self { socket }
     }
 
-    /// The major number of Cloud Hypervisor's version.
+    /// Cloud Hypervisor's version.
     ///
     /// # Errors
     /// As all requests: `Unavailable` if nobody listens, `DeadlineExceeded` if it does not answer,
     /// `Internal` if the answer is none of this API's or an error.
-    pub async fn version(&self) -> Result<u32> {
-        let Ping { version } = self.get("vmm.ping").await?;
-        let major = version.trim_start_matches('v').split('.').next().unwrap_or_default();
-        let what = || Error::internal(format!("Cloud Hypervisor says that its version is {version:?}, which is none"));
-        major.parse().map_err(|_| what())
+    pub async fn version(&self) -> Result<Version> {
+        let Ping { version: text } = self.get("vmm.ping").await?;
+        let major = text.trim_start_matches('v').split('.').next().unwrap_or_default().parse();
+        let major = major.map_err(|_| Error::internal(format!("Cloud Hypervisor says that its version is {text:?}, which is none")))?;
+        Ok(Version { text, major })
     }
 
     /// The machine's state: `Created`, `Running`, `Shutdown`, `Paused` or `BreakPoint`.
@@ -119,24 +135,34 @@ impl Api {
     /// As [`version`](Self::version); `FailedPrecondition` if the machine is not in the state for
     /// it; `ResourceExhausted` if it is not yet.
     pub async fn order(&self, path: &str, order: &Value) -> Result<()> {
-        self.in_time(Method::PUT, path, order.to_string().into()).await.map(drop)
+        self.order_with(path, order, &[]).await
+    }
+
+    /// Gives an order that descriptors belong to.
+    ///
+    /// # Errors
+    /// As [`order`](Self::order).
+    pub async fn order_with(&self, path: &str, order: &Value, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+        // An order that is only a word has no body.
+        let body = if order.is_null() { Bytes::new() } else { order.to_string().into() };
+        self.in_time(Method::PUT, path, body, descriptors).await.map(drop)
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let answer = self.in_time(Method::GET, path, Bytes::new()).await?;
+        let answer = self.in_time(Method::GET, path, Bytes::new(), &[]).await?;
         let what = |error| Error::internal(format!("Cloud Hypervisor's answer to {path} is not what is expected: {error}"));
         serde_json::from_slice(&answer).map_err(what)
     }
 
-    async fn in_time(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
+    async fn in_time(&self, method: Method, path: &str, body: Bytes, descriptors: &[BorrowedFd<'_>]) -> Result<Bytes> {
         let late = |_| Error::new(Code::DeadlineExceeded, format!("Cloud Hypervisor has not answered {path} within {TIMEOUT:?}"));
-        tokio::time::timeout(TIMEOUT, self.request(method, path, body)).await.map_err(late)?
+        tokio::time::timeout(TIMEOUT, self.request(method, path, body, descriptors)).await.map_err(late)?
     }
 
-    async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
+    async fn request(&self, method: Method, path: &str, body: Bytes, descriptors: &[BorrowedFd<'_>]) -> Result<Bytes> {
         let what = || format!("cannot ask Cloud Hypervisor for {path} at {}", self.socket.display());
         let failed = |error: hyper::Error| Error::new(Code::Unavailable, format!("{}: {error}", what()));
-        let stream = UnixStream::connect(&self.socket).await.context(what)?;
+        let stream = Carrier::new(UnixStream::connect(&self.socket).await.context(what)?, descriptors).context(what)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
         let request = Request::builder().method(method).uri(format!("/api/v1/{path}")).header("Host", "localhost");
         let request = request.body(Full::new(body)).map_err(|error| Error::internal(format!("{}: {error}", what())))?;

@@ -5,10 +5,11 @@ use super::*;
 use crate::host::vsock::Vsock;
 use magnetar_core::error::Code;
 use std::collections::HashMap;
+use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
-fn spec(nics: usize) -> VmSpec {
+pub(super) fn spec(nics: usize) -> VmSpec {
     VmSpec { acceleration: Acceleration::Kvm, vsock: Vsock::Own, ..VmSpec::of_tests(nics) }
 }
 
@@ -29,19 +30,20 @@ fn the_machine_is_on_the_command_line() {
         "--cpus=boot=2,max=2,nested=off",
         "--memory=size=256M,shared=on",
         "--kernel",
-        "/proc/self/fd/5",
-        "--initramfs",
         "/proc/self/fd/6",
+        "--initramfs",
+        "/proc/self/fd/7",
         "--cmdline",
         "console=ttyS0 quiet panic=-1 reboot=t a=b c",
         "--serial=tty",
         "--console=off",
         "--rng=src=/dev/urandom",
-        "--fs=tag=magnetar,socket=/proc/self/fd/7,num_queues=1,queue_size=1024",
-        "--vsock=cid=3,socket=/proc/self/fd/8/host",
+        "--balloon=size=0,free_page_reporting=on",
+        "--fs=tag=magnetar,socket=/proc/self/fd/8,num_queues=1,queue_size=1024",
+        "--vsock=cid=3,socket=/proc/self/fd/5/host",
         "--net",
-        "fd=[9],mac=02:00:00:00:00:00,num_queues=2",
-        "fd=[10],mac=02:00:00:00:00:01,num_queues=2",
+        "fd=[9],mac=02:00:00:00:00:00,num_queues=2,id=nic-0",
+        "fd=[10],mac=02:00:00:00:00:01,num_queues=2,id=nic-1",
     ];
     assert_eq!(arguments(&spec(2), true), wanted);
     assert!(!arguments(&spec(0), false).iter().any(|word| word == "--net" || word == "--landlock"));
@@ -51,6 +53,7 @@ fn the_machine_is_on_the_command_line() {
 fn huge_pages_are_asked_for() {
     let huge = arguments(&VmSpec { huge_pages: true, ..spec(0) }, true);
     assert!(huge.contains(&"--memory=size=256M,shared=on,hugepages=on,hugepage_size=2M".into()), "{huge:?}");
+    assert!(!huge.iter().any(|word| word.starts_with("--balloon")), "{huge:?}");
 }
 
 #[test]
@@ -70,7 +73,7 @@ fn a_machine_that_may_grow_has_room_for_it_from_the_start() {
 
 /// The outcome of requests to an API that gives these answers, one after the other, and what was
 /// asked for: the method, the path after the common beginning, and the body.
-async fn conversation<T>(answers: Vec<Vec<u8>>, ask: impl AsyncFnOnce(Api) -> T) -> (T, Vec<String>) {
+pub(super) async fn conversation<T>(answers: Vec<Vec<u8>>, ask: impl AsyncFnOnce(Api) -> T) -> (T, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(dir.path().join(CONTROL)).unwrap();
     let serve = async {
@@ -90,7 +93,7 @@ async fn conversation<T>(answers: Vec<Vec<u8>>, ask: impl AsyncFnOnce(Api) -> T)
     tokio::join!(ask(Api::new(dir.path().join(CONTROL))), serve)
 }
 
-fn done() -> Vec<u8> {
+pub(super) fn done() -> Vec<u8> {
     http("204 No Content", "")
 }
 
@@ -223,7 +226,7 @@ async fn asked<T>(answer: &[u8], ask: impl AsyncFnOnce(Api) -> Result<T>) -> (Re
     tokio::join!(ask(Api::new(dir.path().join(CONTROL))), serve)
 }
 
-fn http(status: &str, body: &str) -> Vec<u8> {
+pub(super) fn http(status: &str, body: &str) -> Vec<u8> {
     format!(
         "HTTP/1.1 {status}\r\nServer: Cloud Hypervisor API\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
@@ -235,7 +238,7 @@ fn http(status: &str, body: &str) -> Vec<u8> {
 async fn version_and_state_are_asked_for() {
     let answer = http("200 OK", r#"{"build_version":"v53.0","version":"53.0.0","pid":7,"features":["kvm"]}"#);
     let (version, request) = asked(&answer, async |api| api.version().await).await;
-    assert_eq!(version.unwrap(), 53);
+    assert_eq!(version.unwrap(), Version { text: "53.0.0".into(), major: 53 });
     assert!(request.starts_with("GET /api/v1/vmm.ping HTTP/1.1\r\n"), "{request}");
     let (state, request) = asked(&http("200 OK", r#"{"config":{},"state":"Running"}"#), async |api| api.state().await).await;
     assert_eq!(state.unwrap(), "Running");

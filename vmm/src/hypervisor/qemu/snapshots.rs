@@ -23,7 +23,7 @@ use super::qmp::Qmp;
 use super::size::{self, Growth};
 use super::{Qemu, QemuControl, board, connect, disks, fixed_parameters, kernel, monitors, network, processor, shared_files};
 use crate::host::vsock::VsockAttachment;
-use crate::hypervisor::snapshots::{Save, SavedState, Snapshots, saved_mac};
+use crate::hypervisor::snapshots::{MemoryKeeper, Save, Saved, SavedState, Snapshots, saved_mac};
 use crate::hypervisor::{Control, Promise};
 use crate::machine::program::Invocation;
 use crate::machine::spec::VmSpec;
@@ -58,6 +58,10 @@ impl Snapshots for Qemu {
             "{machine:?} {processor:?}, {vcpus} to {} processors, {memory_mib} to {} MiB, {interfaces} interfaces, {parameters:?}",
             most.vcpus, most.memory_mib
         )
+    }
+
+    fn memory(&self) -> MemoryKeeper {
+        MemoryKeeper::Program
     }
 
     fn plan_saved<'a>(&self, spec: &'a VmSpec, memory: BorrowedFd<'a>) -> Invocation<'a> {
@@ -146,14 +150,14 @@ async fn give(qmp: &mut Qmp, descriptor: BorrowedFd<'_>) -> Result<()> {
 }
 
 impl Save for QemuControl {
-    fn save<'a>(&'a mut self, state: BorrowedFd<'a>) -> Promise<'a, String> {
+    fn save<'a>(&'a mut self, state: BorrowedFd<'a>) -> Promise<'a, Saved> {
         Box::pin(async move {
             let qmp = &mut self.qmp;
             prepare(qmp).await?;
             qmp.order("stop", json!({}), None).await?;
             qmp.order("add-fd", json!({ "fdset-id": SET }), Some(state)).await?;
             qmp.migrate("migrate", FILE).await?;
-            Ok(qmp.version().to_owned())
+            Ok(Saved { version: qmp.version().to_owned(), memory: None })
         })
     }
 }
