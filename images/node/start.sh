@@ -4,7 +4,7 @@
 # namespaces.
 
 # Init has its own, shorter limits; this one is for what comes before it.
-start_within=180
+start_within=600
 
 # running NAME - whether the node's first process lives. Its pid alone would not do: pids are used
 # again.

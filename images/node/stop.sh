@@ -2,7 +2,8 @@
 # shellcheck shell=bash
 # Stops a node, whatever is left of it, and checks that nothing stays behind on the machine.
 
-stop_within=10
+# What a virtual machine has written to its disk may have to reach this machine's first.
+stop_within=60
 
 # stop_node NAME - all processes die with the first one of the pid namespace, all mounts with the
 # last process of the mount namespace, all links with the network namespace; the cgroups, loop
