@@ -10,6 +10,7 @@ mod engine;
 mod events;
 mod exec;
 mod faults;
+mod free_memory;
 mod hostile_guest;
 mod images;
 mod images_table;
