@@ -140,15 +140,14 @@ fn check_function(core: &wasmedge_sdk::Module, name: &str) -> std::result::Resul
     }
 }
 
-/// Checks the imports, because the engine's own message does not name the missing one.
+/// Checks the imports, because the engine's own message does not name the missing ones.
 fn check_imports(core: &wasmedge_sdk::Module, wasi: &Instance) -> std::result::Result<(), End> {
-    for import in core.imports() {
-        let (module, name) = (import.module_name(), import.name());
-        if module != WASI || wasi.get_func(&name).is_err() {
-            return Err(End::Refused(format!("it imports {name:?} of {module:?}, which does not exist: only functions of {WASI:?} do")));
-        }
+    let imports: Vec<_> = core.imports().iter().map(|import| (import.name().to_string(), import.module_name().to_string())).collect();
+    let missing = imports.iter().filter(|(name, module)| module != WASI || wasi.get_func(name).is_err());
+    match format::unknown_imports(missing.map(|(name, module)| (name.as_str(), module.as_str()))) {
+        Some(unknown) => Err(End::Refused(unknown)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn refused(error: Box<WasmEdgeError>) -> End {

@@ -24,6 +24,9 @@ use wasmtime_wasi::p2::bindings::Command;
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+/// The name by which modules import WASI preview 1.
+const PREVIEW1: &str = "wasi_snapshot_preview1";
+
 /// The engine.
 #[derive(Debug, Clone, Copy)]
 pub struct Wasmtime;
@@ -158,7 +161,15 @@ fn engine() -> wasmtime::Result<wasmtime::Engine> {
 async fn run_core(engine: &wasmtime::Engine, core: &wasmtime::Module, module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
     let mut linker = wasmtime::Linker::new(engine);
     wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State<WasiP1Ctx>| &mut state.wasi)?;
+    // The engine's own function refuses codes above 125, which are any other for a container.
+    linker.allow_shadowing(true);
+    linker.func_wrap(PREVIEW1, "proc_exit", |code: i32| -> wasmtime::Result<()> { Err(I32Exit(code).into()) })?;
+    linker.allow_shadowing(false);
     let mut store = store(engine, command(guest)?.build_p1(), &Budget::new(guest.memory));
+    let missing = core.imports().filter(|import| linker.get_by_import(&mut store, import).is_none());
+    if let Some(unknown) = format::unknown_imports(missing.map(|import| (import.name(), import.module()))) {
+        return Err(wasmtime::Error::msg(unknown));
+    }
     let instance = linker.instantiate_async(&mut store, core).await?;
     let name = module.function().unwrap_or(COMMAND);
     let Some(function) = instance.get_func(&mut store, name) else {
@@ -174,12 +185,27 @@ async fn run_core(engine: &wasmtime::Engine, core: &wasmtime::Module, module: &M
 
 async fn run_component(engine: &wasmtime::Engine, component: &Component, guest: &Guest) -> wasmtime::Result<u8> {
     let mut linker = wasmtime::component::Linker::new(engine);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    add_interfaces(engine, component, &mut linker)?;
     let wasi = Preview2::new(command(guest)?.build());
     let mut store = store(engine, wasi, &Budget::new(guest.memory));
     let command = Command::instantiate_async(&mut store, component, &linker).await?;
     let result = command.wasi_cli_run().call_run(&mut store).await?;
     Ok(u8::from(result.is_err()))
+}
+
+/// Adds all interfaces that a component can import.
+fn add_interfaces(
+    engine: &wasmtime::Engine,
+    component: &Component,
+    linker: &mut wasmtime::component::Linker<State<Preview2>>,
+) -> wasmtime::Result<()> {
+    let imports = component.component_type();
+    let unknown = imports.imports(engine).map(|(name, _)| name).filter(|name| !format::is_known_interface(name));
+    if let Some(unknown) = format::unknown_interfaces(unknown) {
+        return Err(wasmtime::Error::msg(unknown));
+    }
+    wasmtime_wasi::p2::add_to_linker_async(linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)
 }
 
 fn store<W: Send + 'static>(engine: &wasmtime::Engine, wasi: W, budget: &Budget) -> Store<State<W>> {

@@ -388,17 +388,10 @@ async fn the_exit_code_of_a_module_is_that_of_its_container(case: &Case, engine:
         let (status, said, complaint) = ends(case, &pod, &spec(words)).await?;
         assert_eq!((status.exit_code, said.trim_end(), complaint.as_str()), (code, text, ""), "{words:?}");
     }
-    // The last ones as the kernel does with them; Wasmtime has no such codes in WASI preview 1.
+    // The last ones as the kernel does with them.
     for (word, code) in [("126", 126), ("255", 255), ("258", 2), ("-1", 255)] {
         let (status, said, complaint) = ends(case, &pod, &spec(&["ending", word])).await?;
-        assert_eq!(said.trim_end(), "in a buffer, said at the end", "{word}");
-        match engine {
-            Engine::Wasmtime => {
-                assert_eq!(status.exit_code, 1, "{word}");
-                ensure!(complaint.contains("exit with invalid exit status outside of [0..126)"), "{word}: {complaint:?}");
-            }
-            Engine::WasmEdge => assert_eq!((status.exit_code, complaint.as_str()), (code, ""), "{word}"),
-        }
+        assert_eq!((status.exit_code, said.trim_end(), complaint.as_str()), (code, "in a buffer, said at the end", ""), "{word}");
     }
     Ok(pod.remove().await?)
 }

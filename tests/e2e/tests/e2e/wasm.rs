@@ -128,6 +128,7 @@ async fn a_component_runs_where_the_engine_supports_components(case: &Case, engi
         Engine::Wasmtime => {
             fails(case, &pod, "component.wat", [], 0, &[]).await?;
             fails(case, &pod, "component-fails.wat", [], 1, &[]).await?;
+            fails(case, &pod, "component-exits.wat", [], 200, &[]).await?;
         }
         Engine::WasmEdge => fails(case, &pod, "component.wat", [], 1, &["component", "core modules only"]).await?,
     }

@@ -5,7 +5,7 @@
 //! It speaks HTTP/1.1. TLS is left to a proxy before the pod.
 
 use super::limits::Budget;
-use super::{Preview2, State, store, surroundings};
+use super::{Preview2, State, add_interfaces, store, surroundings};
 use crate::guest::Guest;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -56,8 +56,7 @@ pub fn answers(engine: &Engine, component: &Component) -> bool {
 /// When an import of the component does not exist, or the port cannot be used.
 pub async fn serve(engine: &Engine, component: &Component, guest: &Guest) -> wasmtime::Result<Infallible> {
     let mut linker = Linker::new(engine);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    add_interfaces(engine, component, &mut linker)?;
     let pre = ProxyPre::new(linker.instantiate_pre(component)?)?;
     let port = guest.port.clone().map_err(|text| wasmtime::Error::msg(format!("{text:?} is not a port number on which to answer HTTP")))?;
     let listener = listen(port).await?;
