@@ -68,7 +68,7 @@ impl Options {
                 "--fs" => options.share = Some((part("tag")?, part("socket")?)),
                 "--vsock" => options.vsock = Some((part("cid")?, part("socket")?)),
                 "--net" => options.nics.push((part("fd")?.trim_matches(['[', ']']).to_owned(), part("mac")?)),
-                "--seccomp" | "--landlock-rules" | "--serial" | "--console" | "--rng" => {}
+                "--seccomp" | "--landlock-rules" | "--serial" | "--console" | "--rng" | "--balloon" => {}
                 _ => return Err(format!("the option {option} is unknown")),
             }
         }
