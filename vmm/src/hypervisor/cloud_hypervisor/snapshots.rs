@@ -28,7 +28,7 @@ use crate::machine::program::Invocation;
 use crate::machine::spec::VmSpec;
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_vm_agent_api::TEMPLATE;
-use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, openat, symlinkat};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchown, openat, symlinkat, unlinkat};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -107,6 +107,8 @@ impl Snapshots for CloudHypervisor {
             let (_, directory, memory) = self.copy(spec, saved.file);
             lay_out(&own_directory(spec), &memory, saved.file)?;
             restore(&control.api, &directory, spec, host).await?;
+            // They would take memory as long as the pod lives.
+            clear_away(&own_directory(spec))?;
             Ok(Box::new(control) as Box<dyn Control>)
         })
     }
@@ -170,6 +172,15 @@ fn lay_out(directory: &Path, memory: &Path, saved: BorrowedFd<'_>) -> Result<()>
         File::from(file).write_all(text.as_bytes()).context(what)?;
     }
     symlinkat(memory, &directory, MEMORY).context(|| format!("cannot make {MEMORY} for a machine that begins as a copy"))
+}
+
+/// Removes what [`lay_out`] has made.
+fn clear_away(directory: &Path) -> Result<()> {
+    let directory = open_directory(directory)?;
+    [CONFIG, STATE, MEMORY].into_iter().try_for_each(|name| {
+        let what = || format!("cannot remove {name}, from which a machine has begun as a copy");
+        unlinkat(&directory, name, AtFlags::empty()).context(what)
+    })
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd> {

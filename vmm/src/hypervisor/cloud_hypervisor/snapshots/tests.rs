@@ -94,6 +94,8 @@ async fn a_machine_is_paused_and_saved_and_laid_out_for_its_copy() {
         assert_eq!(std::fs::read(copy.path().join(name)).unwrap(), std::fs::read(template.path().join(name)).unwrap());
     }
     assert_eq!(std::fs::read_link(copy.path().join(MEMORY)).unwrap(), Path::new("/proc/self/fd/9"));
+    clear_away(copy.path()).unwrap();
+    assert_eq!(std::fs::read_dir(copy.path()).unwrap().count(), 0);
 }
 
 #[tokio::test]
