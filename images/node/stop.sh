@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 # Stops a node, whatever is left of it, and checks that nothing stays behind on the machine.
 
-# What a virtual machine has written to its disk may have to reach this machine's first.
+# Nearly always it takes less than one. A virtual machine may take longer on a busy host.
 stop_within=60
 
 # stop_node NAME - all processes die with the first one of the pid namespace, all mounts with the

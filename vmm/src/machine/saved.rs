@@ -34,11 +34,12 @@ pub async fn save(
     common: Common<'_>,
     stop: &CancellationToken,
 ) -> Result<Saved> {
-    let _unused = match snapshots.memory() {
-        MemoryKeeper::Program => None,
-        // Where the hypervisor writes the memory.
-        MemoryKeeper::Hypervisor => spec.vsock_directory().map(|directory| directory.make()).transpose()?,
-    };
+    if snapshots.memory() == MemoryKeeper::Hypervisor
+        && let Some(directory) = spec.vsock_directory()
+    {
+        // Where the hypervisor writes the memory. There is no vsock, so nobody says hello in there.
+        drop(directory.make()?);
+    }
     let virtiofsd = spec.share.as_ref().map(|share| {
         // By now this process, which a pod's guest talks to, has given up this capability, and
         // virtiofsd does not start without one that it asks for. There are no files to serve.
@@ -68,7 +69,9 @@ pub async fn save(
 
 async fn boot_and_save(hypervisor: &dyn Hypervisor, spec: &VmSpec, console: &LogTail, state: &File) -> Result<Saved> {
     let mut control = hypervisor.begin(spec).await?;
+    // Asked first: otherwise each pod would boot a guest in vain.
+    let no = || Error::precondition("this version of the hypervisor saves no machines: install a newer one, or set template = false");
+    let save = control.save().ok_or_else(no)?;
     console.wait_for(TEMPLATE_READY).await;
-    let save = control.save().ok_or_else(|| Error::internal("this hypervisor saves no machines"))?;
     save.save(state.as_fd()).await
 }

@@ -4,6 +4,9 @@
 use crate::payload::{Format, Module};
 use std::borrow::Cow;
 
+/// The name by which modules import WASI preview 1.
+pub const PREVIEW1: &str = "wasi_snapshot_preview1";
+
 /// A module in the binary format; text is converted.
 ///
 /// # Errors
@@ -39,16 +42,12 @@ pub fn with_parameters(name: &str) -> String {
 const NAMED: usize = 20;
 
 /// What imports of a module are, by the name that they are imported from, where no engine has them.
-const KNOWN: [(&str, &str); 6] = [
+const KNOWN: [(&str, &str); 5] = [
     ("env", "\"env\" is for programs that embed the module, as JavaScript by Emscripten does: compile it for WASI"),
     ("wasi_unstable", "\"wasi_unstable\" is WASI's preview 0: compile for preview 1"),
     ("wasi", "\"wasi\" has the threads of wasi-threads, which no engine here runs"),
     ("wasi_ephemeral_nn", "\"wasi_ephemeral_nn\" is machine learning (wasi-nn), which no engine here has"),
     ("__wbindgen_placeholder__", "\"__wbindgen_placeholder__\" is for a browser: compile for WASI"),
-    (
-        "wasi_snapshot_preview1",
-        "of \"wasi_snapshot_preview1\", functions for sockets that the standard lacks are those of magnetar-wasmedge",
-    ),
 ];
 
 /// The error for a module that imports what its engine does not have: for each import its name, and

@@ -4,7 +4,7 @@
 //! Its library need not be installed on nodes where no pod uses this engine. Only the process that
 //! runs a module loads it, because it loads LLVM as well.
 
-use super::format::{self, binary, is_component};
+use super::format::{self, PREVIEW1, binary, is_component};
 use super::{COMMAND, End, Engine};
 use crate::guest::Guest;
 use crate::payload::{Format, Module};
@@ -24,9 +24,6 @@ const LIBRARY: &str = "libwasmedge.so.0";
 
 /// A function that version 0.17 has and earlier ones lack.
 const NEWEST: &str = "WasmEdge_ConfigureSetRunMode";
-
-/// The name by which modules import WASI preview 1.
-const WASI: &str = "wasi_snapshot_preview1";
 
 /// The unit of linear memory, in bytes (the WebAssembly specification, memory instances).
 const PAGE: u64 = 64 << 10;
@@ -83,7 +80,7 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
     let mut wasi = surroundings(guest)?;
     check_imports(&core, wasi.as_ref())?;
     {
-        let instances: HashMap<String, &mut Instance> = HashMap::from([(WASI.into(), wasi.as_mut())]);
+        let instances: HashMap<String, &mut Instance> = HashMap::from([(PREVIEW1.into(), wasi.as_mut())]);
         let mut vm = Vm::new(Store::new(Some(&config), instances).map_err(refused)?);
         vm.register_module(None, core).map_err(ended)?;
         vm.run_func(None, name, []).map_err(ended)?;
@@ -143,7 +140,7 @@ fn check_function(core: &wasmedge_sdk::Module, name: &str) -> std::result::Resul
 /// Checks the imports, because the engine's own message does not name the missing ones.
 fn check_imports(core: &wasmedge_sdk::Module, wasi: &Instance) -> std::result::Result<(), End> {
     let imports: Vec<_> = core.imports().iter().map(|import| (import.name().to_string(), import.module_name().to_string())).collect();
-    let missing = imports.iter().filter(|(name, module)| module != WASI || wasi.get_func(name).is_err());
+    let missing = imports.iter().filter(|(name, module)| module != PREVIEW1 || wasi.get_func(name).is_err());
     match format::unknown_imports(missing.map(|(name, module)| (name.as_str(), module.as_str()))) {
         Some(unknown) => Err(End::Refused(unknown)),
         None => Ok(()),

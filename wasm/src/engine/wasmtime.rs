@@ -7,7 +7,7 @@
 mod http;
 mod limits;
 
-use super::format::{self, binary, is_component};
+use super::format::{self, PREVIEW1, binary, is_component};
 use super::{COMMAND, End, Engine};
 use crate::cache::Found;
 use crate::guest::Guest;
@@ -23,9 +23,6 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::p2::bindings::Command;
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
-
-/// The name by which modules import WASI preview 1.
-const PREVIEW1: &str = "wasi_snapshot_preview1";
 
 /// The engine.
 #[derive(Debug, Clone, Copy)]

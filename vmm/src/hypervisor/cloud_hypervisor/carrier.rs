@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A connection that carries descriptors: they go with the first byte that is written (SCM_RIGHTS
-//! of unix(7)), as Cloud Hypervisor wants those of a request (its docs/device_model.md).
+//! of unix(7)), as Cloud Hypervisor wants those of a request (its
+//! vmm/src/api/http/http_endpoint.rs).
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::io::{self, IoSlice};

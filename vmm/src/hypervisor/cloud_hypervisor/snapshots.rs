@@ -13,10 +13,10 @@
 //! copies inherit the same files in the same order (`CloudHypervisor::begun`), so it is right for
 //! both.
 //!
-//! Cloud Hypervisor reads and writes the memory itself. From version 53 on it leaves out holes, so
-//! older ones save no machines here. It reads all of it before the guest goes on. It could also
-//! read each page when the guest first touches it (`memory_restore_mode=ondemand`). But virtiofsd
-//! maps the same memory, and would find zeros where nothing was read yet.
+//! Cloud Hypervisor reads and writes the memory itself, without its holes. It reads all of it
+//! before the guest goes on. It could also read each page when the guest first touches it
+//! (`memory_restore_mode=ondemand`). But virtiofsd maps the same memory, and would find zeros where
+//! nothing was read yet.
 
 use super::api::{Api, Version};
 use super::{CloudHypervisor, Directory, GUEST_CID, devices, network, nic_id, own_directory, size};
@@ -37,7 +37,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// The oldest version that leaves out holes.
+/// The only version that was tried. 51 and older also save memory that the guest never touched.
 const LEAST_CLOUD_HYPERVISOR: u32 = 53;
 
 /// The files of a saved machine.
@@ -45,7 +45,7 @@ const CONFIG: &str = "config.json";
 const STATE: &str = "state.json";
 const MEMORY: &str = "memory-ranges";
 
-/// The longest text that is read, in bytes. A machine with one processor has some 200,000.
+/// The longest text that is read, in bytes. Both together have some 70,000 for one processor.
 const MAX_TEXT: u64 = 32 << 20;
 
 /// A saved machine without its memory: the contents of its two other files.

@@ -66,7 +66,7 @@ fn machines_that_differ_are_not_compatible() {
 }
 
 #[test]
-fn only_versions_that_leave_out_holes_save_machines() {
+fn versions_that_were_not_tried_save_no_machines() {
     let version = |major| Version { text: format!("{major}.0.0"), major };
     assert_eq!([52, 53].map(|major| are_supported(&version(major))), [false, true]);
 }
