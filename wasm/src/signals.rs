@@ -3,10 +3,12 @@
 //!
 //! The kernel ignores signals to a process 1 without a handler for them, and a module cannot have
 //! handlers. So a thread waits for the signals that stop containers, and ends the process as the
-//! signal would have.
+//! signal would have. Whoever serves clients can first end that in order.
 
 use magnetar_core::error::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
+use std::sync::{Mutex, PoisonError};
+use tokio::sync::oneshot;
 
 /// The signals by which containers are stopped. By default each of them ends a process.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
@@ -20,12 +22,36 @@ pub fn end_when_asked() -> Result<()> {
     let what = || "cannot wait for signals".to_string();
     let signals: SigSet = ENDING.into_iter().collect();
     signals.thread_block().context(what)?;
-    let wait = move || match signals.wait() {
-        // The exit code of a shell for a signal, which containerd also reports for a native
-        // program.
-        Ok(signal) => std::process::exit(128 + signal as i32),
-        // It fails only for an invalid set.
-        Err(error) => std::process::exit(error as i32),
+    let wait = move || {
+        loop {
+            match signals.wait() {
+                Ok(Signal::SIGTERM) if is_ended_in_order() => {}
+                // The exit code of a shell for a signal, which containerd also reports for a native
+                // program.
+                Ok(signal) => std::process::exit(128 + signal as i32),
+                // It fails only for an invalid set.
+                Err(error) => std::process::exit(error as i32),
+            }
+        }
     };
     std::thread::Builder::new().name("signals".into()).stack_size(64 << 10).spawn(wait).map(drop).context(what)
+}
+
+/// Who is told of the first SIGTERM.
+static STOP: Mutex<Option<oneshot::Sender<()>>> = Mutex::new(None);
+
+/// Waits for SIGTERM. The process then does not end by itself, but by any further signal. Of several
+/// calls only the last one is told.
+pub async fn stop_requested() {
+    let (stop, requested) = oneshot::channel();
+    *STOP.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop);
+    if requested.await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// Tells whoever waits for SIGTERM, if somebody does.
+fn is_ended_in_order() -> bool {
+    let stop = STOP.lock().unwrap_or_else(PoisonError::into_inner).take();
+    stop.is_some_and(|stop| stop.send(()).is_ok())
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Wasmtime: core modules with WASI preview 1, components with WASI 0.2.
+//! Wasmtime: core modules with WASI preview 1, components with WASI 0.2 and 0.3.
 //!
 //! One thread runs a command and all its input and output. The engine's compiler uses more threads
 //! while it compiles.
 
 mod http;
 mod limits;
+mod world;
 
 use super::format::{self, PREVIEW1, binary, is_component};
 use super::{COMMAND, End, Engine};
@@ -15,14 +16,15 @@ use crate::payload::{Format, Module};
 use crate::program::GUEST_ROOT;
 use limits::{Budget, Limits, OutOfMemory};
 use magnetar_core::error::{Error, Result};
-use magnetar_sys::compiled::{self, Compiled};
+use magnetar_sys::compiled::{self, Compiled, Engines};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use wasmtime::component::{Component, ResourceTable};
 use wasmtime::{Config, Store, Trap};
 use wasmtime_wasi::p1::WasiP1Ctx;
-use wasmtime_wasi::p2::bindings::Command;
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi::{p2, p3};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use world::{Version, World};
 
 /// The engine.
 #[derive(Debug, Clone, Copy)]
@@ -35,25 +37,25 @@ struct State<W> {
 }
 
 /// The WASI state of one running component.
-struct Preview2 {
+struct ComponentWasi {
     context: WasiCtx,
     http: WasiHttpCtx,
     table: ResourceTable,
 }
 
-impl Preview2 {
+impl ComponentWasi {
     fn new(context: WasiCtx) -> Self {
         Self { context, http: WasiHttpCtx::new(), table: ResourceTable::new() }
     }
 }
 
-impl WasiView for State<Preview2> {
+impl WasiView for State<ComponentWasi> {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi.context, table: &mut self.wasi.table }
     }
 }
 
-impl WasiHttpView for State<Preview2> {
+impl WasiHttpView for State<ComponentWasi> {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         WasiHttpCtxView { ctx: &mut self.wasi.http, table: &mut self.wasi.table, hooks: Default::default() }
     }
@@ -70,9 +72,12 @@ impl Engine for Wasmtime {
     }
 
     fn compatibility() -> Result<Option<String>> {
-        let engine = engine().map_err(|error| Error::precondition(format!("Wasmtime does not work on this host: {error:#}")))?;
         let mut hash = DefaultHasher::new();
-        engine.precompile_compatibility_hash().hash(&mut hash);
+        for settings in [core_settings(), component_settings()] {
+            let engine = wasmtime::Engine::new(&settings);
+            let engine = engine.map_err(|error| Error::precondition(format!("Wasmtime does not work on this host: {error:#}")))?;
+            engine.precompile_compatibility_hash().hash(&mut hash);
+        }
         Ok(Some(format!("wasmtime-{:016x}", hash.finish())))
     }
 
@@ -88,30 +93,31 @@ enum Code {
 }
 
 fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
-    let engine = engine()?;
-    let code = code(&engine, module, guest)?;
-    let answers = matches!(&code, Code::Component(component) if http::answers(&engine, component));
-    // A command has one thread, and nothing else runs in this process. HTTP requests are answered
-    // in parallel.
-    let mut event_loop = if answers { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
-    let event_loop =
-        event_loop.enable_all().build().map_err(|error| wasmtime::Error::msg(format!("cannot start the event loop: {error}")))?;
-    event_loop.block_on(async {
-        match &code {
-            Code::Core(core) => run_core(&engine, core, module, guest).await,
-            Code::Component(_) if module.function().is_some() => {
-                Err(wasmtime::Error::msg("it is a component: functions of components cannot be called by name"))
-            }
-            Code::Component(component) if answers => http::serve(&engine, component, guest).await.map(|never| match never {}),
-            Code::Component(component) => run_component(&engine, component, guest).await,
+    match code(module, guest)? {
+        Code::Core(core) => event_loop(false)?.block_on(run_core(&core, module, guest)),
+        Code::Component(_) if module.function().is_some() => {
+            Err(wasmtime::Error::msg("it is a component: functions of components cannot be called by name"))
         }
-    })
+        Code::Component(component) => match World::of(&component)? {
+            World::Command(version) => event_loop(false)?.block_on(run_component(&component, version, guest)),
+            // HTTP requests are answered in parallel.
+            World::Http(version) => event_loop(true)?.block_on(http::serve(&component, version, guest)).map(|()| 0),
+        },
+    }
+}
+
+/// A command has one thread, and nothing else runs in this process.
+fn event_loop(parallel: bool) -> wasmtime::Result<tokio::runtime::Runtime> {
+    let mut event_loop = if parallel { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
+    event_loop.enable_all().build().map_err(|error| wasmtime::Error::msg(format!("cannot start the event loop: {error}")))
 }
 
 /// A module's code: precompiled, from the cache, or freshly compiled and offered to the cache.
-fn code(engine: &wasmtime::Engine, module: &Module, guest: &Guest) -> wasmtime::Result<Code> {
+fn code(module: &Module, guest: &Guest) -> wasmtime::Result<Code> {
+    let (core, component) = (wasmtime::Engine::new(&core_settings())?, wasmtime::Engine::new(&component_settings())?);
+    let engines = Engines { core: &core, component: &component };
     let offer = match module.take_cached() {
-        Some(Found::Code(kept)) => match compiled::from_cache(engine, &kept) {
+        Some(Found::Code(kept)) => match compiled::from_cache(&engines, &kept) {
             Some(code) => return Ok(code.into()),
             None => None,
         },
@@ -120,13 +126,13 @@ fn code(engine: &wasmtime::Engine, module: &Module, guest: &Guest) -> wasmtime::
     };
     let bytes = module.read(guest.memory).map_err(wasmtime::Error::new)?;
     if module.format() == Format::Precompiled {
-        return compiled::from_image(engine, &bytes).map(Code::from);
+        return compiled::from_image(&engines, &bytes).map(Code::from);
     }
     let binary = binary(module, &bytes).map_err(wasmtime::Error::msg)?;
     let code = if is_component(&binary) {
-        Component::new(engine, &binary).map(Code::Component)?
+        Component::new(&component, &binary).map(Code::Component)?
     } else {
-        wasmtime::Module::new(engine, &binary).map(Code::Core)?
+        wasmtime::Module::new(&core, &binary).map(Code::Core)?
     };
     // If it fails, the next container compiles again. A container has nowhere to report it.
     let _kept = offer.map(|offer| code.serialize().map(|code| offer.deliver(&bytes, &code)));
@@ -151,11 +157,20 @@ impl Code {
     }
 }
 
-fn engine() -> wasmtime::Result<wasmtime::Engine> {
-    wasmtime::Engine::new(&Config::new())
+fn core_settings() -> Config {
+    Config::new()
 }
 
-async fn run_core(engine: &wasmtime::Engine, core: &wasmtime::Module, module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
+/// A component may serve HTTP, where one request that computes without end must not stop others.
+/// That costs its code a check in each loop.
+fn component_settings() -> Config {
+    let mut settings = core_settings();
+    settings.wasm_component_model_async(true).epoch_interruption(true);
+    settings
+}
+
+async fn run_core(core: &wasmtime::Module, module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
+    let engine = core.engine();
     let mut linker = wasmtime::Linker::new(engine);
     wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State<WasiP1Ctx>| &mut state.wasi)?;
     // The engine's own function refuses codes above 125, which are any other for a container.
@@ -180,29 +195,43 @@ async fn run_core(engine: &wasmtime::Engine, core: &wasmtime::Module, module: &M
     Ok(0)
 }
 
-async fn run_component(engine: &wasmtime::Engine, component: &Component, guest: &Guest) -> wasmtime::Result<u8> {
-    let mut linker = wasmtime::component::Linker::new(engine);
-    add_interfaces(engine, component, &mut linker)?;
-    let wasi = Preview2::new(command(guest)?.build());
-    let mut store = store(engine, wasi, &Budget::new(guest.memory));
-    let command = Command::instantiate_async(&mut store, component, &linker).await?;
-    let result = command.wasi_cli_run().call_run(&mut store).await?;
+async fn run_component(component: &Component, version: Version, guest: &Guest) -> wasmtime::Result<u8> {
+    let linker = linker(component)?;
+    let mut store = component_store(component.engine(), command(guest)?, &Budget::new(guest.memory));
+    let result = match version {
+        Version::V2 => {
+            let command = p2::bindings::Command::instantiate_async(&mut store, component, &linker).await?;
+            command.wasi_cli_run().call_run(&mut store).await?
+        }
+        Version::V3 => {
+            let command = p3::bindings::Command::instantiate_async(&mut store, component, &linker).await?;
+            store.run_concurrent(async move |store| command.wasi_cli_run().call_run(store).await).await??
+        }
+    };
     Ok(u8::from(result.is_err()))
 }
 
-/// Adds all interfaces that a component can import.
-fn add_interfaces(
-    engine: &wasmtime::Engine,
-    component: &Component,
-    linker: &mut wasmtime::component::Linker<State<Preview2>>,
-) -> wasmtime::Result<()> {
+/// All interfaces that a component can import.
+fn linker(component: &Component) -> wasmtime::Result<wasmtime::component::Linker<State<ComponentWasi>>> {
+    let engine = component.engine();
     let imports = component.component_type();
     let unknown = imports.imports(engine).map(|(name, _)| name).filter(|name| !format::is_known_interface(name));
     if let Some(unknown) = format::unknown_interfaces(unknown) {
         return Err(wasmtime::Error::msg(unknown));
     }
-    wasmtime_wasi::p2::add_to_linker_async(linker)?;
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)
+    let mut linker = wasmtime::component::Linker::new(engine);
+    p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    Ok(linker)
+}
+
+fn component_store(engine: &wasmtime::Engine, mut wasi: WasiCtxBuilder, budget: &Budget) -> Store<State<ComponentWasi>> {
+    let mut store = store(engine, ComponentWasi::new(wasi.build()), budget);
+    // Of an engine whose code is not interrupted, this has no effect.
+    store.epoch_deadline_async_yield_and_update(1);
+    store
 }
 
 fn store<W: Send + 'static>(engine: &wasmtime::Engine, wasi: W, budget: &Budget) -> Store<State<W>> {

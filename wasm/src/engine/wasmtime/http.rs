@@ -1,43 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Serves components of the world `wasi:http/proxy` on a port. Each request gets an instance of its
-//! own. So no request sees data of another, and a trap fails only one request.
+//! Serves a component on a port: one of `wasi:http/proxy` (WASI 0.2) or of `wasi:http/service`
+//! (0.3). It speaks HTTP/1.1, and HTTP/2 with clients that begin with it (RFC 9113, section 3.3).
+//! TLS is left to a proxy before the pod.
 //!
-//! It speaks HTTP/1.1. TLS is left to a proxy before the pod.
+//! ```text
+//! a first instance stands ──> listen ──> accept ──> answer, each request by an instance of its own
+//!                                          SIGTERM ──> no more connections; those that are there end ──> exit 0
+//! ```
+
+mod instances;
 
 use super::limits::Budget;
-use super::{Preview2, State, add_interfaces, store, surroundings};
-use crate::guest::Guest;
+use super::world::Version;
+use crate::guest::{Guest, Http};
+use crate::signals;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
-use hyper::server::conn::http1;
+use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioTimer;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use instances::{Instances, Progress};
 use std::convert::Infallible;
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
-use wasmtime::Engine;
-use wasmtime::component::{Component, Linker};
-use wasmtime_wasi_http::WasiHttpView;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use wasmtime::component::Component;
+use wasmtime_wasi_http::handler::{HandlerState, InstantiationError, ProxyHandler, TrapOrPanicError};
 use wasmtime_wasi_http::io::TokioIo;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
-use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
-use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
-
-/// The interface that such a component exports (WASI HTTP 0.2; its version follows).
-const HANDLER: &str = "wasi:http/incoming-handler@";
+use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
 /// How many clients are served at a time. More wait in the kernel's queue.
 const CLIENTS: usize = 1024;
-
-/// How many instances may exist at a time. An instance may go on after its answer.
-const INSTANCES: usize = 1024;
 
 /// How long a client may take to send the head of a request.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -45,47 +45,30 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait after accept(2) failed for lack of memory or descriptors.
 const RECOVERY: Duration = Duration::from_millis(100);
 
-/// Whether a component answers HTTP requests.
-pub fn answers(engine: &Engine, component: &Component) -> bool {
-    component.component_type().exports(engine).any(|(name, _)| name.starts_with(HANDLER))
-}
-
-/// Answers requests until the process ends.
+/// Answers requests until the container is asked to stop.
 ///
 /// # Errors
-/// When an import of the component does not exist, or the port cannot be used.
-pub async fn serve(engine: &Engine, component: &Component, guest: &Guest) -> wasmtime::Result<Infallible> {
-    let mut linker = Linker::new(engine);
-    add_interfaces(engine, component, &mut linker)?;
-    let pre = ProxyPre::new(linker.instantiate_pre(component)?)?;
-    let port = guest.port.clone().map_err(|text| wasmtime::Error::msg(format!("{text:?} is not a port number on which to answer HTTP")))?;
-    let listener = listen(port).await?;
-    log_line(&format!("answers HTTP on port {port}"));
-    let server = Arc::new(Server {
-        pre,
-        guest: guest.clone(),
-        budget: Budget::new(guest.memory),
-        requests: TaskTracker::new(),
-        places: Arc::new(Semaphore::new(INSTANCES)),
-    });
-    let places = Arc::new(Semaphore::new(CLIENTS));
-    let clients = TaskTracker::new();
-    loop {
-        let place = places.clone().acquire_owned().await?;
-        let client = match listener.accept().await {
-            Ok((client, _)) => client,
-            Err(error) => {
-                log_line(&format!("cannot accept a connection: {error}"));
-                tokio::time::sleep(RECOVERY).await;
-                continue;
-            }
-        };
-        let server = server.clone();
-        clients.spawn(async move {
-            server.talk(client).await;
-            drop(place);
-        });
+/// When an import of the component does not exist, it cannot be instantiated, or the port cannot be
+/// used.
+pub async fn serve(component: &Component, version: Version, guest: &Guest) -> wasmtime::Result<()> {
+    let http = guest.http.clone().map_err(wasmtime::Error::msg)?;
+    let instances = Instances::new(component, version, guest, Budget::new(guest.memory), http.timeout)?;
+    // Whoever sees the port open can be answered.
+    drop(instances.instantiate().await?);
+    let listener = listen(http.port).await?;
+    log_line(&format!("answers HTTP on port {}", http.port));
+    let stop = signals::stop_requested();
+    let server = Arc::new(Server { handler: ProxyHandler::new(instances), requests: Arc::new(Semaphore::new(http.requests)), http });
+    let (clients, connections) = (TaskTracker::new(), GracefulShutdown::new());
+    tokio::select! {
+        never = server.accept_all(&listener, &clients, &connections) => match never {},
+        () = stop => {}
     }
+    drop(listener);
+    connections.shutdown().await;
+    clients.close();
+    clients.wait().await;
+    Ok(())
 }
 
 /// Listens on all addresses of the pod, with or without IPv6.
@@ -103,95 +86,138 @@ async fn listen(port: u16) -> wasmtime::Result<TcpListener> {
 
 /// A component that answers.
 struct Server {
-    pre: ProxyPre<State<Preview2>>,
-    guest: Guest,
-    budget: Budget,
-    requests: TaskTracker,
-    places: Arc<Semaphore>,
+    handler: ProxyHandler<Instances>,
+    requests: Arc<Semaphore>,
+    http: Http,
 }
 
 impl Server {
-    /// Answers all requests of a client's connection.
-    async fn talk(self: Arc<Self>, client: TcpStream) {
-        let service = service_fn(move |request| {
-            let server = self.clone();
-            async move { Ok::<_, Infallible>(server.answer(request).await) }
-        });
-        let mut connection = http1::Builder::new();
-        connection.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-        // A broken connection is no error here: the client sees it.
-        let _gone = connection.serve_connection(TokioIo::new(client), service).await;
+    async fn accept_all(self: &Arc<Self>, listener: &TcpListener, clients: &TaskTracker, connections: &GracefulShutdown) -> Infallible {
+        let places = Arc::new(Semaphore::new(CLIENTS));
+        loop {
+            // The semaphore is never closed.
+            let place = places.clone().acquire_owned().await;
+            let client = match listener.accept().await {
+                Ok((client, _)) => client,
+                Err(error) => {
+                    log_line(&format!("cannot accept a connection: {error}"));
+                    tokio::time::sleep(RECOVERY).await;
+                    continue;
+                }
+            };
+            let talk = self.clone().talk(client, connections);
+            clients.spawn(async move {
+                talk.await;
+                drop(place);
+            });
+        }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<HyperOutgoingBody> {
-        let what = format!("{} {}", request.method(), request.uri());
-        self.ask(request, what.clone()).await.unwrap_or_else(|error| {
-            log_line(&format!("{what}: {error:?}"));
-            failed()
-        })
+    /// Answers all requests of a client's connection.
+    fn talk(self: Arc<Self>, client: TcpStream, connections: &GracefulShutdown) -> impl Future<Output = ()> + Send + use<> {
+        let watcher = connections.watcher();
+        async move {
+            let service = service_fn(move |request| {
+                let server = self.clone();
+                async move { Ok::<_, Infallible>(server.answer(request).await) }
+            });
+            let mut builder = auto::Builder::new(TokioExecutor::new());
+            builder.http1().timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+            builder.http2().timer(TokioTimer::new());
+            // A broken connection is no error here: the client sees it.
+            let _gone = watcher.watch(builder.serve_connection(TokioIo::new(client), service).into_owned()).await;
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<WasiBody> {
+        let (begun, what) = (Instant::now(), format!("{} {}", request.method(), request.uri()));
+        let answer = self.ask(request, &what).await.unwrap_or_else(|refusal| refusal.response());
+        if self.http.access_log {
+            let entry =
+                serde_json::json!({ "request": what, "status": answer.status().as_u16(), "ms": begun.elapsed().as_millis() as u64 });
+            log_text(&entry.to_string());
+        }
+        answer
     }
 
     /// Lets the component answer. It may go on after the answer, for example to send the body. If
     /// the client leaves before the answer, it is cancelled.
-    async fn ask(&self, request: Request<Incoming>, what: String) -> wasmtime::Result<Response<HyperOutgoingBody>> {
-        let place = self.places.clone().acquire_owned().await?;
-        let mut store = store(self.pre.engine(), Preview2::new(surroundings(&self.guest)?.build()), &self.budget);
-        let (answer, answered) = oneshot::channel();
-        let request = store.data_mut().http().new_incoming_request(Scheme::Http, request)?;
-        let out = store.data_mut().http().new_response_outparam(answer)?;
-        let pre = self.pre.clone();
-        let (told, mut tells) = oneshot::channel();
-        let late = what.clone();
-        let run = self.requests.spawn(async move {
-            let outcome = async {
-                let proxy = pre.instantiate_async(&mut store).await?;
-                proxy.wasi_http_incoming_handler().call_handle(&mut store, request, out).await
-            };
-            let outcome = outcome.await;
-            // Free the memory before the outcome is reported.
-            drop((store, place));
-            // If there was an answer, the receiver is gone.
-            if let Err(outcome) = told.send(outcome) {
-                log_end_after_answer(&late, outcome);
-            }
-        });
-        let run = AbortOnDropHandle::new(run);
-        match answered.await {
-            Ok(Ok(response)) => {
-                tells.close();
-                // The answer may have arrived just before the close.
-                if let Ok(outcome) = tells.try_recv() {
-                    log_end_after_answer(&what, outcome);
-                }
-                run.detach();
-                Ok(response)
-            }
-            Ok(Err(code)) => Err(wasmtime::Error::msg(format!("it answers with an error: {code:?}"))),
-            Err(_) => match tells.await? {
-                Ok(()) => Err(wasmtime::Error::msg("it ended without an answer")),
-                Err(error) => Err(error),
-            },
+    async fn ask(&self, request: Request<Incoming>, what: &str) -> Result<Response<WasiBody>, Refusal> {
+        let place = self.requests.clone().try_acquire_owned().map_err(|_| Refusal::Busy)?;
+        let progress = Progress::new(what, place);
+        let cancel = CancelOnDrop(Some(progress.clone()));
+        let request = request.map(|body| body.map_err(HttpError::from).boxed_unsync());
+        let handled = self.handler.handle(progress.clone(), request).await;
+        cancel.disarm();
+        let error = match handled {
+            Ok(response) => return Ok(response.map(|body| progress.answered(body))),
+            Err(error) => error,
+        };
+        if progress.has_expired() {
+            log_line(&format!("{what}: no answer within {:?}", self.http.timeout.unwrap_or_default()));
+            return Err(Refusal::Late);
+        }
+        let why = match error.downcast_ref::<InstantiationError<Arc<Progress>>>() {
+            Some(failed) => format!("{:?}", failed.error),
+            None if error.is::<TrapOrPanicError>() => progress.trap().await.unwrap_or_else(|| "it ended without an answer".into()),
+            None => format!("{error:?}"),
+        };
+        log_line(&format!("{what}: {why}"));
+        Err(Refusal::Failed)
+    }
+}
+
+/// Cancels a request whose client has left.
+struct CancelOnDrop(Option<Arc<Progress>>);
+
+impl CancelOnDrop {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(progress) = &self.0 {
+            progress.cancel();
         }
     }
 }
 
-fn failed() -> Response<HyperOutgoingBody> {
-    let text = Full::new(Bytes::from_static(b"the Wasm component failed\n")).map_err(|never| match never {});
-    let mut response = Response::new(text.boxed_unsync());
-    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("text/plain"));
-    response
+/// Why the component has not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// There are as many requests as there may be.
+    Busy,
+    /// It has not answered in time.
+    Late,
+    /// It trapped, or ended without an answer.
+    Failed,
 }
 
-/// Logs how an instance ended after its answer.
-fn log_end_after_answer(what: &str, outcome: wasmtime::Result<()>) {
-    if let Err(error) = outcome {
-        log_line(&format!("{what}, after its answer: {error:?}"));
+impl Refusal {
+    fn response(self) -> Response<WasiBody> {
+        let (status, text) = match self {
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "the Wasm component answers as many requests as it may\n"),
+            Self::Late => (StatusCode::GATEWAY_TIMEOUT, "the Wasm component has not answered in time\n"),
+            Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, "the Wasm component failed\n"),
+        };
+        let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed_unsync());
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        if self == Self::Busy {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
     }
 }
 
 /// Writes a line to the container's log.
 fn log_line(text: &str) {
+    log_text(&format!("wasmtime: {}", text.trim_end()));
+}
+
+fn log_text(text: &str) {
     // A container may have closed its standard error.
-    let _unheard = writeln!(std::io::stderr(), "wasmtime: {}", text.trim_end());
+    let _unheard = writeln!(std::io::stderr(), "{text}");
 }
