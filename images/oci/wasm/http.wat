@@ -1,7 +1,7 @@
 ;; SPDX-License-Identifier: Apache-2.0
 ;; A component of the world wasi:http/proxy: answers with the path that was asked for, and how many
 ;; requests this instance has seen. Traps for paths that begin with /trap, and when it has begun to
-;; answer for those that begin with /late.
+;; answer for those that begin with /late. Computes without end for those that begin with /spin.
 (component
   (import "wasi:io/error@0.2.0" (instance $io-error (export "error" (type (sub resource)))))
   (alias export $io-error "error" (type $io-error-type))
@@ -106,6 +106,8 @@
       (call $drop-request (local.get $request))
       ;; "/tra"
       (if (i32.eq (i32.load (i32.load (i32.const 4))) (i32.const 0x6172742f)) (then unreachable))
+      ;; "/spi"
+      (if (i32.eq (i32.load (i32.load (i32.const 4))) (i32.const 0x6970732f)) (then (loop $for-ever (br $for-ever))))
       (local.set $answer (call $response (call $fields)))
       (call $body (local.get $answer) (i32.const 64))
       (local.set $body (i32.load (i32.const 68)))

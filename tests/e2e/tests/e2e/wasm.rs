@@ -129,6 +129,7 @@ async fn a_component_runs_where_the_engine_supports_components(case: &Case, engi
             fails(case, &pod, "component.wat", [], 0, &[]).await?;
             fails(case, &pod, "component-fails.wat", [], 1, &[]).await?;
             fails(case, &pod, "component-exits.wat", [], 200, &[]).await?;
+            fails(case, &pod, "component3.wat", [], 0, &[]).await?;
         }
         Engine::WasmEdge => fails(case, &pod, "component.wat", [], 1, &["component", "core modules only"]).await?,
     }
@@ -507,7 +508,7 @@ fn a_component_answers_each_http_request_in_a_new_instance() {
             .await?;
         assert_eq!(get(&address, "/three")?.0, 200);
         container.stop(10).await?;
-        assert_eq!(container.status().await?.exit_code, 143);
+        assert_eq!(container.status().await?.exit_code, 0, "it has no client and ends in order");
 
         let annotated = PodSpec::new("http-annotated", Engine::Wasmtime.handler()).edit(|config| {
             config.annotations.insert("io.magnetar.wasm.http-port".into(), "8082".into());
@@ -519,6 +520,69 @@ fn a_component_answers_each_http_request_in_a_new_instance() {
 
         let (status, _, said) = ends(case, &pod, &module("http.wat", []).env("PORT", "none")).await?;
         ensure!(status.exit_code == 1 && said.contains("\"none\" is not a port number"), "{} {said:?}", status.exit_code);
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_request_that_computes_without_end_is_ended_and_holds_up_no_other() {
+    on_node(async |case| {
+        let spec = PodSpec::new("http-limits", Engine::Wasmtime.handler()).edit(|config| {
+            for (name, value) in [("timeout", "2"), ("requests", "3"), ("access-log", "true")] {
+                config.annotations.insert(format!("io.magnetar.wasm.http-{name}"), value.into());
+            }
+        });
+        let pod = case.node().run_pod(&spec).await?;
+        let container = running(case, &pod, &module("http.wat", [])).await?;
+        let address = format!("{}:8080", pod.ip().await?);
+        let spin = || {
+            let address = address.clone();
+            std::thread::spawn(move || get(&address, "/spin"))
+        };
+        let (first, second) = (spin(), spin());
+        // Both compute, on a node that may have one processor.
+        eventually("another request is answered beside them", case.soon(), async || {
+            Ok((get(&address, "/one")? == (200, "request 1 of this instance: /one".into()) && !first.is_finished()).then_some(()))
+        })
+        .await?;
+        let all_compute = async || {
+            eventually("there are as many as there may be", case.soon(), async || Ok((get(&address, "/two")?.0 == 503).then_some(()))).await
+        };
+        let are_ended = |requests: [std::thread::JoinHandle<_>; 3]| -> Result<()> {
+            for request in requests {
+                let answer: Result<(u16, String)> = request.join().map_err(|_| anyhow::anyhow!("a client has panicked"))?;
+                assert_eq!(answer?, (504, "the Wasm component has not answered in time\n".into()));
+            }
+            Ok(())
+        };
+        let third = spin();
+        all_compute().await?;
+        are_ended([first, second, third])?;
+        assert_eq!(get(&address, "/three")?.0, 200);
+        container
+            .logged(case.soon(), |log| {
+                let said = log.stderr();
+                said.contains("GET /spin: no answer within 2s") && said.contains("{\"ms\":") && said.contains("\"status\":503")
+            })
+            .await?;
+        // Whoever is stopped while requests run ends them first.
+        let requests = [spin(), spin(), spin()];
+        all_compute().await?;
+        container.stop(30).await?;
+        assert_eq!(container.status().await?.exit_code, 0);
+        are_ended(requests)?;
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn a_module_of_webassembly_3_runs_with_wasmtime() {
+    on_node(async |case| {
+        let pod = pod(case, Engine::Wasmtime, "webassembly-3").await?;
+        for name in ["gc.wat", "exceptions.wat"] {
+            let (status, _, said) = ends(case, &pod, &module(name, [])).await?;
+            assert_eq!((status.exit_code, said.as_str()), (7, ""), "{name}");
+        }
         Ok(pod.remove().await?)
     });
 }
