@@ -31,13 +31,13 @@ use world::{Version, World};
 pub struct Wasmtime;
 
 /// The state of one running module.
-struct State<W> {
+pub struct State<W> {
     wasi: W,
     limits: Limits,
 }
 
 /// The WASI state of one running component.
-struct ComponentWasi {
+pub struct ComponentWasi {
     context: WasiCtx,
     http: WasiHttpCtx,
     table: ResourceTable,
