@@ -2,8 +2,8 @@
 ;; Makes more objects than its memory could hold at a time, and ends with the code that is in the
 ;; last one: 7. (Garbage collection of WebAssembly 3.0.)
 (module
-  (type $box (struct (field $code i32) (field $rest (ref null $bytes))))
   (type $bytes (array (mut i8)))
+  (type $box (struct (field $code i32) (field $rest (ref null $bytes))))
   (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
   (memory (export "memory") 1)
   (func (export "_start")

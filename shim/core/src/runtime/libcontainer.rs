@@ -131,6 +131,8 @@ pub struct Images {
 pub struct Libcontainer {
     /// The maker's program on a read-only mount, from which it is run.
     sealed: OwnedFd,
+    /// A smaller maker for tasks that run no program of the container.
+    helper: Option<OwnedFd>,
     root: PathBuf,
     systemd_cgroup: bool,
     images: Option<Images>,
@@ -162,7 +164,8 @@ impl Libcontainer {
         let root = pod.runtime_root();
         std::fs::create_dir_all(&root).context(|| format!("cannot make {}", root.display()))?;
         Ok(Self {
-            sealed: magnetar_sys::sealed::read_only(&maker).context(|| format!("cannot mount {} read-only", maker.display()))?,
+            sealed: seal(&maker)?,
+            helper: None,
             root,
             systemd_cgroup: config.systemd_cgroup,
             images: None,
@@ -178,9 +181,21 @@ impl Libcontainer {
         Self { images: Some(images), ..self }
     }
 
+    /// Performs tasks that run no program of the container by another maker, which is smaller.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such program.
+    pub fn with_helper(self, helper: &Path) -> Result<Self> {
+        Ok(Self { helper: Some(seal(helper)?), ..self })
+    }
+
     /// Runs a maker for a task. Returns its final answer, and the socket for later answers.
     async fn call(&self, container: &ContainerId, task: Task, streams: Option<ChildStreams>) -> Result<(Answer, Answers)> {
         let what = || "cannot call the process that makes containers".to_string();
+        let program = match (&task, &self.helper) {
+            (Task::Create { .. } | Task::Exec { .. }, _) | (_, None) => &self.sealed,
+            (Task::Started | Task::Freeze(_) | Task::Update(_) | Task::Delete, Some(helper)) => helper,
+        };
         let request = Request {
             root: self.root.clone(),
             container: container.to_string(),
@@ -196,7 +211,7 @@ impl Libcontainer {
         if let Some(streams) = &streams {
             wire::send_streams(&ours, streams).context(what)?;
         }
-        let mut command = Command::new(format!("/proc/self/fd/{}", self.sealed.as_raw_fd()));
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
         command.arg(wire::FLAG).env_clear().stdin(file).stdout(theirs).stderr(Stdio::inherit());
         let child = command.spawn().context(what)?;
         // Nothing was awaited since the spawn, so the reaper cannot have reaped it yet.
@@ -315,6 +330,11 @@ impl Runtime for Libcontainer {
             Ok(()) | Err(_) => Ok(()),
         }
     }
+}
+
+/// Mounts a program read-only at no path, so that nobody can change it or put another in its place.
+fn seal(program: &Path) -> Result<OwnedFd> {
+    magnetar_sys::sealed::read_only(program).context(|| format!("cannot mount {} read-only", program.display()))
 }
 
 fn no_checkpoints() -> Error {

@@ -16,13 +16,14 @@ use crate::guest::{Guest, Http};
 use crate::signals;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
+use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use instances::{Instances, Progress};
+use instances::{Answer, Instances, Present};
 use std::convert::Infallible;
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -32,7 +33,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use wasmtime::component::Component;
-use wasmtime_wasi_http::handler::{HandlerState, InstantiationError, ProxyHandler, TrapOrPanicError};
 use wasmtime_wasi_http::io::TokioIo;
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
@@ -54,11 +54,12 @@ pub async fn serve(component: &Component, version: Version, guest: &Guest) -> wa
     let http = guest.http.clone().map_err(wasmtime::Error::msg)?;
     let instances = Instances::new(component, version, guest, Budget::new(guest.memory), http.timeout)?;
     // Whoever sees the port open can be answered.
-    drop(instances.instantiate().await?);
+    instances.attempt().await?;
     let listener = listen(http.port).await?;
     log_line(&format!("answers HTTP on port {}", http.port));
     let stop = signals::stop_requested();
-    let server = Arc::new(Server { handler: ProxyHandler::new(instances), requests: Arc::new(Semaphore::new(http.requests)), http });
+    let requests = Arc::new(Semaphore::new(http.requests));
+    let server = Arc::new(Server { instances: Arc::new(instances), running: TaskTracker::new(), requests, http });
     let (clients, connections) = (TaskTracker::new(), GracefulShutdown::new());
     tokio::select! {
         never = server.accept_all(&listener, &clients, &connections) => match never {},
@@ -66,8 +67,10 @@ pub async fn serve(component: &Component, version: Version, guest: &Guest) -> wa
     }
     drop(listener);
     connections.shutdown().await;
-    clients.close();
-    clients.wait().await;
+    for ends in [&clients, &server.running] {
+        ends.close();
+        ends.wait().await;
+    }
     Ok(())
 }
 
@@ -86,7 +89,9 @@ async fn listen(port: u16) -> wasmtime::Result<TcpListener> {
 
 /// A component that answers.
 struct Server {
-    handler: ProxyHandler<Instances>,
+    instances: Arc<Instances>,
+    /// The instances, some of which may still work after their answer.
+    running: TaskTracker,
     requests: Arc<Semaphore>,
     http: Http,
 }
@@ -131,7 +136,7 @@ impl Server {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<WasiBody> {
         let (begun, what) = (Instant::now(), format!("{} {}", request.method(), request.uri()));
-        let answer = self.ask(request, &what).await.unwrap_or_else(|refusal| refusal.response());
+        let answer = self.ask(request, &what).await.unwrap_or_else(Refusal::response);
         if self.http.access_log {
             let entry =
                 serde_json::json!({ "request": what, "status": answer.status().as_u16(), "ms": begun.elapsed().as_millis() as u64 });
@@ -140,53 +145,51 @@ impl Server {
         answer
     }
 
-    /// Lets the component answer. It may go on after the answer, for example to send the body. If
-    /// the client leaves before the answer, it is cancelled.
+    /// Lets an instance answer. It may go on after the answer, for example to send the body. If the
+    /// client leaves before the answer, which drops this future, the instance is ended.
     async fn ask(&self, request: Request<Incoming>, what: &str) -> Result<Response<WasiBody>, Refusal> {
         let place = self.requests.clone().try_acquire_owned().map_err(|_| Refusal::Busy)?;
-        let progress = Progress::new(what, place);
-        let cancel = CancelOnDrop(Some(progress.clone()));
-        let request = request.map(|body| body.map_err(HttpError::from).boxed_unsync());
-        let handled = self.handler.handle(progress.clone(), request).await;
-        cancel.disarm();
-        let error = match handled {
-            Ok(response) => return Ok(response.map(|body| progress.answered(body))),
-            Err(error) => error,
-        };
-        if progress.has_expired() {
-            log_line(&format!("{what}: no answer within {:?}", self.http.timeout.unwrap_or_default()));
-            return Err(Refusal::Late);
-        }
-        let why = match error.downcast_ref::<InstantiationError<Arc<Progress>>>() {
-            Some(failed) => format!("{:?}", failed.error),
-            None if error.is::<TrapOrPanicError>() => progress.trap().await.unwrap_or_else(|| "it ended without an answer".into()),
-            None => format!("{error:?}"),
-        };
-        log_line(&format!("{what}: {why}"));
-        Err(Refusal::Failed)
-    }
-}
-
-/// Cancels a request whose client has left.
-struct CancelOnDrop(Option<Arc<Progress>>);
-
-impl CancelOnDrop {
-    fn disarm(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        if let Some(progress) = &self.0 {
-            progress.cancel();
+        let request = absolute(request)?.map(|body| body.map_err(HttpError::from).boxed_unsync());
+        let ((answer, arrives), (present, client)) = (Answer::new(), Present::new());
+        let (instances, name) = (self.instances.clone(), what.to_owned());
+        let ended = self.running.spawn(async move {
+            let refusal = instances.run(&name, request, answer, client).await;
+            drop(place);
+            refusal
+        });
+        match arrives.await {
+            Ok(Ok(response)) => Ok(response.map(|body| present.reads(body).boxed_unsync())),
+            Ok(Err(code)) => {
+                log_line(&format!("{what}: it answers with the error {code}"));
+                Err(Refusal::Failed)
+            }
+            // Only a panic is an error, and it has been reported.
+            Err(_) => Err(ended.await.ok().flatten().unwrap_or(Refusal::Failed)),
         }
     }
 }
 
-/// Why the component has not answered.
+/// The request with scheme and authority in its URI, which a component may ask for. In HTTP/1.1 the
+/// authority is in the header `Host`, and a request without any is invalid (RFC 9112, section 3.2).
+fn absolute(request: Request<Incoming>) -> Result<Request<Incoming>, Refusal> {
+    let (mut head, body) = request.into_parts();
+    let mut uri = head.uri.into_parts();
+    if uri.authority.is_none() {
+        let host = head.headers.get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+        uri.authority = Some(host.ok_or(Refusal::NoHost)?);
+    }
+    uri.scheme.get_or_insert(Scheme::HTTP);
+    // That of CONNECT has none.
+    uri.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+    head.uri = Uri::from_parts(uri).map_err(|_| Refusal::NoHost)?;
+    Ok(Request::from_parts(head, body))
+}
+
+/// Why a request is not answered by the component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusal {
+pub enum Refusal {
+    /// It names no host.
+    NoHost,
     /// There are as many requests as there may be.
     Busy,
     /// It has not answered in time.
@@ -198,6 +201,7 @@ enum Refusal {
 impl Refusal {
     fn response(self) -> Response<WasiBody> {
         let (status, text) = match self {
+            Self::NoHost => (StatusCode::BAD_REQUEST, "the request names no host\n"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "the Wasm component answers as many requests as it may\n"),
             Self::Late => (StatusCode::GATEWAY_TIMEOUT, "the Wasm component has not answered in time\n"),
             Self::Failed => (StatusCode::INTERNAL_SERVER_ERROR, "the Wasm component failed\n"),

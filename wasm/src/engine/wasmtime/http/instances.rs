@@ -2,29 +2,34 @@
 //! The instances that answer requests: one for each. So no request sees data of another, and a trap
 //! fails only one request.
 //!
-//! A request has a limited time until its answer begins. After that the body may take as long as
-//! the client reads it. When the client has left, or has all of it, what the instance still does is
-//! limited again.
+//! ```text
+//! Waiting ──the component answers──> the client reads ──it has all, or has left──> what the instance still does
+//! limited: status 504                without limit                                  limited
+//! ```
 //!
 //! Code that computes without end gives way to others each [`TICK`], because the engine's epoch
 //! goes on as long as there are instances.
+//!
+//! Why not `wasmtime_wasi_http::handler`, which does the same and can keep an instance for further
+//! requests? It forgets a trap of WASI 0.2 that happens after the answer has begun.
 
 use super::super::limits::Budget;
 use super::super::world::Version;
 use super::super::{ComponentWasi, State, component_store, linker, surroundings};
-use super::log_line;
+use super::{Refusal, log_line};
 use crate::guest::Guest;
-use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
+use hyper::{Request, Response};
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
-use tokio::sync::{Notify, OwnedSemaphorePermit};
-use wasmtime::component::{Component, GuestTaskId};
-use wasmtime::{Engine, Store, StoreContextMut};
-use wasmtime_wasi_http::handler::{HandlerState, Instance, ProxyPre, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus};
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+use wasmtime::component::Component;
+use wasmtime::{Engine, Store};
+use wasmtime_wasi_http::handler::{Proxy, ProxyPre};
 use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
 
 /// The interval at which code that computes gives way to others.
@@ -60,202 +65,159 @@ impl Instances {
         let ticker = Ticker::start(engine.clone())?;
         Ok(Self { pre, engine, guest: guest.clone(), budget, timeout, ticker })
     }
-}
 
-impl HandlerState for Instances {
-    type StoreData = State<ComponentWasi>;
-    type WorkerExpiration = Expiry;
-    type WorkerState = Single;
+    /// Makes an instance and drops it, as an attempt.
+    ///
+    /// # Errors
+    /// When it cannot be made, or not in time.
+    pub async fn attempt(&self) -> wasmtime::Result<()> {
+        let made = self.instantiate();
+        let Some(timeout) = self.timeout else { return made.await.map(drop) };
+        let late = |_| wasmtime::Error::msg(format!("it is not instantiated within {timeout:?}"));
+        tokio::time::timeout(timeout, made).await.map_err(late)?.map(drop)
+    }
 
-    async fn instantiate(&self) -> wasmtime::Result<Instance<State<ComponentWasi>, Expiry, Single>> {
+    async fn instantiate(&self) -> wasmtime::Result<(Store<State<ComponentWasi>>, Proxy, Ticking)> {
         let ticking = Ticking::begin(self.ticker.clone());
         let mut store = component_store(&self.engine, surroundings(&self.guest)?, &self.budget);
-        let made = self.pre.instantiate_async(&mut store);
-        let proxy = match self.timeout {
-            None => made.await?,
-            Some(timeout) => {
-                let late = |_| wasmtime::Error::msg(format!("it is not instantiated within {timeout:?}"));
-                tokio::time::timeout(timeout, made).await.map_err(late)??
+        let proxy = self.pre.instantiate_async(&mut store).await?;
+        Ok((store, proxy, ticking))
+    }
+
+    /// Lets a new instance answer a request, and returns when that instance has ended. `what` names
+    /// the request in the log. If there was no answer, returns why.
+    pub async fn run(&self, what: &str, request: Request<WasiBody>, answer: Answer, client: Client) -> Option<Refusal> {
+        let is_given = answer.is_given.clone();
+        let result = tokio::select! {
+            result = self.call(request, answer) => result,
+            () = client.out_of_time(self.timeout) => return (!is_given.load(Ordering::Acquire)).then(|| self.late(what)),
+        };
+        match (result, is_given.load(Ordering::Acquire)) {
+            (Ok(()), true) => None,
+            (Err(error), true) => {
+                log_line(&format!("{what}, after its answer: {error:?}"));
+                None
+            }
+            (result, false) => {
+                let why = result.err().map_or_else(|| "it ended without an answer".into(), |error| format!("{error:?}"));
+                log_line(&format!("{what}: {why}"));
+                Some(Refusal::Failed)
+            }
+        }
+    }
+
+    fn late(&self, what: &str) -> Refusal {
+        log_line(&format!("{what}: no answer within {:?}", self.timeout.unwrap_or_default()));
+        Refusal::Late
+    }
+
+    async fn call(&self, request: Request<WasiBody>, answer: Answer) -> wasmtime::Result<()> {
+        let (mut store, proxy, _ticking) = self.instantiate().await?;
+        match proxy {
+            Proxy::P2(proxy) => {
+                let mut http = store.data_mut().http();
+                let request = http.new_incoming_request(p2::bindings::http::types::Scheme::Http, request)?;
+                let give =
+                    move |given: Result<_, p2::bindings::http::types::ErrorCode>| answer.give(given.map_err(|code| code.to_string()));
+                let answer = http.new_response_outparam_from_callback(give)?;
+                proxy.wasi_http_incoming_handler().call_handle(&mut store, request, answer).await
+            }
+            Proxy::P3(service) => {
+                let run = async |accessor: &wasmtime::component::Accessor<State<ComponentWasi>>| {
+                    let (request, sent) = accessor.with(|mut store| {
+                        let (request, sent) = p3::Request::from_http(store.data_mut().http().hooks, request);
+                        // Its type names the lifetime of the store's borrow.
+                        let sent: Sent = Box::pin(sent);
+                        (request, sent)
+                    });
+                    match service.handle(accessor, request).await? {
+                        Ok(response) => answer.give(Ok(accessor.with(|store| response.into_http(store, sent))?)),
+                        Err(code) => answer.give(Err(code.to_string())),
+                    }
+                    // It may still send the body.
+                    poll_fn(|context| accessor.poll_no_interesting_tasks(context)).await;
+                    Ok(())
+                };
+                store.run_concurrent(run).await?
+            }
+        }
+    }
+}
+
+/// Whether a request's body could be read.
+type Sent = Pin<Box<dyn Future<Output = Result<(), wasmtime_wasi_http::Error>> + Send>>;
+
+/// What a component answers: a response, or the error that it answers with (`error-code` of
+/// `wasi:http/types`).
+pub type Given = Result<Response<WasiBody>, String>;
+
+/// Where the answer to a request goes.
+pub struct Answer {
+    given: oneshot::Sender<Given>,
+    is_given: Arc<AtomicBool>,
+}
+
+impl Answer {
+    /// The answer to a request, and where it arrives.
+    pub fn new() -> (Self, oneshot::Receiver<Given>) {
+        let (given, arrives) = oneshot::channel();
+        (Self { given, is_given: Arc::default() }, arrives)
+    }
+
+    fn give(self, given: Given) {
+        self.is_given.store(true, Ordering::Release);
+        // The client may have left.
+        let _unheard = self.given.send(given);
+    }
+}
+
+/// What an instance sees of its client.
+pub struct Client(watch::Receiver<bool>);
+
+/// A client that waits for an answer, or reads it. When this is dropped, it has all of it, or has
+/// left.
+pub struct Present(watch::Sender<bool>);
+
+impl Present {
+    /// A client that waits.
+    pub fn new() -> (Self, Client) {
+        let (present, client) = watch::channel(false);
+        (Self(present), Client(client))
+    }
+
+    /// The client reads this body from now on.
+    pub fn reads(self, body: WasiBody) -> Watched {
+        self.0.send_replace(true);
+        Watched { body, _client: self }
+    }
+}
+
+impl Client {
+    /// Waits until the instance has had its time, which is `timeout` until the answer begins, and
+    /// the same again when the client has left after that; or until the client has left before.
+    async fn out_of_time(mut self, timeout: Option<Duration>) {
+        let elapsed = || async move {
+            match timeout {
+                Some(timeout) => tokio::time::sleep(timeout).await,
+                None => std::future::pending().await,
             }
         };
-        let request = Arc::new(OnceLock::new());
-        let expiration = Expiry { request: request.clone(), timeout: self.timeout, sleep: Box::pin(tokio::time::sleep(Duration::ZERO)) };
-        let state = Single { request, _ticking: ticking };
-        Ok(Instance { store, proxy, view: <State<ComponentWasi> as WasiHttpView>::http, expiration, state })
-    }
-}
-
-/// An instance's request, once it has one.
-type Slot = Arc<OnceLock<Arc<Progress>>>;
-
-/// An instance that answers one request.
-pub struct Single {
-    request: Slot,
-    _ticking: Ticking,
-}
-
-impl WorkerState for Single {
-    type StoreData = State<ComponentWasi>;
-    type RequestData = Arc<Progress>;
-
-    fn should_accept_request(&self, _concurrent: usize, total: usize) -> ShouldAccept {
-        if total == 0 { ShouldAccept::Yes } else { ShouldAccept::Never }
-    }
-
-    fn on_request_start(
-        &self,
-        _store: StoreContextMut<'_, State<ComponentWasi>>,
-        request: Arc<Progress>,
-        _task: GuestTaskId,
-    ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
-        // It is set only once, because it accepts only one request.
-        let _first = self.request.set(request);
-        // `Expiry` is asked also when the code computes without end.
-        Box::pin(std::future::pending())
-    }
-
-    fn drop(&self, store: Store<State<ComponentWasi>>, result: wasmtime::Result<()>) {
-        // Free the memory before another request takes the place.
-        drop(store);
-        if let Some(request) = self.request.get() {
-            request.end(result);
+        let begins = tokio::select! {
+            begins = self.0.wait_for(|is_answered| *is_answered) => begins.is_ok(),
+            () = elapsed() => false,
+        };
+        if begins {
+            // Nothing further is said, and the end is an error.
+            let _left = self.0.changed().await;
+            elapsed().await;
         }
     }
 }
 
-/// How far a request is.
-pub struct Progress {
-    what: String,
-    state: Mutex<Inner>,
-    ended: Notify,
-}
-
-struct Inner {
-    phase: Phase,
-    /// Wakes whoever waits for the phase's deadline.
-    waker: Option<std::task::Waker>,
-    /// The request's part of how many there may be, until its instance has ended.
-    place: Option<OwnedSemaphorePermit>,
-    trap: Option<String>,
-    has_ended: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// There is no answer yet.
-    Waiting(Instant),
-    /// There was none in time.
-    Expired,
-    /// The client reads the answer.
-    Answering,
-    /// The client has all of the answer, or has left.
-    Over(Instant),
-    /// The client has left before the answer.
-    Cancelled,
-}
-
-impl Progress {
-    /// A request that begins now.
-    pub fn new(what: &str, place: OwnedSemaphorePermit) -> Arc<Self> {
-        let inner = Inner { phase: Phase::Waiting(Instant::now()), waker: None, place: Some(place), trap: None, has_ended: false };
-        Arc::new(Self { what: what.into(), state: Mutex::new(inner), ended: Notify::new() })
-    }
-
-    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enter(&self, phase: Phase) {
-        let mut inner = self.inner();
-        inner.phase = phase;
-        if let Some(waker) = inner.waker.take() {
-            waker.wake();
-        }
-    }
-
-    /// Whether there was no answer in time.
-    pub fn has_expired(&self) -> bool {
-        self.inner().phase == Phase::Expired
-    }
-
-    /// Why the instance has ended, once it has.
-    pub async fn trap(&self) -> Option<String> {
-        let mut ended = std::pin::pin!(self.ended.notified());
-        ended.as_mut().enable();
-        if !self.inner().has_ended {
-            ended.await;
-        }
-        self.inner().trap.clone()
-    }
-
-    /// The answer has begun: this body, which the client reads.
-    pub fn answered(self: Arc<Self>, body: WasiBody) -> WasiBody {
-        self.enter(Phase::Answering);
-        Watched { body, progress: self }.boxed_unsync()
-    }
-
-    /// The client has left.
-    pub fn cancel(&self) {
-        self.enter(Phase::Cancelled);
-    }
-
-    fn end(&self, result: wasmtime::Result<()>) {
-        let mut inner = self.inner();
-        inner.has_ended = true;
-        inner.place = None;
-        if let Err(error) = result {
-            match inner.phase {
-                Phase::Waiting(_) => inner.trap = Some(format!("{error:?}")),
-                Phase::Answering | Phase::Over(_) => log_line(&format!("{}, after its answer: {error:?}", self.what)),
-                Phase::Expired | Phase::Cancelled => {}
-            }
-        }
-        drop(inner);
-        self.ended.notify_waiters();
-    }
-
-    /// When the instance is to be ended; `None` if not before something else happens.
-    fn deadline(&self, timeout: Option<Duration>, waker: &std::task::Waker) -> Option<Instant> {
-        let mut inner = self.inner();
-        inner.waker = Some(waker.clone());
-        match inner.phase {
-            Phase::Waiting(since) | Phase::Over(since) => timeout.map(|timeout| since + timeout),
-            Phase::Answering => None,
-            Phase::Expired | Phase::Cancelled => Some(Instant::now()),
-        }
-    }
-
-    fn expire(&self) {
-        let mut inner = self.inner();
-        if let Phase::Waiting(_) = inner.phase {
-            inner.phase = Phase::Expired;
-        }
-    }
-}
-
-/// Ends an instance when its request has had its time.
-pub struct Expiry {
-    request: Slot,
-    timeout: Option<Duration>,
-    sleep: Pin<Box<tokio::time::Sleep>>,
-}
-
-impl WorkerExpiration for Expiry {
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>, _status: WorkerStatus, _start: Instant) -> Poll<()> {
-        // An instance is made for a request, which it accepts first of all.
-        let Some(request) = self.request.get().cloned() else { return Poll::Pending };
-        let Some(deadline) = request.deadline(self.timeout, context.waker()) else { return Poll::Pending };
-        self.sleep.as_mut().reset(deadline.into());
-        std::task::ready!(self.sleep.as_mut().poll(context));
-        request.expire();
-        Poll::Ready(())
-    }
-}
-
-/// An answer's body, which tells when the client has all of it or has left.
-struct Watched {
+/// An answer's body, which the client has or has left when it is dropped.
+pub struct Watched {
     body: WasiBody,
-    progress: Arc<Progress>,
+    _client: Present,
 }
 
 impl Body for Watched {
@@ -272,12 +234,6 @@ impl Body for Watched {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        self.progress.enter(Phase::Over(Instant::now()));
     }
 }
 
@@ -328,5 +284,33 @@ impl Ticking {
 impl Drop for Ticking {
     fn drop(&mut self) {
         self.0.instances.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_has_its_time_before_and_after_the_answer() {
+        let timeout = Some(Duration::from_secs(2));
+        let begun = tokio::time::Instant::now();
+        let (_waits, client) = Present::new();
+        client.out_of_time(timeout).await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(2));
+
+        let (leaves, client) = Present::new();
+        drop(leaves);
+        client.out_of_time(None).await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(2), "a client that has left before the answer");
+
+        let (reads, client) = Present::new();
+        reads.0.send_replace(true);
+        let mut over = std::pin::pin!(client.out_of_time(timeout));
+        let hour = Duration::from_secs(3600);
+        assert!(tokio::time::timeout(hour, over.as_mut()).await.is_err(), "a client may read as slowly as it likes");
+        drop(reads);
+        over.await;
+        assert_eq!(begun.elapsed(), hour + Duration::from_secs(4));
     }
 }
