@@ -106,9 +106,14 @@ fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
     }
 }
 
+/// After how many steps of its tasks a thread looks for input. Tokio's 61 would be 0.6 s where all
+/// threads compute, each step as long as the engine lets code compute at a time.
+const STEPS: u32 = 2;
+
 /// A command has one thread, and nothing else runs in this process.
 fn event_loop(parallel: bool) -> wasmtime::Result<tokio::runtime::Runtime> {
     let mut event_loop = if parallel { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
+    event_loop.event_interval(STEPS);
     event_loop.enable_all().build().map_err(|error| wasmtime::Error::msg(format!("cannot start the event loop: {error}")))
 }
 
