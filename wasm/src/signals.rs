@@ -25,7 +25,7 @@ pub fn end_when_asked() -> Result<()> {
     let wait = move || {
         loop {
             match signals.wait() {
-                Ok(Signal::SIGTERM) if is_ended_in_order() => {}
+                Ok(signal) if IN_ORDER.contains(&signal) && is_ended_in_order() => {}
                 // The exit code of a shell for a signal, which containerd also reports for a native
                 // program.
                 Ok(signal) => std::process::exit(128 + signal as i32),
@@ -37,11 +37,15 @@ pub fn end_when_asked() -> Result<()> {
     std::thread::Builder::new().name("signals".into()).stack_size(64 << 10).spawn(wait).map(drop).context(what)
 }
 
-/// Who is told of the first SIGTERM.
+/// The signals that ask for an end in order. An image may name either to be stopped by
+/// (`STOPSIGNAL`).
+const IN_ORDER: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
+
+/// Who is told of the first of them.
 static STOP: Mutex<Option<oneshot::Sender<()>>> = Mutex::new(None);
 
-/// Waits for SIGTERM. The process then does not end by itself, but by any further signal. Of several
-/// calls only the last one is told.
+/// Waits for SIGTERM. The process then does not end by itself, but by any further signal. Of
+/// several calls only the last one is told.
 pub async fn stop_requested() {
     let (stop, requested) = oneshot::channel();
     *STOP.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop);
@@ -50,7 +54,7 @@ pub async fn stop_requested() {
     }
 }
 
-/// Tells whoever waits for SIGTERM, if somebody does.
+/// Tells whoever waits for it, if somebody does.
 fn is_ended_in_order() -> bool {
     let stop = STOP.lock().unwrap_or_else(PoisonError::into_inner).take();
     stop.is_some_and(|stop| stop.send(()).is_ok())
