@@ -18,7 +18,7 @@ GUEST := $(CARGO_TARGET)/$(TARGET)/release/vm-agent $(CARGO_TARGET)/$(TARGET)/re
 OWN_GUEST := $(OUT)/share/magnetar/guest-own
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: build clippy install deps kernel demo test test-unit test-e2e test-vm soak fuzz conformance bench node lint doc clean
+.PHONY: build clippy install deps kernel demo test test-unit test-e2e test-vm soak fuzz conformance wasi-testsuite bench node lint doc clean
 
 deps: ## what building needs and a fresh machine lacks, and third-party crates that another checkout has compiled
 	@images/host-packages
@@ -79,6 +79,10 @@ conformance: build ## critest and containerd's own integration suite against HAN
 		tests/conformance/run $$node $(HANDLER) || [ $$? = 77 ]; \
 	done
 	@tests/conformance/integration $(HANDLER) || [ $$? = 77 ]
+	@tests/conformance/wasi-testsuite || [ $$? = 77 ]
+
+wasi-testsuite: build ## WebAssembly's suite for WASI in pods of both Wasm engines: WASI_TESTSUITE=DIR, a checkout of its branch prod/testsuite-base
+	@tests/conformance/wasi-testsuite || [ $$? = 77 ]
 
 bench: build ## side by side with containerd's own runc shim
 	@tests/bench/run
