@@ -44,8 +44,8 @@ const IN_ORDER: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
 /// Who is told of the first of them.
 static STOP: Mutex<Option<oneshot::Sender<()>>> = Mutex::new(None);
 
-/// Waits for SIGTERM. The process then does not end by itself, but by any further signal. Of
-/// several calls only the last one is told.
+/// Waits for a signal that asks for an end in order. The process then does not end by itself, but
+/// by any further signal. Of several calls only the last one is told.
 pub async fn stop_requested() {
     let (stop, requested) = oneshot::channel();
     *STOP.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop);

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! a first instance stands ──> listen ──> accept ──> answer, each request by an instance of its own
-//!                                          SIGTERM ──> no more connections; those that are there end ──> exit 0
+//!                               SIGTERM or SIGINT ──> no more connections; those that are there end ──> exit 0
 //! ```
 
 mod instances;
