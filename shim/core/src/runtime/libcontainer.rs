@@ -24,6 +24,7 @@
 
 #[cfg(feature = "libcontainer")]
 mod adapt;
+mod answers;
 #[cfg(feature = "libcontainer")]
 mod binds;
 #[cfg(feature = "libcontainer")]
@@ -70,8 +71,8 @@ use crate::reaper::Reaper;
 use crate::record::PodDir;
 use crate::stdio::ChildStreams;
 use crate::terminal::ConsoleSocket;
+use answers::Answers;
 use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, Uid};
-use rustix::net::RecvFlags;
 use rustix::pty::OpenptFlags;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -82,7 +83,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use tokio::io::unix::AsyncFd;
 use wire::{Answer, Making, Request, Task};
 
 /// `runtime.name` for containers made this way.
@@ -367,48 +367,4 @@ fn give_terminal(master: OwnedFd, owner: u32) -> Result<OwnedFd> {
         rustix::fs::fchown(&slave, Some(Uid::from_raw(owner)), None::<Gid>).context(what)?;
     }
     Ok(master)
-}
-
-/// Our end of the socket.
-#[derive(Debug)]
-struct Answers {
-    socket: AsyncFd<OwnedFd>,
-    notes: Vec<String>,
-}
-
-impl Answers {
-    fn new(socket: OwnedFd) -> Result<Self> {
-        let socket = magnetar_sys::readiness::watch(socket).context(|| "cannot watch a socket".into())?;
-        Ok(Self { socket, notes: Vec::new() })
-    }
-
-    /// The final answer, without notes; `None` if the other side ends without one.
-    async fn last(&mut self) -> Option<Answer> {
-        let mut buffer = vec![0; wire::MAX_ANSWER];
-        loop {
-            let read = |socket: &OwnedFd| Ok(rustix::net::recv(socket, &mut buffer[..], RecvFlags::DONTWAIT)?.0);
-            let length = self.socket.async_io(tokio::io::Interest::READABLE, read).await.ok().filter(|length| *length > 0)?;
-            match serde_json::from_slice(&buffer[..length]) {
-                Ok(Answer::Note(note)) => self.notes.push(note),
-                Ok(answer @ (Answer::Made(_) | Answer::Done | Answer::Failed(_))) => return Some(answer),
-                Err(error) => return Some(Answer::Failed(Error::internal(format!("an answer does not parse: {error}")))),
-            }
-        }
-    }
-
-    /// Waits until the user's program runs.
-    async fn end(mut self) -> Result<()> {
-        match self.last().await {
-            Some(Answer::Failed(error)) => Err(self.explained(error)),
-            Some(Answer::Note(_) | Answer::Made(_) | Answer::Done) | None => Ok(()),
-        }
-    }
-
-    /// Adds the first note, which is the cause, to an error of libcontainer's outermost layer.
-    fn explained(&self, error: Error) -> Error {
-        match self.notes.first() {
-            Some(note) if error.code() == Code::Internal => Error::internal(format!("{error} ({note})")),
-            Some(_) | None => error,
-        }
-    }
 }
