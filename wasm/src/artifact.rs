@@ -84,8 +84,17 @@ struct Manifest {
     manifests: Vec<Descriptor>,
 }
 
+/// Which layers may be a process's program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// The one with the program's name as its title, or the only one.
+    TitledOrOnly,
+    /// The one with the program's name as its title.
+    Titled,
+}
+
 /// The module of a container whose image is an artifact: the layer with the title `name`, or the
-/// only layer, in a sealed memory file. `None` for any other image. The process must have one
+/// only layer if `which` says so, in a sealed memory file. `None` for any other image. The process must have one
 /// thread.
 ///
 /// A forked copy of the process asks containerd, because an event loop leaves behind descriptors
@@ -94,14 +103,14 @@ struct Manifest {
 /// # Errors
 /// `Unavailable` if containerd does not answer, `ResourceExhausted` for a module of more than
 /// `largest` bytes, and `InvalidArgument` if it is unclear which of several layers is meant.
-pub fn find(spec: &Value, name: &str, images: &Images, largest: u64) -> Result<Option<File>> {
+pub fn find(spec: &Value, name: &str, images: &Images, which: Which, largest: u64) -> Result<Option<File>> {
     let Some(image) = spec["annotations"][IMAGE].as_str() else { return Ok(None) };
     let what = || format!("cannot ask containerd at {} for the image {image}", images.address.display());
     let file = rustix::fs::memfd_create("module", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(what)?;
     let (mut answer, tells) = std::io::pipe().context(what)?;
     let child = magnetar_sys::fork::spawn(|| {
         magnetar_sys::fork::keep_only(&[file.as_fd(), tells.as_fd()]);
-        let line = match ask(image, name, images, largest, file.as_fd()) {
+        let line = match ask(image, name, images, which, largest, file.as_fd()) {
             Ok(true) => FOUND.into(),
             Ok(false) => NONE.into(),
             Err(error) => Error::new(error.code(), format!("{}: {error}", what())).to_line(),
@@ -128,18 +137,18 @@ pub fn find(spec: &Value, name: &str, images: &Images, largest: u64) -> Result<O
 const FOUND: &str = "found";
 const NONE: &str = "none";
 
-fn ask(image: &str, name: &str, images: &Images, largest: u64, into: BorrowedFd<'_>) -> Result<bool> {
+fn ask(image: &str, name: &str, images: &Images, which: Which, largest: u64, into: BorrowedFd<'_>) -> Result<bool> {
     let what = || "cannot start".to_string();
     let mut into = File::from(into.try_clone_to_owned().context(what)?);
     let events = tokio::runtime::Builder::new_current_thread().enable_all().build().context(what)?;
     events.block_on(async {
         let late = |_| Error::new(Code::DeadlineExceeded, format!("no answer in {} s", PATIENCE.as_secs()));
-        tokio::time::timeout(PATIENCE, fetch(image, name, images, largest, &mut into)).await.map_err(late)?
+        tokio::time::timeout(PATIENCE, fetch(image, name, images, which, largest, &mut into)).await.map_err(late)?
     })
 }
 
 /// Copies the module, if there is one.
-async fn fetch(image: &str, name: &str, images: &Images, largest: u64, into: &mut File) -> Result<bool> {
+async fn fetch(image: &str, name: &str, images: &Images, which: Which, largest: u64, into: &mut File) -> Result<bool> {
     let silent = |error: containerd_client::tonic::transport::Error| {
         // The error itself only says that the transport failed; its sources say why.
         let mut said = error.to_string();
@@ -163,7 +172,7 @@ async fn fetch(image: &str, name: &str, images: &Images, largest: u64, into: &mu
             manifest => manifest?,
         };
     }
-    let Some(layer) = layer(manifest.layers, name)? else { return Ok(false) };
+    let Some(layer) = layer(manifest.layers, name, which)? else { return Ok(false) };
     store.read(&layer, largest, into).await?;
     Ok(true)
 }
@@ -180,11 +189,14 @@ fn choose(manifests: Vec<Descriptor>) -> Option<Descriptor> {
 }
 
 /// The layer with the module.
-fn layer(layers: Vec<Descriptor>, name: &str) -> Result<Option<Descriptor>> {
+fn layer(layers: Vec<Descriptor>, name: &str, which: Which) -> Result<Option<Descriptor>> {
     let mut modules: Vec<_> = layers.into_iter().filter(|layer| LAYERS.contains(&layer.media_type.as_str())).collect();
     let file = Path::new(name).file_name().and_then(|file| file.to_str());
     if let Some(named) = modules.iter().position(|layer| layer.annotations.get(TITLE).map(String::as_str) == file && file.is_some()) {
         return Ok(Some(modules.swap_remove(named)));
+    }
+    if which == Which::Titled {
+        return Ok(None);
     }
     match modules.len() {
         0 | 1 => Ok(modules.pop()),
@@ -275,16 +287,18 @@ mod tests {
     #[test]
     fn the_layer_is_found_by_title_or_as_the_only_one() {
         let one = r#"{"layers": [{"mediaType": "application/wasm", "digest": "sha256:a", "size": 1}]}"#;
-        assert_eq!(layer(manifest(one).layers, "/any.wasm").unwrap().unwrap().digest, "sha256:a");
+        assert_eq!(layer(manifest(one).layers, "/any.wasm", Which::TitledOrOnly).unwrap().unwrap().digest, "sha256:a");
+        assert!(layer(manifest(one).layers, "/bin/sh", Which::Titled).unwrap().is_none());
         let two = r#"{"layers": [
             {"mediaType": "application/wasm", "digest": "sha256:a", "size": 1, "annotations": {"org.opencontainers.image.title": "a.wasm"}},
             {"mediaType": "application/vnd.wasm.content.layer.v1+wasm", "digest": "sha256:b", "size": 1,
              "annotations": {"org.opencontainers.image.title": "b.wasm"}}]}"#;
-        assert_eq!(layer(manifest(two).layers, "/b.wasm").unwrap().unwrap().digest, "sha256:b");
-        let error = layer(manifest(two).layers, "c.wasm").unwrap_err();
+        assert_eq!(layer(manifest(two).layers, "/b.wasm", Which::TitledOrOnly).unwrap().unwrap().digest, "sha256:b");
+        assert_eq!(layer(manifest(two).layers, "/b.wasm", Which::Titled).unwrap().unwrap().digest, "sha256:b");
+        let error = layer(manifest(two).layers, "c.wasm", Which::TitledOrOnly).unwrap_err();
         assert!(error.to_string().contains("b.wasm"), "{error}");
         let usual = r#"{"layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": "sha256:a", "size": 1}]}"#;
-        assert!(layer(manifest(usual).layers, "a.wasm").unwrap().is_none());
+        assert!(layer(manifest(usual).layers, "a.wasm", Which::TitledOrOnly).unwrap().is_none());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! link leads out of it. A link from one mount into another cannot be followed here. Such a module
 //! is taken for a native program, which is then not found.
 
-use crate::artifact;
+use crate::artifact::{self, Which};
 use crate::cache::Found;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::runtime::libcontainer::{self, Images};
@@ -158,9 +158,22 @@ pub enum Payload {
 /// # Errors
 /// When the specification lacks required fields.
 pub fn find(spec: &Value, bundle: &Path) -> Result<Payload> {
+    find_by(spec, |path| open(spec, bundle, path))
+}
+
+/// Finds a program in a running container, below its root as its processes see it. `spec` has the
+/// process to start.
+///
+/// # Errors
+/// When the specification lacks required fields.
+pub fn find_in_container(spec: &Value, root: &OwnedFd) -> Result<Payload> {
+    find_by(spec, |path| Ok(regular(beneath(root, path))))
+}
+
+fn find_by(spec: &Value, open: impl Fn(&Path) -> Result<Option<File>>) -> Result<Payload> {
     let (name, function) = program(spec)?;
     for path in candidates(name, &spec["process"]) {
-        let Some(file) = open(spec, bundle, &path)? else { continue };
+        let Some(file) = open(&path)? else { continue };
         return Ok(match format(&file, &path) {
             Some(format) => Payload::Module(Module::new(file, name, function, format)),
             None => Payload::Native,
@@ -174,9 +187,9 @@ pub fn find(spec: &Value, bundle: &Path) -> Result<Payload> {
 ///
 /// # Errors
 /// Those of [`artifact::find`].
-pub fn find_in_image(spec: &Value, images: &Images, memory: Option<u64>) -> Result<Option<Module>> {
+pub fn find_in_image(spec: &Value, images: &Images, which: Which, memory: Option<u64>) -> Result<Option<Module>> {
     let (name, function) = program(spec)?;
-    let found = artifact::find(spec, name, images, memory.map_or(LARGEST, |memory| memory.min(LARGEST)))?;
+    let found = artifact::find(spec, name, images, which, memory.map_or(LARGEST, |memory| memory.min(LARGEST)))?;
     Ok(found.map(|file| {
         // The layer's type says that it is a module. If it is not, the engine reports what is
         // wrong.
@@ -185,8 +198,11 @@ pub fn find_in_image(spec: &Value, images: &Images, memory: Option<u64>) -> Resu
     }))
 }
 
-/// The name of a container's program, and of the function to call.
-fn program(spec: &Value) -> Result<(&str, Option<&str>)> {
+/// The name of a process's program, and of the function to call.
+///
+/// # Errors
+/// When the specification names no program.
+pub fn program(spec: &Value) -> Result<(&str, Option<&str>)> {
     let Some(argument) = spec["process"]["args"].get(0).and_then(Value::as_str) else {
         return Err(Error::invalid("the specification names no program"));
     };
@@ -215,12 +231,12 @@ fn open(spec: &Value, bundle: &Path, path: &Path) -> Result<Option<File>> {
         Err(error) => return Err(error).context(what),
     };
     let opened = if inner.as_os_str().is_empty() { reopen(&root_fd) } else { beneath(&root_fd, &inner) };
-    let file = match opened {
-        Ok(fd) => File::from(fd),
-        // The error is reported when the container itself executes the program.
-        Err(_) => return Ok(None),
-    };
-    Ok(file.metadata().is_ok_and(|metadata| metadata.is_file()).then_some(file))
+    Ok(regular(opened))
+}
+
+/// An error is reported when the container itself executes the program.
+fn regular(opened: rustix::io::Result<OwnedFd>) -> Option<File> {
+    opened.ok().map(File::from).filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()))
 }
 
 fn beneath(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {

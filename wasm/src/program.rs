@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs the container's program: a module in an engine, or a native program.
 
+use crate::artifact::Which;
 use crate::cache::{self, Cache};
 use crate::engine::{End, Engine};
 use crate::guest::Guest;
@@ -10,8 +11,8 @@ use crate::signals;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use magnetar_core::error::{Code, Context, Error, Result};
-use magnetar_core::runtime::libcontainer::{Images, Native, Program, failed, look_for_program, program_runs};
-use rustix::fs::{PROC_SUPER_MAGIC, statfs};
+use magnetar_core::runtime::libcontainer::{Entry, Images, Native, Program, failed, look_for_program, program_runs};
+use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, statfs};
 use rustix::process::DumpableBehavior;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -34,13 +35,15 @@ pub const GUEST_ROOT: &str = "/dev/wasm";
 #[derive(Debug, Clone)]
 pub struct WasmOrNative<E> {
     module: Option<Arc<Module>>,
+    /// Whether the module is not the container's own program.
+    is_exec: bool,
     engine: PhantomData<E>,
 }
 
 impl<E: Engine> WasmOrNative<E> {
     /// An executor that has not looked at a container yet.
     pub fn new() -> Self {
-        Self { module: None, engine: PhantomData }
+        Self { module: None, is_exec: false, engine: PhantomData }
     }
 }
 
@@ -57,21 +60,72 @@ impl<E: Engine> Program for WasmOrNative<E> {
                 module.protect()?;
                 module
             }
-            (Payload::Missing, Some(images)) => match payload::find_in_image(spec, images, Guest::memory_of(spec))? {
+            (Payload::Missing, Some(images)) => match payload::find_in_image(spec, images, Which::TitledOrOnly, Guest::memory_of(spec))? {
                 Some(module) => module,
                 None => return Ok(()),
             },
             (Payload::Missing | Payload::Native, _) => return Ok(()),
         };
+        self.take(module, spec, images)?;
+        mount_guest_root(spec, bundle)
+    }
+
+    fn prepare_exec(&mut self, entry: &Entry<'_>) -> Result<()> {
+        let (spec, own) = entry_spec(entry)?;
+        let has_root = spec["mounts"].as_array().is_some_and(|mounts| mounts.iter().any(|mount| mount["destination"] == GUEST_ROOT));
+        let root = format!("/proc/{}/root", entry.init);
+        let root = rustix::fs::open(&root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .context(|| "cannot look into the container, which may have ended".into())?;
+        let module = match (payload::find_in_container(&spec, &root)?, entry.images) {
+            // It was opened through the container's own mount, which is as writable as for all
+            // that run there.
+            (Payload::Module(module), _) => module,
+            (Payload::Missing, Some(images)) if has_root => {
+                // Another name is not meant for the image's only module.
+                let which = if payload::program(&spec)?.0 == own { Which::TitledOrOnly } else { Which::Titled };
+                match payload::find_in_image(&spec, images, which, Guest::memory_of(&spec))? {
+                    Some(module) => module,
+                    None => return Ok(()),
+                }
+            }
+            (Payload::Missing | Payload::Native, _) => return Ok(()),
+        };
+        if !has_root {
+            let message = format!(
+                "{} is a Wasm module, and the program of its container is none: modules are executed only in containers of modules",
+                module.name()
+            );
+            return Err(Error::precondition(message));
+        }
+        self.is_exec = true;
+        self.take(module, &spec, entry.images)
+    }
+}
+
+impl<E: Engine> WasmOrNative<E> {
+    /// Loads what a module needs that cannot be reached from within the container.
+    fn take(&mut self, module: Module, spec: &Value, images: Option<&Images>) -> Result<()> {
         check_confinement(spec, &module)?;
         E::load()?;
         if module.format() != Format::Precompiled && !may_be_traced(spec) {
             look_in_cache::<E>(&module, &tenant(spec, images));
         }
-        mount_guest_root(spec, bundle)?;
         self.module = Some(Arc::new(module));
         Ok(())
     }
+}
+
+/// The container's specification with the process to start, and the name of the container's own
+/// program.
+fn entry_spec(entry: &Entry<'_>) -> Result<(Value, String)> {
+    let path = entry.bundle.join("config.json");
+    let text = std::fs::read(&path).context(|| format!("cannot read {}", path.display()))?;
+    let unreadable = |error: serde_json::Error| Error::internal(format!("{} is no OCI specification: {error}", path.display()));
+    let mut spec: Value = serde_json::from_slice(&text).map_err(unreadable)?;
+    let own = payload::program(&spec)?.0.to_owned();
+    spec["process"] =
+        serde_json::from_str(entry.process).map_err(|error| Error::invalid(format!("the process does not parse: {error}")))?;
+    Ok((spec, own))
 }
 
 impl<E: Engine> Executor for WasmOrNative<E> {
@@ -103,7 +157,7 @@ impl<E: Engine> Executor for WasmOrNative<E> {
             Err(error) => End::Refused(error.to_string()),
         };
         if let End::Refused(why) | End::Trapped(why) = &end {
-            report::<E>(module, why);
+            report::<E>(module, why, self.is_exec);
         }
         std::process::exit(end.code::<E>().into())
     }
@@ -199,8 +253,7 @@ fn explain_exec(spec: &Spec) -> Result<(), ExecutorValidationError> {
     let beside_module = spec.mounts().iter().flatten().any(|mount| mount.destination() == Path::new(GUEST_ROOT));
     match look_for_program(spec) {
         Err(error) if beside_module && error.code() == Code::NotFound => {
-            let message =
-                format!("{error} in the image, and a Wasm module cannot be entered: only native programs of the image can be executed");
+            let message = format!("{error}: the image of this Wasm module has neither a program nor a module of that name");
             failed(Error::unimplemented(message.clone()));
             Err(ExecutorValidationError::ArgValidationError(message))
         }
@@ -208,12 +261,13 @@ fn explain_exec(spec: &Spec) -> Result<(), ExecutorValidationError> {
     }
 }
 
-/// Writes to the container's log, and to its status, why the module ended.
-fn report<E: Engine>(module: &Module, why: &str) {
+/// Writes to the container's log why the module ended, and to the container's status if it is the
+/// container's own program.
+fn report<E: Engine>(module: &Module, why: &str, is_exec: bool) {
     let text = last_words::<E>(module, why);
     // A container may have closed its standard error, and may have no termination log.
     let _unheard = std::io::stderr().write_all(text.as_bytes());
-    let _not_written = termination_log().map(|mut file| file.write_all(text.as_bytes()));
+    let _not_written = termination_log().filter(|_| !is_exec).map(|mut file| file.write_all(text.as_bytes()));
 }
 
 /// The line that says why a module ended.

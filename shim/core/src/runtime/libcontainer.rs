@@ -57,7 +57,7 @@ mod root;
 mod wire;
 
 #[cfg(feature = "libcontainer")]
-pub use executor::{Native, Program, candidates, look_for_program};
+pub use executor::{Entry, Native, Program, candidates, look_for_program};
 #[cfg(feature = "libcontainer")]
 pub use maker::run_if_asked;
 #[cfg(feature = "libcontainer")]

@@ -52,6 +52,8 @@ on_each_engine! {
     a_module_that_escapes_its_engine_is_under_the_containers_seccomp_filter,
     a_module_writes_only_to_writable_folders,
     native_programs_run_beside_modules_and_in_their_containers,
+    modules_are_executed_in_a_modules_container,
+    an_executed_module_has_the_rights_of_an_executed_native_program,
 }
 
 /// A module ends with this code, and its log names the cause.
@@ -369,12 +371,18 @@ async fn an_artifact_is_run_as_a_module(case: &Case, engine: Engine) -> Result<(
     Ok(pod.remove().await?)
 }
 
-/// What the kernel allows a container's process, from its `/proc/PID/status`.
+/// What the kernel allows a container's process.
 async fn allowed(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<Vec<String>> {
     let container = running(case, pod, spec).await?;
-    let status = fs::read_to_string(format!("/proc/{}/status", container.pid().await?))?;
+    let allowed = rights(container.pid().await?)?;
     container.stop(0).await?;
     container.remove().await?;
+    Ok(allowed)
+}
+
+/// What the kernel allows a process, from its `/proc/PID/status`.
+fn rights(pid: i32) -> Result<Vec<String>> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let names =
         ["Uid:", "Gid:", "Groups:", "CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "NoNewPrivs:", "Seccomp:", "Seccomp_filters:"];
     Ok(status
@@ -462,6 +470,69 @@ async fn native_programs_run_beside_modules_and_in_their_containers(case: &Case,
     wasm.stop(10).await?;
     bare.stop(10).await?;
     Ok(pod.remove().await?)
+}
+
+/// As exec probes, lifecycle hooks and `kubectl exec` do.
+async fn modules_are_executed_in_a_modules_container(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "exec").await?;
+    let container = running(case, &pod, &ContainerSpec::new("own", MODULES).env("COLOUR", "blue")).await?;
+    let output = container.exec(["/modules/surroundings.wat", "one", "two words"]).await?;
+    ensure!(output.stdout.starts_with("/modules/surroundings.wat\0one\0two words\0"), "{output:?}");
+    ensure!(output.stdout.contains("\0COLOUR=blue\0") && output.code == 0, "{output:?}");
+    assert_eq!(container.exec(["/modules/exit.wat"]).await?.code, 7);
+    assert_eq!(container.exec(["/modules/library.wat#greet"]).await?.stdout, "called by name\n");
+    let trapped = container.exec(["/modules/unreachable.wat"]).await?;
+    ensure!(trapped.code == engine.trapped() && trapped.stderr.contains("unreachable"), "{trapped:?}");
+    // A probe that computes for ever.
+    let late = container.exec_within(["/modules/spin.wat"], 1).await.map(|output| format!("{output:?}"));
+    ensure!(late.as_ref().is_err_and(|error| error.to_string().contains("timeout 1s exceeded")), "{late:?}");
+    let missing = container.exec(["/modules/nonesuch.wat"]).await.map(|output| format!("{output:?}"));
+    ensure!(missing.as_ref().is_err_and(|error| error.to_string().contains("nonesuch.wat")), "{missing:?}");
+    container.stop(10).await?;
+    let status = container.status().await?;
+    assert_eq!((status.exit_code, status.message.as_str()), (143, ""), "what is executed says nothing for its container");
+
+    let native = running(case, &pod, &ContainerSpec::new("native", WITH_TOOLS).shell("echo ready; sleep 1000")).await?;
+    let refused = native.exec(["/modules/hello.wat"]).await.map(|output| format!("{output:?}"));
+    ensure!(refused.as_ref().is_err_and(|error| error.to_string().contains("only in containers of modules")), "{refused:?}");
+    native.stop(0).await?;
+
+    Ok(pod.remove().await?)
+}
+
+async fn an_executed_module_has_the_rights_of_an_executed_native_program(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "exec-rights").await?;
+    let kinds: [(&str, Kind); 3] = [
+        ("root", |spec| spec),
+        ("user", |spec| spec.user(1000).group(1000).supplemental_groups(&[2000]).seccomp_default()),
+        ("no-new-privileges", |spec| spec.user(1000).no_new_privs().capabilities(&["NET_ADMIN"], &["CHOWN"])),
+    ];
+    for (name, kind) in kinds {
+        let container = running(case, &pod, &kind(ContainerSpec::new(name, WITH_TOOLS))).await?;
+        let mut found = Vec::new();
+        for (command, program) in [(["sleep", "1000"].as_slice(), "sleep"), (&["/modules/spin.wat"], "spin.wat")] {
+            let _session = container.exec_stream(command.iter().copied(), false, false).await?;
+            let pid = eventually("it runs in the container's cgroup", case.soon(), async || executed(&container, program)).await?;
+            found.push(rights(pid)?);
+        }
+        assert_eq!(found[0], found[1], "{name}: native, and module");
+        container.stop(0).await?;
+        container.remove().await?;
+    }
+    Ok(pod.remove().await?)
+}
+
+/// A process with this name in the container's cgroup.
+fn executed(container: &Container, name: &str) -> Result<Option<i32>> {
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|number| number.parse().ok()) else { continue };
+        // It may have ended meanwhile.
+        let is_named = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|is| is.trim_end() == name);
+        if is_named && fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroup| cgroup.contains(container.id())) {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
 }
 
 #[test]

@@ -32,6 +32,27 @@ pub trait Program: Executor + Clone + 'static {
     /// # Errors
     /// Why the container cannot be made.
     fn prepare(&mut self, spec: &mut Value, bundle: &Path, images: Option<&Images>) -> Result<()>;
+
+    /// Prepares on the host, before another process is started in a container.
+    ///
+    /// # Errors
+    /// Why the process cannot be started.
+    fn prepare_exec(&mut self, _: &Entry<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Another process of a running container.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// The folder with the container's `config.json`, which has its own process.
+    pub bundle: &'a Path,
+    /// `process` of the OCI specification, as JSON.
+    pub process: &'a str,
+    /// The container's first process, by its id on the host.
+    pub init: u32,
+    /// Where to ask for the container's image.
+    pub images: Option<&'a Images>,
 }
 
 /// Runs native programs.

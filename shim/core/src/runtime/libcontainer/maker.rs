@@ -8,7 +8,7 @@
 use super::adapt;
 use super::devices;
 use super::exec;
-use super::executor::Program;
+use super::executor::{Entry, Program};
 use super::init;
 use super::label;
 use super::process::{adjust_oom_score, give_to};
@@ -117,6 +117,8 @@ fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut prog
         }
         Task::Exec { process, console } => {
             let container = running(&dir)?;
+            let init = container.pid().ok_or_else(|| Error::precondition("the container has no process"))?.as_raw() as u32;
+            program.prepare_exec(&Entry { bundle: container.bundle(), process: &process, init, images: request.images.as_ref() })?;
             exec::run(&container, &process, console.as_deref(), streams, program).map(Answer::Made)
         }
         Task::Freeze(true) => running(&dir)?.pause().map_err(failure).map(|()| Answer::Done),
