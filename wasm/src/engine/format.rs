@@ -73,7 +73,8 @@ pub fn unknown_interfaces<'a>(names: impl IntoIterator<Item = &'a str>) -> Optio
 }
 
 /// The packages of interfaces that components can import.
-const PACKAGES: [&str; 7] = ["wasi:cli", "wasi:clocks", "wasi:filesystem", "wasi:http", "wasi:io", "wasi:random", "wasi:sockets"];
+const PACKAGES: [&str; 8] =
+    ["wasi:cli", "wasi:clocks", "wasi:config", "wasi:filesystem", "wasi:http", "wasi:io", "wasi:random", "wasi:sockets"];
 
 /// Whether an import of a component may be one that its engine has.
 pub fn is_known_interface(name: &str) -> bool {

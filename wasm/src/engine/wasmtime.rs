@@ -23,6 +23,7 @@ use wasmtime::{Config, Store, Trap};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi::{p2, p3};
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use world::{Version, World};
 
@@ -39,13 +40,14 @@ pub struct State<W> {
 /// The WASI state of one running component.
 pub struct ComponentWasi {
     context: WasiCtx,
+    config: WasiConfigVariables,
     http: WasiHttpCtx,
     table: ResourceTable,
 }
 
 impl ComponentWasi {
-    fn new(context: WasiCtx) -> Self {
-        Self { context, http: WasiHttpCtx::new(), table: ResourceTable::new() }
+    fn new(context: WasiCtx, config: WasiConfigVariables) -> Self {
+        Self { context, config, http: WasiHttpCtx::new(), table: ResourceTable::new() }
     }
 }
 
@@ -202,7 +204,7 @@ async fn run_core(core: &wasmtime::Module, module: &Module, guest: &Guest) -> wa
 
 async fn run_component(component: &Component, version: Version, guest: &Guest) -> wasmtime::Result<u8> {
     let linker = linker(component)?;
-    let mut store = component_store(component.engine(), command(guest)?, &Budget::new(guest.memory));
+    let mut store = component_store(component.engine(), command(guest)?, guest, &Budget::new(guest.memory));
     let result = match version {
         Version::V2 => {
             let command = p2::bindings::Command::instantiate_async(&mut store, component, &linker).await?;
@@ -227,13 +229,16 @@ fn linker(component: &Component) -> wasmtime::Result<wasmtime::component::Linker
     let mut linker = wasmtime::component::Linker::new(engine);
     p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut State<ComponentWasi>| WasiConfig::from(&state.wasi.config))?;
     p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 
-fn component_store(engine: &wasmtime::Engine, mut wasi: WasiCtxBuilder, budget: &Budget) -> Store<State<ComponentWasi>> {
-    let mut store = store(engine, ComponentWasi::new(wasi.build()), budget);
+/// A store for one instance. Its configuration (`wasi:config`) is the container's environment.
+fn component_store(engine: &wasmtime::Engine, mut wasi: WasiCtxBuilder, guest: &Guest, budget: &Budget) -> Store<State<ComponentWasi>> {
+    let config = WasiConfigVariables::from_iter(guest.env.iter().cloned());
+    let mut store = store(engine, ComponentWasi::new(wasi.build(), config), budget);
     // Of an engine whose code is not interrupted, this has no effect.
     store.epoch_deadline_async_yield_and_update(1);
     store

@@ -655,6 +655,18 @@ fn a_request_that_computes_without_end_is_ended_and_holds_up_no_other() {
 }
 
 #[test]
+fn a_components_configuration_is_its_environment() {
+    on_node(async |case| {
+        let pod = pod(case, Engine::Wasmtime, "configuration").await?;
+        for (colour, code) in [("red", 1), ("blue", 0)] {
+            let (status, _, said) = ends(case, &pod, &module("component-config.wat", []).env("COLOUR", colour)).await?;
+            assert_eq!((status.exit_code, said.as_str()), (code, ""), "{colour}");
+        }
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
 fn a_module_of_webassembly_3_runs_with_wasmtime() {
     on_node(async |case| {
         let pod = pod(case, Engine::Wasmtime, "webassembly-3").await?;

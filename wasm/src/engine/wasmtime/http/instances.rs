@@ -79,7 +79,7 @@ impl Instances {
 
     async fn instantiate(&self) -> wasmtime::Result<(Store<State<ComponentWasi>>, Proxy, Ticking)> {
         let ticking = Ticking::begin(self.ticker.clone());
-        let mut store = component_store(&self.engine, surroundings(&self.guest)?, &self.budget);
+        let mut store = component_store(&self.engine, surroundings(&self.guest)?, &self.guest, &self.budget);
         let proxy = self.pre.instantiate_async(&mut store).await?;
         Ok((store, proxy, ticking))
     }
