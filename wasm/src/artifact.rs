@@ -94,8 +94,8 @@ pub enum Which {
 }
 
 /// The module of a container whose image is an artifact: the layer with the title `name`, or the
-/// only layer if `which` says so, in a sealed memory file. `None` for any other image. The process must have one
-/// thread.
+/// only layer if `which` says so, in a sealed memory file. `None` for any other image. The process
+/// must have one thread.
 ///
 /// A forked copy of the process asks containerd, because an event loop leaves behind descriptors
 /// that a container must not have.

@@ -19,7 +19,7 @@ use magnetar_core::error::{Error, Result};
 use magnetar_sys::compiled::{self, Compiled, Engines};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use wasmtime::component::{Component, ResourceTable};
-use wasmtime::{Config, Store, Trap};
+use wasmtime::{Config, Store, Trap, WasmBacktraceDetails};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi::{p2, p3};
@@ -165,7 +165,10 @@ impl Code {
 }
 
 fn core_settings() -> Config {
-    Config::new()
+    let mut settings = Config::new();
+    // Where a module says in which file and line its code is, a trap's message does, too.
+    settings.wasm_backtrace_details(WasmBacktraceDetails::Enable);
+    settings
 }
 
 /// A component may serve HTTP, where one request that computes without end must not stop others.

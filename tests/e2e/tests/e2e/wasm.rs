@@ -655,6 +655,18 @@ fn a_request_that_computes_without_end_is_ended_and_holds_up_no_other() {
 }
 
 #[test]
+fn a_trap_names_the_function_and_its_line() {
+    on_node(async |case| {
+        let pod = pod(case, Engine::Wasmtime, "trap").await?;
+        // The second time from the cache.
+        for _ in 0..2 {
+            fails(case, &pod, "trap.wasm", [], 134, &["divide by zero", " - divide\n", "trap.c:5:"]).await?;
+        }
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
 fn a_components_configuration_is_its_environment() {
     on_node(async |case| {
         let pod = pod(case, Engine::Wasmtime, "configuration").await?;
