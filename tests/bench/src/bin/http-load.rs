@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Asks an HTTP server over some connections at once, each for one thing after the other, and prints
-//! the requests per second and the milliseconds of the median and of the 99th of a hundred.
+//! Asks an HTTP server over some connections at once, each for one thing after the other, and
+//! prints the requests per second and the milliseconds of the median and of the 99th of a hundred.
 //!
 //! It reads answers as HTTP/1.1 frames them (RFC 9112, section 6): by length, or in chunks without
 //! trailers. An answer with another status than 200 is an error.
