@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// The program that does what needs no engine. It has a tenth of an engine's size.
+/// The program that does what needs no engine. It is smaller than those that have one.
 const MAKER: &str = "magnetar-maker";
 
 /// The program of the engine that `runtime.name` names.

@@ -46,6 +46,7 @@ static STOP: Mutex<Option<oneshot::Sender<()>>> = Mutex::new(None);
 
 /// Waits for a signal that asks for an end in order. The process then does not end by itself, but
 /// by any further signal. Of several calls only the last one is told.
+#[cfg_attr(not(feature = "wasmtime"), allow(dead_code, reason = "only that engine serves clients"))]
 pub async fn stop_requested() {
     let (stop, requested) = oneshot::channel();
     *STOP.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop);

@@ -112,7 +112,8 @@ fn execute(module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
 /// threads compute, each step as long as the engine lets code compute at a time.
 const STEPS: u32 = 2;
 
-/// A command has one thread, and nothing else runs in this process.
+/// What runs a module: one thread for a command, beside which nothing runs in this process, or one
+/// for each processor if work is to be done in parallel.
 fn event_loop(parallel: bool) -> wasmtime::Result<tokio::runtime::Runtime> {
     let mut event_loop = if parallel { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
     event_loop.event_interval(STEPS);
