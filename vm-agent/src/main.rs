@@ -124,7 +124,7 @@ async fn serve() -> Result<()> {
     let (namespace, sandbox) = (Namespace::parse("guest")?, SandboxId::parse("pod")?);
     let dir = PodDir::new(Path::new(STATE), &namespace, &sandbox)?;
     dir.make()?;
-    let config = RuntimeConfig { name: libcontainer::NAME.into(), systemd_cgroup: false };
+    let config = RuntimeConfig { name: libcontainer::NAME.into(), ..RuntimeConfig::default() };
     let runtime = Libcontainer::new(&config, &dir, reaper, PathBuf::from(PROGRAM))?;
     let containers = Containers::new(runtime, dir, &parts);
     let connections = Connections::open(sandbox, boot::secret()?, containers, told, tasks)?;

@@ -2,33 +2,36 @@
 //! The cache of compiled code, by the digest of the module.
 //!
 //! ```text
-//!   host       find ──a hit──> the open file goes into the container, and is mapped
-//!              offer ─a miss─> keeper: a copy of this process that waits at a pipe
-//!   container  compile ──> Offer::deliver: the code into a sealed memory file, a byte into the pipe, both closed; then the module runs
-//!   host       keeper: only if it is sealed ──> store
+//!   host       look ──a hit──> the open file goes into the container, and is mapped
+//!                   └a miss─> keeper: a copy of this process, which compiles (`compiler.rs`), and stores the code
+//!   container  Compiling::wait <── the code, or why there is none, from the keeper; then the module runs
 //! ```
 //!
-//! Each tenant has a cache of its own. A module is compiled in its tenant's container, and a module
-//! that takes over the compiler could deliver any code. That code reaches only containers of the
-//! same namespace.
+//! Each tenant has a cache of its own. A module is compiled while its container is made, by a
+//! process that the container cannot reach. The keeper reads the module once, takes the digest of
+//! exactly these bytes, and stores what the compiler delivered as code of that digest. So a module
+//! that takes over the compiler can change no other module's code.
 //!
-//! The process that compiles is in the container, within its limits. No other process of the
-//! container can trace it or open its files (`program.rs`). It delivers the code before the module
-//! runs, compiled from exactly the bytes that have the digest, and the code cannot be changed
-//! afterwards. Only root can write to the cache's folder; containers get a file of it through a
-//! read-only mount. Each file's own digest is checked before the file is used, so damaged code is
-//! compiled again.
+//! Only root can enter the cache's folder; containers get a file of it through a read-only mount.
+//! Each file's own digest is checked before the file is used, so damaged code is compiled again.
 
 mod folder;
 
-use folder::Folder;
+use crate::engine::Failure;
+pub use folder::Folder;
 use magnetar_core::error::{Context, Error, Result};
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType,
+};
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{IoSlice, IoSliceMut, Read, Seek as _};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 /// The folder of the cache.
 pub const ROOT: &str = "/var/lib/magnetar/wasm";
@@ -37,8 +40,13 @@ pub const ROOT: &str = "/var/lib/magnetar/wasm";
 /// removed first.
 const LIMIT: u64 = 1 << 30;
 
-/// The seals of code that cannot be changed any more.
-const SEALED: SealFlags = SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK);
+/// The longest answer of a keeper, in bytes.
+const ANSWER: usize = 8192;
+
+/// The first byte of a keeper's answer.
+const CODE: u8 = b'c';
+const REFUSED: u8 = b'r';
+const FAILED: u8 = b'f';
 
 /// The digest of a module.
 type Digest = [u8; 32];
@@ -49,42 +57,44 @@ pub struct Cache {
     folder: Folder,
 }
 
-/// A place for the code of a module that was not found.
-#[derive(Debug)]
-pub struct Offer {
-    digest: Digest,
-    code: File,
-    done: File,
-}
-
-/// The result of a look-up.
+/// What a look-up has found.
 #[derive(Debug)]
 pub enum Found {
     /// The module's code.
     Code(File),
-    /// There is no code yet.
-    Missing(Offer),
+    /// There was no code. It is being compiled.
+    Compiling(Compiling),
 }
 
+/// The code of a module that is being compiled.
+#[derive(Debug)]
+pub struct Compiling(OwnedFd);
+
 impl Found {
-    /// Makes the code's file read-only for the container, which gets it.
-    ///
-    /// # Errors
-    /// The kernel's error.
-    pub fn protected(self) -> Result<Self> {
+    /// Its open descriptor.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Code(code) => {
-                magnetar_sys::sealed::reopen(&code).map(Self::Code).context(|| "cannot mount compiled code read-only".into())
-            }
-            Self::Missing(offer) => Ok(Self::Missing(offer)),
+            Self::Code(code) => code.as_fd(),
+            Self::Compiling(Compiling(keeper)) => keeper.as_fd(),
         }
     }
 
-    /// Its open descriptors.
-    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        match self {
-            Self::Code(code) => vec![code.as_fd()],
-            Self::Missing(Offer { code, done, .. }) => vec![code.as_fd(), done.as_fd()],
+    /// The code. Waits until the module is compiled, or for as long as `patience` says. The module
+    /// is then compiled nevertheless, for the next container.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn code(self, patience: Option<Duration>) -> std::result::Result<File, Failure> {
+        let keeper = match self {
+            Self::Code(code) => return Ok(code),
+            Self::Compiling(Compiling(keeper)) => keeper,
+        };
+        let limit = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        let mut ready = [PollFd::new(&keeper, PollFlags::IN)];
+        match rustix::io::retry_on_intr(|| rustix::event::poll(&mut ready, limit.as_ref())) {
+            Ok(0) => Err(Failure::Failed(format!("compiling it takes more than {} s", patience.unwrap_or_default().as_secs()))),
+            Ok(_) => answer_of(&keeper),
+            Err(error) => Err(Failure::Failed(format!("cannot wait for its compiler: {error}"))),
         }
     }
 }
@@ -101,78 +111,103 @@ impl Cache {
         Ok(Self { folder: Folder::open(root, &format!("{compatible}-{tenant}"))? })
     }
 
-    /// Looks for the code of a module, which must be read from its beginning. The process must have
-    /// one thread.
+    /// Looks for the code of a module, which must be read from its beginning. If there is none, has
+    /// a copy of this process compile it: `read` reads the module, `compile` compiles what was
+    /// read, and `needs` are the descriptors that both need. The process must have one thread.
     ///
     /// # Errors
     /// The kernel's error.
-    pub fn look(self, mut module: impl Read) -> Result<Found> {
-        let digest = digest(&mut module)?;
-        match self.folder.find(&digest)? {
-            Some(code) => Ok(Found::Code(code)),
-            None => self.offer(digest).map(Found::Missing),
+    pub fn look(
+        self,
+        mut module: impl Read,
+        needs: BorrowedFd<'_>,
+        read: impl FnOnce() -> Result<Vec<u8>>,
+        compile: impl FnOnce(&[u8]) -> std::result::Result<File, Failure>,
+    ) -> Result<Found> {
+        if let Some(code) = self.folder.find(&digest(&mut module)?)? {
+            return read_only(&code).map(Found::Code);
         }
-    }
-
-    fn offer(self, digest: Digest) -> Result<Offer> {
-        let what = || "cannot offer to keep compiled code".to_string();
-        let code = rustix::fs::memfd_create("compiled", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(what)?;
-        let (waits, done) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(what)?;
-        // The copy is in the pod's cgroup, ends when the pipe does, and is reaped by the sandbox
-        // process.
+        let what = || "cannot have the module compiled".to_string();
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).context(what)?;
+        // The copy is in the pod's cgroup, ends with the pod, and is reaped by the sandbox process.
         magnetar_sys::fork::spawn(|| {
-            magnetar_sys::fork::keep_only(&[code.as_fd(), waits.as_fd(), self.folder.as_fd()]);
-            keep(&self.folder, &digest, &code, &waits)
+            magnetar_sys::fork::keep_only(&[needs, theirs.as_fd(), self.folder.as_fd()]);
+            // Of all in the pod, this can best be done without. A node may forbid to change it.
+            let _unchanged = std::fs::write("/proc/self/oom_score_adj", "1000");
+            let outcome = read().map_err(|error| Failure::Refused(error.to_string())).and_then(|bytes| {
+                let code = compile(&bytes)?;
+                Ok(keep(&self.folder, &digest(&mut bytes.as_slice()).map_err(failed)?, code))
+            });
+            i32::from(answer(&theirs, &outcome).is_err())
         })
         .context(what)?;
-        Ok(Offer { digest, code: code.into(), done: done.into() })
+        Ok(Found::Compiling(Compiling(ours)))
     }
 }
 
-impl Offer {
-    /// Delivers the code of `module`. It cannot be changed afterwards.
-    ///
-    /// # Errors
-    /// `FailedPrecondition` if the module is not the one that was looked up. Its file may be in a
-    /// volume to which others write; the code would then be kept under another module's digest.
-    /// Otherwise the kernel's error, when memory is short.
-    pub fn deliver(mut self, mut module: &[u8], code: &[u8]) -> Result<()> {
-        let what = || "cannot hand compiled code over".to_string();
-        if digest(&mut module)? != self.digest {
-            return Err(Error::precondition("the module was changed while its container was made"));
-        }
-        self.code.write_all(code).context(what)?;
-        rustix::fs::fcntl_add_seals(&self.code, SEALED).context(what)?;
-        self.done.write_all(b".").context(what)
-    }
+fn failed(error: Error) -> Failure {
+    Failure::Failed(error.to_string())
 }
 
-/// Waits for code and stores it. Returns the keeper's exit code; its standard error is the sandbox
-/// process's.
-fn keep(folder: &Folder, digest: &Digest, code: &OwnedFd, waits: &OwnedFd) -> i32 {
-    let delivered = rustix::io::read(waits, &mut [0; 1]).is_ok_and(|length| length == 1);
-    // Without the byte, the compilation was not finished.
-    if !delivered {
-        return 0;
-    }
-    let stored = sealed(code).and_then(|mut code| folder.store(digest, &mut code)).and_then(|()| folder.prune(LIMIT));
-    match stored {
-        Ok(()) => 0,
-        Err(error) => {
-            let _unheard = writeln!(std::io::stderr(), "compiled code is not kept: {error}");
-            1
-        }
-    }
+/// Stores code. Returns it as containers get it: the stored file, or, if it could not be stored,
+/// the sealed file in memory.
+fn keep(folder: &Folder, digest: &Digest, mut code: File) -> File {
+    let stored = folder.store(digest, &mut code).and_then(|()| {
+        // If this fails, the cache is too large until the next module is stored.
+        let _too_large = folder.prune(LIMIT);
+        folder.find(digest)?.map(|stored| read_only(&stored)).transpose()
+    });
+    stored.ok().flatten().unwrap_or_else(|| {
+        // Only its readers by position would mind.
+        let _at_its_end = code.rewind();
+        code
+    })
 }
 
-fn sealed(code: &OwnedFd) -> Result<File> {
-    let seals = rustix::fs::fcntl_get_seals(code).context(|| "cannot look at compiled code".into())?;
-    if !seals.contains(SEALED) {
-        return Err(Error::precondition("compiled code is not sealed, so it could still be changed"));
+fn read_only(code: &File) -> Result<File> {
+    magnetar_sys::sealed::reopen(code).context(|| "cannot mount compiled code read-only".into())
+}
+
+fn answer(socket: &OwnedFd, outcome: &std::result::Result<File, Failure>) -> rustix::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let (word, text, code) = match outcome {
+        Ok(code) => (CODE, "", [code.as_fd()]),
+        Err(Failure::Refused(why)) => (REFUSED, why.as_str(), [socket.as_fd()]),
+        Err(Failure::Failed(why)) => (FAILED, why.as_str(), [socket.as_fd()]),
+    };
+    if outcome.is_ok() && !ancillary.push(SendAncillaryMessage::ScmRights(&code)) {
+        return Err(rustix::io::Errno::NOBUFS);
     }
-    let mut file = File::from(code.try_clone().context(|| "cannot read compiled code".into())?);
-    file.rewind().context(|| "cannot read compiled code".into())?;
-    Ok(file)
+    let text = text.as_bytes();
+    let text = text.get(..ANSWER - 1).unwrap_or(text);
+    // The container may have ended meanwhile.
+    rustix::net::sendmsg(socket, &[IoSlice::new(&[word]), IoSlice::new(text)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+}
+
+fn answer_of(socket: &OwnedFd) -> std::result::Result<File, Failure> {
+    let failed = |why: &str| Failure::Failed(format!("cannot learn of its compiler: {why}"));
+    let mut text = vec![0; ANSWER];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    });
+    let length = received.map_err(|error| failed(&std::io::Error::from(error).to_string()))?.bytes;
+    let code = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    text.truncate(length);
+    match (text.split_first(), code) {
+        (Some((&CODE, _)), Some(code)) => Ok(code.into()),
+        (Some((&REFUSED, why)), _) => Err(Failure::Refused(String::from_utf8_lossy(why).into_owned())),
+        (Some((&FAILED, why)), _) => Err(Failure::Failed(String::from_utf8_lossy(why).into_owned())),
+        // It was killed: it is in the pod, and the first to go when memory is short.
+        (None, _) => Err(Failure::Failed("out of memory: the process that compiles it was killed".into())),
+        (Some(_), _) => Err(failed("an answer does not parse")),
+    }
 }
 
 fn digest(reader: &mut impl Read) -> Result<Digest> {
@@ -184,35 +219,56 @@ fn digest(reader: &mut impl Read) -> Result<Digest> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
 
-    #[test]
-    fn code_that_is_not_sealed_is_not_stored() {
-        let root = tempfile::tempdir().unwrap();
-        let folder = Folder::open(&root.path().join("cache"), "engine-1").unwrap();
-        let (waits, done) = rustix::pipe::pipe().unwrap();
-        let code = rustix::fs::memfd_create("code", MemfdFlags::ALLOW_SEALING).unwrap();
-        rustix::io::write(&code, b"code").unwrap();
-        rustix::io::write(&done, b".").unwrap();
-        assert_eq!(keep(&folder, &[1; 32], &code, &waits), 1);
-        assert!(folder.find(&[1; 32]).unwrap().is_none());
+    fn cache(root: &tempfile::TempDir) -> Cache {
+        Cache::open(&root.path().join("cache"), "engine-1", "tenant").unwrap()
+    }
 
-        let module = digest(&mut &b"module"[..]).unwrap();
-        let offer = || Offer { digest: module, code: code.try_clone().unwrap().into(), done: done.try_clone().unwrap().into() };
-        assert!(offer().deliver(b"another module", b"").is_err());
-        offer().deliver(b"module", b"").unwrap();
-        assert_eq!(keep(&folder, &module, &code, &waits), 0);
-        assert!(folder.find(&module).unwrap().is_some());
-        assert!(rustix::io::write(&code, b"other").is_err());
+    fn look(root: &tempfile::TempDir, outcome: std::result::Result<&[u8], Failure>) -> std::result::Result<Vec<u8>, Failure> {
+        let null = File::open("/dev/null").unwrap();
+        let compile = |bytes: &[u8]| {
+            assert_eq!(bytes, b"module");
+            let mut code = tempfile::tempfile().unwrap();
+            code.write_all(outcome?).unwrap();
+            code.rewind().unwrap();
+            Ok(code)
+        };
+        let found = cache(root).look(&b"module"[..], null.as_fd(), || Ok(b"module".to_vec()), compile).unwrap();
+        found.code(None).map(|mut code| {
+            let mut bytes = Vec::new();
+            code.read_to_end(&mut bytes).unwrap();
+            bytes
+        })
     }
 
     #[test]
-    fn code_that_was_not_delivered_is_not_stored() {
+    fn code_is_compiled_once() {
         let root = tempfile::tempdir().unwrap();
-        let folder = Folder::open(&root.path().join("cache"), "engine-1").unwrap();
-        let (waits, done) = rustix::pipe::pipe().unwrap();
-        drop(done);
-        let code = rustix::fs::memfd_create("code", MemfdFlags::ALLOW_SEALING).unwrap();
-        assert_eq!(keep(&folder, &[1; 32], &code, &waits), 0);
-        assert!(folder.find(&[1; 32]).unwrap().is_none());
+        assert_eq!(look(&root, Ok(b"code")).unwrap(), b"code");
+        assert_eq!(look(&root, Ok(b"other")).unwrap(), b"code");
+    }
+
+    #[test]
+    fn a_failure_reaches_the_container_and_nothing_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let refused = look(&root, Err(Failure::Refused("it is no module".into())));
+        assert_eq!(refused, Err(Failure::Refused("it is no module".into())));
+        assert_eq!(look(&root, Err(Failure::Failed("no memory".into()))), Err(Failure::Failed("no memory".into())));
+        assert_eq!(look(&root, Ok(b"code")).unwrap(), b"code");
+    }
+
+    #[test]
+    fn a_container_waits_no_longer_than_it_wants() {
+        let (ours, _theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let outcome = Found::Compiling(Compiling(ours)).code(Some(Duration::ZERO));
+        assert_eq!(outcome.unwrap_err(), Failure::Failed("compiling it takes more than 0 s".into()));
+    }
+
+    #[test]
+    fn the_end_of_a_keeper_is_reported() {
+        let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        drop(theirs);
+        assert!(matches!(Found::Compiling(Compiling(ours)).code(None), Err(Failure::Failed(why)) if why.contains("was killed")));
     }
 }

@@ -9,8 +9,9 @@ pub mod wasmedge;
 pub mod wasmtime;
 
 use crate::guest::Guest;
-use crate::payload::Module;
+use crate::payload::{Format, Module};
 use magnetar_core::error::Result;
+use std::fs::File;
 
 /// The function that a WASI command exports (the application ABI of WASI preview 1).
 pub const COMMAND: &str = "_start";
@@ -36,9 +37,32 @@ pub trait Engine: Clone + 'static {
     /// When the engine does not work on this host.
     fn compatibility() -> Result<Option<String>>;
 
-    /// Runs a module to its end, in a process that does nothing else. Takes compiled code from the
-    /// cache, or offers it to the cache ([`Module::take_cached`]).
+    /// Loads what compiling needs from the node, before the process is confined.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` if it is not installed.
+    fn prepare_to_compile() -> Result<()> {
+        Ok(())
+    }
+
+    /// Compiles a module into a file, in a process that is confined already (`compiler.rs`).
+    ///
+    /// # Errors
+    /// Why the module cannot be run, or could not be compiled.
+    fn compile(module: &[u8], format: Format, into: &mut File) -> std::result::Result<(), Failure>;
+
+    /// Runs a module to its end, in a process that does nothing else, from compiled code where
+    /// there is some ([`Module::take_cached`]).
     fn run(module: &Module, guest: &Guest) -> End;
+}
+
+/// Why there is no compiled code of a module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// It is not a module, or this engine cannot run it.
+    Refused(String),
+    /// It could not be compiled.
+    Failed(String),
 }
 
 /// How a module ended.

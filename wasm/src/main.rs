@@ -25,7 +25,8 @@ fn main() -> ExitCode {
             let engine = beside_this(engine(&record.config.runtime)?)?;
             let images = Images { address: record.config.containerd.address.clone(), namespace: record.namespace.to_string() };
             let runtime = Libcontainer::new(&record.config.runtime, dir, parts.reaper.clone(), engine)?;
-            let runtime = runtime.with_helper(&beside_this(MAKER)?)?.with_images(images);
+            let argument = record.config.runtime.interpret.then_some(magnetar_wasm::INTERPRET);
+            let runtime = runtime.with_helper(&beside_this(MAKER)?)?.with_images(images).with_argument(argument);
             let containers = Containers::new(runtime, dir.clone(), parts);
             Ok((HostPod::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
         })

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use serde_json::Value;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -82,6 +82,11 @@ impl Module {
         self.format
     }
 
+    /// Its open file.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
     /// Sets the result of the cache's look-up, for the engine to take.
     pub fn set_cached(&self, found: Found) {
         *self.cached.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
@@ -98,7 +103,7 @@ impl Module {
     pub fn close_all_others(&self) {
         let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         let mut keep = vec![self.file.as_fd()];
-        keep.extend(cached.iter().flat_map(Found::descriptors));
+        keep.extend(cached.iter().map(Found::descriptor));
         magnetar_sys::fork::keep_only(&keep);
     }
 

@@ -2,7 +2,9 @@
 //! Runs the container's program: a module in an engine, or a native program.
 
 use crate::artifact::Which;
+use crate::INTERPRET;
 use crate::cache::{self, Cache};
+use crate::compiler;
 use crate::engine::{End, Engine};
 use crate::guest::Guest;
 use crate::payload::{self, Format, Module, Payload};
@@ -11,7 +13,7 @@ use crate::signals;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use magnetar_core::error::{Code, Context, Error, Result};
-use magnetar_core::runtime::libcontainer::{Entry, Images, Native, Program, failed, look_for_program, program_runs};
+use magnetar_core::runtime::libcontainer::{Entry, Images, Native, Program, failed, look_for_program, program_runs, warn};
 use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, statfs};
 use rustix::process::DumpableBehavior;
 use serde_json::{Value, json};
@@ -37,19 +39,17 @@ pub struct WasmOrNative<E> {
     module: Option<Arc<Module>>,
     /// Whether the module is not the container's own program.
     is_exec: bool,
+    /// Whether modules run without being compiled.
+    interpret: bool,
     engine: PhantomData<E>,
 }
 
 impl<E: Engine> WasmOrNative<E> {
-    /// An executor that has not looked at a container yet.
-    pub fn new() -> Self {
-        Self { module: None, is_exec: false, engine: PhantomData }
-    }
-}
-
-impl<E: Engine> Default for WasmOrNative<E> {
-    fn default() -> Self {
-        Self::new()
+    /// An executor that has not looked at a container yet. Its engine compiles no modules if this
+    /// program was started with [`INTERPRET`].
+    pub fn of_arguments() -> Self {
+        let interpret = std::env::args_os().any(|argument| argument == INTERPRET);
+        Self { module: None, is_exec: false, interpret, engine: PhantomData }
     }
 }
 
@@ -106,10 +106,10 @@ impl<E: Engine> WasmOrNative<E> {
     /// Loads what a module needs that cannot be reached from within the container.
     fn take(&mut self, module: Module, spec: &Value, images: Option<&Images>) -> Result<()> {
         check_confinement(spec, &module)?;
-        E::load()?;
-        if module.format() != Format::Precompiled && !may_be_traced(spec) {
-            look_in_cache::<E>(&module, &tenant(spec, images));
+        if module.format() != Format::Precompiled && !self.interpret {
+            look_in_cache::<E>(&module, &tenant(spec, images), Guest::memory_of(spec));
         }
+        E::load()?;
         self.module = Some(Arc::new(module));
         Ok(())
     }
@@ -187,7 +187,7 @@ fn no_proc(place: &str) -> Error {
 }
 
 /// Prevents other processes of the container, of the same user, from tracing this one and from
-/// opening its files: other containers use the code that it compiles.
+/// opening its files.
 fn keep_to_itself(module: &Module) -> Result<()> {
     let name = Path::new(module.name()).file_name().map(OsStr::as_encoded_bytes).unwrap_or_default();
     // The name is only for display, and the kernel truncates it. Without it, the process would have
@@ -195,16 +195,6 @@ fn keep_to_itself(module: &Module) -> Result<()> {
     let _unnamed = CString::new(name).map(|name| rustix::thread::set_name(&name));
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context(|| "cannot protect the module's process from others of the container".into())
-}
-
-/// Whether other processes may be able to trace this one in spite of that: processes of the
-/// container with the capability to trace, or processes in a PID namespace that it shares.
-fn may_be_traced(spec: &Value) -> bool {
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let own_processes = list(&spec["linux"]["namespaces"])
-        .iter()
-        .any(|namespace| namespace["type"] == "pid" && namespace["path"].as_str().is_none_or(str::is_empty));
-    !own_processes || list(&spec["process"]["capabilities"]["bounding"]).iter().any(|capability| capability == "CAP_SYS_PTRACE")
 }
 
 /// Refuses precompiled code of the image if a native program would be confined by a security
@@ -232,18 +222,19 @@ fn tenant(spec: &Value, images: Option<&Images>) -> String {
     format!("{}/{}", containerd.unwrap_or_default(), kubernetes.unwrap_or_default())
 }
 
-fn look_in_cache<E: Engine>(module: &Module, tenant: &str) {
+/// Looks for a module's code, and has it compiled where there is none. `memory` is the container's
+/// limit in bytes.
+fn look_in_cache<E: Engine>(module: &Module, tenant: &str, memory: Option<u64>) {
     let look = |name: String| {
-        let found = Cache::open(Path::new(cache::ROOT), &name, tenant).and_then(|cache| cache.look(module.reader()))?;
-        found.protected()
+        let cache = Cache::open(Path::new(cache::ROOT), &name, tenant)?;
+        let compile = |bytes: &[u8]| compiler::compile::<E>(bytes, module.format(), memory);
+        cache.look(module.reader(), module.as_fd(), || module.read(memory), compile)
     };
     match E::compatibility().and_then(|name| name.map(look).transpose()) {
         Ok(Some(found)) => module.set_cached(found),
         Ok(None) => {}
-        // The module is then compiled, as without a cache.
-        Err(error) => {
-            let _unheard = writeln!(std::io::stderr(), "no compiled code from the cache: {error}");
-        }
+        // The module is then run as without a cache.
+        Err(error) => warn(format!("no compiled code from the cache: {error}")),
     }
 }
 
@@ -356,16 +347,5 @@ mod tests {
         assert_eq!(proc_in(mounts), None);
         let below = format!("{mounts}23 22 0:5 / /dev/wasm/host/proc rw,nosuid master:3 - proc proc rw\n");
         assert_eq!(proc_in(&below), Some("/host/proc"));
-    }
-
-    #[test]
-    fn a_module_that_may_be_traced_does_not_fill_the_cache() {
-        let spec = |namespaces: Value, bounding: Value| {
-            may_be_traced(&json!({"linux": {"namespaces": namespaces}, "process": {"capabilities": {"bounding": bounding}}}))
-        };
-        assert!(!spec(json!([{"type": "pid"}]), json!(["CAP_CHOWN"])));
-        assert!(spec(json!([{"type": "pid"}]), json!(["CAP_SYS_PTRACE"])));
-        assert!(spec(json!([{"type": "pid", "path": "/proc/1/ns/pid"}]), json!([])));
-        assert!(spec(json!([{"type": "mount"}]), json!([])));
     }
 }

@@ -54,6 +54,8 @@ pub struct RuntimeConfig {
     /// Whether cgroups are made through systemd. Must agree with the kubelet and with
     /// `SystemdCgroup` of other handlers.
     pub systemd_cgroup: bool,
+    /// With `name = "wasmedge"`: whether modules are interpreted, and none is compiled.
+    pub interpret: bool,
 }
 
 /// How much is logged.
@@ -106,7 +108,7 @@ impl Default for Containerd {
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self { name: "auto".into(), systemd_cgroup: false }
+        Self { name: "auto".into(), systemd_cgroup: false, interpret: false }
     }
 }
 
@@ -164,6 +166,9 @@ impl HandlerConfig {
                 return Err(Error::invalid(format!("{key} = {name:?} must be a plain name or an absolute path")));
             }
         }
+        if self.runtime.interpret && self.runtime.name != "wasmedge" {
+            return Err(Error::invalid("runtime.interpret is only for runtime.name = \"wasmedge\": remove it"));
+        }
         let paths = [
             ("containerd.root", &self.containerd.root),
             ("containerd.state", &self.containerd.state),
@@ -203,6 +208,13 @@ mod tests {
         let config = HandlerConfig::parse("sandboxer = \"vmm\"\n[runtime]\nsystemd_cgroup = true\n").unwrap();
         assert!(config.refuse_runtime().unwrap_err().to_string().contains("the table runtime"));
         assert!(config.refuse_vm().is_ok());
+    }
+
+    #[test]
+    fn only_wasmedge_can_be_told_to_interpret() {
+        assert!(HandlerConfig::parse("[runtime]\nname = \"wasmedge\"\ninterpret = true\n").unwrap().runtime.interpret);
+        let error = HandlerConfig::parse("[runtime]\nname = \"wasmtime\"\ninterpret = true\n").unwrap_err();
+        assert!(error.to_string().contains("runtime.interpret"), "{error}");
     }
 
     #[test]

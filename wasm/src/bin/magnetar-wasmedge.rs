@@ -9,7 +9,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    run_if_asked(WasmOrNative::<WasmEdge>::new()).unwrap_or_else(|| {
+    run_if_asked(WasmOrNative::<WasmEdge>::of_arguments()).unwrap_or_else(|| {
         let _unheard = writeln!(std::io::stderr(), "magnetar-wasmedge: this program is started by magnetar-wasm");
         ExitCode::FAILURE
     })

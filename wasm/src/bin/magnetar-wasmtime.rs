@@ -9,7 +9,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    run_if_asked(WasmOrNative::<Wasmtime>::new()).unwrap_or_else(|| {
+    run_if_asked(WasmOrNative::<Wasmtime>::of_arguments()).unwrap_or_else(|| {
         let _unheard = writeln!(std::io::stderr(), "magnetar-wasmtime: this program is started by magnetar-wasm");
         ExitCode::FAILURE
     })

@@ -103,6 +103,32 @@ impl Folder {
         written
     }
 
+    /// Reads a file that [`put`](Self::put) made; `None` if there is none, or others could have
+    /// written it.
+    ///
+    /// # Errors
+    /// The kernel's error.
+    pub fn get(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(mut file) = self.existing(name)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).context(|| format!("cannot read {name} in the cache"))?;
+        Ok(Some(bytes))
+    }
+
+    /// Makes or replaces a file as a whole.
+    ///
+    /// # Errors
+    /// The kernel's error; an earlier file is then as it was.
+    pub fn put(&self, name: &str, mut bytes: &[u8]) -> Result<()> {
+        let temporary = format!(".{name}.{}", std::process::id());
+        let written = self.write(&temporary, &mut bytes).and_then(|_| self.rename(&temporary, name));
+        if written.is_err() {
+            // A later clean-up removes it.
+            let _left = rustix::fs::unlinkat(&self.0, temporary.as_str(), AtFlags::empty());
+        }
+        written
+    }
+
     /// Removes the code that was used longest ago until at most `limit` bytes are left, and
     /// abandoned half-written files.
     ///
@@ -170,7 +196,10 @@ impl Folder {
     fn write(&self, name: &str, from: &mut impl Read) -> Result<Vec<u8>> {
         let what = || format!("cannot write the cached code {name}");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let mut file = File::from(rustix::fs::openat(&self.0, name, flags, Mode::RUSR | Mode::WUSR).context(what)?);
+        // Nobody but root can enter the folder. Containers get the open file, and one engine opens it
+        // once more, as the container's user.
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+        let mut file = File::from(rustix::fs::openat(&self.0, name, flags, mode).context(what)?);
         let mut hash = Sha256::new();
         let mut block = vec![0; 1 << 16];
         loop {

@@ -1,29 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 //! WasmEdge: core modules with WASI preview 1 and WasmEdge's own sockets.
 //!
-//! Its library need not be installed on nodes where no pod uses this engine. Only the process that
-//! runs a module loads it, because it loads LLVM as well.
+//! Its library need not be installed on nodes where no pod uses this engine. Modules are compiled by
+//! LLVM, beside their containers (`compiler.rs`); the process that runs one has the library without
+//! LLVM (`library.rs`). A module that cannot be compiled is interpreted.
 
-use super::format::{self, PREVIEW1, binary, is_component};
-use super::{COMMAND, End, Engine};
+mod library;
+mod stand_in;
+
+use super::format::{self, PREVIEW1, binary, is_component, refuse_threads};
+use super::{COMMAND, End, Engine, Failure};
 use crate::guest::Guest;
 use crate::payload::{Format, Module};
 use crate::program::{self, GUEST_ROOT};
 use magnetar_core::error::{Context, Error, Result};
-use magnetar_sys::{abort, library};
+use magnetar_sys::abort;
+use rustix::fs::FileType;
 use rustix::process::{Resource, Rlimit};
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-use wasmedge_sdk::config::{CommonConfigOptions, Config, ConfigBuilder, RuntimeConfigOptions};
+use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+use wasmedge_sdk::config::{CommonConfigOptions, CompilerConfigOptions, Config, ConfigBuilder, RuntimeConfigOptions};
 use wasmedge_sdk::error::{CoreError, WasmEdgeError};
 use wasmedge_sdk::wasi::WasiModule;
-use wasmedge_sdk::{AsInstance, ExternalInstanceType, Instance, LogManager, Store, Vm};
-
-/// The library's file name, with the version of its C interface since WasmEdge 0.15.
-const LIBRARY: &str = "libwasmedge.so.0";
-
-/// A function that version 0.17 has and earlier ones lack.
-const NEWEST: &str = "WasmEdge_ConfigureSetRunMode";
+use wasmedge_sdk::{AsInstance, Compiler, CompilerOutputFormat, ExternalInstanceType, Instance, LogManager, RunMode, Store, Vm};
 
 /// The unit of linear memory, in bytes (the WebAssembly specification, memory instances).
 const PAGE: u64 = 64 << 10;
@@ -32,6 +35,16 @@ const PAGE: u64 = 64 << 10;
 /// Its interpreter does not limit the call stack, so endless recursion would take all memory of the
 /// host.
 const UNLIMITED: u64 = 5 << 30;
+
+/// How long a container waits until its module is compiled. Then it is interpreted, and the next
+/// container has the code.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Changes with how modules are compiled, which makes all code in the cache another engine's.
+const FORMAT: u32 = 1;
+
+/// The error for a component.
+const COMPONENT: &str = "it is a component, and this engine runs core modules only";
 
 /// The exit code as after abort(3).
 const ABORTED: i32 = 134;
@@ -46,12 +59,37 @@ impl Engine for WasmEdge {
     const TRAPPED: u8 = 1;
 
     fn load() -> Result<()> {
-        library::load(LIBRARY, NEWEST)
-            .map_err(|error| Error::precondition(format!("WasmEdge 0.17 is not installed on this node, or does not work: {error}")))
+        library::found()?.load()
     }
 
     fn compatibility() -> Result<Option<String>> {
-        Ok(None)
+        let mut hash = DefaultHasher::new();
+        (library::found()?, processor()?, FORMAT).hash(&mut hash);
+        Ok(Some(format!("wasmedge-{:016x}", hash.finish())))
+    }
+
+    fn prepare_to_compile() -> Result<()> {
+        library::load_with_llvm()
+    }
+
+    fn compile(module: &[u8], format: Format, into: &mut File) -> std::result::Result<(), Failure> {
+        LogManager::log_off();
+        let binary = binary(format, module).map_err(Failure::Refused)?;
+        if is_component(&binary) {
+            return Err(Failure::Refused(COMPONENT.into()));
+        }
+        refuse_threads(&binary).map_err(Failure::Refused)?;
+        let refused = |error: Box<WasmEdgeError>| Failure::Refused(error.to_string());
+        let failed = |error: Box<WasmEdgeError>| Failure::Failed(error.to_string());
+        let options = CompilerConfigOptions::new().out_format(CompilerOutputFormat::Native);
+        let config = ConfigBuilder::new(CommonConfigOptions::default()).with_compiler_config(options).build().map_err(failed)?;
+        wasmedge_sdk::Module::from_bytes(Some(&config), &binary).map_err(refused)?;
+        // In the folder in memory that this process has alone.
+        let file = Compiler::new(Some(&config)).and_then(|compiler| compiler.compile_from_bytes(&binary, "module", "/")).map_err(failed)?;
+        File::open(file)
+            .and_then(|mut code| std::io::copy(&mut code, into))
+            .map(drop)
+            .map_err(|error| Failure::Failed(format!("its code cannot be copied: {error}")))
     }
 
     fn run(module: &Module, guest: &Guest) -> End {
@@ -65,16 +103,26 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
     }
     // The log would go to the module's standard output.
     LogManager::log_off();
-    bound_memory(module, guest).map_err(|error| End::Refused(error.to_string()))?;
-    let bytes = module.read(guest.memory).map_err(|error| End::Refused(error.to_string()))?;
-    let binary = binary(module, &bytes).map_err(End::Refused)?;
-    if is_component(&binary) {
-        return Err(End::Refused("it is a component, and this engine runs core modules only".into()));
-    }
-    let config = config(guest).map_err(refused)?;
-    let core = wasmedge_sdk::Module::from_bytes(Some(&config), &binary).map_err(refused)?;
-    drop(binary);
-    drop(bytes);
+    let code = match module.take_cached().map(|found| found.code(Some(PATIENCE))) {
+        Some(Ok(code)) => Some(code),
+        Some(Err(Failure::Refused(why))) => return Err(End::Refused(why)),
+        Some(Err(Failure::Failed(why))) => {
+            interprets(module, &why);
+            None
+        }
+        None => None,
+    };
+    wait_for_nothing()
+        .and_then(|()| bound_memory(module, guest))
+        .map_err(|error| End::Refused(error.to_string()))?;
+    let (core, config) = match code.map(|code| compiled(&code, guest)) {
+        Some(Ok(compiled)) => compiled,
+        Some(Err(error)) => {
+            interprets(module, &error.to_string());
+            interpreted(module, guest)?
+        }
+        None => interpreted(module, guest)?,
+    };
     let name = module.function().unwrap_or(COMMAND);
     check_function(&core, name)?;
     let mut wasi = surroundings(guest)?;
@@ -87,6 +135,66 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
     }
     // The kernel truncates larger exit codes as well.
     Ok(End::Exited(wasi.exit_code() as u8))
+}
+
+/// A module whose code is compiled, and the configuration to run it with.
+fn compiled(code: &File, guest: &Guest) -> wasmedge_sdk::WasmEdgeResult<(wasmedge_sdk::Module, Config)> {
+    let config = config(guest, RunMode::Aot)?;
+    // The library takes a path only. It maps the file, as the loader does with any library.
+    let core = wasmedge_sdk::Module::from_file(Some(&config), format!("/proc/self/fd/{}", code.as_raw_fd()))?;
+    Ok((core, config))
+}
+
+/// A module to interpret, and the configuration to run it with.
+fn interpreted(module: &Module, guest: &Guest) -> std::result::Result<(wasmedge_sdk::Module, Config), End> {
+    let bytes = module.read(guest.memory).map_err(|error| End::Refused(error.to_string()))?;
+    let binary = binary(module.format(), &bytes).map_err(End::Refused)?;
+    if is_component(&binary) {
+        return Err(End::Refused(COMPONENT.into()));
+    }
+    refuse_threads(&binary).map_err(End::Refused)?;
+    let config = config(guest, RunMode::Interpreter).map_err(refused)?;
+    let core = wasmedge_sdk::Module::from_bytes(Some(&config), &binary).map_err(refused)?;
+    Ok((core, config))
+}
+
+/// Writes to the container's log that a module runs more slowly than it could, and why.
+fn interprets(module: &Module, why: &str) {
+    let text = program::last_words::<WasmEdge>(module, &format!("it is interpreted, which is slow, because it is not compiled: {why}"));
+    // The container may have closed its standard error.
+    let _unheard = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Gives the module a pipe without a writer as its standard input where that is /dev/null: read, it
+/// is at its end as well, but it can also be waited for. WasmEdge waits with epoll(7), which refuses
+/// devices.
+fn wait_for_nothing() -> Result<()> {
+    let what = || "cannot give the module a standard input that can be waited for".to_string();
+    let input = rustix::fs::fstat(rustix::stdio::stdin());
+    // A closed standard input stays closed.
+    let is_null = input.is_ok_and(|input| {
+        FileType::from_raw_mode(input.st_mode) == FileType::CharacterDevice && input.st_rdev == rustix::fs::makedev(1, 3)
+    });
+    if is_null {
+        let (nothing, _) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(what)?;
+        rustix::stdio::dup2_stdin(&nothing).context(what)?;
+    }
+    Ok(())
+}
+
+/// A description of this node's processors, for which code is compiled: of the first one's kind and
+/// abilities (proc_cpuinfo(5)). Nothing that changes while the node runs.
+fn processor() -> Result<String> {
+    const NAMES: [&str; 10] = [
+        "vendor_id", "cpu family", "model", "stepping", "flags", "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features",
+    ];
+    let what = || "cannot see which processors the node has".to_string();
+    let mut text = String::new();
+    // A node may have hundreds, and the first one's lines are a fraction of this.
+    File::open("/proc/cpuinfo").context(what)?.take(8 << 10).read_to_string(&mut text).context(what)?;
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let lines = first.lines().filter(|line| line.split_once(':').is_some_and(|(name, _)| NAMES.contains(&name.trim())));
+    Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// Makes the engine run out of memory before the container does, so that it can report that, before
@@ -108,12 +216,12 @@ fn bound_memory(module: &Module, guest: &Guest) -> Result<()> {
     abort::explain(text, log, ABORTED).context(what)
 }
 
-fn config(guest: &Guest) -> wasmedge_sdk::WasmEdgeResult<Config> {
+fn config(guest: &Guest, mode: RunMode) -> wasmedge_sdk::WasmEdgeResult<Config> {
     let mut runtime = RuntimeConfigOptions::default();
     if let Some(pages) = guest.memory.and_then(|limit| u32::try_from(limit / PAGE).ok()) {
         runtime = runtime.max_memory_pages(pages.max(1));
     }
-    ConfigBuilder::new(CommonConfigOptions::default()).with_runtime_config(runtime).build()
+    ConfigBuilder::new(CommonConfigOptions::default().run_mode(mode)).with_runtime_config(runtime).build()
 }
 
 /// The module's environment: that of the container.

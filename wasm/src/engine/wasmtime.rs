@@ -8,16 +8,17 @@ mod http;
 mod limits;
 mod world;
 
-use super::format::{self, PREVIEW1, binary, is_component};
-use super::{COMMAND, End, Engine};
-use crate::cache::Found;
+use super::format::{self, PREVIEW1, binary, is_component, refuse_threads};
+use super::{COMMAND, End, Engine, Failure};
 use crate::guest::Guest;
 use crate::payload::{Format, Module};
 use crate::program::GUEST_ROOT;
 use limits::{Budget, Limits, OutOfMemory};
 use magnetar_core::error::{Error, Result};
 use magnetar_sys::compiled::{self, Compiled, Engines};
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write as _;
 use wasmtime::component::{Component, ResourceTable};
 use wasmtime::{Config, Store, Trap, WasmBacktraceDetails};
 use wasmtime_wasi::p1::WasiP1Ctx;
@@ -75,12 +76,25 @@ impl Engine for Wasmtime {
 
     fn compatibility() -> Result<Option<String>> {
         let mut hash = DefaultHasher::new();
-        for settings in [core_settings(), component_settings()] {
-            let engine = wasmtime::Engine::new(&settings);
-            let engine = engine.map_err(|error| Error::precondition(format!("Wasmtime does not work on this host: {error:#}")))?;
-            engine.precompile_compatibility_hash().hash(&mut hash);
-        }
+        // The settings for core modules differ from those for components in nothing that is not
+        // fixed in this program.
+        let engine = wasmtime::Engine::new(&component_settings());
+        let engine = engine.map_err(|error| Error::precondition(format!("Wasmtime does not work on this host: {error:#}")))?;
+        engine.precompile_compatibility_hash().hash(&mut hash);
         Ok(Some(format!("wasmtime-{:016x}", hash.finish())))
+    }
+
+    fn compile(module: &[u8], format: Format, into: &mut File) -> std::result::Result<(), Failure> {
+        let refused = |error: wasmtime::Error| Failure::Refused(format!("{error:#}"));
+        let engines = engines();
+        let binary = binary(format, module).map_err(Failure::Refused)?;
+        refuse_threads(&binary).map_err(Failure::Refused)?;
+        let code = if is_component(&binary) {
+            engines.component().and_then(|engine| engine.precompile_component(&binary))
+        } else {
+            engines.core().and_then(|engine| engine.precompile_module(&binary))
+        };
+        into.write_all(&code.map_err(refused)?).map_err(|error| Failure::Failed(format!("its code cannot be written: {error}")))
     }
 
     fn run(module: &Module, guest: &Guest) -> End {
@@ -120,31 +134,29 @@ fn event_loop(parallel: bool) -> wasmtime::Result<tokio::runtime::Runtime> {
     event_loop.enable_all().build().map_err(|error| wasmtime::Error::msg(format!("cannot start the event loop: {error}")))
 }
 
-/// A module's code: precompiled, from the cache, or freshly compiled and offered to the cache.
+/// A module's code: precompiled, from the cache, or, without a cache, freshly compiled.
 fn code(module: &Module, guest: &Guest) -> wasmtime::Result<Code> {
-    let (core, component) = (wasmtime::Engine::new(&core_settings())?, wasmtime::Engine::new(&component_settings())?);
-    let engines = Engines { core: &core, component: &component };
-    let offer = match module.take_cached() {
-        Some(Found::Code(kept)) => match compiled::from_cache(&engines, &kept) {
-            Some(code) => return Ok(code.into()),
-            None => None,
-        },
-        Some(Found::Missing(offer)) => Some(offer),
-        None => None,
-    };
+    let engines = engines();
+    let kept = module.take_cached().map(|found| found.code(None)).transpose();
+    let kept = kept.map_err(|(Failure::Refused(why) | Failure::Failed(why))| wasmtime::Error::msg(why))?;
+    if let Some(code) = kept.and_then(|kept| compiled::from_cache(&engines, &kept)) {
+        return Ok(code.into());
+    }
     let bytes = module.read(guest.memory).map_err(wasmtime::Error::new)?;
     if module.format() == Format::Precompiled {
         return compiled::from_image(&engines, &bytes).map(Code::from);
     }
-    let binary = binary(module, &bytes).map_err(wasmtime::Error::msg)?;
-    let code = if is_component(&binary) {
-        Component::new(&component, &binary).map(Code::Component)?
+    let binary = binary(module.format(), &bytes).map_err(wasmtime::Error::msg)?;
+    refuse_threads(&binary).map_err(wasmtime::Error::msg)?;
+    if is_component(&binary) {
+        Component::new(engines.component()?, &binary).map(Code::Component)
     } else {
-        wasmtime::Module::new(&core, &binary).map(Code::Core)?
-    };
-    // If it fails, the next container compiles again. A container has nowhere to report it.
-    let _kept = offer.map(|offer| code.serialize().map(|code| offer.deliver(&bytes, &code)));
-    Ok(code)
+        wasmtime::Module::new(engines.core()?, &binary).map(Code::Core)
+    }
+}
+
+fn engines() -> Engines {
+    Engines::new(core_settings, component_settings)
 }
 
 impl From<Compiled> for Code {
@@ -152,15 +164,6 @@ impl From<Compiled> for Code {
         match compiled {
             Compiled::Module(core) => Self::Core(core),
             Compiled::Component(component) => Self::Component(component),
-        }
-    }
-}
-
-impl Code {
-    fn serialize(&self) -> wasmtime::Result<Vec<u8>> {
-        match self {
-            Self::Core(core) => core.serialize(),
-            Self::Component(component) => component.serialize(),
         }
     }
 }

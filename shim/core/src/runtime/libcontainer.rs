@@ -61,7 +61,7 @@ pub use executor::{Entry, Native, Program, candidates, look_for_program};
 #[cfg(feature = "libcontainer")]
 pub use maker::run_if_asked;
 #[cfg(feature = "libcontainer")]
-pub use report::{failed, program_runs};
+pub use report::{failed, program_runs, warn};
 
 use super::{Checkpoint, Creation, Execution, Made, Runtime, Streams};
 use crate::config::RuntimeConfig;
@@ -133,6 +133,8 @@ pub struct Libcontainer {
     sealed: OwnedFd,
     /// A smaller maker for tasks that run no program of the container.
     helper: Option<OwnedFd>,
+    /// An argument for the maker's own `main`.
+    argument: Option<&'static str>,
     root: PathBuf,
     systemd_cgroup: bool,
     images: Option<Images>,
@@ -166,6 +168,7 @@ impl Libcontainer {
         Ok(Self {
             sealed: seal(&maker)?,
             helper: None,
+            argument: None,
             root,
             systemd_cgroup: config.systemd_cgroup,
             images: None,
@@ -187,6 +190,12 @@ impl Libcontainer {
     /// `NotFound` if there is no such program.
     pub fn with_helper(self, helper: &Path) -> Result<Self> {
         Ok(Self { helper: Some(seal(helper)?), ..self })
+    }
+
+    /// Gives the maker an argument, which is meant for its own `main`.
+    #[must_use]
+    pub fn with_argument(self, argument: Option<&'static str>) -> Self {
+        Self { argument, ..self }
     }
 
     /// Runs a maker for a task. Returns its final answer, and the socket for later answers.
@@ -212,7 +221,7 @@ impl Libcontainer {
             wire::send_streams(&ours, streams).context(what)?;
         }
         let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
-        command.arg(wire::FLAG).env_clear().stdin(file).stdout(theirs).stderr(Stdio::inherit());
+        command.arg(wire::FLAG).args(self.argument).env_clear().stdin(file).stdout(theirs).stderr(Stdio::inherit());
         let child = command.spawn().context(what)?;
         // Nothing was awaited since the spawn, so the reaper cannot have reaped it yet.
         let ended = self.reaper.watch(child.id());

@@ -3,13 +3,13 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use futures_util::future::join_all;
-use magnetar_cri::{ContainerSpec, Pod, PodSpec};
+use magnetar_cri::{Container, ContainerSpec, Pod, PodSpec};
 use magnetar_e2e::{Case, Scratch, eventually, on_node};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -72,7 +72,9 @@ fn compiled_code_is_cached_and_damaged_code_is_compiled_again() {
         run(case, &pod, "compiles").await?;
         let file = one_is_kept(case).await?;
         let code = fs::read(&file)?;
-        ensure!(fs::metadata(&file)?.permissions().mode() & 0o077 == 0, "others can read it");
+        for folder in [Path::new(CACHE), file.parent().context("no folder")?] {
+            ensure!(fs::metadata(folder)?.permissions().mode() & 0o077 == 0, "others can enter {}", folder.display());
+        }
         run(case, &pod, "takes-it").await?;
         ensure!(fs::read(&file)? == code, "it was compiled once more");
         fs::write(&file, b"\x7fELF no code")?;
@@ -195,21 +197,98 @@ fn a_precompiled_module_runs_and_a_truncated_one_is_named() {
 }
 
 #[test]
-fn code_is_not_cached_for_a_pod_whose_containers_could_access_the_engine() {
+fn code_is_cached_for_a_pod_whose_containers_could_trace_each_other() {
     on_node(async |case| {
         clear()?;
+        // None of them can reach what compiles.
         let shared = case.node().run_pod(&PodSpec::new("cache-shared", "magnetar-wasmtime").host_network()).await?;
-        run(case, &shared, "shared").await?;
-        let own = pod(case, "cache-tracing").await?;
         let tracing = ContainerSpec::new("tracing", MODULES).command(["/modules/exit.wat"]).capabilities(&["SYS_PTRACE"], &[]);
-        let container = own.run(&tracing).await?;
+        let container = shared.run(&tracing).await?;
         assert_eq!(container.exited(case.within(30)).await?.exit_code, 7);
         container.remove().await?;
-        // Whatever keeps code has ended with the pods.
-        shared.remove().await?;
-        own.remove().await?;
-        let kept = if Path::new(CACHE).exists() { kept()? } else { Vec::new() };
-        ensure!(kept.is_empty(), "kept: {kept:?}");
-        Ok(())
+        one_is_kept(case).await?;
+        Ok(shared.remove().await?)
+    });
+}
+
+async fn on_wasmedge(case: &Case, name: &str) -> Result<Pod> {
+    Ok(case.node().run_pod(&PodSpec::new(name, "magnetar-wasmedge").own_pid().host_network()).await?)
+}
+
+/// The files that a container's process has mapped.
+async fn mapped(case: &Case, container: &Container) -> Result<String> {
+    container.logged(case.within(30), |log| !log.stdout().is_empty()).await?;
+    Ok(fs::read_to_string(format!("/proc/{}/maps", container.pid().await?))?)
+}
+
+#[test]
+fn wasmedge_runs_compiled_code_without_llvm() {
+    on_node(async |case| {
+        clear()?;
+        let pod = on_wasmedge(case, "edge-kept").await?;
+        // The first is compiled beside its container, the second has the code.
+        for name in ["first", "second"] {
+            let container = pod.run(&ContainerSpec::new(name, MODULES)).await?;
+            let (mapped, kept) = (mapped(case, &container).await?, one_is_kept(case).await?);
+            let inode = fs::metadata(kept)?.ino().to_string();
+            let is_mapped = mapped.lines().any(|line| line.split_whitespace().nth(4) == Some(&inode));
+            ensure!(is_mapped, "{name}: its code is not mapped: {mapped}");
+            ensure!(mapped.contains("stand-in.so") && !mapped.contains("libLLVM"), "{name}: {mapped}");
+            container.stop(10).await?;
+            container.remove().await?;
+        }
+        ends(case, &pod, "exits", "exit.wat", 7).await?;
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn wasmedges_damaged_code_is_compiled_again() {
+    on_node(async |case| {
+        clear()?;
+        let pod = on_wasmedge(case, "edge-damaged").await?;
+        ends(case, &pod, "compiles", "exit.wat", 7).await?;
+        let file = one_is_kept(case).await?;
+        let mut code = fs::read(&file)?;
+        let middle = code.len() / 2;
+        code[middle] ^= 1;
+        fs::write(&file, &code)?;
+        ends(case, &pod, "damaged", "exit.wat", 7).await?;
+        ensure!(fs::read(one_is_kept(case).await?)? != code, "the damaged code is still there");
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn wasmedge_interprets_where_it_is_told_to() {
+    on_node(async |case| {
+        clear()?;
+        let options = Path::new("/etc/magnetar/wasmedge.toml");
+        let before = fs::read_to_string(options)?;
+        fs::write(options, before.replace("interpret = false", "interpret = true"))?;
+        let pod = on_wasmedge(case, "edge-interprets").await;
+        fs::write(options, before)?;
+        let pod = pod?;
+        ends(case, &pod, "interprets", "exit.wat", 7).await?;
+        ensure!(!Path::new(CACHE).exists() || kept()?.is_empty(), "something was compiled");
+        Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn wasmedge_interprets_what_it_has_no_memory_to_compile() {
+    on_node(async |case| {
+        clear()?;
+        let pod = on_wasmedge(case, "edge-small").await?;
+        let scratch = Scratch::new()?;
+        let functions = "(func (result i32) i32.const 1 i32.const 2 i32.add)".repeat(100_000);
+        fs::write(scratch.path().join("many.wat"), format!("(module {functions} (func (export \"_start\")))"))?;
+        let spec = ContainerSpec::new("many", MODULES).command(["/data/many.wat"]).memory(128 << 20);
+        let container = pod.run(&spec.mount_read_only(&scratch.join(""), "/data")).await?;
+        let status = container.exited(case.within(60)).await?;
+        let said = case.whole_log(&container).await?.stderr();
+        ensure!(status.exit_code == 0, "exit code {}, {said:?}", status.exit_code);
+        ensure!(said.contains("many.wat: it is interpreted, which is slow, because it is not compiled"), "{said:?}");
+        Ok(pod.remove().await?)
     });
 }

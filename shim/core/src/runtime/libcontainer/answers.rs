@@ -6,6 +6,7 @@ use crate::error::{Code, Context, Error, Result};
 use rustix::net::RecvFlags;
 use std::os::fd::OwnedFd;
 use tokio::io::unix::AsyncFd;
+use tracing::warn;
 
 /// Our end of the socket.
 #[derive(Debug)]
@@ -32,6 +33,7 @@ impl Answers {
             let length = self.socket.async_io(tokio::io::Interest::READABLE, read).await.ok().filter(|length| *length > 0)?;
             match serde_json::from_slice(&buffer[..length]) {
                 Ok(Answer::Note(note)) => self.notes.push(note),
+                Ok(Answer::Warning(text)) => warn!("{text}"),
                 Ok(answer @ (Answer::Made(_) | Answer::Done | Answer::Failed(_))) => return Some(answer),
                 Err(error) => return Some(Answer::Failed(Error::internal(format!("an answer does not parse: {error}")))),
             }
@@ -42,7 +44,7 @@ impl Answers {
     pub async fn end(mut self) -> Result<()> {
         match self.last().await {
             Some(Answer::Failed(error)) => Err(self.explained(error)),
-            Some(Answer::Note(_) | Answer::Made(_) | Answer::Done) | None => Ok(()),
+            Some(Answer::Note(_) | Answer::Warning(_) | Answer::Made(_) | Answer::Done) | None => Ok(()),
         }
     }
 

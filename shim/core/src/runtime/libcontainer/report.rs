@@ -53,6 +53,11 @@ pub fn note(text: String) {
     answer(&Answer::Note(wire::cut(text)));
 }
 
+/// Has the sandbox process log what an operator should know, although nothing has failed.
+pub fn warn(text: String) {
+    answer(&Answer::Warning(wire::cut(text)));
+}
+
 /// Reports that the user's program runs, by closing the socket. Nothing can be reported afterwards.
 /// Call it in an executor that is the program itself; others close the socket with execve.
 ///

@@ -80,6 +80,8 @@ pub enum Task {
 pub enum Answer {
     /// A logged error, which may be the cause of a later failure.
     Note(String),
+    /// What an operator should know, although nothing has failed.
+    Warning(String),
     /// The process was made.
     Made(Making),
     /// The task is done.
