@@ -112,14 +112,13 @@ impl Module {
         Reader { file: &self.file, offset: 0 }.take(LARGEST + 1)
     }
 
-    /// Reads the whole module. `memory` is the module's memory limit in bytes.
+    /// Checks that the module is not too large. `memory` is the module's memory limit in bytes.
     ///
     /// # Errors
     /// `ResourceExhausted` for a module that is larger than `memory` or than 512 MiB, or the
     /// kernel's error.
-    pub fn read(&self, memory: Option<u64>) -> Result<Vec<u8>> {
-        let what = || format!("cannot read {}", self.name);
-        let size = self.file.metadata().context(what)?.len();
+    pub fn check_size(&self, memory: Option<u64>) -> Result<()> {
+        let size = self.file.metadata().context(|| format!("cannot read {}", self.name))?.len();
         if size > LARGEST {
             return Err(Error::new(Code::ResourceExhausted, format!("it is larger than {} MiB", LARGEST >> 20)));
         }
@@ -127,8 +126,17 @@ impl Module {
             let message = format!("out of memory: it has {size} bytes, and the container's memory limit leaves {memory} for it");
             return Err(Error::new(Code::ResourceExhausted, message));
         }
+        Ok(())
+    }
+
+    /// Reads the whole module. `memory` is the module's memory limit in bytes.
+    ///
+    /// # Errors
+    /// Those of [`check_size`](Self::check_size).
+    pub fn read(&self, memory: Option<u64>) -> Result<Vec<u8>> {
+        self.check_size(memory)?;
         let mut bytes = Vec::new();
-        self.reader().read_to_end(&mut bytes).context(what)?;
+        self.reader().read_to_end(&mut bytes).context(|| format!("cannot read {}", self.name))?;
         Ok(bytes)
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs the container's program: a module in an engine, or a native program.
 
-use crate::artifact::Which;
 use crate::INTERPRET;
+use crate::artifact::Which;
 use crate::cache::{self, Cache};
 use crate::compiler;
 use crate::engine::{End, Engine};

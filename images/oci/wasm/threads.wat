@@ -1,3 +1,4 @@
+;; SPDX-License-Identifier: Apache-2.0
 ;; Declares memory that threads share.
 (module
   (memory 1 1 shared)

@@ -8,11 +8,26 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
-/// What an aborting process writes, where, and its exit code.
-struct Last {
-    text: String,
-    files: Vec<OwnedFd>,
-    code: i32,
+/// What a process writes before it ends, where, and its exit code.
+pub(crate) struct Last {
+    pub(crate) text: String,
+    pub(crate) files: Vec<OwnedFd>,
+    pub(crate) code: i32,
+}
+
+impl Last {
+    /// Ends the process. Makes only system calls, on values prepared before, as signal-safety(7)
+    /// requires.
+    pub(crate) fn end(&self) -> ! {
+        let write = |file: RawFd| {
+            // SAFETY: the text lives as long as the process.
+            unsafe { libc::write(file, self.text.as_ptr().cast(), self.text.len()) };
+        };
+        write(libc::STDERR_FILENO);
+        self.files.iter().map(AsRawFd::as_raw_fd).for_each(write);
+        // SAFETY: it ends the process at once.
+        unsafe { libc::_exit(self.code) }
+    }
 }
 
 static LAST: OnceLock<Last> = OnceLock::new();
@@ -33,15 +48,8 @@ pub fn explain(text: String, files: Vec<OwnedFd>, code: i32) -> io::Result<()> {
     if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Makes only system calls, on values prepared before, as signal-safety(7) requires.
 extern "C" fn on_abort(_: libc::c_int) {
-    let Some(last) = LAST.get() else { return };
-    let write = |file: RawFd| {
-        // SAFETY: the text lives as long as the process.
-        unsafe { libc::write(file, last.text.as_ptr().cast(), last.text.len()) };
-    };
-    write(libc::STDERR_FILENO);
-    last.files.iter().map(AsRawFd::as_raw_fd).for_each(write);
-    // SAFETY: it ends the process at once.
-    unsafe { libc::_exit(last.code) }
+    if let Some(last) = LAST.get() {
+        last.end();
+    }
 }

@@ -10,6 +10,7 @@
 //! notification   the pipe on which a sandbox process says whether it can serve
 //! counter        the processor's time stamp counter
 //! device_filter  decides which devices a cgroup may use
+//! overflow       makes a process that exhausts its stack say why (feature `library`)
 //! loopback       steers connections to a loopback to one listener
 //! fork           forks a process that has one thread
 //! holder         a process that only holds namespaces
@@ -46,6 +47,8 @@ pub mod loopback;
 pub mod memory;
 pub mod namespace;
 pub mod notification;
+#[cfg(feature = "library")]
+pub mod overflow;
 pub mod process;
 pub mod random;
 pub mod readiness;

@@ -2,6 +2,8 @@
 //! Returns freed memory to the kernel. A sandbox process idles for weeks, and pods can use that
 //! memory.
 
+use std::io;
+
 /// How many bytes below the used part of the main thread's stack are returned. The kernel keeps a
 /// megabyte below the stack free of other mappings (`stack_guard_gap`, kernel-parameters.txt), so
 /// this range reaches into none.
@@ -43,4 +45,21 @@ fn trim_stack() {
     // other mapping (see above). So nobody needs its contents; the next use finds zeroes. Where
     // part of it is not mapped, the kernel returns ENOMEM but still frees the rest.
     unsafe { libc::madvise(bottom as *mut libc::c_void, top - bottom, libc::MADV_DONTNEED) };
+}
+
+/// Maps a page of executable memory and returns it to the kernel. It says whether the process may
+/// have code of its own making.
+///
+/// # Errors
+/// The kernel's error of mmap(2), or what a system call filter answers.
+pub fn map_code() -> io::Result<()> {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: new memory at an address that the kernel chooses, which nothing uses.
+    unsafe {
+        let page = libc::mmap(std::ptr::null_mut(), 1, protection, flags, -1, 0);
+        if page == libc::MAP_FAILED || libc::munmap(page, 1) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }

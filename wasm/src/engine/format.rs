@@ -36,10 +36,9 @@ pub fn refuse_threads(binary: &[u8]) -> Result<(), String> {
     for part in Parser::new(0).parse_all(binary) {
         let is_shared = match part {
             Ok(Payload::MemorySection(memories)) => memories.into_iter().flatten().any(|memory| memory.shared),
-            Ok(Payload::ImportSection(imports)) => imports
-                .into_imports()
-                .flatten()
-                .any(|import| matches!(import.ty, TypeRef::Memory(memory) if memory.shared)),
+            Ok(Payload::ImportSection(imports)) => {
+                imports.into_imports().flatten().any(|import| matches!(import.ty, TypeRef::Memory(memory) if memory.shared))
+            }
             // Both come before it.
             Ok(Payload::CodeSectionStart { .. }) | Err(_) => break,
             Ok(_) => false,

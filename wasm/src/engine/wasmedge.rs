@@ -14,7 +14,7 @@ use crate::guest::Guest;
 use crate::payload::{Format, Module};
 use crate::program::{self, GUEST_ROOT};
 use magnetar_core::error::{Context, Error, Result};
-use magnetar_sys::abort;
+use magnetar_sys::{abort, overflow};
 use rustix::fs::FileType;
 use rustix::process::{Resource, Rlimit};
 use std::collections::HashMap;
@@ -103,6 +103,7 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
     }
     // The log would go to the module's standard output.
     LogManager::log_off();
+    module.check_size(guest.memory).map_err(|error| End::Refused(error.to_string()))?;
     let code = match module.take_cached().map(|found| found.code(Some(PATIENCE))) {
         Some(Ok(code)) => Some(code),
         Some(Err(Failure::Refused(why))) => return Err(End::Refused(why)),
@@ -112,11 +113,12 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
         }
         None => None,
     };
-    wait_for_nothing()
-        .and_then(|()| bound_memory(module, guest))
-        .map_err(|error| End::Refused(error.to_string()))?;
+    wait_for_nothing().and_then(|()| bound_memory(module, guest)).map_err(|error| End::Refused(error.to_string()))?;
     let (core, config) = match code.map(|code| compiled(&code, guest)) {
-        Some(Ok(compiled)) => compiled,
+        Some(Ok(compiled)) => {
+            explain_overflow(module).map_err(|error| End::Refused(error.to_string()))?;
+            compiled
+        }
         Some(Err(error)) => {
             interprets(module, &error.to_string());
             interpreted(module, guest)?
@@ -135,6 +137,13 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
     }
     // The kernel truncates larger exit codes as well.
     Ok(End::Exited(wasi.exit_code() as u8))
+}
+
+/// Makes compiled code that calls without end say so.
+fn explain_overflow(module: &Module) -> Result<()> {
+    let text = program::last_words::<WasmEdge>(module, "call stack exhausted, as calls without end do");
+    let log = program::termination_log().map(OwnedFd::from).into_iter().collect();
+    overflow::explain(text, log, WasmEdge::TRAPPED.into()).context(|| "cannot watch the call stack".into())
 }
 
 /// A module whose code is compiled, and the configuration to run it with.
@@ -186,7 +195,16 @@ fn wait_for_nothing() -> Result<()> {
 /// abilities (proc_cpuinfo(5)). Nothing that changes while the node runs.
 fn processor() -> Result<String> {
     const NAMES: [&str; 10] = [
-        "vendor_id", "cpu family", "model", "stepping", "flags", "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features",
+        "vendor_id",
+        "cpu family",
+        "model",
+        "stepping",
+        "flags",
+        "CPU implementer",
+        "CPU architecture",
+        "CPU variant",
+        "CPU part",
+        "Features",
     ];
     let what = || "cannot see which processors the node has".to_string();
     let mut text = String::new();

@@ -289,3 +289,34 @@ fn ended(error: &wasmtime::Error) -> End {
         None => End::Refused(format!("{error:#}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compiled(module: &[u8]) -> std::result::Result<usize, Failure> {
+        let mut code = tempfile::tempfile().unwrap();
+        Wasmtime::compile(module, Format::Binary, &mut code).map(|()| code.metadata().unwrap().len() as usize)
+    }
+
+    #[test]
+    fn a_module_that_was_cut_is_refused_wherever_that_was() {
+        let functions = "(func (param i32) (result i32) local.get 0 i32.const 2 i32.mul)".repeat(1000);
+        let module = wat::parse_str(format!("(module {functions})")).unwrap();
+        assert!(compiled(&module).unwrap() > 0);
+        for length in (0..module.len()).step_by(1000) {
+            assert!(matches!(compiled(&module[..length]), Err(Failure::Refused(_))), "{length} bytes of {}", module.len());
+        }
+    }
+
+    #[test]
+    fn types_without_an_end_are_refused() {
+        // Each type has the one before it twice.
+        let mut types = "(type $t0 (tuple u8 u8))".to_owned();
+        for n in 1..64 {
+            types.push_str(&format!("(type $t{n} (tuple $t{} $t{}))", n - 1, n - 1));
+        }
+        let huge = wat::parse_str(format!("(component {types})")).unwrap();
+        assert!(matches!(compiled(&huge), Err(Failure::Refused(why)) if why.contains("type")));
+    }
+}

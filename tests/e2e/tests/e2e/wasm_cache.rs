@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -256,6 +257,35 @@ fn wasmedges_damaged_code_is_compiled_again() {
         ends(case, &pod, "damaged", "exit.wat", 7).await?;
         ensure!(fs::read(one_is_kept(case).await?)? != code, "the damaged code is still there");
         Ok(pod.remove().await?)
+    });
+}
+
+/// Puts other content in place of kept code, with its own digest.
+fn put_in_place(file: &Path, content: &[u8]) -> Result<()> {
+    fs::write(file, content)?;
+    let sum = Command::new("sha256sum").arg(file).output()?;
+    let sum = String::from_utf8(sum.stdout)?;
+    let digest = (0..64).step_by(2).map(|at| u8::from_str_radix(sum.get(at..at + 2).unwrap_or_default(), 16));
+    let name = file.file_name().context("no name")?.to_string_lossy();
+    Ok(fs::write(file.with_file_name(format!("{name}.sha256")), digest.collect::<Result<Vec<u8>, _>>()?)?)
+}
+
+#[test]
+fn kept_code_that_an_engine_rejects_is_not_run() {
+    on_node(async |case| {
+        // As of another version or processor: whole, and not for this engine.
+        for (name, pod) in [("wasmtime", pod(case, "rejects").await?), ("wasmedge", on_wasmedge(case, "edge-rejects").await?)] {
+            clear()?;
+            ends(case, &pod, "compiles", "exit.wat", 7).await?;
+            let file = one_is_kept(case).await?;
+            let mut other = fs::read(&file)?;
+            other[16..64].fill(0xff);
+            put_in_place(&file, &other)?;
+            ends(case, &pod, "rejected", "exit.wat", 7).await?;
+            ensure!(fs::read(&file)? == other, "{name}: it was not found at all");
+            pod.remove().await?;
+        }
+        Ok(())
     });
 }
 

@@ -15,11 +15,11 @@
 //! Linux Standard Base, "Symbol Versioning").
 
 use magnetar_core::error::{Context, Error, Result};
-use object::elf::{self, FileHeader64};
-use object::read::elf::{FileHeader as _, SectionTable, Sym as _};
-use object::read::ReadCache;
-use object::write::elf::{FileHeader, ProgramHeader, Sym, Verdef, Writer};
 use object::Endianness;
+use object::elf::{self, FileHeader64};
+use object::read::ReadCache;
+use object::read::elf::{FileHeader as _, SectionTable, Sym as _};
+use object::write::elf::{FileHeader, ProgramHeader, Sym, Verdef, Writer};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
@@ -66,9 +66,9 @@ pub fn make(library: &Path, llvm: &Path) -> Result<Bytes> {
     let (name, mut symbols) = read(library, taken)?;
     let kinds = read(llvm, kinds)?;
     for symbol in &mut symbols {
-        symbol.kind = *kinds.get(&symbol.name).ok_or_else(|| {
-            Error::precondition(format!("{} has no symbol {}", llvm.display(), String::from_utf8_lossy(&symbol.name)))
-        })?;
+        symbol.kind = *kinds
+            .get(&symbol.name)
+            .ok_or_else(|| Error::precondition(format!("{} has no symbol {}", llvm.display(), String::from_utf8_lossy(&symbol.name))))?;
     }
     image(&name, &symbols).map_err(|error| Error::internal(format!("cannot make a stand-in for {}: {error}", llvm.display())))
 }
