@@ -102,9 +102,9 @@ async fn life(bench: &Bench, handler: &str) -> Result<Vec<(Step, Duration)>> {
     let said = first_output(bench, handler, &pod, "hello").await?;
 
     let mut compiled = None;
-    if compiles(handler) {
+    if let Some(engine) = engine(handler) {
         // What it compiles is kept again, for the next round.
-        forget_compiled()?;
+        forget_compiled(engine)?;
         compiled = Some((Step::FirstOutputCompiling, first_output(bench, handler, &pod, "compiled").await?));
     }
 
@@ -129,15 +129,19 @@ async fn life(bench: &Bench, handler: &str) -> Result<Vec<(Step, Duration)>> {
     Ok(took)
 }
 
-/// Whether a handler's engine keeps compiled code.
-fn compiles(handler: &str) -> bool {
-    handler.contains("wasmtime")
+/// The engine of a handler that keeps compiled code.
+fn engine(handler: &str) -> Option<&'static str> {
+    ["wasmtime", "wasmedge"].into_iter().find(|engine| handler.contains(engine))
 }
 
-/// Empties the folders of the cache of compiled code, which may be done at any time.
-fn forget_compiled() -> Result<()> {
-    for engine in fs::read_dir(CACHE).context(CACHE)? {
-        for file in fs::read_dir(engine?.path())? {
+/// Empties the folders of an engine's compiled code, which may be done at any time.
+fn forget_compiled(engine: &str) -> Result<()> {
+    for folder in fs::read_dir(CACHE).context(CACHE)? {
+        let folder = folder?;
+        if !folder.file_name().to_string_lossy().starts_with(&format!("{engine}-")) {
+            continue;
+        }
+        for file in fs::read_dir(folder.path())? {
             let path = file?.path();
             fs::remove_file(&path).with_context(|| path.display().to_string())?;
         }
