@@ -17,7 +17,7 @@
 
 mod folder;
 
-use crate::engine::Failure;
+use crate::engine::{Effort, Failure};
 pub use folder::Folder;
 use magnetar_core::error::{Context, Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -45,8 +45,13 @@ const ANSWER: usize = 8192;
 
 /// The first byte of a keeper's answer.
 const CODE: u8 = b'c';
+const DRAFT: u8 = b'd';
 const REFUSED: u8 = b'r';
 const FAILED: u8 = b'f';
+
+/// The size in bytes from which on a module is worth two compilations: a smaller one takes less than
+/// 0.2 s.
+const LARGE: usize = 256 << 10;
 
 /// The digest of a module.
 type Digest = [u8; 32];
@@ -84,9 +89,9 @@ impl Found {
     ///
     /// # Errors
     /// Why there is none.
-    pub fn code(self, patience: Option<Duration>) -> std::result::Result<File, Failure> {
+    pub fn code(self, patience: Option<Duration>) -> std::result::Result<(File, Effort), Failure> {
         let keeper = match self {
-            Self::Code(code) => return Ok(code),
+            Self::Code(code) => return Ok((code, Effort::Full)),
             Self::Compiling(Compiling(keeper)) => keeper,
         };
         let limit = patience.and_then(|patience| Timespec::try_from(patience).ok());
@@ -113,7 +118,8 @@ impl Cache {
 
     /// Looks for the code of a module, which must be read from its beginning. If there is none, has
     /// a copy of this process compile it: `read` reads the module, `compile` compiles what was
-    /// read, and `needs` are the descriptors that both need. The process must have one thread.
+    /// read, and `needs` is the descriptor that both need. If the container wants a `draft`, a large
+    /// module is compiled quickly for it first. The process must have one thread.
     ///
     /// # Errors
     /// The kernel's error.
@@ -121,8 +127,9 @@ impl Cache {
         self,
         mut module: impl Read,
         needs: BorrowedFd<'_>,
+        draft: bool,
         read: impl FnOnce() -> Result<Vec<u8>>,
-        compile: impl FnOnce(&[u8]) -> std::result::Result<File, Failure>,
+        compile: impl Fn(&[u8], Effort) -> std::result::Result<File, Failure>,
     ) -> Result<Found> {
         if let Some(code) = self.folder.find(&digest(&mut module)?)? {
             return read_only(&code).map(Found::Code);
@@ -136,9 +143,14 @@ impl Cache {
             // Of all in the pod, this can best be done without. A node may forbid to change it.
             let _unchanged = std::fs::write("/proc/self/oom_score_adj", "1000");
             let outcome = read().map_err(|error| Failure::Refused(error.to_string())).and_then(|bytes| {
-                let code = compile(&bytes)?;
-                Ok(keep(&self.folder, &digest(&mut bytes.as_slice()).map_err(failed)?, code))
+                if draft && bytes.len() >= LARGE {
+                    // Without a draft the container waits for the rest.
+                    let _waits = compile(&bytes, Effort::Draft).map(|draft| answer(&theirs, &Ok((draft, Effort::Draft))));
+                }
+                let code = compile(&bytes, Effort::Full)?;
+                Ok((keep(&self.folder, &digest(&mut bytes.as_slice()).map_err(failed)?, code), Effort::Full))
             });
+            // A container that has a draft does not hear it.
             i32::from(answer(&theirs, &outcome).is_err())
         })
         .context(what)?;
@@ -169,11 +181,12 @@ fn read_only(code: &File) -> Result<File> {
     magnetar_sys::sealed::reopen(code).context(|| "cannot mount compiled code read-only".into())
 }
 
-fn answer(socket: &OwnedFd, outcome: &std::result::Result<File, Failure>) -> rustix::io::Result<()> {
+fn answer(socket: &OwnedFd, outcome: &std::result::Result<(File, Effort), Failure>) -> rustix::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let (word, text, code) = match outcome {
-        Ok(code) => (CODE, "", [code.as_fd()]),
+        Ok((code, Effort::Full)) => (CODE, "", [code.as_fd()]),
+        Ok((code, Effort::Draft)) => (DRAFT, "", [code.as_fd()]),
         Err(Failure::Refused(why)) => (REFUSED, why.as_str(), [socket.as_fd()]),
         Err(Failure::Failed(why)) => (FAILED, why.as_str(), [socket.as_fd()]),
     };
@@ -186,7 +199,7 @@ fn answer(socket: &OwnedFd, outcome: &std::result::Result<File, Failure>) -> rus
     rustix::net::sendmsg(socket, &[IoSlice::new(&[word]), IoSlice::new(text)], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
 }
 
-fn answer_of(socket: &OwnedFd) -> std::result::Result<File, Failure> {
+fn answer_of(socket: &OwnedFd) -> std::result::Result<(File, Effort), Failure> {
     let failed = |why: &str| Failure::Failed(format!("cannot learn of its compiler: {why}"));
     let mut text = vec![0; ANSWER];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -201,7 +214,8 @@ fn answer_of(socket: &OwnedFd) -> std::result::Result<File, Failure> {
     });
     text.truncate(length);
     match (text.split_first(), code) {
-        (Some((&CODE, _)), Some(code)) => Ok(code.into()),
+        (Some((&CODE, _)), Some(code)) => Ok((code.into(), Effort::Full)),
+        (Some((&DRAFT, _)), Some(code)) => Ok((code.into(), Effort::Draft)),
         (Some((&REFUSED, why)), _) => Err(Failure::Refused(String::from_utf8_lossy(why).into_owned())),
         (Some((&FAILED, why)), _) => Err(Failure::Failed(String::from_utf8_lossy(why).into_owned())),
         // It was killed: it is in the pod, and the first to go when memory is short.
@@ -227,15 +241,15 @@ mod tests {
 
     fn look(root: &tempfile::TempDir, outcome: std::result::Result<&[u8], Failure>) -> std::result::Result<Vec<u8>, Failure> {
         let null = File::open("/dev/null").unwrap();
-        let compile = |bytes: &[u8]| {
+        let compile = |bytes: &[u8], _: Effort| {
             assert_eq!(bytes, b"module");
             let mut code = tempfile::tempfile().unwrap();
-            code.write_all(outcome?).unwrap();
+            code.write_all(outcome.clone()?).unwrap();
             code.rewind().unwrap();
             Ok(code)
         };
-        let found = cache(root).look(&b"module"[..], null.as_fd(), || Ok(b"module".to_vec()), compile).unwrap();
-        found.code(None).map(|mut code| {
+        let found = cache(root).look(&b"module"[..], null.as_fd(), false, || Ok(b"module".to_vec()), compile).unwrap();
+        found.code(None).map(|(mut code, _)| {
             let mut bytes = Vec::new();
             code.read_to_end(&mut bytes).unwrap();
             bytes
@@ -256,6 +270,32 @@ mod tests {
         assert_eq!(refused, Err(Failure::Refused("it is no module".into())));
         assert_eq!(look(&root, Err(Failure::Failed("no memory".into()))), Err(Failure::Failed("no memory".into())));
         assert_eq!(look(&root, Ok(b"code")).unwrap(), b"code");
+    }
+
+    #[test]
+    fn a_container_that_wants_a_draft_has_it_first_and_the_rest_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let module = vec![1; LARGE];
+        let null = File::open("/dev/null").unwrap();
+        let found = |draft: bool| {
+            let compile = |_: &[u8], effort: Effort| {
+                let mut code = tempfile::tempfile().unwrap();
+                write!(code, "{effort:?}").unwrap();
+                code.rewind().unwrap();
+                Ok(code)
+            };
+            cache(&root).look(module.as_slice(), null.as_fd(), draft, || Ok(module.clone()), compile).unwrap()
+        };
+        let first = found(true);
+        let Found::Compiling(Compiling(keeper)) = &first else { panic!("it was there already") };
+        let keeper = Found::Compiling(Compiling(keeper.try_clone().unwrap()));
+        assert_eq!(first.code(None).unwrap().1, Effort::Draft);
+        // When the keeper says the next, it has stored it.
+        assert_eq!(keeper.code(None).unwrap().1, Effort::Full);
+        let (mut code, effort) = found(true).code(None).unwrap();
+        let mut text = String::new();
+        code.read_to_string(&mut text).unwrap();
+        assert_eq!((text.as_str(), effort), ("Full", Effort::Full));
     }
 
     #[test]

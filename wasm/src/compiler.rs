@@ -12,7 +12,7 @@
 //! root, no network, no other processes, no descriptor but its two outputs, and memory that it can
 //! write or execute, never both.
 
-use crate::engine::{Engine, Failure};
+use crate::engine::{Effort, Engine, Failure};
 use crate::payload::Format;
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_sys::bound::{self, CapabilitySet, FilterInstruction};
@@ -57,7 +57,7 @@ const FAILED: i32 = 2;
 ///
 /// # Errors
 /// Why the module cannot be run, or could not be compiled.
-pub fn compile<E: Engine>(bytes: &[u8], format: Format, memory: Option<u64>) -> std::result::Result<File, Failure> {
+pub fn compile<E: Engine>(bytes: &[u8], format: Format, effort: Effort, memory: Option<u64>) -> std::result::Result<File, Failure> {
     let failed = |error: Error| Failure::Failed(error.to_string());
     E::prepare_to_compile().map_err(failed)?;
     let what = || "cannot start the compiler".to_string();
@@ -68,7 +68,7 @@ pub fn compile<E: Engine>(bytes: &[u8], format: Format, memory: Option<u64>) -> 
     let child = fork::spawn(|| {
         fork::keep_only(&[code.as_fd(), says.as_fd()]);
         let outcome = confine(keeper, limit).map_err(|error| Failure::Failed(error.to_string()));
-        let outcome = outcome.and_then(|()| E::compile(bytes, format, &mut File::from(own(&code)?)));
+        let outcome = outcome.and_then(|()| E::compile(bytes, format, effort, &mut File::from(own(&code)?)));
         match outcome {
             Ok(()) => 0,
             Err(failure) => {
@@ -318,7 +318,7 @@ mod tests {
             Ok(None)
         }
 
-        fn compile(module: &[u8], _: Format, into: &mut File) -> std::result::Result<(), Failure> {
+        fn compile(module: &[u8], _: Format, _: Effort, into: &mut File) -> std::result::Result<(), Failure> {
             match module {
                 b"attacks" => {
                     into.write_all(attacks().join("\n").as_bytes()).unwrap();
@@ -373,7 +373,7 @@ mod tests {
 
     fn compiled(module: &str, memory: u64) -> std::result::Result<String, Failure> {
         // Other threads of the test runner do not matter to what the copy does.
-        compile::<TakenOver>(module.as_bytes(), Format::Binary, Some(memory)).map(|mut code| {
+        compile::<TakenOver>(module.as_bytes(), Format::Binary, Effort::Full, Some(memory)).map(|mut code| {
             let mut text = String::new();
             code.read_to_string(&mut text).unwrap();
             assert!(code.write_all(b"more").is_err(), "it can still be changed");

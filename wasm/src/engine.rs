@@ -48,12 +48,22 @@ pub trait Engine: Clone + 'static {
     /// Compiles a module into a file, in a process that is confined already (`compiler.rs`).
     ///
     /// # Errors
-    /// Why the module cannot be run, or could not be compiled.
-    fn compile(module: &[u8], format: Format, into: &mut File) -> std::result::Result<(), Failure>;
+    /// Why the module cannot be run, or could not be compiled. An engine without a compiler for
+    /// [`Effort::Draft`] has no drafts.
+    fn compile(module: &[u8], format: Format, effort: Effort, into: &mut File) -> std::result::Result<(), Failure>;
 
     /// Runs a module to its end, in a process that does nothing else, from compiled code where
     /// there is some ([`Module::take_cached`]).
     fn run(module: &Module, guest: &Guest) -> End;
+}
+
+/// How a module is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// Quickly, to code that runs more slowly. It is for one container only, and is not kept.
+    Draft,
+    /// To the fastest code that the engine can make.
+    Full,
 }
 
 /// Why there is no compiled code of a module.

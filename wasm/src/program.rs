@@ -33,6 +33,10 @@ const TERMINATION_LOG: &str = "/dev/termination-log";
 /// the image needs no folder for it.
 pub const GUEST_ROOT: &str = "/dev/wasm";
 
+/// The pod's annotation for containers that run their module as soon as they can: `true`, or
+/// anything else.
+pub const QUICK_START: &str = "io.magnetar.wasm.quick-start";
+
 /// Runs modules with the engine `E`, and native programs as they are.
 #[derive(Debug, Clone)]
 pub struct WasmOrNative<E> {
@@ -107,7 +111,7 @@ impl<E: Engine> WasmOrNative<E> {
     fn take(&mut self, module: Module, spec: &Value, images: Option<&Images>) -> Result<()> {
         check_confinement(spec, &module)?;
         if module.format() != Format::Precompiled && !self.interpret {
-            look_in_cache::<E>(&module, &tenant(spec, images), Guest::memory_of(spec));
+            look_in_cache::<E>(&module, &tenant(spec, images), spec);
         }
         E::load()?;
         self.module = Some(Arc::new(module));
@@ -222,13 +226,14 @@ fn tenant(spec: &Value, images: Option<&Images>) -> String {
     format!("{}/{}", containerd.unwrap_or_default(), kubernetes.unwrap_or_default())
 }
 
-/// Looks for a module's code, and has it compiled where there is none. `memory` is the container's
-/// limit in bytes.
-fn look_in_cache<E: Engine>(module: &Module, tenant: &str, memory: Option<u64>) {
+/// Looks for a module's code, and has it compiled where there is none.
+fn look_in_cache<E: Engine>(module: &Module, tenant: &str, spec: &Value) {
+    let memory = Guest::memory_of(spec);
+    let quickly = spec["annotations"][QUICK_START].as_str() == Some("true");
     let look = |name: String| {
         let cache = Cache::open(Path::new(cache::ROOT), &name, tenant)?;
-        let compile = |bytes: &[u8]| compiler::compile::<E>(bytes, module.format(), memory);
-        cache.look(module.reader(), module.as_fd(), || module.read(memory), compile)
+        let compile = |bytes: &[u8], effort| compiler::compile::<E>(bytes, module.format(), effort, memory);
+        cache.look(module.reader(), module.as_fd(), quickly, || module.read(memory), compile)
     };
     match E::compatibility().and_then(|name| name.map(look).transpose()) {
         Ok(Some(found)) => module.set_cached(found),

@@ -19,14 +19,15 @@ pub enum Compiled {
 /// The engines for core modules and for components, which have other settings. Each is made when it
 /// is needed.
 pub struct Engines {
-    settings: [fn() -> Config; 2],
-    made: [OnceCell<Engine>; 2],
+    settings: [fn() -> Config; 3],
+    made: [OnceCell<Engine>; 3],
 }
 
 impl Engines {
-    /// Engines with these settings. Code of components can be interrupted.
-    pub fn new(core: fn() -> Config, component: fn() -> Config) -> Self {
-        Self { settings: [core, component], made: [const { OnceCell::new() }; 2] }
+    /// Engines with these settings. Code of components can be interrupted. `draft` is for core
+    /// modules, and compiles quickly.
+    pub fn new(core: fn() -> Config, component: fn() -> Config, draft: fn() -> Config) -> Self {
+        Self { settings: [core, component, draft], made: [const { OnceCell::new() }; 3] }
     }
 
     /// The engine for core modules.
@@ -43,6 +44,14 @@ impl Engines {
     /// When the engine does not work on this host.
     pub fn component(&self) -> Result<&Engine> {
         self.get(1)
+    }
+
+    /// The engine for core modules that are compiled quickly.
+    ///
+    /// # Errors
+    /// When the engine does not work on this host.
+    pub fn draft(&self) -> Result<&Engine> {
+        self.get(2)
     }
 
     fn get(&self, which: usize) -> Result<&Engine> {
@@ -71,6 +80,14 @@ pub fn from_cache(engines: &Engines, kept: &File) -> Option<Compiled> {
     (&*kept).read_to_end(&mut bytes).ok()?;
     // SAFETY: as for modules.
     unsafe { Component::deserialize(engines.component().ok()?, &bytes) }.ok().map(Compiled::Component)
+}
+
+/// Loads code that was compiled quickly for this container. Returns `None` if the engine rejects it.
+pub fn from_draft(engines: &Engines, draft: &File) -> Option<Compiled> {
+    let mapped = draft.try_clone().ok()?;
+    // SAFETY: the compiler is the only one who wrote the file, and it is sealed (contract;
+    // `compiler.rs` of magnetar-wasm). The engine itself checks version and settings.
+    unsafe { Module::deserialize_open_file(engines.draft().ok()?, mapped) }.ok().map(Compiled::Module)
 }
 
 /// Whether compiled code says that it is a core module's: by the flags in its ELF header, of which

@@ -9,7 +9,7 @@ mod library;
 mod stand_in;
 
 use super::format::{self, PREVIEW1, binary, is_component, refuse_threads};
-use super::{COMMAND, End, Engine, Failure};
+use super::{COMMAND, Effort, End, Engine, Failure};
 use crate::guest::Guest;
 use crate::payload::{Format, Module};
 use crate::program::{self, GUEST_ROOT};
@@ -72,7 +72,10 @@ impl Engine for WasmEdge {
         library::load_with_llvm()
     }
 
-    fn compile(module: &[u8], format: Format, into: &mut File) -> std::result::Result<(), Failure> {
+    fn compile(module: &[u8], format: Format, effort: Effort, into: &mut File) -> std::result::Result<(), Failure> {
+        if effort == Effort::Draft {
+            return Err(Failure::Failed("this engine has no quicker compiler".into()));
+        }
         LogManager::log_off();
         let binary = binary(format, module).map_err(Failure::Refused)?;
         if is_component(&binary) {
@@ -105,7 +108,7 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
     LogManager::log_off();
     module.check_size(guest.memory).map_err(|error| End::Refused(error.to_string()))?;
     let code = match module.take_cached().map(|found| found.code(Some(PATIENCE))) {
-        Some(Ok(code)) => Some(code),
+        Some(Ok((code, _))) => Some(code),
         Some(Err(Failure::Refused(why))) => return Err(End::Refused(why)),
         Some(Err(Failure::Failed(why))) => {
             interprets(module, &why);

@@ -9,7 +9,7 @@ mod limits;
 mod world;
 
 use super::format::{self, PREVIEW1, binary, is_component, refuse_threads};
-use super::{COMMAND, End, Engine, Failure};
+use super::{COMMAND, Effort, End, Engine, Failure};
 use crate::guest::Guest;
 use crate::payload::{Format, Module};
 use crate::program::GUEST_ROOT;
@@ -20,7 +20,7 @@ use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write as _;
 use wasmtime::component::{Component, ResourceTable};
-use wasmtime::{Config, Store, Trap, WasmBacktraceDetails};
+use wasmtime::{Config, Store, Strategy, Trap, WasmBacktraceDetails};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi::{p2, p3};
@@ -84,15 +84,16 @@ impl Engine for Wasmtime {
         Ok(Some(format!("wasmtime-{:016x}", hash.finish())))
     }
 
-    fn compile(module: &[u8], format: Format, into: &mut File) -> std::result::Result<(), Failure> {
+    fn compile(module: &[u8], format: Format, effort: Effort, into: &mut File) -> std::result::Result<(), Failure> {
         let refused = |error: wasmtime::Error| Failure::Refused(format!("{error:#}"));
         let engines = engines();
         let binary = binary(format, module).map_err(Failure::Refused)?;
         refuse_threads(&binary).map_err(Failure::Refused)?;
-        let code = if is_component(&binary) {
-            engines.component().and_then(|engine| engine.precompile_component(&binary))
-        } else {
-            engines.core().and_then(|engine| engine.precompile_module(&binary))
+        let code = match (effort, is_component(&binary)) {
+            (Effort::Full, false) => engines.core().and_then(|engine| engine.precompile_module(&binary)),
+            (Effort::Full, true) => engines.component().and_then(|engine| engine.precompile_component(&binary)),
+            (Effort::Draft, false) => engines.draft().and_then(|engine| engine.precompile_module(&binary)),
+            (Effort::Draft, true) => return Err(Failure::Failed("components are compiled by one compiler only".into())),
         };
         into.write_all(&code.map_err(refused)?).map_err(|error| Failure::Failed(format!("its code cannot be written: {error}")))
     }
@@ -139,7 +140,12 @@ fn code(module: &Module, guest: &Guest) -> wasmtime::Result<Code> {
     let engines = engines();
     let kept = module.take_cached().map(|found| found.code(None)).transpose();
     let kept = kept.map_err(|(Failure::Refused(why) | Failure::Failed(why))| wasmtime::Error::msg(why))?;
-    if let Some(code) = kept.and_then(|kept| compiled::from_cache(&engines, &kept)) {
+    let code = match kept {
+        Some((kept, Effort::Full)) => compiled::from_cache(&engines, &kept),
+        Some((draft, Effort::Draft)) => compiled::from_draft(&engines, &draft),
+        None => None,
+    };
+    if let Some(code) = code {
         return Ok(code.into());
     }
     let bytes = module.read(guest.memory).map_err(wasmtime::Error::new)?;
@@ -156,7 +162,7 @@ fn code(module: &Module, guest: &Guest) -> wasmtime::Result<Code> {
 }
 
 fn engines() -> Engines {
-    Engines::new(core_settings, component_settings)
+    Engines::new(core_settings, component_settings, draft_settings)
 }
 
 impl From<Compiled> for Code {
@@ -172,6 +178,13 @@ fn core_settings() -> Config {
     let mut settings = Config::new();
     // Where a module says in which file and line its code is, a trap's message does, too.
     settings.wasm_backtrace_details(WasmBacktraceDetails::Enable);
+    settings
+}
+
+/// A compiler that takes a fraction of the time (Winch), for core modules.
+fn draft_settings() -> Config {
+    let mut settings = core_settings();
+    settings.strategy(Strategy::Winch);
     settings
 }
 
@@ -296,7 +309,7 @@ mod tests {
 
     fn compiled(module: &[u8]) -> std::result::Result<usize, Failure> {
         let mut code = tempfile::tempfile().unwrap();
-        Wasmtime::compile(module, Format::Binary, &mut code).map(|()| code.metadata().unwrap().len() as usize)
+        Wasmtime::compile(module, Format::Binary, Effort::Full, &mut code).map(|()| code.metadata().unwrap().len() as usize)
     }
 
     #[test]

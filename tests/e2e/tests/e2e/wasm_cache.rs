@@ -15,6 +15,7 @@ use magnetar_e2e::{Case, Scratch, eventually, on_node};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 const CACHE: &str = "/var/lib/magnetar/wasm";
+const QUICK: &str = "io.magnetar.wasm.quick-start";
 const MODULES: &str = "localhost/magnetar/wasm:1";
 
 async fn pod(case: &Case, name: &str) -> Result<Pod> {
@@ -209,6 +210,40 @@ fn code_is_cached_for_a_pod_whose_containers_could_trace_each_other() {
         container.remove().await?;
         one_is_kept(case).await?;
         Ok(shared.remove().await?)
+    });
+}
+
+#[test]
+fn a_large_module_starts_with_a_draft_where_the_pod_asks_and_full_code_is_kept() {
+    on_node(async |case| {
+        clear()?;
+        let spec = PodSpec::new("quick", "magnetar-wasmtime").own_pid().host_network();
+        let pod = case.node().run_pod(&spec.edit(|config| drop(config.annotations.insert(QUICK.into(), "true".into())))).await?;
+        let scratch = Scratch::new()?;
+        let functions = "(func (param i32) (result i32) local.get 0 i32.const 2 i32.mul)".repeat(40_000);
+        fs::write(scratch.path().join("spins.wat"), format!("(module {functions} (func (export \"_start\") (loop (br 0))))"))?;
+        let spins = |name: &str| {
+            let spec = ContainerSpec::new(name, MODULES).command(["/data/spins.wat"]);
+            spec.mount_read_only(&scratch.join(""), "/data")
+        };
+        for (name, code) in [("first", "memfd:compiled"), ("second", "")] {
+            let container = pod.run(&spins(name)).await?;
+            let inode = if code.is_empty() { fs::metadata(one_is_kept(case).await?)?.ino().to_string() } else { String::new() };
+            let pid = container.pid().await?;
+            eventually(&format!("{name}: its code to be mapped"), case.within(30), async || {
+                let mapped = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+                let is_code = |line: &str| match code {
+                    "" => line.split_whitespace().nth(4) == Some(&inode),
+                    memory => line.contains(memory),
+                };
+                Ok(mapped.lines().any(is_code).then_some(()))
+            })
+            .await?;
+            one_is_kept(case).await?;
+            container.stop(10).await?;
+            container.remove().await?;
+        }
+        Ok(pod.remove().await?)
     });
 }
 
