@@ -90,6 +90,15 @@ pub fn from_draft(engines: &Engines, draft: &File) -> Option<Compiled> {
     unsafe { Module::deserialize_open_file(engines.draft().ok()?, mapped) }.ok().map(Compiled::Module)
 }
 
+/// Loads the code of a component into another engine, whose code is compiled with the same settings.
+///
+/// # Errors
+/// When it is not.
+pub fn on_another_engine(engine: &Engine, component: &Component) -> Result<Component> {
+    // SAFETY: the bytes were made by this process just now.
+    unsafe { Component::deserialize(engine, component.serialize()?) }
+}
+
 /// Whether compiled code says that it is a core module's: by the flags in its ELF header, of which
 /// Wasmtime sets the first for modules and the second for components (`EF_WASMTIME_MODULE` of
 /// wasmtime-environ, obj.rs). If it is wrong, the engine rejects the code.

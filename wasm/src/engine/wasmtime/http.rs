@@ -10,6 +10,7 @@
 
 mod instances;
 
+use super::component_settings;
 use super::limits::Budget;
 use super::world::Version;
 use crate::guest::{Guest, Http};
@@ -24,6 +25,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use instances::{Answer, Instances, Present};
+use magnetar_sys::compiled;
 use std::convert::Infallible;
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -33,11 +35,22 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use wasmtime::component::Component;
+use wasmtime::{Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 use wasmtime_wasi_http::io::TokioIo;
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
 /// How many clients are served at a time. More wait in the kernel's queue.
 const CLIENTS: usize = 1024;
+
+/// The most requests at a time for which places are kept ready.
+const MOST_PLACES: u32 = 1024;
+
+/// How many core modules a component may have whose instances have places: about as many as tools
+/// make of one program with adapters.
+const CORE_INSTANCES: u32 = 16;
+
+/// How many tasks each instance may have, if all have as many.
+const TASKS: u32 = 16;
 
 /// How long a client may take to send the head of a request.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -52,9 +65,12 @@ const RECOVERY: Duration = Duration::from_millis(100);
 /// used.
 pub async fn serve(component: &Component, version: Version, guest: &Guest) -> wasmtime::Result<()> {
     let http = guest.http.clone().map_err(wasmtime::Error::msg)?;
-    let instances = Instances::new(component, version, guest, Budget::new(guest.memory), http.timeout)?;
     // Whoever sees the port open can be answered.
-    instances.attempt().await?;
+    let instances = match attempt(pooled(component, http.requests), version, guest, &http).await {
+        Ok(instances) => instances,
+        // What is wrong with the component itself, this says once more.
+        Err(_) => attempt(Ok(component.clone()), version, guest, &http).await?,
+    };
     let listener = listen(http.port).await?;
     log_line(&format!("answers HTTP on port {}", http.port));
     let stop = signals::stop_requested();
@@ -72,6 +88,43 @@ pub async fn serve(component: &Component, version: Version, guest: &Guest) -> wa
         ends.wait().await;
     }
     Ok(())
+}
+
+/// Makes a first instance of a component.
+async fn attempt(component: wasmtime::Result<Component>, version: Version, guest: &Guest, http: &Http) -> wasmtime::Result<Instances> {
+    let instances = Instances::new(&component?, version, guest, Budget::new(guest.memory), http.timeout)?;
+    instances.attempt().await?;
+    Ok(instances)
+}
+
+/// The component on an engine that has a place ready for each instance: memory, tables and stack,
+/// which the next instance uses again. Otherwise each request would map and unmap its own.
+///
+/// # Errors
+/// Where there cannot be so many places: the addresses of all their memories are reserved, 4 GiB
+/// for each.
+fn pooled(component: &Component, requests: usize) -> wasmtime::Result<Component> {
+    let needs = component.resources_required();
+    let (Some(needs), Ok(places)) = (needs, u32::try_from(requests)) else {
+        return Err(wasmtime::Error::msg("it imports instances of modules"));
+    };
+    if places > MOST_PLACES {
+        return Err(wasmtime::Error::msg("it may answer more requests at a time than there can be places"));
+    }
+    let mut pool = PoolingAllocationConfig::default();
+    pool.total_component_instances(places)
+        .max_core_instances_per_component(CORE_INSTANCES)
+        .total_core_instances(places * CORE_INSTANCES)
+        .max_memories_per_component(needs.num_memories)
+        .total_memories(places * needs.num_memories)
+        .max_tables_per_component(needs.num_tables)
+        .total_tables(places * needs.num_tables)
+        .total_gc_heaps(places)
+        // Each task of an instance of WASI 0.3 may have one of its own.
+        .total_stacks(places * TASKS);
+    let mut settings = component_settings();
+    settings.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    compiled::on_another_engine(&Engine::new(&settings)?, component)
 }
 
 /// Listens on all addresses of the pod, with or without IPv6.
