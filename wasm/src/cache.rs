@@ -49,8 +49,8 @@ const DRAFT: u8 = b'd';
 const REFUSED: u8 = b'r';
 const FAILED: u8 = b'f';
 
-/// The size in bytes from which on a module is worth two compilations: a smaller one takes less than
-/// 0.2 s.
+/// The size in bytes from which on a module is worth two compilations: a smaller one takes less
+/// than 0.2 s.
 const LARGE: usize = 256 << 10;
 
 /// The digest of a module.
@@ -118,8 +118,8 @@ impl Cache {
 
     /// Looks for the code of a module, which must be read from its beginning. If there is none, has
     /// a copy of this process compile it: `read` reads the module, `compile` compiles what was
-    /// read, and `needs` is the descriptor that both need. If the container wants a `draft`, a large
-    /// module is compiled quickly for it first. The process must have one thread.
+    /// read, and `needs` is the descriptor that both need. If the container wants a `draft`, a
+    /// large module is compiled quickly for it first. The process must have one thread.
     ///
     /// # Errors
     /// The kernel's error.

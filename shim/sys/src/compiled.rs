@@ -82,7 +82,8 @@ pub fn from_cache(engines: &Engines, kept: &File) -> Option<Compiled> {
     unsafe { Component::deserialize(engines.component().ok()?, &bytes) }.ok().map(Compiled::Component)
 }
 
-/// Loads code that was compiled quickly for this container. Returns `None` if the engine rejects it.
+/// Loads code that was compiled quickly for this container. Returns `None` if the engine rejects
+/// it.
 pub fn from_draft(engines: &Engines, draft: &File) -> Option<Compiled> {
     let mapped = draft.try_clone().ok()?;
     // SAFETY: the compiler is the only one who wrote the file, and it is sealed (contract;
@@ -90,7 +91,8 @@ pub fn from_draft(engines: &Engines, draft: &File) -> Option<Compiled> {
     unsafe { Module::deserialize_open_file(engines.draft().ok()?, mapped) }.ok().map(Compiled::Module)
 }
 
-/// Loads the code of a component into another engine, whose code is compiled with the same settings.
+/// Loads the code of a component into another engine, whose code is compiled with the same
+/// settings.
 ///
 /// # Errors
 /// When it is not.

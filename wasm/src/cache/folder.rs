@@ -196,8 +196,8 @@ impl Folder {
     fn write(&self, name: &str, from: &mut impl Read) -> Result<Vec<u8>> {
         let what = || format!("cannot write the cached code {name}");
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        // Nobody but root can enter the folder. Containers get the open file, and one engine opens it
-        // once more, as the container's user.
+        // Nobody but root can enter the folder. Containers get the open file, and one engine opens
+        // it once more, as the container's user.
         let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
         let mut file = File::from(rustix::fs::openat(&self.0, name, flags, mode).context(what)?);
         let mut hash = Sha256::new();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! WasmEdge: core modules with WASI preview 1 and WasmEdge's own sockets.
 //!
-//! Its library need not be installed on nodes where no pod uses this engine. Modules are compiled by
-//! LLVM, beside their containers (`compiler.rs`); the process that runs one has the library without
-//! LLVM (`library.rs`). A module that cannot be compiled is interpreted.
+//! Its library need not be installed on nodes where no pod uses this engine. Modules are compiled
+//! by LLVM, beside their containers (`compiler.rs`); the process that runs one has the library
+//! without LLVM (`library.rs`). A module that cannot be compiled is interpreted.
 
 mod library;
 mod stand_in;
@@ -178,8 +178,8 @@ fn interprets(module: &Module, why: &str) {
 }
 
 /// Gives the module a pipe without a writer as its standard input where that is /dev/null: read, it
-/// is at its end as well, but it can also be waited for. WasmEdge waits with epoll(7), which refuses
-/// devices.
+/// is at its end as well, but it can also be waited for. WasmEdge waits with epoll(7), which
+/// refuses devices.
 fn wait_for_nothing() -> Result<()> {
     let what = || "cannot give the module a standard input that can be waited for".to_string();
     let input = rustix::fs::fstat(rustix::stdio::stdin());

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Finds and loads the node's libwasmedge: with LLVM in the process that compiles, and without it in
-//! those that run modules.
+//! Finds and loads the node's libwasmedge: with LLVM in the process that compiles, and without it
+//! in those that run modules.
 //!
 //! libwasmedge is linked with LLVM, a library of more than a hundred MiB that only compiling needs,
-//! and that costs each process time and memory. So a process that runs modules loads a stand-in first (`stand_in.rs`): a library with LLVM's name and the
-//! symbols that libwasmedge takes from it. The loader then takes that for LLVM.
+//! and that costs each process time and memory. So a process that runs modules loads a stand-in
+//! first (`stand_in.rs`): a library with LLVM's name and the symbols that libwasmedge takes from
+//! it. The loader then takes that for LLVM.
 //!
 //! The stand-in is made once for each libwasmedge, in the cache's folder, beside a record of which
 //! files it was made for.

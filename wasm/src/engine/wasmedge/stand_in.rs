@@ -304,7 +304,7 @@ mod tests {
         // There are no sections, so this goes by what the loader goes by.
         let segments = object::read::elf::ProgramHeader::dynamic;
         let programs = header.program_headers(endian, &*file).unwrap();
-        let dynamic = programs.iter().find_map(|one| segments(one, endian, &*file).unwrap()).unwrap();
+        let dynamic = programs.iter().find_map(|one| segments(one, endian, &file).unwrap()).unwrap();
         let value = |tag: i64| dynamic.iter().find(|entry| entry.d_tag.get(endian) == tag).unwrap().d_val.get(endian) as usize;
         let string = |offset: usize| {
             let rest = &file[value(elf::DT_STRTAB) + offset..];

@@ -3,8 +3,9 @@
 //! fails only one request.
 //!
 //! ```text
-//! Waiting ──the component answers──> the client reads ──it has all, or has left──> what the instance still does
-//! limited: status 504                without limit                                  limited
+//! Waiting ──the component answers──> the client reads ──it has all, or has left──> what the
+//! instance still does limited: status 504                without limit
+//! limited
 //! ```
 //!
 //! Code that computes without end gives way to others each [`TICK`], because the engine's epoch
