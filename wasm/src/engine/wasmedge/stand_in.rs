@@ -299,12 +299,13 @@ mod tests {
         std::fs::write(file.path(), image(b"libLLVM.so.9", &symbols).unwrap()).unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let file = std::fs::read(file.path()).unwrap();
-        let header = FileHeader64::<Endianness>::parse(&*file).unwrap();
+        let file = file.as_slice();
+        let header = FileHeader64::<Endianness>::parse(file).unwrap();
         let endian = header.endian().unwrap();
         // There are no sections, so this goes by what the loader goes by.
         let segments = object::read::elf::ProgramHeader::dynamic;
-        let programs = header.program_headers(endian, &*file).unwrap();
-        let dynamic = programs.iter().find_map(|one| segments(one, endian, &file).unwrap()).unwrap();
+        let programs = header.program_headers(endian, file).unwrap();
+        let dynamic = programs.iter().find_map(|one| segments(one, endian, file).unwrap()).unwrap();
         let value = |tag: i64| dynamic.iter().find(|entry| entry.d_tag.get(endian) == tag).unwrap().d_val.get(endian) as usize;
         let string = |offset: usize| {
             let rest = &file[value(elf::DT_STRTAB) + offset..];
