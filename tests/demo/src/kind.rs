@@ -16,11 +16,22 @@ pub struct Kind {
     pub command: &'static [&'static str],
     /// A command for exec, and what it must print.
     pub exec: (&'static [&'static str], &'static str),
-    /// Whether its pods begin as copies of a template, which a first pod has to make.
-    pub is_copied: bool,
+    /// What a first pod leaves on the node, for those after it.
+    pub left: Left,
     /// The messages by which a pod is refused where the node lacks what this kind needs. That is no
     /// failure of the demo.
     pub missing: &'static [&'static str],
+}
+
+/// What a pod leaves on the node, for those after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing.
+    Nothing,
+    /// The template that others are copies of.
+    Template,
+    /// The compiled code of its module.
+    Code,
 }
 
 impl Kind {
@@ -44,7 +55,7 @@ pub const KINDS: &[Kind] = &[
         image: BUSYBOX,
         command: HELLO,
         exec: (&["cat", "/etc/hostname"], "demo"),
-        is_copied: false,
+        left: Left::Nothing,
         missing: &[],
     },
     Kind {
@@ -55,7 +66,7 @@ pub const KINDS: &[Kind] = &[
         command: &[],
         // The module is beside busybox, so that there is a program to execute.
         exec: (&["cat", "/etc/hostname"], "demo"),
-        is_copied: false,
+        left: Left::Code,
         missing: &[],
     },
     Kind {
@@ -66,7 +77,7 @@ pub const KINDS: &[Kind] = &[
         command: &[],
         // The module is beside busybox, so that there is a program to execute.
         exec: (&["cat", "/etc/hostname"], "demo"),
-        is_copied: false,
+        left: Left::Code,
         missing: &[],
     },
     Kind {
@@ -76,7 +87,7 @@ pub const KINDS: &[Kind] = &[
         image: BUSYBOX,
         command: HELLO,
         exec: (&["hostname"], "demo"),
-        is_copied: false,
+        left: Left::Nothing,
         missing: &[],
     },
     Kind {
@@ -86,7 +97,7 @@ pub const KINDS: &[Kind] = &[
         image: BUSYBOX,
         command: HELLO,
         exec: (&["hostname"], "demo"),
-        is_copied: true,
+        left: Left::Template,
         missing: &[],
     },
     Kind {
@@ -96,7 +107,7 @@ pub const KINDS: &[Kind] = &[
         image: BUSYBOX,
         command: HELLO,
         exec: (&["hostname"], "demo"),
-        is_copied: false,
+        left: Left::Nothing,
         missing: &["Cloud Hypervisor needs KVM", "cloud-hypervisor is neither in PATH"],
     },
 ];

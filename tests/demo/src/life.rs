@@ -7,7 +7,10 @@ use anyhow::{Context, Result, ensure};
 use magnetar_cri::{ContainerSpec, Node, PodSpec, v1::ContainerState};
 use magnetar_observe::{Memory, Processes, cgroup};
 
-use crate::{kind::Kind, tell};
+use crate::{
+    kind::{Kind, Left},
+    tell,
+};
 
 /// How long a container may take to say its first word, to end, or to use any memory.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,11 +40,18 @@ pub async fn show(node: &Node, kind: &Kind) -> Result<Shown> {
     let say = |what: String| tell(&format!("{}:   {what}", kind.name));
     let image = node.image(kind.image).await?;
     ensure!(image.is_some(), "the node has no image {}", kind.image);
-    if kind.is_copied {
-        let first = node.run_pod(&PodSpec::new("first", kind.handler)).await.context("the pod did not start that makes the template")?;
-        template().await?;
-        first.remove().await.context("that pod cannot be removed")?;
-        say("a first pod has booted, and the template was made beside it".to_owned());
+    if kind.left != Left::Nothing {
+        let first = node.run_pod(&PodSpec::new("first", kind.handler)).await.context("the first pod did not start")?;
+        if kind.left == Left::Template {
+            template().await?;
+            say("a first pod has booted, and the template was made beside it".to_owned());
+        } else {
+            let start = Instant::now();
+            let container = first.run(&ContainerSpec::new("first", kind.image)).await.context("the first container did not start")?;
+            container.logged(PATIENCE, |log| !log.stdout().is_empty()).await.context("the first container said nothing")?;
+            say(format!("a first container was compiled, and spoke after {}", milliseconds(start.elapsed())));
+        }
+        first.remove().await.context("the first pod cannot be removed")?;
     }
     let before = Processes::now()?;
     let start = Instant::now();
