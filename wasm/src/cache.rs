@@ -143,6 +143,8 @@ impl Cache {
             // Of all in the pod, this can best be done without. A node may forbid to change it.
             let _unchanged = std::fs::write("/proc/self/oom_score_adj", "1000");
             let outcome = read().map_err(|error| Failure::Refused(error.to_string())).and_then(|bytes| {
+                // The container and its files may be removed while this goes on.
+                magnetar_sys::fork::keep_only(&[theirs.as_fd(), self.folder.as_fd()]);
                 if draft && bytes.len() >= LARGE {
                     // Without a draft the container waits for the rest.
                     let _waits = compile(&bytes, Effort::Draft).map(|draft| answer(&theirs, &Ok((draft, Effort::Draft))));

@@ -152,6 +152,8 @@ impl<E: Engine> Executor for WasmOrNative<E> {
         // A module that breaks out of the engine must not reach the descriptors with which this
         // process made the container.
         module.close_all_others();
+        // The making of the container is over, and the module may run for weeks.
+        magnetar_sys::memory::trim();
         let end = match privileges::drop_as_execve_would()
             .and_then(|()| check_volumes())
             .and_then(|()| keep_to_itself(module))
