@@ -59,7 +59,8 @@ impl Engine for WasmEdge {
     const TRAPPED: u8 = 1;
 
     fn load() -> Result<()> {
-        library::found()?.load()
+        // Without a cache there is no stand-in either, which has been reported.
+        library::found().map_or_else(|_| library::load_with_llvm(), library::Found::load)
     }
 
     fn compatibility() -> Result<Option<String>> {
