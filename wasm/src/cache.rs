@@ -73,28 +73,34 @@ pub enum Found {
 
 /// The code of a module that is being compiled.
 #[derive(Debug)]
-pub struct Compiling(OwnedFd);
+pub struct Compiling {
+    keeper: OwnedFd,
+    /// How long ago a compilation of it began that did not end.
+    since: Duration,
+}
 
 impl Found {
     /// Its open descriptor.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         match self {
             Self::Code(code) => code.as_fd(),
-            Self::Compiling(Compiling(keeper)) => keeper.as_fd(),
+            Self::Compiling(Compiling { keeper, .. }) => keeper.as_fd(),
         }
     }
 
-    /// The code. Waits until the module is compiled, or for as long as `patience` says. The module
-    /// is then compiled nevertheless, for the next container.
+    /// The code. Waits until the module is compiled, or for as long as `patience` says, and not at
+    /// all if it is known to take longer. The module is then compiled nevertheless, for the next
+    /// container.
     ///
     /// # Errors
     /// Why there is none.
     pub fn code(self, patience: Option<Duration>) -> std::result::Result<(File, Effort), Failure> {
-        let keeper = match self {
+        let (keeper, since) = match self {
             Self::Code(code) => return Ok((code, Effort::Full)),
-            Self::Compiling(Compiling(keeper)) => keeper,
+            Self::Compiling(Compiling { keeper, since }) => (keeper, since),
         };
-        let limit = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        let waits = patience.map(|patience| if since < patience { patience } else { Duration::ZERO });
+        let limit = waits.and_then(|waits| Timespec::try_from(waits).ok());
         let mut ready = [PollFd::new(&keeper, PollFlags::IN)];
         match rustix::io::retry_on_intr(|| rustix::event::poll(&mut ready, limit.as_ref())) {
             Ok(0) => Err(Failure::Failed(format!("compiling it takes more than {} s", patience.unwrap_or_default().as_secs()))),
@@ -131,9 +137,12 @@ impl Cache {
         read: impl FnOnce() -> Result<Vec<u8>>,
         compile: impl Fn(&[u8], Effort) -> std::result::Result<File, Failure>,
     ) -> Result<Found> {
-        if let Some(code) = self.folder.find(&digest(&mut module)?)? {
+        let looked_up = digest(&mut module)?;
+        if let Some(code) = self.folder.find(&looked_up)? {
             return read_only(&code).map(Found::Code);
         }
+        // Where nothing can be noted, nothing is known.
+        let since = self.folder.begun(&looked_up).unwrap_or_default();
         let what = || "cannot have the module compiled".to_string();
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).context(what)?;
@@ -152,11 +161,14 @@ impl Cache {
                 let code = compile(&bytes, Effort::Full)?;
                 Ok((keep(&self.folder, &digest(&mut bytes.as_slice()).map_err(failed)?, code), Effort::Full))
             });
+            if !matches!(outcome, Err(Failure::Failed(_))) {
+                self.folder.ended(&looked_up);
+            }
             // A container that has a draft does not hear it.
             i32::from(answer(&theirs, &outcome).is_err())
         })
         .context(what)?;
-        Ok(Found::Compiling(Compiling(ours)))
+        Ok(Found::Compiling(Compiling { keeper: ours, since }))
     }
 }
 
@@ -274,6 +286,34 @@ mod tests {
         assert_eq!(look(&root, Ok(b"code")).unwrap(), b"code");
     }
 
+    fn compiling(keeper: OwnedFd) -> Found {
+        Found::Compiling(Compiling { keeper, since: Duration::ZERO })
+    }
+
+    #[test]
+    fn nobody_waits_for_a_compilation_that_was_too_long_before() {
+        let root = tempfile::tempdir().unwrap();
+        let module = || &b"slow module"[..];
+        let (blocks, ends) = std::io::pipe().unwrap();
+        let found = |patience: Duration| {
+            let read = || {
+                // Until the test has ended.
+                let _end = std::io::copy(&mut &blocks, &mut std::io::sink());
+                Ok(module().to_vec())
+            };
+            let found = cache(&root).look(module(), blocks.as_fd(), false, read, |_, _| Err(Failure::Failed(String::new())));
+            found.unwrap().code(Some(patience)).unwrap_err()
+        };
+        assert_eq!(found(Duration::from_millis(1)), Failure::Failed("compiling it takes more than 0 s".into()));
+        let mark = root.path().join("cache");
+        let folder = std::fs::read_dir(mark).unwrap().next().unwrap().unwrap().path();
+        let mark = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+        let before = std::time::SystemTime::now() - Duration::from_secs(7200);
+        File::options().write(true).open(mark).unwrap().set_modified(before).unwrap();
+        assert_eq!(found(Duration::from_secs(3600)), Failure::Failed("compiling it takes more than 3600 s".into()));
+        drop(ends);
+    }
+
     #[test]
     fn a_container_that_wants_a_draft_has_it_first_and_the_rest_is_kept() {
         let root = tempfile::tempdir().unwrap();
@@ -289,8 +329,8 @@ mod tests {
             cache(&root).look(module.as_slice(), null.as_fd(), draft, || Ok(module.clone()), compile).unwrap()
         };
         let first = found(true);
-        let Found::Compiling(Compiling(keeper)) = &first else { panic!("it was there already") };
-        let keeper = Found::Compiling(Compiling(keeper.try_clone().unwrap()));
+        let Found::Compiling(Compiling { keeper, since }) = &first else { panic!("it was there already") };
+        let keeper = Found::Compiling(Compiling { keeper: keeper.try_clone().unwrap(), since: *since });
         assert_eq!(first.code(None).unwrap().1, Effort::Draft);
         // When the keeper says the next, it has stored it.
         assert_eq!(keeper.code(None).unwrap().1, Effort::Full);
@@ -303,7 +343,7 @@ mod tests {
     #[test]
     fn a_container_waits_no_longer_than_it_wants() {
         let (ours, _theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        let outcome = Found::Compiling(Compiling(ours)).code(Some(Duration::ZERO));
+        let outcome = compiling(ours).code(Some(Duration::ZERO));
         assert_eq!(outcome.unwrap_err(), Failure::Failed("compiling it takes more than 0 s".into()));
     }
 
@@ -311,6 +351,6 @@ mod tests {
     fn the_end_of_a_keeper_is_reported() {
         let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         drop(theirs);
-        assert!(matches!(Found::Compiling(Compiling(ours)).code(None), Err(Failure::Failed(why)) if why.contains("was killed")));
+        assert!(matches!(compiling(ours).code(None), Err(Failure::Failed(why)) if why.contains("was killed")));
     }
 }

@@ -12,10 +12,13 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// The end of the name of a digest's file.
 const SUM: &str = ".sha256";
+
+/// The end of the name of an empty file that says since when a module is compiled.
+const BEGUN: &str = ".begun";
 
 /// The age in seconds at which a half-written file is taken for the remains of a crash, and
 /// removed.
@@ -103,6 +106,31 @@ impl Folder {
         written
     }
 
+    /// Notes that the compilation of a module begins. Returns how long ago one began that has not
+    /// [`ended`](Self::ended), be it that it goes on or that it was interrupted.
+    ///
+    /// # Errors
+    /// The kernel's error.
+    pub fn begun(&self, digest: &[u8; 32]) -> Result<Duration> {
+        let name = format!("{}{BEGUN}", hex(digest));
+        let what = || format!("cannot note {name} in the cache");
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.0, name.as_str(), flags | OFlags::EXCL, Mode::RUSR | Mode::WUSR) {
+            Ok(_) => Ok(Duration::ZERO),
+            Err(Errno::EXIST) => {
+                let stat = rustix::fs::statat(&self.0, name.as_str(), AtFlags::SYMLINK_NOFOLLOW).context(what)?;
+                Ok(Duration::from_secs(u64::try_from(now() - stat.st_mtime).unwrap_or_default()))
+            }
+            Err(error) => Err(error).context(what),
+        }
+    }
+
+    /// Notes that the compilation of a module has ended, whatever came of it.
+    pub fn ended(&self, digest: &[u8; 32]) {
+        // Another one may have ended before.
+        let _gone = rustix::fs::unlinkat(&self.0, format!("{}{BEGUN}", hex(digest)), AtFlags::empty());
+    }
+
     /// Reads a file that [`put`](Self::put) made; `None` if there is none, or others could have
     /// written it.
     ///
@@ -138,7 +166,7 @@ impl Folder {
         let mut entries = self.entries()?;
         let mut total: u64 = entries.iter().map(|entry| entry.size).sum();
         entries.sort_by_key(|entry| entry.used);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+        let now = now();
         for entry in entries {
             let abandoned = entry.name.as_encoded_bytes().starts_with(b".");
             if total > limit && !abandoned || abandoned && entry.used < now - ABANDONED {
@@ -254,6 +282,11 @@ fn names(folder: &OwnedFd) -> Result<Vec<OsString>> {
 
 fn is_sum(name: &OsStr) -> bool {
     name.as_encoded_bytes().ends_with(SUM.as_bytes())
+}
+
+/// The seconds since 1970, as of a file's times.
+fn now() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
 fn hex(digest: &[u8; 32]) -> String {

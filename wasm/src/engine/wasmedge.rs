@@ -83,7 +83,11 @@ impl Engine for WasmEdge {
             return Err(Failure::Refused(COMPONENT.into()));
         }
         refuse_threads(&binary).map_err(Failure::Refused)?;
-        let refused = |error: Box<WasmEdgeError>| Failure::Refused(error.to_string());
+        // Without enough memory it has another error, and may be interpreted with less.
+        let refused = |error: Box<WasmEdgeError>| match &*error {
+            WasmEdgeError::Core(CoreError::Load(_) | CoreError::Validation(_)) => Failure::Refused(error.to_string()),
+            _ => Failure::Failed(format!("its compiler says: {error}")),
+        };
         let failed = |error: Box<WasmEdgeError>| Failure::Failed(error.to_string());
         let options = CompilerConfigOptions::new().out_format(CompilerOutputFormat::Native);
         let config = ConfigBuilder::new(CommonConfigOptions::default()).with_compiler_config(options).build().map_err(failed)?;
