@@ -24,7 +24,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 use wasmedge_sdk::config::{CommonConfigOptions, CompilerConfigOptions, Config, ConfigBuilder, RuntimeConfigOptions};
-use wasmedge_sdk::error::{CoreError, WasmEdgeError};
+use wasmedge_sdk::error::{CoreCommonError, CoreError, WasmEdgeError};
 use wasmedge_sdk::wasi::WasiModule;
 use wasmedge_sdk::{AsInstance, Compiler, CompilerOutputFormat, ExternalInstanceType, Instance, LogManager, RunMode, Store, Vm};
 
@@ -86,7 +86,7 @@ impl Engine for WasmEdge {
         // Without enough memory it has another error, and may be interpreted with less.
         let refused = |error: Box<WasmEdgeError>| match &*error {
             WasmEdgeError::Core(CoreError::Load(_) | CoreError::Validation(_)) => Failure::Refused(error.to_string()),
-            _ => Failure::Failed(format!("its compiler says: {error}")),
+            _ => Failure::Failed(said(&error)),
         };
         let failed = |error: Box<WasmEdgeError>| Failure::Failed(error.to_string());
         let options = CompilerConfigOptions::new().out_format(CompilerOutputFormat::Native);
@@ -282,7 +282,17 @@ fn check_imports(core: &wasmedge_sdk::Module, wasi: &Instance) -> std::result::R
 }
 
 fn refused(error: Box<WasmEdgeError>) -> End {
-    End::Refused(error.to_string())
+    End::Refused(said(&error))
+}
+
+/// What the engine says. Where it could not get memory, it does not say that.
+fn said(error: &WasmEdgeError) -> String {
+    match error {
+        WasmEdgeError::Core(CoreError::Common(CoreCommonError::RuntimeError)) => {
+            format!("the engine has failed, as it does when memory is short: {error}")
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// How the module was stopped while it ran, or while it was instantiated, which runs its start
