@@ -165,7 +165,10 @@ impl Cache {
                 self.folder.ended(&looked_up);
             }
             // A container that has a draft does not hear it.
-            i32::from(answer(&theirs, &outcome).is_err())
+            let heard = answer(&theirs, &outcome);
+            // If this fails, the cache is too large until the next module is compiled.
+            let _too_large = self.folder.prune(LIMIT);
+            i32::from(heard.is_err())
         })
         .context(what)?;
         Ok(Found::Compiling(Compiling { keeper: ours, since }))
@@ -179,11 +182,7 @@ fn failed(error: Error) -> Failure {
 /// Stores code. Returns it as containers get it: the stored file, or, if it could not be stored,
 /// the sealed file in memory.
 fn keep(folder: &Folder, digest: &Digest, mut code: File) -> File {
-    let stored = folder.store(digest, &mut code).and_then(|()| {
-        // If this fails, the cache is too large until the next module is stored.
-        let _too_large = folder.prune(LIMIT);
-        folder.find(digest)?.map(|stored| read_only(&stored)).transpose()
-    });
+    let stored = folder.store(digest, &mut code).and_then(|()| folder.find(digest)?.map(|stored| read_only(&stored)).transpose());
     stored.ok().flatten().unwrap_or_else(|| {
         // Only its readers by position would mind.
         let _at_its_end = code.rewind();

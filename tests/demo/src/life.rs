@@ -49,7 +49,7 @@ pub async fn show(node: &Node, kind: &Kind) -> Result<Shown> {
             let start = Instant::now();
             let container = first.run(&ContainerSpec::new("first", kind.image)).await.context("the first container did not start")?;
             container.logged(PATIENCE, |log| !log.stdout().is_empty()).await.context("the first container said nothing")?;
-            say(format!("a first container was compiled, and spoke after {}", milliseconds(start.elapsed())));
+            say(format!("the module of a first container was compiled, and said hello after {}", milliseconds(start.elapsed())));
         }
         first.remove().await.context("the first pod cannot be removed")?;
     }

@@ -20,6 +20,9 @@ const SUM: &str = ".sha256";
 /// The end of the name of an empty file that says since when a module is compiled.
 const BEGUN: &str = ".begun";
 
+/// How long that is remembered, in seconds. Modules that never compile leave such files.
+const REMEMBERED: i64 = 24 * 3600;
+
 /// The age in seconds at which a half-written file is taken for the remains of a crash, and
 /// removed.
 const ABANDONED: i64 = 3600;
@@ -157,8 +160,8 @@ impl Folder {
         written
     }
 
-    /// Removes the code that was used longest ago until at most `limit` bytes are left, and
-    /// abandoned half-written files.
+    /// Removes the code that was used longest ago until at most `limit` bytes are left, abandoned
+    /// half-written files, and what was noted of compilations a day ago.
     ///
     /// # Errors
     /// The kernel's error.
@@ -168,8 +171,13 @@ impl Folder {
         entries.sort_by_key(|entry| entry.used);
         let now = now();
         for entry in entries {
-            let abandoned = entry.name.as_encoded_bytes().starts_with(b".");
-            if total > limit && !abandoned || abandoned && entry.used < now - ABANDONED {
+            let name = entry.name.as_encoded_bytes();
+            let kept_for = match (name.starts_with(b"."), name.ends_with(BEGUN.as_bytes())) {
+                (true, _) => Some(ABANDONED),
+                (_, true) => Some(REMEMBERED),
+                _ => None,
+            };
+            if kept_for.map_or(total > limit, |seconds| entry.used < now - seconds) {
                 let mut sum = entry.name.clone();
                 sum.push(SUM);
                 for name in [&entry.name, &sum] {
@@ -366,5 +374,19 @@ mod tests {
         assert!(content(&folder, 1).is_some());
         folder.prune(2 * 1000 + 500).unwrap();
         assert_eq!([1, 2, 3, 4].map(|digest| content(&folder, digest).is_some()), [true, false, false, true]);
+    }
+
+    #[test]
+    fn what_is_noted_of_a_compilation_is_forgotten_after_a_day() {
+        let (temporary, folder) = folder();
+        assert_eq!(folder.begun(&[1; 32]).unwrap(), Duration::ZERO);
+        let note = file(&temporary, 1, BEGUN);
+        folder.prune(0).unwrap();
+        assert!(note.exists());
+        let before = SystemTime::now() - Duration::from_secs(2 * REMEMBERED as u64);
+        File::options().write(true).open(&note).unwrap().set_modified(before).unwrap();
+        assert!(folder.begun(&[1; 32]).unwrap() >= Duration::from_secs(REMEMBERED as u64));
+        folder.prune(0).unwrap();
+        assert!(!note.exists());
     }
 }
