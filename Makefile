@@ -32,7 +32,7 @@ build: deps ## all binaries and configuration, as an install prefix in out/
 	@# io.containerd.magnetar-qemu.v2.
 	@for kind in $(KINDS); do ln -sfn containerd-shim-magnetar-v2 $(OUT)/bin/containerd-shim-magnetar-$$kind-v2; done
 	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/release/magnetar-{runc,maker,wasm,vmm}
-	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-{wasmtime,wasmedge}
+	@install -Dm755 -t $(OUT)/libexec/magnetar $(CARGO_TARGET)/$(TARGET)/engine/magnetar-{wasmtime,wasmtime-compiler,wasmedge}
 	@images/guest/build $(OUT)/share/magnetar/guest $(GUEST)
 	@[ ! -f $(OWN_GUEST)/vmlinux ] || images/host-packages --kernel
 	@[ ! -f $(OWN_GUEST)/vmlinux ] || images/guest/build --own-kernel $(OWN_GUEST) $(GUEST)

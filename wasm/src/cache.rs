@@ -53,6 +53,9 @@ const FAILED: u8 = b'f';
 /// than 0.2 s.
 const LARGE: usize = 256 << 10;
 
+/// How long a compilation waits for another one of the same module, which may have fewer processors.
+const OTHERS_TURN: Duration = Duration::from_secs(10);
+
 /// The digest of a module.
 type Digest = [u8; 32];
 
@@ -122,6 +125,15 @@ impl Cache {
         Ok(Self { folder: Folder::open(root, &format!("{compatible}-{tenant}"))? })
     }
 
+    /// The code of a module, which must be read from its beginning, if it is kept.
+    ///
+    /// # Errors
+    /// The kernel's error.
+    pub fn find(&self, mut module: impl Read) -> Result<Option<Found>> {
+        let code = self.folder.find(&digest(&mut module)?)?;
+        code.map(|code| read_only(&code).map(Found::Code)).transpose()
+    }
+
     /// Looks for the code of a module, which must be read from its beginning. If there is none, has
     /// a copy of this process compile it: `read` reads the module, `compile` compiles what was
     /// read, and `needs` is the descriptor that both need. If the container wants a `draft`, a
@@ -158,8 +170,14 @@ impl Cache {
                     // Without a draft the container waits for the rest.
                     let _waits = compile(&bytes, Effort::Draft).map(|draft| answer(&theirs, &Ok((draft, Effort::Draft))));
                 }
-                let code = compile(&bytes, Effort::Full)?;
-                Ok((keep(&self.folder, &digest(&mut bytes.as_slice()).map_err(failed)?, code), Effort::Full))
+                let read = digest(&mut bytes.as_slice()).map_err(failed)?;
+                let _turn = self.folder.turn(&read, OTHERS_TURN);
+                // Of a module that many containers begin with, the first one has kept it.
+                let code = match self.folder.find(&read).ok().flatten().and_then(|code| read_only(&code).ok()) {
+                    Some(code) => code,
+                    None => keep(&self.folder, &read, compile(&bytes, Effort::Full)?),
+                };
+                Ok((code, Effort::Full))
             });
             if !matches!(outcome, Err(Failure::Failed(_))) {
                 self.folder.ended(&looked_up);

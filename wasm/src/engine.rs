@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The interface of a Wasm engine: it runs a module to its end.
 
+#[cfg(any(feature = "wasmedge", feature = "wasmtime-compiler"))]
+mod binary;
 #[cfg(any(feature = "wasmedge", feature = "wasmtime"))]
 mod format;
+#[cfg(any(feature = "wasmedge", feature = "wasmtime"))]
+mod processor;
 #[cfg(feature = "wasmedge")]
 pub mod wasmedge;
 #[cfg(feature = "wasmtime")]
@@ -24,6 +28,9 @@ pub trait Engine: Clone + 'static {
     /// The exit code of its own command line for a module that was stopped by a trap.
     const TRAPPED: u8;
 
+    /// Whether this program has the engine's compiler.
+    const COMPILES: bool;
+
     /// Makes the engine ready, on the host and before the container is made.
     ///
     /// # Errors
@@ -31,11 +38,11 @@ pub trait Engine: Clone + 'static {
     fn load() -> Result<()>;
 
     /// A name for everything on which compiled code depends: the engine, its version, its settings
-    /// and the processor. `None` for an engine that does not compile.
+    /// and the processor.
     ///
     /// # Errors
     /// When the engine does not work on this host.
-    fn compatibility() -> Result<Option<String>>;
+    fn compatibility() -> Result<String>;
 
     /// Loads what compiling needs from the node, before the process is confined.
     ///

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //!   this process ── in the pod's namespaces, as magnetar-runc is; holds no engine
-//!    └── containers  made by magnetar-wasmtime or magnetar-wasmedge, which then becomes the container's process 1
+//!    └── containers  made by magnetar-wasmtime or magnetar-wasmedge, which then becomes the container's process 1;
+//!                    where a module was never compiled, by magnetar-wasmtime-compiler
 //! ```
 //!
 //! Deliberately absent: an engine. Only the process that runs a module has one.
@@ -27,6 +28,10 @@ fn main() -> ExitCode {
             let runtime = Libcontainer::new(&record.config.runtime, dir, parts.reaper.clone(), engine)?;
             let argument = record.config.runtime.interpret.then_some(magnetar_wasm::INTERPRET);
             let runtime = runtime.with_helper(&beside_this(MAKER)?)?.with_images(images).with_argument(argument);
+            let runtime = match compiler(&record.config.runtime) {
+                Some(compiler) => runtime.with_other(&beside_this(compiler)?)?,
+                None => runtime,
+            };
             let containers = Containers::new(runtime, dir.clone(), parts);
             Ok((HostPod::new(dir.clone(), record, containers.clone(), parts.reaper.clone()), containers))
         })
@@ -43,6 +48,12 @@ fn engine(config: &RuntimeConfig) -> Result<&'static str> {
         "wasmedge" => Ok("magnetar-wasmedge"),
         other => Err(Error::invalid(format!("runtime.name = {other:?} is no Wasm engine: \"wasmtime\" and \"wasmedge\" are"))),
     }
+}
+
+/// The same engine with its compiler, for containers whose module was never compiled. WasmEdge's
+/// compiler is a library, which is loaded where it is needed.
+fn compiler(config: &RuntimeConfig) -> Option<&'static str> {
+    (config.name != "wasmedge").then_some("magnetar-wasmtime-compiler")
 }
 
 /// The path of a program in the folder of this one.

@@ -13,7 +13,7 @@ use crate::signals;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use magnetar_core::error::{Code, Context, Error, Result};
-use magnetar_core::runtime::libcontainer::{Entry, Images, Native, Program, failed, look_for_program, program_runs, warn};
+use magnetar_core::runtime::libcontainer::{Entry, Images, Native, Prepared, Program, failed, look_for_program, program_runs, warn};
 use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, statfs};
 use rustix::process::DumpableBehavior;
 use serde_json::{Value, json};
@@ -58,7 +58,7 @@ impl<E: Engine> WasmOrNative<E> {
 }
 
 impl<E: Engine> Program for WasmOrNative<E> {
-    fn prepare(&mut self, spec: &mut Value, bundle: &Path, images: Option<&Images>) -> Result<()> {
+    fn prepare(&mut self, spec: &mut Value, bundle: &Path, images: Option<&Images>) -> Result<Prepared> {
         let module = match (payload::find(spec, bundle)?, images) {
             (Payload::Module(mut module), _) => {
                 module.protect()?;
@@ -66,15 +66,18 @@ impl<E: Engine> Program for WasmOrNative<E> {
             }
             (Payload::Missing, Some(images)) => match payload::find_in_image(spec, images, Which::TitledOrOnly, Guest::memory_of(spec))? {
                 Some(module) => module,
-                None => return Ok(()),
+                None => return Ok(Prepared::Ready),
             },
-            (Payload::Missing | Payload::Native, _) => return Ok(()),
+            (Payload::Missing | Payload::Native, _) => return Ok(Prepared::Ready),
         };
-        self.take(module, spec, images)?;
-        mount_guest_root(spec, bundle)
+        let prepared = self.take(module, spec, images)?;
+        if prepared == Prepared::Ready {
+            mount_guest_root(spec, bundle)?;
+        }
+        Ok(prepared)
     }
 
-    fn prepare_exec(&mut self, entry: &Entry<'_>) -> Result<()> {
+    fn prepare_exec(&mut self, entry: &Entry<'_>) -> Result<Prepared> {
         let (spec, own) = entry_spec(entry)?;
         let has_root = spec["mounts"].as_array().is_some_and(|mounts| mounts.iter().any(|mount| mount["destination"] == GUEST_ROOT));
         let root = format!("/proc/{}/root", entry.init);
@@ -89,10 +92,10 @@ impl<E: Engine> Program for WasmOrNative<E> {
                 let which = if payload::program(&spec)?.0 == own { Which::TitledOrOnly } else { Which::Titled };
                 match payload::find_in_image(&spec, images, which, Guest::memory_of(&spec))? {
                     Some(module) => module,
-                    None => return Ok(()),
+                    None => return Ok(Prepared::Ready),
                 }
             }
-            (Payload::Missing | Payload::Native, _) => return Ok(()),
+            (Payload::Missing | Payload::Native, _) => return Ok(Prepared::Ready),
         };
         if !has_root {
             let message = format!(
@@ -108,14 +111,17 @@ impl<E: Engine> Program for WasmOrNative<E> {
 
 impl<E: Engine> WasmOrNative<E> {
     /// Loads what a module needs that cannot be reached from within the container.
-    fn take(&mut self, module: Module, spec: &Value, images: Option<&Images>) -> Result<()> {
+    fn take(&mut self, module: Module, spec: &Value, images: Option<&Images>) -> Result<Prepared> {
         check_confinement(spec, &module)?;
         if module.format() != Format::Precompiled && !self.interpret {
-            look_in_cache::<E>(&module, &tenant(spec, images), spec);
+            let prepared = look_in_cache::<E>(&module, &tenant(spec, images), spec);
+            if prepared == Prepared::ByOther {
+                return Ok(prepared);
+            }
         }
         E::load()?;
         self.module = Some(Arc::new(module));
-        Ok(())
+        Ok(Prepared::Ready)
     }
 }
 
@@ -229,20 +235,26 @@ fn tenant(spec: &Value, images: Option<&Images>) -> String {
 }
 
 /// Looks for a module's code, and has it compiled where there is none.
-fn look_in_cache<E: Engine>(module: &Module, tenant: &str, spec: &Value) {
+fn look_in_cache<E: Engine>(module: &Module, tenant: &str, spec: &Value) -> Prepared {
     let memory = Guest::memory_of(spec);
     let quickly = spec["annotations"][QUICK_START].as_str() == Some("true");
-    let look = |name: String| {
-        let cache = Cache::open(Path::new(cache::ROOT), &name, tenant)?;
+    let look = || {
+        let cache = Cache::open(Path::new(cache::ROOT), &E::compatibility()?, tenant)?;
+        if !E::COMPILES {
+            return cache.find(module.reader());
+        }
         let compile = |bytes: &[u8], effort| compiler::compile::<E>(bytes, module.format(), effort, memory);
-        cache.look(module.reader(), module.as_fd(), quickly, || module.read(memory), compile)
+        cache.look(module.reader(), module.as_fd(), quickly, || module.read(memory), compile).map(Some)
     };
-    match E::compatibility().and_then(|name| name.map(look).transpose()) {
+    match look() {
         Ok(Some(found)) => module.set_cached(found),
+        // A maker that compiles looks once more, and says what is wrong with the cache.
+        Ok(None) | Err(_) if !E::COMPILES => return Prepared::ByOther,
         Ok(None) => {}
         // The module is then run as without a cache.
         Err(error) => warn(format!("no compiled code from the cache: {error}")),
     }
+    Prepared::Ready
 }
 
 /// Explains why a command cannot be executed in a module's container whose image lacks that

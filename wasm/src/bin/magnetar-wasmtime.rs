@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! magnetar-wasmtime: makes one container, or one process in it, for magnetar-wasm. If that is a
-//! Wasm module, it runs the module with Wasmtime.
+//! Wasm module, it runs the module with Wasmtime, from code that was compiled before.
 
 use magnetar_core::runtime::libcontainer::run_if_asked;
 use magnetar_wasm::engine::wasmtime::Wasmtime;

@@ -3,7 +3,7 @@
 //! (`.sha256`).
 
 use magnetar_core::error::{Context, Error, Result};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use std::ffi::{OsStr, OsString};
@@ -12,7 +12,7 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The end of the name of a digest's file.
 const SUM: &str = ".sha256";
@@ -22,6 +22,9 @@ const BEGUN: &str = ".begun";
 
 /// How long that is remembered, in seconds. Modules that never compile leave such files.
 const REMEMBERED: i64 = 24 * 3600;
+
+/// The interval at which a process looks whether another one still compiles.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The age in seconds at which a half-written file is taken for the remains of a crash, and
 /// removed.
@@ -126,6 +129,23 @@ impl Folder {
             }
             Err(error) => Err(error).context(what),
         }
+    }
+
+    /// Waits until no other process compiles a module whose compilation was noted
+    /// ([`begun`](Self::begun)), for as long as `patience` says. It is this process's turn as long
+    /// as it has what is returned, which is nothing if it did not become its turn.
+    pub fn turn(&self, digest: &[u8; 32], patience: Duration) -> Option<File> {
+        let name = format!("{}{BEGUN}", hex(digest));
+        let note = File::from(rustix::fs::openat(&self.0, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).ok()?);
+        let until = Instant::now() + patience;
+        // The kernel has no way to wait for a lock until a certain time.
+        while let Err(error) = rustix::fs::flock(&note, FlockOperation::NonBlockingLockExclusive) {
+            if error != Errno::AGAIN || Instant::now() >= until {
+                return None;
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Some(note)
     }
 
     /// Notes that the compilation of a module has ended, whatever came of it.

@@ -41,6 +41,30 @@ fn a_failure_reaches_the_container_and_nothing_is_kept() {
     assert_eq!(look(&root, Ok(b"code")).unwrap(), b"code");
 }
 
+#[test]
+fn a_module_with_which_two_containers_begin_at_once_is_compiled_once() {
+    let root = tempfile::tempdir().unwrap();
+    let goes_on = root.path().join("goes-on");
+    let begin = |code: &'static [u8]| {
+        let compile = |_: &[u8], _: Effort| {
+            // A compiler has no descriptors but its own, so it looks for a file.
+            while !goes_on.exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(code).unwrap();
+            file.rewind().unwrap();
+            Ok(file)
+        };
+        let null = File::open("/dev/null").unwrap();
+        cache(&root).look(&b"module"[..], null.as_fd(), false, || Ok(b"module".to_vec()), compile).unwrap()
+    };
+    let both = [begin(b"first"), begin(b"second")];
+    File::create(&goes_on).unwrap();
+    let code = both.map(|found| std::io::read_to_string(found.code(None).unwrap().0).unwrap());
+    assert_eq!(code[0], code[1]);
+}
+
 fn compiling(keeper: OwnedFd) -> Found {
     Found::Compiling(Compiling { keeper, since: Duration::ZERO })
 }

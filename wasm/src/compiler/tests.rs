@@ -16,12 +16,14 @@ impl Engine for TakenOver {
 
     const TRAPPED: u8 = 1;
 
+    const COMPILES: bool = true;
+
     fn load() -> Result<()> {
         Ok(())
     }
 
-    fn compatibility() -> Result<Option<String>> {
-        Ok(None)
+    fn compatibility() -> Result<String> {
+        Ok(String::new())
     }
 
     fn compile(module: &[u8], _: Format, _: Effort, into: &mut File) -> std::result::Result<(), Failure> {
@@ -36,6 +38,9 @@ impl Engine for TakenOver {
                 Ok(())
             }
             b"aborts" => std::process::abort(),
+            b"spins" => loop {
+                std::hint::spin_loop();
+            },
             _ => panic!("no such module"),
         }
     }
@@ -127,6 +132,14 @@ fn a_compiler_without_code_says_why() {
     assert_eq!(compiled("refuses", 64 << 20), Err(Failure::Refused("it is no module".into())));
     let Err(Failure::Failed(why)) = compiled("aborts", 64 << 20) else { panic!("it did not fail") };
     assert!(why.ends_with("(the compiler was ended by signal 6)"), "{why}");
+}
+
+#[test]
+fn a_compiler_without_an_end_is_ended() {
+    if !is_root() {
+        return;
+    }
+    assert_eq!(compiled("spins", 64 << 20), Err(Failure::Failed("compiling it takes more than 1 s of processor time".into())));
 }
 
 #[test]

@@ -8,7 +8,9 @@
 mod library;
 mod stand_in;
 
-use super::format::{self, PREVIEW1, binary, is_component, refuse_threads};
+use super::binary::{binary, is_component, refuse_threads};
+use super::format::{self, PREVIEW1};
+use super::processor;
 use super::{COMMAND, Effort, End, Engine, Failure};
 use crate::guest::Guest;
 use crate::payload::{Format, Module};
@@ -20,7 +22,7 @@ use rustix::process::{Resource, Rlimit};
 use std::collections::HashMap;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 use wasmedge_sdk::config::{CommonConfigOptions, CompilerConfigOptions, Config, ConfigBuilder, RuntimeConfigOptions};
@@ -58,15 +60,17 @@ impl Engine for WasmEdge {
 
     const TRAPPED: u8 = 1;
 
+    const COMPILES: bool = true;
+
     fn load() -> Result<()> {
         // Without a cache there is no stand-in either, which has been reported.
         library::found().map_or_else(|_| library::load_with_llvm(), library::Found::load)
     }
 
-    fn compatibility() -> Result<Option<String>> {
+    fn compatibility() -> Result<String> {
         let mut hash = DefaultHasher::new();
-        (library::found()?, processor()?, FORMAT).hash(&mut hash);
-        Ok(Some(format!("wasmedge-{:016x}", hash.finish())))
+        (library::found()?, processor::abilities()?, FORMAT).hash(&mut hash);
+        Ok(format!("wasmedge-{:016x}", hash.finish()))
     }
 
     fn prepare_to_compile() -> Result<()> {
@@ -197,30 +201,6 @@ fn wait_for_nothing() -> Result<()> {
         rustix::stdio::dup2_stdin(&nothing).context(what)?;
     }
     Ok(())
-}
-
-/// A description of this node's processors, for which code is compiled: of the first one's kind and
-/// abilities (proc_cpuinfo(5)). Nothing that changes while the node runs.
-fn processor() -> Result<String> {
-    const NAMES: [&str; 10] = [
-        "vendor_id",
-        "cpu family",
-        "model",
-        "stepping",
-        "flags",
-        "CPU implementer",
-        "CPU architecture",
-        "CPU variant",
-        "CPU part",
-        "Features",
-    ];
-    let what = || "cannot see which processors the node has".to_string();
-    let mut text = String::new();
-    // A node may have hundreds, and the first one's lines are a fraction of this.
-    File::open("/proc/cpuinfo").context(what)?.take(8 << 10).read_to_string(&mut text).context(what)?;
-    let first = text.split("\n\n").next().unwrap_or_default();
-    let lines = first.lines().filter(|line| line.split_once(':').is_some_and(|(name, _)| NAMES.contains(&name.trim())));
-    Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// Makes the engine run out of memory before the container does, so that it can report that, before

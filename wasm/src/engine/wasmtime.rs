@@ -4,29 +4,37 @@
 //! One thread runs a command and all its input and output. The engine's compiler uses more threads
 //! while it compiles.
 
+#[cfg(feature = "wasmtime-compiler")]
+mod compile;
 mod http;
 mod limits;
 mod world;
 
-use super::format::{self, PREVIEW1, binary, is_component, refuse_threads};
+use super::format::{self, PREVIEW1};
+use super::processor;
 use super::{COMMAND, Effort, End, Engine, Failure};
 use crate::guest::Guest;
 use crate::payload::{Format, Module};
 use crate::program::GUEST_ROOT;
 use limits::{Budget, Limits, OutOfMemory};
-use magnetar_core::error::{Error, Result};
+use magnetar_core::error::Result;
 use magnetar_sys::compiled::{self, Compiled, Engines};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::Write as _;
 use wasmtime::component::{Component, ResourceTable};
-use wasmtime::{Config, Store, Strategy, Trap, WasmBacktraceDetails};
+use wasmtime::{Config, Store, Trap, WasmBacktraceDetails};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi::{p2, p3};
 use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use world::{Version, World};
+
+/// The version of the engine, whose code no other version takes.
+const VERSION: &str = "48.0.8";
+
+/// Changes with how modules are compiled, which makes all code in the cache another engine's.
+const FORMAT: u32 = 1;
 
 /// The engine.
 #[derive(Debug, Clone, Copy)]
@@ -70,32 +78,27 @@ impl Engine for Wasmtime {
     // 128 plus the number of SIGABRT.
     const TRAPPED: u8 = 134;
 
+    const COMPILES: bool = cfg!(feature = "wasmtime-compiler");
+
     fn load() -> Result<()> {
         Ok(())
     }
 
-    fn compatibility() -> Result<Option<String>> {
+    fn compatibility() -> Result<String> {
         let mut hash = DefaultHasher::new();
-        // The settings for core modules differ from those for components in nothing that is not
-        // fixed in this program.
-        let engine = wasmtime::Engine::new(&component_settings());
-        let engine = engine.map_err(|error| Error::precondition(format!("Wasmtime does not work on this host: {error:#}")))?;
-        engine.precompile_compatibility_hash().hash(&mut hash);
-        Ok(Some(format!("wasmtime-{:016x}", hash.finish())))
+        // Not the engine's own hash, which only a program with the compiler has.
+        (VERSION, FORMAT, processor::abilities()?).hash(&mut hash);
+        Ok(format!("wasmtime-{:016x}", hash.finish()))
     }
 
+    #[cfg(feature = "wasmtime-compiler")]
     fn compile(module: &[u8], format: Format, effort: Effort, into: &mut File) -> std::result::Result<(), Failure> {
-        let refused = |error: wasmtime::Error| Failure::Refused(format!("{error:#}"));
-        let engines = engines();
-        let binary = binary(format, module).map_err(Failure::Refused)?;
-        refuse_threads(&binary).map_err(Failure::Refused)?;
-        let code = match (effort, is_component(&binary)) {
-            (Effort::Full, false) => engines.core().and_then(|engine| engine.precompile_module(&binary)),
-            (Effort::Full, true) => engines.component().and_then(|engine| engine.precompile_component(&binary)),
-            (Effort::Draft, false) => engines.draft().and_then(|engine| engine.precompile_module(&binary)),
-            (Effort::Draft, true) => return Err(Failure::Failed("components are compiled by one compiler only".into())),
-        };
-        into.write_all(&code.map_err(refused)?).map_err(|error| Failure::Failed(format!("its code cannot be written: {error}")))
+        compile::compile(module, format, effort, into)
+    }
+
+    #[cfg(not(feature = "wasmtime-compiler"))]
+    fn compile(_: &[u8], _: Format, _: Effort, _: &mut File) -> std::result::Result<(), Failure> {
+        Err(Failure::Failed("this program has no compiler".into()))
     }
 
     fn run(module: &Module, guest: &Guest) -> End {
@@ -135,7 +138,8 @@ fn event_loop(parallel: bool) -> wasmtime::Result<tokio::runtime::Runtime> {
     event_loop.enable_all().build().map_err(|error| wasmtime::Error::msg(format!("cannot start the event loop: {error}")))
 }
 
-/// A module's code: precompiled, from the cache, or, without a cache, freshly compiled.
+/// A module's code: precompiled, from the cache, or, in a program with the compiler, freshly
+/// compiled.
 fn code(module: &Module, guest: &Guest) -> wasmtime::Result<Code> {
     let engines = engines();
     let kept = module.take_cached().map(|found| found.code(None)).transpose();
@@ -152,16 +156,19 @@ fn code(module: &Module, guest: &Guest) -> wasmtime::Result<Code> {
     if module.format() == Format::Precompiled {
         return compiled::from_image(&engines, &bytes).map(Code::from);
     }
-    let binary = binary(module.format(), &bytes).map_err(wasmtime::Error::msg)?;
-    refuse_threads(&binary).map_err(wasmtime::Error::msg)?;
-    if is_component(&binary) {
-        Component::new(engines.component()?, &binary).map(Code::Component)
-    } else {
-        wasmtime::Module::new(engines.core()?, &binary).map(Code::Core)
-    }
+    #[cfg(feature = "wasmtime-compiler")]
+    return compile::fresh(&engines, module.format(), &bytes);
+    // Its digest was checked, so the file is what somebody has stored.
+    #[cfg(not(feature = "wasmtime-compiler"))]
+    Err(wasmtime::Error::msg(format!("this engine does not take its code in the cache of the node: empty {}", crate::cache::ROOT)))
 }
 
 fn engines() -> Engines {
+    #[cfg(feature = "wasmtime-compiler")]
+    let draft_settings = compile::draft_settings;
+    // Without the compiler no container waits for a draft.
+    #[cfg(not(feature = "wasmtime-compiler"))]
+    let draft_settings = core_settings;
     Engines::new(core_settings, component_settings, draft_settings)
 }
 
@@ -178,13 +185,6 @@ fn core_settings() -> Config {
     let mut settings = Config::new();
     // Where a module says in which file and line its code is, a trap's message does, too.
     settings.wasm_backtrace_details(WasmBacktraceDetails::Enable);
-    settings
-}
-
-/// A compiler that takes a fraction of the time (Winch), for core modules.
-fn draft_settings() -> Config {
-    let mut settings = core_settings();
-    settings.strategy(Strategy::Winch);
     settings
 }
 
@@ -300,36 +300,5 @@ fn ended(error: &wasmtime::Error) -> End {
         // The debug format has the backtrace.
         Some(_) => End::Trapped(format!("{error:?}")),
         None => End::Refused(format!("{error:#}")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn compiled(module: &[u8]) -> std::result::Result<usize, Failure> {
-        let mut code = tempfile::tempfile().unwrap();
-        Wasmtime::compile(module, Format::Binary, Effort::Full, &mut code).map(|()| code.metadata().unwrap().len() as usize)
-    }
-
-    #[test]
-    fn a_module_that_was_cut_is_refused_wherever_that_was() {
-        let functions = "(func (param i32) (result i32) local.get 0 i32.const 2 i32.mul)".repeat(1000);
-        let module = wat::parse_str(format!("(module {functions})")).unwrap();
-        assert!(compiled(&module).unwrap() > 0);
-        for length in (0..module.len()).step_by(1000) {
-            assert!(matches!(compiled(&module[..length]), Err(Failure::Refused(_))), "{length} bytes of {}", module.len());
-        }
-    }
-
-    #[test]
-    fn types_without_an_end_are_refused() {
-        // Each type has the one before it twice.
-        let mut types = "(type $t0 (tuple u8 u8))".to_owned();
-        for n in 1..64 {
-            types.push_str(&format!("(type $t{n} (tuple $t{} $t{}))", n - 1, n - 1));
-        }
-        let huge = wat::parse_str(format!("(component {types})")).unwrap();
-        assert!(matches!(compiled(&huge), Err(Failure::Refused(why)) if why.contains("type")));
     }
 }

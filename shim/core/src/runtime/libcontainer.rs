@@ -57,7 +57,7 @@ mod root;
 mod wire;
 
 #[cfg(feature = "libcontainer")]
-pub use executor::{Entry, Native, Program, candidates, look_for_program};
+pub use executor::{Entry, Native, Prepared, Program, candidates, look_for_program};
 #[cfg(feature = "libcontainer")]
 pub use maker::run_if_asked;
 #[cfg(feature = "libcontainer")]
@@ -133,6 +133,8 @@ pub struct Libcontainer {
     sealed: OwnedFd,
     /// A smaller maker for tasks that run no program of the container.
     helper: Option<OwnedFd>,
+    /// A maker for programs that the first one cannot run.
+    other: Option<OwnedFd>,
     /// An argument for the maker's own `main`.
     argument: Option<&'static str>,
     root: PathBuf,
@@ -168,6 +170,7 @@ impl Libcontainer {
         Ok(Self {
             sealed: seal(&maker)?,
             helper: None,
+            other: None,
             argument: None,
             root,
             systemd_cgroup: config.systemd_cgroup,
@@ -192,15 +195,22 @@ impl Libcontainer {
         Ok(Self { helper: Some(seal(helper)?), ..self })
     }
 
+    /// Has another maker repeat a task of which the first answers that it cannot run the program.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such program.
+    pub fn with_other(self, other: &Path) -> Result<Self> {
+        Ok(Self { other: Some(seal(other)?), ..self })
+    }
+
     /// Gives the maker an argument, which is meant for its own `main`.
     #[must_use]
     pub fn with_argument(self, argument: Option<&'static str>) -> Self {
         Self { argument, ..self }
     }
 
-    /// Runs a maker for a task. Returns its final answer, and the socket for later answers.
+    /// Has a maker perform a task. Returns its final answer, and the socket for later answers.
     async fn call(&self, container: &ContainerId, task: Task, streams: Option<ChildStreams>) -> Result<(Answer, Answers)> {
-        let what = || "cannot call the process that makes containers".to_string();
         let program = match (&task, &self.helper) {
             (Task::Create { .. } | Task::Exec { .. }, _) | (_, None) => &self.sealed,
             (Task::Started | Task::Freeze(_) | Task::Update(_) | Task::Delete, Some(helper)) => helper,
@@ -212,12 +222,21 @@ impl Libcontainer {
             images: self.images.clone(),
             task,
         };
-        let text = serde_json::to_vec(&request).map_err(|e| Error::internal(format!("{}: {e}", what())))?;
+        match (self.ask(program, &request, streams.as_ref()).await?, &self.other) {
+            ((Answer::ForOther, _), Some(other)) => self.ask(other, &request, streams.as_ref()).await,
+            (done, _) => Ok(done),
+        }
+    }
+
+    /// Runs a maker for a request.
+    async fn ask(&self, program: &OwnedFd, request: &Request, streams: Option<&ChildStreams>) -> Result<(Answer, Answers)> {
+        let what = || "cannot call the process that makes containers".to_string();
+        let text = serde_json::to_vec(request).map_err(|e| Error::internal(format!("{}: {e}", what())))?;
         let file = rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC).context(what)?;
         let mut file = std::fs::File::from(file);
         file.write_all(&text).and_then(|()| file.rewind()).context(what)?;
         let (ours, theirs) = wire::pair().context(what)?;
-        if let Some(streams) = &streams {
+        if let Some(streams) = streams {
             wire::send_streams(&ours, streams).context(what)?;
         }
         let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
@@ -225,8 +244,8 @@ impl Libcontainer {
         let child = command.spawn().context(what)?;
         // Nothing was awaited since the spawn, so the reaper cannot have reaped it yet.
         let ended = self.reaper.watch(child.id());
-        // Close our copies, so that only the maker and the container have these descriptors.
-        drop((command, streams));
+        // Close our copy, so that only the maker and the container have this descriptor.
+        drop(command);
         let mut answers = Answers::new(ours)?;
         let answer = answers.last().await;
         // The new process becomes our child only when the maker has ended.

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
-use magnetar_cri::{ContainerSpec, Pod, PodSpec, v1::ContainerStatus};
+use magnetar_cri::{Container, ContainerSpec, Pod, PodSpec, v1::ContainerStatus};
 use magnetar_e2e::Case;
 
 /// Modules and nothing else.
@@ -74,4 +74,11 @@ pub async fn ends(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<(Conta
     let log = case.whole_log(&container).await?;
     container.remove().await?;
     Ok((status, log.stdout(), log.stderr()))
+}
+
+/// Runs a container, and returns when it has written something.
+pub async fn running(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<Container> {
+    let container = pod.run(spec).await?;
+    container.logged(case.soon(), |log| !log.entries.is_empty()).await?;
+    Ok(container)
 }

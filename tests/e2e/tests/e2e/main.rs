@@ -42,3 +42,5 @@ mod compromised;
 mod wasi;
 mod wasm;
 mod wasm_cache;
+mod wasm_generated;
+mod wasm_http;

@@ -19,7 +19,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
 };
 
-use super::engine::{Engine, MODULES, ends, module, on_each_engine, pod};
+use super::engine::{Engine, MODULES, ends, module, on_each_engine, pod, running};
 
 /// The modules beside busybox.
 const WITH_TOOLS: &str = "localhost/magnetar/wasm-tools:1";
@@ -65,24 +65,6 @@ async fn fails<const N: usize>(case: &Case, pod: &Pod, name: &str, args: [&str; 
         ensure!(said.contains(word), "{name}: {word:?} is not in {said:?}");
     }
     Ok(())
-}
-
-/// Asks an HTTP server: the status and the body of its answer.
-fn get(address: &str, path: &str) -> Result<(u16, String)> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer: {answer:?}"))?;
-    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).with_context(|| format!("no status: {head:?}"))?;
-    Ok((status, body.into()))
-}
-
-async fn running(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<Container> {
-    let container = pod.run(spec).await?;
-    container.logged(case.soon(), |log| !log.entries.is_empty()).await?;
-    Ok(container)
 }
 
 async fn a_module_runs_and_writes_its_output_and_is_stopped(case: &Case, engine: Engine) -> Result<()> {
@@ -573,101 +555,6 @@ fn pods_of_different_kinds_run_side_by_side() {
             pod.remove().await?;
         }
         Ok(())
-    });
-}
-
-#[test]
-fn a_component_answers_each_http_request_in_a_new_instance() {
-    on_node(async |case| {
-        let pod = pod(case, Engine::Wasmtime, "http").await?;
-        let container = running(case, &pod, &module("http.wat", []).env("PORT", "8081")).await?;
-        ensure!(container.log()?.stderr().contains("answers HTTP on port 8081"), "{:?}", container.log()?.stderr());
-        let address = format!("{}:8081", pod.ip().await?);
-        for path in ["/one", "/two?x=1"] {
-            assert_eq!(get(&address, path)?, (200, format!("request 1 of this instance: {path}")));
-        }
-        assert_eq!(get(&address, "/trap")?.0, 500);
-        container.logged(case.soon(), |log| log.stderr().contains("GET /trap") && log.stderr().contains("unreachable")).await?;
-        // The head was there, and the body is cut off.
-        let (status, body) = get(&address, "/late")?;
-        assert_eq!((status, body.as_str()), (200, ""));
-        container
-            .logged(case.soon(), |log| log.stderr().contains("GET /late, after its answer") && log.stderr().contains("unreachable"))
-            .await?;
-        assert_eq!(get(&address, "/three")?.0, 200);
-        container.stop(10).await?;
-        assert_eq!(container.status().await?.exit_code, 0, "it has no client and ends in order");
-
-        let annotated = PodSpec::new("http-annotated", Engine::Wasmtime.handler()).edit(|config| {
-            config.annotations.insert("io.magnetar.wasm.http-port".into(), "8082".into());
-        });
-        let other = case.node().run_pod(&annotated).await?;
-        running(case, &other, &module("http.wat", []).env("PORT", "8081")).await?;
-        assert_eq!(get(&format!("{}:8082", other.ip().await?), "/")?, (200, "request 1 of this instance: /".into()));
-        other.remove().await?;
-
-        let (status, _, said) = ends(case, &pod, &module("http.wat", []).env("PORT", "none")).await?;
-        ensure!(status.exit_code == 1 && said.contains("\"none\" is not a port number"), "{} {said:?}", status.exit_code);
-        Ok(pod.remove().await?)
-    });
-}
-
-#[test]
-fn a_request_that_computes_without_end_is_ended_and_holds_up_no_other() {
-    on_node(async |case| {
-        let spec = PodSpec::new("http-limits", Engine::Wasmtime.handler()).edit(|config| {
-            for (name, value) in [("timeout", "10"), ("requests", "3"), ("access-log", "true")] {
-                config.annotations.insert(format!("io.magnetar.wasm.http-{name}"), value.into());
-            }
-        });
-        let pod = case.node().run_pod(&spec).await?;
-        let container = running(case, &pod, &module("http.wat", [])).await?;
-        let address = format!("{}:8080", pod.ip().await?);
-        let spin = || {
-            let address = address.clone();
-            // An answered request has its place for a moment longer.
-            std::thread::spawn(move || {
-                loop {
-                    match get(&address, "/spin")? {
-                        (503, _) => std::thread::sleep(Duration::from_millis(10)),
-                        answer => return Ok(answer),
-                    }
-                }
-            })
-        };
-        let (first, second) = (spin(), spin());
-        // Both compute, on a node that may have one processor.
-        eventually("another request is answered beside them", case.soon(), async || {
-            Ok((get(&address, "/one")? == (200, "request 1 of this instance: /one".into()) && !first.is_finished()).then_some(()))
-        })
-        .await?;
-        let all_compute = async || {
-            eventually("there are as many as there may be", case.soon(), async || Ok((get(&address, "/two")?.0 == 503).then_some(()))).await
-        };
-        let are_ended = |requests: [std::thread::JoinHandle<_>; 3]| -> Result<()> {
-            for request in requests {
-                let answer: Result<(u16, String)> = request.join().map_err(|_| anyhow::anyhow!("a client has panicked"))?;
-                assert_eq!(answer?, (504, "the Wasm component has not answered in time\n".into()));
-            }
-            Ok(())
-        };
-        let third = spin();
-        all_compute().await?;
-        are_ended([first, second, third])?;
-        assert_eq!(get(&address, "/three")?.0, 200);
-        container
-            .logged(case.soon(), |log| {
-                let said = log.stderr();
-                said.contains("GET /spin: no answer within 10s") && said.contains("{\"ms\":") && said.contains("\"status\":503")
-            })
-            .await?;
-        // Whoever is stopped while requests run ends them first.
-        let requests = [spin(), spin(), spin()];
-        all_compute().await?;
-        container.stop(30).await?;
-        assert_eq!(container.status().await?.exit_code, 0);
-        are_ended(requests)?;
-        Ok(pod.remove().await?)
     });
 }
 

@@ -21,6 +21,7 @@
 //!   namespaces by path, and then may not reach the paths. We open them before, and name the
 //!   descriptors.
 
+use super::executor::Prepared;
 use super::{binds, env, init};
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
@@ -49,16 +50,19 @@ pub struct Adapted {
     _namespaces: Vec<OwnedFd>,
 }
 
-/// Adapts the specification of `bundle`, changes it by `prepare`, and writes it to `to`.
+/// Adapts the specification of `bundle`, changes it by `prepare`, and writes it to `to`. Returns
+/// `None` if another maker is to do it.
 ///
 /// # Errors
 /// When the specification cannot be read or written, or has no `root`, and those of `prepare`.
-pub fn write(bundle: &Path, to: &Path, prepare: impl FnOnce(&mut Value) -> Result<()>) -> Result<Adapted> {
+pub fn write(bundle: &Path, to: &Path, prepare: impl FnOnce(&mut Value) -> Result<Prepared>) -> Result<Option<Adapted>> {
     let path = bundle.join("config.json");
     let text = std::fs::read(&path).context(|| format!("cannot read {}", path.display()))?;
     let mut spec: Value =
         serde_json::from_slice(&text).map_err(|e| Error::invalid(format!("{} is no OCI specification: {e}", path.display())))?;
-    prepare(&mut spec)?;
+    if prepare(&mut spec)? == Prepared::ByOther {
+        return Ok(None);
+    }
     let oom_score_adj = adapt(&mut spec, bundle, env::home_in)?;
     let invalid = |e: serde_json::Error| Error::invalid(format!("{} is no OCI specification: {e}", path.display()));
     let is_plain = init::is_for(&serde_json::from_value(spec.clone()).map_err(invalid)?);
@@ -76,7 +80,7 @@ pub fn write(bundle: &Path, to: &Path, prepare: impl FnOnce(&mut Value) -> Resul
     std::fs::create_dir_all(to).context(|| format!("cannot make {}", to.display()))?;
     std::fs::write(to.join("config.json"), spec.to_string()).context(|| format!("cannot write to {}", to.display()))?;
     let parsed = serde_json::from_value(spec.clone()).map_err(invalid)?;
-    Ok(Adapted { spec: parsed, json: spec, is_plain, oom_score_adj, _namespaces: namespaces })
+    Ok(Some(Adapted { spec: parsed, json: spec, is_plain, oom_score_adj, _namespaces: namespaces }))
 }
 
 /// Opens all namespaces that are given by path, if a user namespace is one of them.

@@ -34,7 +34,7 @@ impl Answers {
             match serde_json::from_slice(&buffer[..length]) {
                 Ok(Answer::Note(note)) => self.notes.push(note),
                 Ok(Answer::Warning(text)) => warn!("{text}"),
-                Ok(answer @ (Answer::Made(_) | Answer::Done | Answer::Failed(_))) => return Some(answer),
+                Ok(answer @ (Answer::Made(_) | Answer::Done | Answer::ForOther | Answer::Failed(_))) => return Some(answer),
                 Err(error) => return Some(Answer::Failed(Error::internal(format!("an answer does not parse: {error}")))),
             }
         }
@@ -44,7 +44,7 @@ impl Answers {
     pub async fn end(mut self) -> Result<()> {
         match self.last().await {
             Some(Answer::Failed(error)) => Err(self.explained(error)),
-            Some(Answer::Note(_) | Answer::Warning(_) | Answer::Made(_) | Answer::Done) | None => Ok(()),
+            Some(Answer::Note(_) | Answer::Warning(_) | Answer::Made(_) | Answer::Done | Answer::ForOther) | None => Ok(()),
         }
     }
 

@@ -31,15 +31,25 @@ pub trait Program: Executor + Clone + 'static {
     ///
     /// # Errors
     /// Why the container cannot be made.
-    fn prepare(&mut self, spec: &mut Value, bundle: &Path, images: Option<&Images>) -> Result<()>;
+    fn prepare(&mut self, spec: &mut Value, bundle: &Path, images: Option<&Images>) -> Result<Prepared>;
 
     /// Prepares on the host, before another process is started in a container.
     ///
     /// # Errors
     /// Why the process cannot be started.
-    fn prepare_exec(&mut self, _: &Entry<'_>) -> Result<()> {
-        Ok(())
+    fn prepare_exec(&mut self, _: &Entry<'_>) -> Result<Prepared> {
+        Ok(Prepared::Ready)
     }
+}
+
+/// Whether a maker can make what it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prepared {
+    /// It can.
+    Ready,
+    /// The other maker can ([`Libcontainer::with_other`](super::Libcontainer::with_other)). This
+    /// one has changed nothing.
+    ByOther,
 }
 
 /// Another process of a running container.
@@ -60,8 +70,8 @@ pub struct Entry<'a> {
 pub struct Native;
 
 impl Program for Native {
-    fn prepare(&mut self, _: &mut Value, _: &Path, _: Option<&Images>) -> Result<()> {
-        Ok(())
+    fn prepare(&mut self, _: &mut Value, _: &Path, _: Option<&Images>) -> Result<Prepared> {
+        Ok(Prepared::Ready)
     }
 }
 

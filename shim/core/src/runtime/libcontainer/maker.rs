@@ -8,7 +8,7 @@
 use super::adapt;
 use super::devices;
 use super::exec;
-use super::executor::{Entry, Program};
+use super::executor::{Entry, Prepared, Program};
 use super::init;
 use super::label;
 use super::process::{adjust_oom_score, give_to};
@@ -76,6 +76,7 @@ fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut prog
         Task::Create { bundle, console } => {
             let adapted_dir = wire::bundle_dir(&request.root, &container);
             let adapted = adapt::write(&bundle, &adapted_dir, |spec| program.prepare(spec, &bundle, request.images.as_ref()))?;
+            let Some(adapted) = adapted else { return Ok(Answer::ForOther) };
             if let Some(adjustment) = adapted.oom_score_adj {
                 adjust_oom_score(adjustment);
             }
@@ -118,7 +119,10 @@ fn perform<P: Program>(request: Request, streams: Option<ChildStreams>, mut prog
         Task::Exec { process, console } => {
             let container = running(&dir)?;
             let init = container.pid().ok_or_else(|| Error::precondition("the container has no process"))?.as_raw() as u32;
-            program.prepare_exec(&Entry { bundle: container.bundle(), process: &process, init, images: request.images.as_ref() })?;
+            let entry = Entry { bundle: container.bundle(), process: &process, init, images: request.images.as_ref() };
+            if program.prepare_exec(&entry)? == Prepared::ByOther {
+                return Ok(Answer::ForOther);
+            }
             exec::run(&container, &process, console.as_deref(), streams, program).map(Answer::Made)
         }
         Task::Freeze(true) => running(&dir)?.pause().map_err(failure).map(|()| Answer::Done),

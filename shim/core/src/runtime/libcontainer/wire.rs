@@ -86,6 +86,8 @@ pub enum Answer {
     Made(Making),
     /// The task is done.
     Done,
+    /// Nothing was done: it is a task for the other maker.
+    ForOther,
     /// The task failed.
     #[serde(with = "FailureDef")]
     Failed(Error),
