@@ -46,7 +46,8 @@ const MEMORY: i64 = 256 << 20;
 /// The module of a number: always the same.
 fn generated(engine: Engine, number: u64) -> Result<Vec<u8>> {
     let mut random = fastrand::Rng::with_seed(number);
-    let bytes: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(random.usize(256..16384)).collect();
+    let mut bytes = vec![0; random.usize(256..16384)];
+    random.fill(&mut bytes);
     let all = engine == Engine::Wasmtime;
     let config = Config {
         module_shape: Some(wat::parse_str(SHAPE)?),
