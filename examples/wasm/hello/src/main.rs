@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A command: it says hello to those that its arguments name, and then the lines of a file that the
-//! environment names. Nothing in it is about WebAssembly.
+//! A command: it says hello to those whom its arguments name, and then prints the file that the
+//! variable FILE names. Nothing in it is about WebAssembly.
 
 use std::{env, fs, process::ExitCode};
 
@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     for name in env::args().skip(1) {
         println!("hello {name}");
     }
-    let Ok(file) = env::var("GREETING") else {
+    let Ok(file) = env::var("FILE") else {
         return ExitCode::SUCCESS;
     };
     match fs::read_to_string(&file) {

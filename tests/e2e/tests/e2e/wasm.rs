@@ -4,8 +4,7 @@
 
 use std::{
     fs,
-    io::{ErrorKind, Read as _, Write as _},
-    net::TcpStream,
+    io::ErrorKind,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -19,7 +18,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
 };
 
-use super::engine::{Engine, MODULES, ends, module, on_each_engine, pod};
+use super::engine::{Engine, MODULES, ends, get, module, on_each_engine, pod};
 
 /// The modules beside busybox.
 const WITH_TOOLS: &str = "localhost/magnetar/wasm-tools:1";
@@ -65,18 +64,6 @@ async fn fails<const N: usize>(case: &Case, pod: &Pod, name: &str, args: [&str; 
         ensure!(said.contains(word), "{name}: {word:?} is not in {said:?}");
     }
     Ok(())
-}
-
-/// Asks an HTTP server: the status and the body of its answer.
-fn get(address: &str, path: &str) -> Result<(u16, String)> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer: {answer:?}"))?;
-    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).with_context(|| format!("no status: {head:?}"))?;
-    Ok((status, body.into()))
 }
 
 async fn running(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<Container> {
