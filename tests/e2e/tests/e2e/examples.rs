@@ -2,7 +2,10 @@
 //! The examples in Rust (examples/wasm), each as its manifest says, from images that have been made
 //! of them (images/builder).
 
-use std::{env, fs, path::Path};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use magnetar_cri::{Container, Pod};
@@ -21,8 +24,7 @@ fn on_examples(test: impl AsyncFnOnce(&Case) -> Result<()>) {
         if WARM.is_completed() {
             return Ok(());
         }
-        let folder = env::var(FOLDER).with_context(|| format!("{FOLDER} is not set: run this with tests/e2e/run"))?;
-        let archive = Path::new(&folder).join("images.tar");
+        let archive = made("images.tar")?;
         let ctr = Tool::ctr_in("k8s.io", case.within(60)).context("the node has no ctr")?;
         ctr.run(&["images", "import", &archive.to_string_lossy()])?;
         for image in ctr.run(&["images", "ls", "--quiet"])?.lines().filter(|image| image.starts_with("registry.example/")) {
@@ -33,6 +35,12 @@ fn on_examples(test: impl AsyncFnOnce(&Case) -> Result<()>) {
         calm(case).await
     };
     on_warm_node(warm, test);
+}
+
+/// A file that was made of the examples.
+fn made(name: &str) -> Result<PathBuf> {
+    let folder = env::var(FOLDER).with_context(|| format!("{FOLDER} is not set: run this with tests/e2e/run"))?;
+    Ok(Path::new(&folder).join(name))
 }
 
 /// The manifest of an example.
@@ -58,6 +66,22 @@ async fn output(case: &Case, manifest: Manifest) -> Result<String> {
     ensure!(status.exit_code == 0 && log.stderr().is_empty(), "exit code {}: {}", status.exit_code, log.stderr());
     pod.remove().await?;
     Ok(log.stdout())
+}
+
+#[test]
+fn each_file_has_the_interface_that_its_example_is_about() -> Result<()> {
+    let expected = [
+        ("hello", "wasi:cli/run@0.2."),
+        ("ticks", "wasi:cli/run@0.3.0"),
+        ("web", "wasi:http/incoming-handler@0.2."),
+        ("connect", "wasi:sockets/tcp@0.2."),
+        ("echo", "sock_open"),
+    ];
+    for (name, interface) in expected {
+        let file = fs::read(made(&format!("{name}.wasm"))?)?;
+        ensure!(file.windows(interface.len()).any(|window| window == interface.as_bytes()), "{name} has no {interface}");
+    }
+    Ok(())
 }
 
 #[test]
