@@ -21,6 +21,7 @@
 mod case;
 mod check;
 pub mod kernel;
+mod manifest;
 pub mod podless;
 mod service;
 #[cfg(target_arch = "x86_64")]
@@ -31,6 +32,7 @@ mod turn;
 
 pub use case::{BUSYBOX, Case, Scratch, recorded_pid};
 pub use check::{eventually, refused, steady};
+pub use manifest::Manifest;
 pub use service::{Held, Service};
 pub use terminal::Terminal;
 pub use tool::{Output, Tool};

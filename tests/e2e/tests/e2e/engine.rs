@@ -2,9 +2,14 @@
 //! The Wasm engines, and how a module is run by one. Tests of modules have handlers of their own,
 //! whichever one the others are run with.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use magnetar_cri::{Container, ContainerSpec, Pod, PodSpec, v1::ContainerStatus};
 use magnetar_e2e::Case;
 
@@ -81,4 +86,16 @@ pub async fn running(case: &Case, pod: &Pod, spec: &ContainerSpec) -> Result<Con
     let container = pod.run(spec).await?;
     container.logged(case.soon(), |log| !log.entries.is_empty()).await?;
     Ok(container)
+}
+
+/// Asks an HTTP server: the status and the body of its answer.
+pub fn get(address: &str, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer: {answer:?}"))?;
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).with_context(|| format!("no status: {head:?}"))?;
+    Ok((status, body.into()))
 }

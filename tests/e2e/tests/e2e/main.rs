@@ -8,6 +8,7 @@ mod clh_double;
 mod crictl_and_ctr;
 mod engine;
 mod events;
+mod examples;
 mod exec;
 mod faults;
 mod free_memory;

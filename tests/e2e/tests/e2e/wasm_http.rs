@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Components that answer HTTP requests.
 
-use std::{
-    io::{Read as _, Write as _},
-    net::TcpStream,
-    time::Duration,
-};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use http_body_util::{
@@ -19,20 +15,9 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use magnetar_cri::PodSpec;
 use magnetar_e2e::{eventually, on_node};
+use tokio::task::JoinSet;
 
-use super::engine::{Engine, ends, module, pod, running};
-
-/// Asks an HTTP server: the status and the body of its answer.
-fn get(address: &str, path: &str) -> Result<(u16, String)> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer: {answer:?}"))?;
-    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).with_context(|| format!("no status: {head:?}"))?;
-    Ok((status, body.into()))
-}
+use super::engine::{Engine, ends, get, module, pod, running};
 
 #[test]
 fn a_component_answers_each_http_request_in_a_new_instance() {
@@ -150,6 +135,11 @@ async fn comes_back(mut sends: Sender<Bytes>, mut body: Incoming) -> Result<()> 
     Ok(())
 }
 
+/// Waits until a connection is closed in order.
+async fn ended<T: 'static>(connections: &mut JoinSet<T>) -> Result<T> {
+    Ok(connections.join_next().await.context("there is no connection")??)
+}
+
 #[test]
 fn bodies_and_trailers_pass_in_both_directions_while_both_sides_talk() {
     on_node(async |case| {
@@ -159,18 +149,19 @@ fn bodies_and_trailers_pass_in_both_directions_while_both_sides_talk() {
         let connect = async || anyhow::Ok(TokioIo::new(tokio::net::TcpStream::connect(&address).await?));
         let request = || Request::post("/").header("host", &address).header("te", "trailers").header("trailer", "sum");
 
+        let mut connections = JoinSet::new();
         let (mut client, connection) = hyper::client::conn::http1::handshake(connect().await?).await?;
-        let connected = tokio::spawn(connection);
+        connections.spawn(connection);
         let (sends, body) = Channel::<Bytes>::new(1);
         let answer = client.send_request(request().body(body)?).await?;
         assert_eq!(answer.status(), StatusCode::OK);
         comes_back(sends, answer.into_body()).await.context("by HTTP/1.1")?;
         drop(client);
-        connected.await??;
+        ended(&mut connections).await??;
 
         // With prior knowledge: there is no TLS in which to ask for it.
         let (mut client, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), connect().await?).await?;
-        let connected = tokio::spawn(connection);
+        connections.spawn(connection);
         let mut requests = Vec::new();
         for _ in 0..3 {
             let (sends, body) = Channel::<Bytes>::new(1);
@@ -183,7 +174,7 @@ fn bodies_and_trailers_pass_in_both_directions_while_both_sides_talk() {
             comes_back(sends, answer.into_body()).await.context("by HTTP/2")?;
         }
         drop(client);
-        connected.await??;
+        ended(&mut connections).await??;
         ensure!(!container.log()?.stderr().contains("after its answer"), "{}", container.log()?.stderr());
         Ok(pod.remove().await?)
     });
