@@ -96,7 +96,7 @@ mod tests {
         settings.hash(&mut hash);
         assert_eq!(
             (FORMAT, hash.finish()),
-            (1, 0),
+            (1, 14_503_173_090_291_260_447),
             "code in caches was compiled with other settings: raise FORMAT, and note this hash here"
         );
     }
