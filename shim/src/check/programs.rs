@@ -97,10 +97,11 @@ fn guest(prefix: Option<&Path>) -> Finding {
 
 /// The engines that run Wasm modules.
 pub fn engines(places: &Places) -> Vec<Finding> {
-    // The engine's program is not a sandboxer, but is in the same folder.
-    let built_in = match places.find("wasmtime") {
-        Ok(path) => Finding::yes("wasmtime", path.display().to_string()),
-        Err(_) => Finding::no("wasmtime", "magnetar-wasmtime is not installed", "no handler magnetar-wasmtime"),
+    // The engine's programs are not sandboxers, but are in the same folder.
+    let built_in = match (places.find("wasmtime"), places.find("wasmtime-compiler")) {
+        (Ok(path), Ok(_)) => Finding::yes("wasmtime", path.display().to_string()),
+        (Ok(_), Err(_)) => Finding::no("wasmtime", "magnetar-wasmtime-compiler is not installed", "no handler magnetar-wasmtime"),
+        (Err(_), _) => Finding::no("wasmtime", "magnetar-wasmtime is not installed", "no handler magnetar-wasmtime"),
     };
     let library = LIBRARIES.iter().find_map(|folder| {
         let names = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name());
