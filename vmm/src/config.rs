@@ -50,6 +50,8 @@ pub struct VmConfig {
     pub vsock: vsock::Choice,
     /// Whether machines begin as copies of a template.
     pub template: bool,
+    /// Whether the guest keeps contents of shared files in its memory.
+    pub cache_files: bool,
 }
 
 /// The supported hypervisors.
@@ -80,6 +82,7 @@ impl Default for VmConfig {
             vsock: vsock::Choice::Auto,
             huge_pages: false,
             template: false,
+            cache_files: true,
         }
     }
 }

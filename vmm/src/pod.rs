@@ -252,7 +252,8 @@ impl VmPod {
         let network::Attached { mut network, nics } = network::attach().await?;
         let dir = self.vm_dir();
         std::fs::DirBuilder::new().mode(0o700).create(&dir).context(|| format!("cannot make {}", dir.display()))?;
-        let shared = Virtiofs { program: virtiofsd, directory: share.dir().to_owned(), socket: dir.join(files::SHARE) };
+        let (directory, socket) = (share.dir().to_owned(), dir.join(files::SHARE));
+        let shared = Virtiofs { program: virtiofsd, directory, socket, is_cached: self.config.cache_files };
         let spec = self.spec(&request.config, huge_pages, nics, vsock, shared)?;
         let template = self.find_template(&spec, &mut network, share)?;
         let context = BootContext {

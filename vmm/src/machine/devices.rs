@@ -66,9 +66,6 @@ fn virtiofsd(share: &Virtiofs) -> Invocation<'static> {
         // overlayfs, security.selinux for its policy.
         "--xattr".into(),
         "--xattrmap=:ok:all:user.:::ok:all:security.capability:::unsupported:all:::".into(),
-        // The guest may cache metadata for a second, not indefinitely, because the host also writes
-        // there (the kubelet writes to volumes).
-        "--cache=auto".into(),
         // One slow fsync must not delay the pod's other files. Without a pool, small requests are a
         // tenth faster.
         "--thread-pool-size=4".into(),
@@ -77,6 +74,9 @@ fn virtiofsd(share: &Virtiofs) -> Invocation<'static> {
         format!("--rlimit-nofile={}", getrlimit(Resource::Nofile).maximum.unwrap_or(FILES).min(FILES)).into(),
         "--log-level=warn".into(),
     ]);
+    // The guest may cache metadata for a second, not indefinitely, because the host also writes
+    // there (the kubelet writes to volumes). Without a cache, files could not be mapped for writing.
+    invocation.arguments(if share.is_cached { &["--cache=auto"][..] } else { &["--cache=never", "--allow-mmap"] });
     invocation
 }
 
@@ -190,8 +190,14 @@ mod tests {
 
     #[test]
     fn virtiofsd_inherits_its_socket() {
-        let share = Virtiofs { program: "/usr/libexec/virtiofsd".into(), directory: "/pod/share".into(), socket: "/pod/share.sock".into() };
+        let share = Virtiofs {
+            program: "/usr/libexec/virtiofsd".into(),
+            directory: "/pod/share".into(),
+            socket: "/pod/share.sock".into(),
+            is_cached: false,
+        };
         let invocation = virtiofsd(&share);
+        assert!(arguments(&invocation).ends_with(&["--cache=never".into(), "--allow-mmap".into()]));
         assert_eq!(invocation.program, Path::new("/usr/libexec/virtiofsd"));
         assert_eq!(invocation.listeners().collect::<Vec<_>>(), [Path::new("/pod/share.sock")]);
         assert_eq!(arguments(&invocation)[..3], ["--fd=3", "--shared-dir=/pod/share", "--sandbox=namespace"]);

@@ -52,6 +52,8 @@ pub struct Virtiofs {
     pub directory: PathBuf,
     /// Its vhost-user socket.
     pub socket: PathBuf,
+    /// Whether the guest keeps contents of files in its memory.
+    pub is_cached: bool,
 }
 
 /// The least memory that a guest boots with, in MiB.
@@ -131,7 +133,7 @@ impl VmSpec {
             vcpus: 2,
             most: Size { memory_mib: 256, vcpus: 2 },
             acceleration: Acceleration::Tcg,
-            share: Some(Virtiofs { program: "/f".into(), directory: "/pod/share".into(), socket: "/pod/fs.sock".into() }),
+            share: Some(Virtiofs { program: "/f".into(), directory: "/pod/share".into(), socket: "/pod/fs.sock".into(), is_cached: true }),
             vsock: Vsock::User { program: "/v".into() },
             nics: (0..nics).map(|n| Nic { tap: tap(), mac: Mac([2, 0, 0, 0, 0, n as u8]), mtu: 1450 }).collect(),
             dir: "/pod".into(),

@@ -108,7 +108,12 @@ fn spec(recipe: &Recipe, dir: &Path) -> Result<VmSpec> {
         std::fs::DirBuilder::new().mode(0o700).create(dir).context(|| format!("cannot make {}", dir.display()))?;
     }
     let nics = taps(recipe.interfaces)?.into_iter().enumerate().map(|(number, tap)| Nic { tap, mac: saved_mac(number), mtu: MTU });
-    let share = |program: &PathBuf| Virtiofs { program: program.clone(), directory: share.clone(), socket: dir.join(files::SHARE) };
+    let share = |program: &PathBuf| Virtiofs {
+        program: program.clone(),
+        directory: share.clone(),
+        socket: dir.join(files::SHARE),
+        is_cached: recipe.key.caches_files,
+    };
     Ok(VmSpec {
         sandbox: SandboxId::parse("template")?,
         kernel: recipe.kernel.clone(),

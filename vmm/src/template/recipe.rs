@@ -31,6 +31,8 @@ pub struct Key {
     pub files: Vec<FileIdentity>,
     /// The machine, in the hypervisor's words.
     pub machine: String,
+    /// Whether the guest keeps contents of shared files, which it is told when it boots.
+    pub caches_files: bool,
 }
 
 /// A file at one moment. Its times are in nanoseconds since the epoch.
@@ -125,7 +127,12 @@ impl Recipe {
         let files = [&own, &spec.kernel, &spec.initramfs].into_iter().chain(&programs).chain(&virtiofsd);
         let files = files.map(|path| FileIdentity::of(path)).collect::<Result<_>>()?;
         Ok(Self {
-            key: Key { boot: boot_id()?, files, machine: snapshots.compatibility(spec) },
+            key: Key {
+                boot: boot_id()?,
+                files,
+                machine: snapshots.compatibility(spec),
+                caches_files: spec.share.as_ref().is_some_and(|share| share.is_cached),
+            },
             kernel: spec.kernel.clone(),
             initramfs: spec.initramfs.clone(),
             parameters: spec.parameters.clone(),
@@ -150,7 +157,7 @@ mod tests {
 
     fn key(files: &[&Path]) -> Key {
         let files = files.iter().map(|path| FileIdentity::of(path).unwrap()).collect();
-        Key { boot: boot_id().unwrap(), files, machine: "m".into() }
+        Key { boot: boot_id().unwrap(), files, machine: "m".into(), caches_files: true }
     }
 
     #[test]
@@ -186,8 +193,9 @@ mod tests {
     fn another_machine_or_another_boot_makes_another_key() {
         let first = key(&[]);
         let machine = Key { machine: "another".into(), ..first.clone() };
+        let uncached = Key { caches_files: false, ..first.clone() };
         let boot = Key { boot: "another".into(), ..first.clone() };
-        assert!(first.name() != machine.name() && first.name() != boot.name());
+        assert!(first.name() != machine.name() && first.name() != boot.name() && first.name() != uncached.name());
         assert!(machine.is_current() && !boot.is_current());
     }
 }

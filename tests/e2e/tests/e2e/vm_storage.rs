@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Block devices of the host as disks of a virtual machine, and huge pages.
+//! Block devices of the host as disks of a virtual machine, huge pages, and shared files that the
+//! guest does not keep.
 
 use std::{
     fs::{self, File},
@@ -10,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use magnetar_cri::{
-    Pod, PodSpec,
+    ContainerSpec, Pod, PodSpec,
     v1::{HugepageLimit, LinuxContainerResources},
 };
 use magnetar_e2e::{Case, Scratch, kernel::remove_cgroups, on_vm, on_vm_with_hugetlb, refused};
@@ -329,4 +330,37 @@ fn guest_memory_uses_the_hosts_huge_pages_when_configured_and_available() {
 
 fn fields(text: &str) -> Vec<&str> {
     text.split_whitespace().collect()
+}
+
+#[test]
+fn without_a_cache_each_side_sees_what_the_other_has_just_written_and_files_are_mapped() {
+    on_vm(async |case| {
+        // An image that only the registry has: its program maps files, which busybox does not.
+        const FIO: &str = "localhost/magnetar/fio:1";
+        let options = Replaced::with_machine(case, "cache_files = false")?;
+        let pod = case.pod("uncached").await;
+        drop(options);
+        let pod = pod?;
+        case.node().pull(FIO).await?;
+        let scratch = Scratch::new()?;
+        let shared = scratch.path().join("file");
+        fs::write(&shared, "0")?;
+        let spec = ContainerSpec::new("fio", FIO).command(["sleep", "1000"]).mount(&scratch.join(""), "/volume");
+        let container = pod.run(&spec).await?;
+        for round in 1..=5 {
+            let text = format!("{round}\n");
+            fs::write(&shared, &text)?;
+            assert_eq!(container.exec(["cat", "/volume/file"]).await?.stdout, text, "the guest reads");
+            container.shell(&format!("echo guest {round} >/volume/file")).await?;
+            assert_eq!(fs::read_to_string(&shared)?, format!("guest {round}\n"), "the host reads");
+        }
+        let maps = "fio --name=mapped --ioengine=mmap --rw=write --size=1m --verify=crc32c --filename=/volume/mapped --output=/dev/null";
+        let mapped = container.shell(maps).await?;
+        ensure!(mapped.code == 0, "a file cannot be mapped for writing: {}", mapped.stderr);
+        ensure!(
+            fs::read(scratch.path().join("mapped"))?.iter().any(|byte| *byte != 0),
+            "what was written through a mapping is not on the host"
+        );
+        Ok(pod.remove().await?)
+    });
 }

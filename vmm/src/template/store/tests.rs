@@ -15,7 +15,7 @@ fn store() -> (TempDir, Store) {
 fn recipe(machine: &str) -> Recipe {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned();
     Recipe {
-        key: Key { boot, files: Vec::new(), machine: machine.into() },
+        key: Key { boot, files: Vec::new(), machine: machine.into(), caches_files: true },
         kernel: "/k".into(),
         initramfs: "/i".into(),
         parameters: Vec::new(),
