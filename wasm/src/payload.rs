@@ -50,6 +50,16 @@ pub enum Format {
     Text,
     /// Code that Wasmtime compiled earlier.
     Precompiled,
+    /// Code that WasmEdge compiled earlier, a shared library.
+    Library,
+}
+
+impl Format {
+    /// Whether it is native code, which nobody compiles, and which may do what a native program of
+    /// the container may.
+    pub fn is_native(self) -> bool {
+        matches!(self, Self::Precompiled | Self::Library)
+    }
 }
 
 impl Module {
@@ -302,6 +312,8 @@ fn format(file: &File, path: &Path) -> Option<Format> {
         // By its name it should be a module. If it is not, the engine reports what is wrong.
         Some("wasm") => Some(Format::Binary),
         Some("cwasm") => Some(Format::Precompiled),
+        // No program to execute is named so.
+        Some("so") if head.starts_with(b"\x7fELF") => Some(Format::Library),
         _ => None,
     }
 }
@@ -321,6 +333,7 @@ mod tests {
         fs::write(root.join("text.wat"), "(module)").unwrap();
         fs::write(root.join("broken.wasm"), "no module").unwrap();
         fs::write(root.join("code"), b"\x7fELF\x02\x01\x01\xc8more").unwrap();
+        fs::write(root.join("library.so"), b"\x7fELF\x02\x01\x01\0more").unwrap();
         fs::write(root.join("bin/native"), b"\x7fELF").unwrap();
         symlink("/bin/app", root.join("link")).unwrap();
         symlink(bundle.path().join("outside"), root.join("escape")).unwrap();
@@ -351,6 +364,7 @@ mod tests {
             ("text.wat", Format::Text),
             ("/broken.wasm", Format::Binary),
             ("/code", Format::Precompiled),
+            ("/library.so", Format::Library),
         ] {
             assert_eq!(found(program).map(|module| module.format()), Some(format), "{program}");
         }

@@ -7,7 +7,7 @@ use crate::cache::{self, Cache};
 use crate::compiler;
 use crate::engine::{End, Engine};
 use crate::guest::Guest;
-use crate::payload::{self, Format, Module, Payload};
+use crate::payload::{self, Module, Payload};
 use crate::privileges;
 use crate::signals;
 use libcontainer::oci_spec::runtime::Spec;
@@ -113,7 +113,7 @@ impl<E: Engine> WasmOrNative<E> {
     /// Loads what a module needs that cannot be reached from within the container.
     fn take(&mut self, module: Module, spec: &Value, images: Option<&Images>) -> Result<Prepared> {
         check_confinement(spec, &module)?;
-        if module.format() != Format::Precompiled && !self.interpret {
+        if !module.format().is_native() && !self.interpret {
             let prepared = look_in_cache::<E>(&module, &tenant(spec, images), spec);
             if prepared == Prepared::ByOther {
                 return Ok(prepared);
@@ -216,7 +216,7 @@ fn check_confinement(spec: &Value, module: &Module) -> Result<()> {
         .into_iter()
         .find(|key| spec["process"][key].as_str().is_some_and(|rule| !["", "unconfined"].contains(&rule)));
     match rule {
-        Some(key) if module.format() == Format::Precompiled => {
+        Some(key) if module.format().is_native() => {
             let message =
                 format!("{} is precompiled: such code is not run in a container with {key}, which would not confine it", module.name());
             Err(Error::precondition(message))

@@ -100,6 +100,16 @@ impl Bench {
         }
     }
 
+    /// A container that writes a line and ends.
+    fn ends(&self, handler: &str) -> ContainerSpec {
+        if runs_modules(handler) {
+            // It writes its arguments.
+            ContainerSpec::new("ends", "localhost/magnetar/wasm:1").command(["/modules/surroundings.wat", "hello\n"])
+        } else {
+            ContainerSpec::new("ends", &self.image).command(["echo", "hello"])
+        }
+    }
+
     /// A pod with a running container.
     async fn running(&self, handler: &str) -> Result<(Pod, Container)> {
         let pod = self.pod(handler).await?;

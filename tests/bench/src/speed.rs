@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use magnetar_cri::Pod;
+use magnetar_cri::{Log, Pod, v1::ContainerEventType};
 use serde::Serialize;
 
 use crate::{Bench, progress, runs_modules, statistics::Samples};
@@ -33,6 +33,9 @@ pub enum Step {
     FirstOutput,
     /// The same where nothing of it was compiled before.
     FirstOutputCompiling,
+    /// From the first line of a program that then ends to containerd's event that it has ended, as a
+    /// client of the CRI gets it.
+    OutputToExitEvent,
     /// ExecSync of a program that does nothing.
     ExecSync,
     /// StopPodSandbox, with the container running, and RemovePodSandbox.
@@ -41,11 +44,12 @@ pub enum Step {
 
 impl Step {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::RunPodSandbox,
         Self::CreateStartContainer,
         Self::FirstOutput,
         Self::FirstOutputCompiling,
+        Self::OutputToExitEvent,
         Self::ExecSync,
         Self::StopRemovePodSandbox,
     ];
@@ -57,6 +61,7 @@ impl Step {
             Self::CreateStartContainer => "CreateContainer + StartContainer",
             Self::FirstOutput => "CreateContainer to first output",
             Self::FirstOutputCompiling => "… where it is compiled first",
+            Self::OutputToExitEvent => "first output to exit event",
             Self::ExecSync => "ExecSync",
             Self::StopRemovePodSandbox => "StopPodSandbox + RemovePodSandbox",
         }
@@ -108,6 +113,8 @@ async fn life(bench: &Bench, handler: &str) -> Result<Vec<(Step, Duration)>> {
         compiled = Some((Step::FirstOutputCompiling, first_output(bench, handler, &pod, "compiled").await?));
     }
 
+    let ended = exit_event(bench, handler, &pod).await?;
+
     let start = Instant::now();
     let output = container.exec(["true"]).await?;
     let executed = start.elapsed();
@@ -122,6 +129,7 @@ async fn life(bench: &Bench, handler: &str) -> Result<Vec<(Step, Duration)>> {
         (Step::RunPodSandbox, ran),
         (Step::CreateStartContainer, started),
         (Step::FirstOutput, said),
+        (Step::OutputToExitEvent, ended),
         (Step::ExecSync, executed),
         (Step::StopRemovePodSandbox, removed),
     ];
@@ -155,13 +163,34 @@ async fn first_output(bench: &Bench, handler: &str, pod: &Pod, name: &str) -> Re
     let start = SystemTime::now();
     let container = pod.run(&bench.hello(handler).named(name)).await?;
     let log = container.logged(PATIENCE, |log| !log.entries.is_empty()).await?;
-    let first = log.entries.first().context("the log is empty")?;
-    let at: prost_types::Timestamp = first.time.parse().with_context(|| format!("the log's time {}", first.time))?;
-    let took = SystemTime::try_from(at)?.duration_since(start)?;
+    let took = begins(&log)?.duration_since(start)?;
     // containerd cannot remove one that ends meanwhile; the module stays.
     if !runs_modules(handler) {
         container.exited(PATIENCE).await?;
     }
+    container.remove().await?;
+    Ok(took)
+}
+
+/// When a log begins, by its own times.
+fn begins(log: &Log) -> Result<SystemTime> {
+    let first = log.entries.first().context("the log is empty")?;
+    let at: prost_types::Timestamp = first.time.parse().with_context(|| format!("the log's time {}", first.time))?;
+    Ok(at.try_into()?)
+}
+
+/// A further container of the pod writes a line and ends.
+async fn exit_event(bench: &Bench, handler: &str, pod: &Pod) -> Result<Duration> {
+    let mut events = bench.node.events().await?;
+    let container = pod.run(&bench.ends(handler)).await?;
+    let at = loop {
+        let event = tokio::time::timeout(PATIENCE, events.message()).await.context("there is no event of a container's end")??;
+        let event = event.context("containerd's stream of events has ended")?;
+        if event.container_id == container.id() && event.container_event_type() == ContainerEventType::ContainerStoppedEvent {
+            break SystemTime::now();
+        }
+    };
+    let took = at.duration_since(begins(&container.log()?)?)?;
     container.remove().await?;
     Ok(took)
 }

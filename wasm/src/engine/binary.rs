@@ -12,7 +12,7 @@ use wasmparser::{Parser, Payload, TypeRef};
 pub fn binary(format: Format, bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
     let binary = match format {
         Format::Text => wat::parse_bytes(bytes).map_err(|error| error.to_string())?,
-        Format::Binary | Format::Precompiled => Cow::Borrowed(bytes),
+        Format::Binary | Format::Precompiled | Format::Library => Cow::Borrowed(bytes),
     };
     if binary.starts_with(b"\0asm") {
         Ok(binary)

@@ -17,13 +17,16 @@ use crate::payload::{Format, Module};
 use crate::program::{self, GUEST_ROOT};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_sys::{abort, overflow};
+use object::Endianness;
+use object::elf::{FileHeader64, ProgramHeader64};
+use object::read::elf::{FileHeader as _, ProgramHeader as _};
 use rustix::fs::FileType;
 use rustix::process::{Resource, Rlimit};
 use std::collections::HashMap;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write as _;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 use wasmedge_sdk::config::{CommonConfigOptions, CompilerConfigOptions, Config, ConfigBuilder, RuntimeConfigOptions};
 use wasmedge_sdk::error::{CoreCommonError, CoreError, WasmEdgeError};
@@ -116,6 +119,10 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
     // The log would go to the module's standard output.
     LogManager::log_off();
     module.check_size(guest.memory).map_err(|error| End::Refused(error.to_string()))?;
+    if module.format() == Format::Library {
+        let (code, config) = library(module, guest)?;
+        return call(module, guest, code, &config);
+    }
     let code = match module.take_cached().map(|found| found.code(Some(PATIENCE))) {
         Some(Ok((code, _))) => Some(code),
         Some(Err(Failure::Refused(why))) => return Err(End::Refused(why)),
@@ -126,7 +133,7 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
         None => None,
     };
     wait_for_nothing().and_then(|()| bound_memory(module, guest)).map_err(|error| End::Refused(error.to_string()))?;
-    let (core, config) = match code.map(|code| compiled(&code, guest)) {
+    let (core, config) = match code.map(|code| compiled(code.as_fd(), guest)) {
         Some(Ok(compiled)) => {
             explain_overflow(module).map_err(|error| End::Refused(error.to_string()))?;
             compiled
@@ -137,13 +144,18 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
         }
         None => interpreted(module, guest)?,
     };
+    call(module, guest, core, &config)
+}
+
+/// Calls the module's function.
+fn call(module: &Module, guest: &Guest, core: wasmedge_sdk::Module, config: &Config) -> std::result::Result<End, End> {
     let name = module.function().unwrap_or(COMMAND);
     check_function(&core, name)?;
     let mut wasi = surroundings(guest)?;
     check_imports(&core, wasi.as_ref())?;
     {
         let instances: HashMap<String, &mut Instance> = HashMap::from([(PREVIEW1.into(), wasi.as_mut())]);
-        let mut vm = Vm::new(Store::new(Some(&config), instances).map_err(refused)?);
+        let mut vm = Vm::new(Store::new(Some(config), instances).map_err(refused)?);
         vm.register_module(None, core).map_err(ended)?;
         vm.run_func(None, name, []).map_err(ended)?;
     }
@@ -159,11 +171,37 @@ fn explain_overflow(module: &Module) -> Result<()> {
 }
 
 /// A module whose code is compiled, and the configuration to run it with.
-fn compiled(code: &File, guest: &Guest) -> wasmedge_sdk::WasmEdgeResult<(wasmedge_sdk::Module, Config)> {
+fn compiled(code: BorrowedFd<'_>, guest: &Guest) -> wasmedge_sdk::WasmEdgeResult<(wasmedge_sdk::Module, Config)> {
     let config = config(guest, RunMode::Aot)?;
     // The library takes a path only. It maps the file, as the loader does with any library.
     let core = wasmedge_sdk::Module::from_file(Some(&config), format!("/proc/self/fd/{}", code.as_raw_fd()))?;
     Ok((core, config))
+}
+
+/// A module that is compiled in the image, which is native code with no more rights than a native
+/// program of the image has.
+fn library(module: &Module, guest: &Guest) -> std::result::Result<(wasmedge_sdk::Module, Config), End> {
+    let refused = |error: Error| End::Refused(error.to_string());
+    let bytes = module.read(guest.memory).map_err(refused)?;
+    // The loader would map what is not there, and end the process when it is touched.
+    if !is_whole(&bytes) {
+        return Err(End::Refused("it is not a whole shared library".into()));
+    }
+    drop(bytes);
+    wait_for_nothing().and_then(|()| bound_memory(module, guest)).map_err(refused)?;
+    let loaded = compiled(module.as_fd(), guest)
+        .map_err(|error| End::Refused(format!("it is not code that WasmEdge 0.17 has compiled (`wasmedge compile`): {error}")))?;
+    explain_overflow(module).map_err(refused)?;
+    Ok(loaded)
+}
+
+/// Whether an ELF file has all that it says is to be loaded (elf(5)).
+fn is_whole(bytes: &[u8]) -> bool {
+    let Ok(header) = FileHeader64::<Endianness>::parse(bytes) else { return false };
+    let endian = header.endian().unwrap_or_default();
+    let Ok(parts) = header.program_headers(endian, bytes) else { return false };
+    let end = |part: &ProgramHeader64<Endianness>| part.p_offset(endian).checked_add(part.p_filesz(endian));
+    parts.iter().all(|part| end(part).is_some_and(|end| end <= bytes.len() as u64))
 }
 
 /// A module to interpret, and the configuration to run it with.

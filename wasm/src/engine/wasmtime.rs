@@ -153,8 +153,10 @@ fn code(module: &Module, guest: &Guest) -> wasmtime::Result<Code> {
         return Ok(code.into());
     }
     let bytes = module.read(guest.memory).map_err(wasmtime::Error::new)?;
-    if module.format() == Format::Precompiled {
-        return compiled::from_image(&engines, &bytes).map(Code::from);
+    match module.format() {
+        Format::Precompiled => return compiled::from_image(&engines, &bytes).map(Code::from),
+        Format::Library => return Err(wasmtime::Error::msg("it is code that WasmEdge has compiled, for that engine alone")),
+        Format::Binary | Format::Text => {}
     }
     #[cfg(feature = "wasmtime-compiler")]
     return compile::fresh(&engines, module.format(), &bytes);

@@ -201,6 +201,50 @@ fn a_precompiled_module_runs_and_a_truncated_one_is_named() {
 }
 
 #[test]
+fn what_wasmedge_has_compiled_runs_as_an_images_library_with_that_engine_alone() {
+    on_node(async |case| {
+        clear()?;
+        let pods = [on_wasmedge(case, "library").await?, pod(case, "no-library").await?];
+        ends(case, &pods[0], "compiles", "exit.wat", 7).await?;
+        // It is what the engine's own command line would have written.
+        let code = fs::read(one_is_kept(case).await?)?;
+        clear()?;
+        let scratch = Scratch::new()?;
+        fs::write(scratch.path().join("whole.so"), &code)?;
+        for length in [16, 64, 400] {
+            fs::write(scratch.path().join(format!("cut-{length}.so")), &code[..length])?;
+        }
+        fs::copy(library_of_c()?, scratch.path().join("other.so"))?;
+        let run = async |pod: &Pod, name: &str| {
+            let spec = ContainerSpec::new(name, MODULES).command([format!("/data/{name}")]).mount_read_only(&scratch.join(""), "/data");
+            let container = pod.run(&spec).await?;
+            let status = container.exited(case.within(30)).await?;
+            anyhow::Ok((status.exit_code, case.whole_log(&container).await?.stderr()))
+        };
+        assert_eq!(run(&pods[0], "whole.so").await?, (7, String::new()));
+        let (code_of_other, said) = run(&pods[1], "whole.so").await?;
+        ensure!(code_of_other == 1 && said.contains("it is code that WasmEdge has compiled"), "{code_of_other}, {said:?}");
+        for length in [16, 64, 400] {
+            let (ended, said) = run(&pods[0], &format!("cut-{length}.so")).await?;
+            ensure!(ended == 1 && said.contains("it is not a whole shared library"), "{length} bytes: {ended}, {said:?}");
+        }
+        let (ended, said) = run(&pods[0], "other.so").await?;
+        ensure!(ended == 1 && said.contains("it is not code that WasmEdge 0.17 has compiled"), "another library: {ended}, {said:?}");
+        ensure!(kept()?.is_empty(), "something was compiled");
+        for pod in pods {
+            pod.remove().await?;
+        }
+        Ok(())
+    });
+}
+
+/// A library of the node that is no module's.
+fn library_of_c() -> Result<PathBuf> {
+    let folders = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"];
+    folders.iter().map(|folder| Path::new(folder).join("libseccomp.so.2")).find(|path| path.exists()).context("there is no libseccomp")
+}
+
+#[test]
 fn code_is_cached_for_a_pod_whose_containers_could_trace_each_other() {
     on_node(async |case| {
         clear()?;
