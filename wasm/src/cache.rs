@@ -53,7 +53,8 @@ const FAILED: u8 = b'f';
 /// than 0.2 s.
 const LARGE: usize = 256 << 10;
 
-/// How long a compilation waits for another one of the same module, which may have fewer processors.
+/// How long a compilation waits for another one of the same module, which may have fewer
+/// processors.
 const OTHERS_TURN: Duration = Duration::from_secs(10);
 
 /// The digest of a module.

@@ -1,6 +1,7 @@
 ;; SPDX-License-Identifier: Apache-2.0
-;; A component of the world wasi:http/proxy: sends a request's body back, piece by piece as it comes,
-;; and its trailers after it. By HTTP/1.1 only those can follow that the head names: here "sum".
+;; A component of the world wasi:http/proxy: sends a request's body back, piece by piece as it
+;; comes, and its trailers after it. By HTTP/1.1 only those can follow that the head names: here
+;; "sum".
 (component
   (import "wasi:io/poll@0.2.0" (instance $poll
     (export "pollable" (type $pollable (sub resource)))

@@ -33,8 +33,8 @@ pub enum Step {
     FirstOutput,
     /// The same where nothing of it was compiled before.
     FirstOutputCompiling,
-    /// From the first line of a program that then ends to containerd's event that it has ended, as a
-    /// client of the CRI gets it.
+    /// From the first line of a program that then ends to containerd's event that it has ended, as
+    /// a client of the CRI gets it.
     OutputToExitEvent,
     /// ExecSync of a program that does nothing.
     ExecSync,
