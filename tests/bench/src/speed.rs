@@ -190,7 +190,8 @@ async fn exit_event(bench: &Bench, handler: &str, pod: &Pod) -> Result<Duration>
             break SystemTime::now();
         }
     };
-    let took = at.duration_since(begins(&container.log()?)?)?;
+    let log = container.logged(PATIENCE, |log| !log.entries.is_empty()).await?;
+    let took = at.duration_since(begins(&log)?)?;
     container.remove().await?;
     Ok(took)
 }

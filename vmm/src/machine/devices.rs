@@ -75,8 +75,8 @@ fn virtiofsd(share: &Virtiofs) -> Invocation<'static> {
         "--log-level=warn".into(),
     ]);
     // The guest may cache metadata for a second, not indefinitely, because the host also writes
-    // there (the kubelet writes to volumes). Without a cache, files could not be mapped for
-    // writing.
+    // there (the kubelet writes to volumes). Without a cache, files can be mapped for writing only
+    // with `--allow-mmap`.
     invocation.arguments(if share.is_cached { &["--cache=auto"][..] } else { &["--cache=never", "--allow-mmap"] });
     invocation
 }
