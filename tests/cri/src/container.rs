@@ -2,6 +2,7 @@
 //! A container of a pod.
 
 use std::{
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -157,11 +158,29 @@ impl Container {
 
     /// The container's output so far; empty if there is no file yet.
     pub fn log(&self) -> Result<Log> {
-        match std::fs::read(&self.log) {
+        match fs::read(&self.log) {
             Ok(bytes) => Log::parse(&bytes),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Log::default()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Log::default()),
             Err(source) => Err(Error::File { path: self.log.clone(), source }),
         }
+    }
+
+    /// The whole output of a container that has ended.
+    ///
+    /// containerd may report the end before it has written the last line. It closes the file after
+    /// that, so this waits until no process has the file open.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] if it is open for longer than `within`.
+    pub async fn whole_log(&self, within: Duration) -> Result<Log> {
+        let end = Instant::now() + within;
+        while is_open(&self.log).map_err(|source| Error::File { path: self.log.clone(), source })? {
+            if Instant::now() > end {
+                return Err(Error::Deadline { call: "the end of the container's output", after: within });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        self.log()
     }
 
     /// Waits until the log satisfies `enough`.
@@ -203,5 +222,44 @@ impl Container {
     async fn status_response(&self, verbose: bool) -> Result<v1::ContainerStatusResponse> {
         let request = v1::ContainerStatusRequest { container_id: self.id.clone(), verbose };
         self.node.runtime("ContainerStatus", request, async |mut c, r| c.container_status(r).await).await
+    }
+}
+
+/// Whether any process that this one can see has the file open.
+fn is_open(path: &Path) -> io::Result<bool> {
+    // The links in /proc name files in this form.
+    let path = match path.canonicalize() {
+        Ok(path) => path,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    for entry in fs::read_dir("/proc")? {
+        // Not every entry is a process, and a process may have ended.
+        let Ok(descriptors) = fs::read_dir(entry?.path().join("fd")) else { continue };
+        for descriptor in descriptors.flatten() {
+            if fs::read_link(descriptor.path()).is_ok_and(|file| file == path) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_open_until_its_last_descriptor_is_closed() {
+        let path = std::env::temp_dir().join(format!("magnetar-is-open-{}", std::process::id()));
+        assert!(!is_open(&path).unwrap());
+        let first = fs::File::create(&path).unwrap();
+        let second = first.try_clone().unwrap();
+        assert!(is_open(&path).unwrap());
+        drop(first);
+        assert!(is_open(&path).unwrap());
+        drop(second);
+        assert!(!is_open(&path).unwrap());
+        fs::remove_file(path).unwrap();
     }
 }

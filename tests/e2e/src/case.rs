@@ -129,19 +129,9 @@ impl Case {
         Ok(output)
     }
 
-    /// The log of a container that has ended. containerd may report the end a moment before the
-    /// last line is in the file, so this waits until nothing comes any more. It waits longer where
-    /// nothing has come at all: on a busy host containerd may not have begun.
+    /// The log of a container that has ended.
     pub async fn whole_log(&self, container: &Container) -> Result<magnetar_cri::Log> {
-        let mut log = container.log()?;
-        loop {
-            tokio::time::sleep(Duration::from_millis(if log.entries.is_empty() { 700 } else { 100 })).await;
-            let later = container.log()?;
-            if later == log {
-                return Ok(log);
-            }
-            log = later;
-        }
+        Ok(container.whole_log(self.soon()).await?)
     }
 
     /// The folder in which one of our pods keeps its record and its socket.
