@@ -111,7 +111,7 @@ launch() {
     exec setsid unshare --cgroup -- bash -euc '
         source "$1/cgroups.sh"
         leave_root "$3" "$5"
-        exec unshare --mount --pid --net --uts --ipc --fork -- env -i "PATH=$4" HOME=/root LANG=C.UTF-8 bash "$1/enter" "$2"
+        exec unshare --mount --pid --net --uts --ipc --fork -- env -i --default-signal "PATH=$4" HOME=/root LANG=C.UTF-8 bash "$1/enter" "$2"
     ' launch "$here" "$run" "$name" "$(<"$run/path")" "$form" 3>"$run/ready" >"$run/log" 2>&1 </dev/null
 }
 

@@ -8,7 +8,7 @@
 
 use crate::config::{ExtraNeeds, VmConfig};
 use crate::hypervisor::qemu::qmp::Qmp;
-use crate::machine::log_tail;
+use crate::machine::console;
 use crate::machine::size::Size;
 use crate::relay::guest::GuestTasks;
 use crate::relay::translate::{self, Translated};
@@ -54,7 +54,7 @@ pub fn tasks(bytes: &[u8]) {
 /// The guest prints `bytes` on its console.
 pub fn console(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    for reason in [log_tail::panic_in(&text), log_tail::agent_error_in(&text)].into_iter().flatten() {
+    for reason in [console::panic_in(&text), console::agent_error_in(&text)].into_iter().flatten() {
         assert!(!reason.is_empty() && !reason.contains('\n'), "{reason:?} is no reason");
     }
 }

@@ -16,6 +16,7 @@
 //! - [`hooks`] runs the OCI hooks of containers in virtual machines.
 //! - [`cgroup`], [`mount`], [`stdio`], [`terminal`], [`sandbox_files`] are the kernel's side of a
 //!   container.
+//! - `confined` (a feature) runs the programs beside a pod that serve it.
 //! - `netlink` (a feature) sends requests to the kernel's network.
 //!
 //! Deliberately absent: anything that only one kind of sandbox needs, a scheduler of retries, a
@@ -24,6 +25,8 @@
 pub mod cgroup;
 pub mod cleanup;
 pub mod config;
+#[cfg(feature = "confined")]
+pub mod confined;
 pub mod copies;
 pub mod error;
 pub mod events;

@@ -9,5 +9,4 @@ pub mod forward;
 pub mod huge_pages;
 pub mod network;
 pub mod share;
-pub mod socket;
 pub mod vsock;

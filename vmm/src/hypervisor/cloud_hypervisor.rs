@@ -24,14 +24,15 @@ mod snapshots;
 use super::snapshots::{Save, Saved, Snapshots};
 use super::{Control, Disk, DiskId, EventWatch, HotPlug, Hypervisor, MachineState, Promise, Resize, Sharing, Traits, Verdict};
 use crate::host::vsock::{VsockAttachment, VsockSupport};
-use crate::machine::confinement::{Calls, Confinement, Files, Pids, has_landlock};
-use crate::machine::own_devices::DISKS_DIR;
-use crate::machine::program::{Invocation, Program};
+use crate::hypervisor::disk_nodes::{self, DISKS_DIR};
 use crate::machine::size::Size;
 use crate::machine::spec::{Acceleration, VmSpec};
 use api::{Api, Version};
 use disks::Disks;
 use magnetar_core::config::LEAST_CLOUD_HYPERVISOR;
+use magnetar_core::confined::confinement::{Calls, Confinement, Files, Pids, has_landlock};
+use magnetar_core::confined::own_devices::Contents;
+use magnetar_core::confined::program::{Invocation, Program};
 use magnetar_core::error::{Error, Result};
 use magnetar_core::reaper::Exit;
 use magnetar_sys::bound::CapabilitySet;
@@ -213,7 +214,7 @@ fn confine(invocation: &mut Invocation, spec: &VmSpec) {
         files: is_itself.then(|| Files { read, own: vec![own_directory(spec)] }),
         calls: Calls::DenyList,
     };
-    invocation.devices = Some(if is_itself { DEVICES } else { &DEVICES[1..] });
+    invocation.devices = Some(Contents { devices: if is_itself { DEVICES } else { &DEVICES[1..] }, folders: &[disk_nodes::FOLDER] });
 }
 
 /// All of a machine but its vsock and network, with these words for its kernel.

@@ -18,9 +18,9 @@ pub mod qemu;
 pub mod snapshots;
 
 use crate::host::vsock::{VsockAttachment, VsockSupport};
-use crate::machine::program::Invocation;
 use crate::machine::size::Size;
 use crate::machine::spec::VmSpec;
+use magnetar_core::confined::program::Invocation;
 use magnetar_core::error::Result;
 use magnetar_core::reaper::Exit;
 use snapshots::{Save, Snapshots};

@@ -9,8 +9,8 @@
 
 use super::{Control, Promise};
 use crate::host::vsock::VsockAttachment;
-use crate::machine::program::Invocation;
 use crate::machine::spec::VmSpec;
+use magnetar_core::confined::program::Invocation;
 use magnetar_vm_agent_api::network::Mac;
 use std::fs::File;
 use std::os::fd::BorrowedFd;

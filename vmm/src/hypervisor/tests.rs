@@ -5,11 +5,11 @@
 
 use super::*;
 use crate::host::vsock::Vsock;
-use crate::machine::program::Program;
 use crate::machine::spec::Users;
 use crate::machine::{BootContext, Machine};
 use magnetar_core::cgroup::devices::Exceptions;
 use magnetar_core::cgroup::{Cgroup, OwnedCgroup};
+use magnetar_core::confined::program::Program;
 use magnetar_core::error::{Code, Context};
 use magnetar_core::events::Events;
 use magnetar_core::idle::Idle;

@@ -8,8 +8,6 @@
 //! ```
 
 use super::devices::{self, VsockServer};
-use super::log_tail::LogTail;
-use super::processes::{Common, Process};
 use super::size::Size;
 use super::spec::VmSpec;
 use super::vsock_directory::VsockDirectory;
@@ -22,6 +20,8 @@ use crate::hypervisor::{Control, Hypervisor};
 use crate::relay::guest::{self, Dialer, Guest};
 use crate::template::copy;
 use crate::template::store::Template;
+use magnetar_core::confined::log_tail::LogTail;
+use magnetar_core::confined::process::{Common, Process};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::server::Parts;
 use magnetar_vm_agent_api::{Event, Purpose};

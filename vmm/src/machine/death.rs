@@ -2,13 +2,14 @@
 //! How a machine ends, and why. One task waits for whichever cause comes first.
 
 use super::boot::Processes;
-use super::log_tail::{LogTail, agent_error_in, panic_in};
+use super::console::{agent_error_in, panic_in};
 use super::off_timeout;
-use super::processes::Process;
 use super::processor_wait::ProcessorWait;
 use crate::hypervisor::connection::Connection;
 use crate::hypervisor::{EventWatch, Hypervisor, MachineEvent, MachineState, Verdict};
 use crate::relay::guest;
+use magnetar_core::confined::log_tail::LogTail;
+use magnetar_core::confined::process::Process;
 use magnetar_core::reaper::Exit;
 use magnetar_vm_agent_api::{Event, GIVES_UP, frame};
 use std::sync::Arc;

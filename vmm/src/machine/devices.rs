@@ -5,12 +5,12 @@
 //! The guest controls the contents of that memory, so each process is confined as far as it
 //! tolerates.
 
-use super::confinement::{Calls, Confinement, Files, Pids};
-use super::processes::{Common, Process};
-use super::program::{Invocation, Program};
 use super::spec::Virtiofs;
 use super::vsock_directory::{DEVICE, HOST, VsockDirectory};
 use crate::host::vsock::Cid;
+use magnetar_core::confined::confinement::{Calls, Confinement, Files, Pids};
+use magnetar_core::confined::process::{Common, Process};
+use magnetar_core::confined::program::{Invocation, Program};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::reaper::Exit;
 use magnetar_sys::bound::CapabilitySet;

@@ -9,14 +9,10 @@
 //! ```
 
 mod boot;
-pub mod confinement;
+pub mod console;
 mod death;
 pub mod devices;
-pub mod log_tail;
-pub mod own_devices;
-pub mod processes;
 mod processor_wait;
-pub mod program;
 pub mod saved;
 pub mod size;
 pub mod spec;

@@ -5,11 +5,11 @@
 use super::boot::Processes;
 use super::devices::{self, VsockServer};
 use super::files;
-use super::log_tail::LogTail;
-use super::processes::{Common, Process};
 use super::spec::VmSpec;
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::snapshots::{MemoryKeeper, Saved, Snapshots};
+use magnetar_core::confined::log_tail::LogTail;
+use magnetar_core::confined::process::{Common, Process};
 use magnetar_core::error::{Code, Error, Result};
 use magnetar_vm_agent_api::TEMPLATE_READY;
 use std::fs::File;

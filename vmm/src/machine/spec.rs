@@ -4,6 +4,7 @@
 use super::size::Size;
 use super::vsock_directory::VsockDirectory;
 use crate::host::vsock::Vsock;
+use magnetar_core::confined;
 use magnetar_core::ids::SandboxId;
 use magnetar_vm_agent_api::network::Mac;
 use std::os::fd::OwnedFd;
@@ -69,9 +70,6 @@ pub struct Users {
     pub vsock: u32,
 }
 
-/// How many process ids there can be: the kernel's `PID_MAX_LIMIT`.
-const IDS: u32 = 1 << 22;
-
 impl VmSpec {
     /// The directory of a vsock that is served in user space; `None` if the kernel serves it.
     pub fn vsock_directory(&self) -> Option<VsockDirectory> {
@@ -84,17 +82,14 @@ impl VmSpec {
 }
 
 impl Users {
-    /// Derives a pod's users from the sandbox process's id, which no other process has while that
-    /// process lives. Distributions leave this range unused, and it is above the range that
-    /// kubelets use for pods with user namespaces (listed in systemd's UIDS-GIDS.md).
+    /// The users of a machine of this sandbox process.
     pub fn of(sandbox_process: u32) -> Self {
-        let hypervisor = 2_000_000_000 + sandbox_process % IDS;
-        Self { hypervisor, vsock: hypervisor + IDS }
+        Self { hypervisor: confined::user(sandbox_process, 0), vsock: confined::user(sandbox_process, 1) }
     }
 
     /// The users of a second machine of the same process: a template that it makes.
     pub fn second(self) -> Self {
-        Self { hypervisor: self.hypervisor + 2 * IDS, vsock: self.vsock + 2 * IDS }
+        Self { hypervisor: self.hypervisor + 2 * confined::USERS_APART, vsock: self.vsock + 2 * confined::USERS_APART }
     }
 }
 

@@ -8,7 +8,7 @@
 //!        host_1025  the guest's first message arrives here, as a connection to this port of the host
 //! ```
 
-use crate::host::socket::NamedSocket;
+use magnetar_core::confined::socket::NamedSocket;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_vm_agent_api::READY_PORT;
 use rustix::fs::{Mode, OFlags, Uid, chown, open};

@@ -14,8 +14,8 @@ mod tasks;
 
 pub use tasks::{Answer as TaskAnswer, Failure, GuestTasks};
 
-use crate::host::socket::NamedSocket;
 use crate::host::vsock::Cid;
+use magnetar_core::confined::socket::NamedSocket;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_vm_agent_api::secret::Secret;
 use magnetar_vm_agent_api::{self as api, Answer, Opened, Opening, Purpose, Request, VERSION, frame};

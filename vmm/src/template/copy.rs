@@ -5,9 +5,9 @@
 //! program is not in its pod's. Holes stay holes in both directions, so a guest's untouched memory
 //! costs nothing.
 
-use crate::machine::confinement::{Calls, Confinement, Pids};
-use crate::machine::processes::{Common, Process};
-use crate::machine::program::Invocation;
+use magnetar_core::confined::confinement::{Calls, Confinement, Pids};
+use magnetar_core::confined::process::{Common, Process};
+use magnetar_core::confined::program::Invocation;
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_sys::bound::CapabilitySet;
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, seek, sendfile};

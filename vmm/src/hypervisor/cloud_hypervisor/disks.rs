@@ -14,8 +14,8 @@
 //! refused, because the guest would choose the format that the host reads.
 
 use super::api::Api;
+use crate::hypervisor::disk_nodes::disk_path;
 use crate::hypervisor::{Disk, DiskId};
-use crate::machine::own_devices::disk_path;
 use magnetar_core::error::{Code, Error, Result};
 use serde_json::json;
 use std::collections::BTreeSet;

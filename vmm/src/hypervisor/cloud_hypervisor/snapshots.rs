@@ -21,11 +21,11 @@
 use super::api::{Api, Version};
 use super::{CloudHypervisor, Directory, GUEST_CID, devices, network, nic_id, own_directory, size};
 use crate::host::vsock::VsockAttachment;
+use crate::hypervisor::disk_nodes::DISKS_DIR;
 use crate::hypervisor::snapshots::{MemoryKeeper, SavedState, Snapshots, saved_mac};
 use crate::hypervisor::{Control, Promise};
-use crate::machine::own_devices::DISKS_DIR;
-use crate::machine::program::Invocation;
 use crate::machine::spec::VmSpec;
+use magnetar_core::confined::program::Invocation;
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_vm_agent_api::TEMPLATE;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchown, openat, symlinkat, unlinkat};

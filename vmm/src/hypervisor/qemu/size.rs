@@ -18,9 +18,9 @@
 
 use super::machine::MachineKind;
 use super::qmp::Qmp;
-use crate::machine::program::Invocation;
 use crate::machine::size::Size;
 use crate::machine::spec::{Acceleration, VmSpec};
+use magnetar_core::confined::program::Invocation;
 use magnetar_core::error::Result;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};

@@ -25,8 +25,8 @@ use super::{Qemu, QemuControl, board, connect, disks, fixed_parameters, kernel, 
 use crate::host::vsock::VsockAttachment;
 use crate::hypervisor::snapshots::{MemoryKeeper, Save, Saved, SavedState, Snapshots, saved_mac};
 use crate::hypervisor::{Control, Promise};
-use crate::machine::program::Invocation;
 use crate::machine::spec::VmSpec;
+use magnetar_core::confined::program::Invocation;
 use magnetar_core::error::{Error, Result};
 use magnetar_vm_agent_api::TEMPLATE;
 use serde_json::json;

@@ -14,12 +14,12 @@
 
 mod calls;
 
+use crate::error::{Context, Error, Result};
 use calls::{INTRUSIVE, POD_PROCESS_ONLY, SERVER};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
     Scope,
 };
-use magnetar_core::error::{Context, Error, Result};
 use magnetar_sys::bound::{self, CapabilitySet, FilterInstruction};
 use magnetar_sys::device_filter::COMMANDS;
 use object::Endianness;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A machine's programs: how to find one, and how to run one.
+//! How to find a program, and how to run it.
 
-use crate::machine::confinement::Confinement;
+use super::confinement::Confinement;
+use super::own_devices::Contents;
+use crate::error::{Context, Error, Result};
+use crate::runtime::cli::in_path;
 use command_fds::{CommandFdExt, FdMapping};
-use magnetar_core::error::{Context, Error, Result};
-use magnetar_core::runtime::cli::in_path;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -53,7 +54,7 @@ pub struct Invocation<'a> {
     pub confinement: Confinement,
     /// The devices that it finds in a /dev of its own, where they belong to its user; the host's
     /// /dev if `None`. For a program that opens itself what only root may open.
-    pub devices: Option<&'static [&'static str]>,
+    pub devices: Option<Contents>,
     inherited: Vec<Inherited<'a>>,
 }
 
@@ -108,7 +109,6 @@ impl<'a> Invocation<'a> {
     }
 
     /// The paths of the inherited sockets.
-    #[cfg(test)]
     pub fn listeners(&self) -> impl Iterator<Item = &Path> {
         self.inherited.iter().filter_map(|inherited| match inherited {
             Inherited::Listener(path) => Some(path.as_path()),
@@ -155,7 +155,7 @@ impl Inherited<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use magnetar_core::error::Code;
+    use crate::error::Code;
     use std::io::Write;
 
     const ABSENT: Program =

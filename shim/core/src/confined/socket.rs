@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Connects safely to Unix sockets in a directory whose owner a guest may have taken over. The path
-//! may be a link to another socket of the host, such as containerd's, or be another user's socket.
+//! Connects safely to Unix sockets in a directory whose owner, a helper program, may have been
+//! taken over by what it serves. The path may be a link to another socket of the host, such as
+//! containerd's, or be another user's socket.
 
-use magnetar_core::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -21,7 +22,7 @@ impl NamedSocket {
         let what = || format!("cannot connect to {}", path.display());
         let opened = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).context(what)?;
         let status = fstat(&opened).context(what)?;
-        let refuse = |why: String| Err(Error::new(magnetar_core::error::Code::PermissionDenied, format!("{}: {why}", what())));
+        let refuse = |why: String| Err(Error::new(crate::error::Code::PermissionDenied, format!("{}: {why}", what())));
         match FileType::from_raw_mode(status.st_mode) {
             FileType::Socket if status.st_uid == owner => Ok(Self(opened)),
             FileType::Socket => refuse(format!("it belongs to user {}, not to {owner}", status.st_uid)),
@@ -39,14 +40,14 @@ impl NamedSocket {
     /// # Errors
     /// Errors of the kernel.
     pub fn connect(&self) -> Result<OwnedFd> {
-        UnixStream::connect(self.path()).map(OwnedFd::from).context(|| "cannot connect to a device of the virtual machine".into())
+        UnixStream::connect(self.path()).map(OwnedFd::from).context(|| "cannot connect to a helper program".into())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use magnetar_core::error::Code;
+    use crate::error::Code;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The processes of a machine: the hypervisor and its helpers. They die with this process and gain
-//! no privileges. This process's reaper collects them.
+//! The processes of helper programs. They die with this process and gain no privileges. This
+//! process's reaper collects them.
 
 use super::confinement::{Confinement, Pids};
 use super::log_tail::LogTail;
 use super::own_devices::OwnDevices;
 use super::program::Invocation;
-use magnetar_core::cgroup::Cgroup;
-use magnetar_core::error::{Context, Error, Result};
-use magnetar_core::reaper::{Exit, Reaper};
+use crate::cgroup::Cgroup;
+use crate::error::{Context, Error, Result};
+use crate::reaper::{Exit, Reaper};
 use magnetar_sys::bound::{self, Bounds};
 use magnetar_sys::holder::{self, HolderError};
 use std::os::fd::AsFd;
@@ -99,7 +99,7 @@ impl Process {
         }
         let Confinement { capabilities, pids, .. } = invocation.confinement;
         let user = invocation.confinement.user;
-        let own = invocation.devices.map(|names| OwnDevices::make(names, user.unwrap_or(0))).transpose()?.map(Arc::new);
+        let own = invocation.devices.map(|contents| OwnDevices::make(contents, user.unwrap_or(0))).transpose()?.map(Arc::new);
         let ruleset = invocation.confinement.ruleset(&invocation.program, own.as_deref().map(AsFd::as_fd))?;
         let devices = own.as_ref().map(|own| own.mount()).transpose()?;
         let filters = invocation.confinement.filters()?;
