@@ -14,6 +14,7 @@
 
 use crate::engine::{Effort, Engine, Failure};
 use crate::payload::Format;
+use magnetar_core::confined::filter::{self, Rules, when};
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_sys::bound::{self, CapabilitySet, FilterInstruction};
 use magnetar_sys::fork;
@@ -21,8 +22,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, WaitStatus};
 use rustix::thread::{Gid, Uid};
-use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
-use std::collections::BTreeMap;
+use seccompiler::SeccompCmpOp;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -262,7 +262,7 @@ const ALLOWED: &[i64] = &[
 /// The filter. Whatever it does not allow fails as a call that the kernel does not know, for which
 /// libraries have a fallback.
 fn filter() -> Result<Vec<FilterInstruction>> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
+    let mut rules: Rules = ALLOWED.iter().map(|call| (*call, Vec::new())).collect();
     let executable = libc::PROT_EXEC as u64;
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![when(2, SeccompCmpOp::MaskedEq(executable), 0)?]);
@@ -278,20 +278,7 @@ fn filter() -> Result<Vec<FilterInstruction>> {
     rules.insert(libc::SYS_prctl, names.into_iter().map(|name| when(0, SeccompCmpOp::Eq, name)).collect::<Result<_>>()?);
     // Limits can be asked for, and not changed.
     rules.insert(libc::SYS_prlimit64, vec![when(2, SeccompCmpOp::Eq, 0)?]);
-    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(unusable)?;
-    let filter = SeccompFilter::new(rules, SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow, architecture);
-    let program: seccompiler::BpfProgram = filter.and_then(TryInto::try_into).map_err(unusable)?;
-    Ok(program.into_iter().map(|one| FilterInstruction { code: one.code, jump_true: one.jt, jump_false: one.jf, operand: one.k }).collect())
-}
-
-/// A rule for a call whose argument of this number compares so.
-fn when(argument: u8, compared: SeccompCmpOp, value: u64) -> Result<SeccompRule> {
-    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Qword, compared, value);
-    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(unusable)
-}
-
-fn unusable(error: impl std::fmt::Display) -> Error {
-    Error::internal(format!("cannot make a system call filter: {error}"))
+    filter::allow(rules)
 }
 
 #[cfg(test)]

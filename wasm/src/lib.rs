@@ -8,6 +8,8 @@
 //!                                └─> a native program: execve
 //! ```
 //!
+//! A module that computes with a language model has it from [`nn`].
+//!
 //! The module is opened before the container exists, beneath its root, and exactly that file runs.
 //! The bytes of a file in a volume may still change, so the cache uses the digest of the bytes that
 //! are compiled.
@@ -17,6 +19,7 @@ pub mod cache;
 mod compiler;
 pub mod engine;
 pub mod guest;
+pub mod nn;
 pub mod payload;
 mod privileges;
 pub mod program;

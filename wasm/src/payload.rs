@@ -8,6 +8,7 @@
 
 use crate::artifact::{self, Which};
 use crate::cache::Found;
+use crate::nn::named::Named;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::runtime::libcontainer::{self, Images};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
@@ -39,6 +40,16 @@ pub struct Module {
     function: Option<String>,
     format: Format,
     cached: Mutex<Option<Found>>,
+    models: Mutex<Option<Models>>,
+}
+
+/// The language models that the module's container names.
+#[derive(Debug)]
+pub struct Models {
+    /// The channel to the pod's process, which runs their engines.
+    pub channel: OwnedFd,
+    /// Their names, in the order in which the pod's process knows them.
+    pub named: Vec<Named>,
 }
 
 /// A module's format.
@@ -64,7 +75,7 @@ impl Format {
 
 impl Module {
     fn new(file: File, name: &str, function: Option<&str>, format: Format) -> Self {
-        Self { file, name: name.into(), function: function.map(Into::into), format, cached: Mutex::default() }
+        Self { file, name: name.into(), function: function.map(Into::into), format, cached: Mutex::default(), models: Mutex::default() }
     }
 
     /// The module's name in the container's first argument.
@@ -108,12 +119,24 @@ impl Module {
         self.cached.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Sets the models of its container, for the engine to take.
+    pub fn set_models(&self, models: Models) {
+        *self.models.lock().unwrap_or_else(PoisonError::into_inner) = Some(models);
+    }
+
+    /// Takes the models of its container.
+    pub fn take_models(&self) -> Option<Models> {
+        self.models.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Closes all descriptors of the process but the standard streams and those that this module
     /// needs.
     pub fn close_all_others(&self) {
         let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         let mut keep = vec![self.file.as_fd()];
         keep.extend(cached.iter().map(Found::descriptor));
+        let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        keep.extend(models.iter().map(|models| models.channel.as_fd()));
         magnetar_sys::fork::keep_only(&keep);
     }
 
@@ -245,7 +268,7 @@ fn candidates(name: &str, process: &Value) -> Vec<PathBuf> {
 }
 
 /// Opens a regular file of the future container; `None` if there is none.
-fn open(spec: &Value, bundle: &Path, path: &Path) -> Result<Option<File>> {
+pub fn open(spec: &Value, bundle: &Path, path: &Path) -> Result<Option<File>> {
     let (root, inner) = place(spec, bundle, path);
     let what = || format!("cannot open {}", root.display());
     let root_fd = match rustix::fs::open(&root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {

@@ -7,6 +7,7 @@ use crate::cache::{self, Cache};
 use crate::compiler;
 use crate::engine::{End, Engine};
 use crate::guest::Guest;
+use crate::nn;
 use crate::payload::{self, Module, Payload};
 use crate::privileges;
 use crate::signals;
@@ -71,6 +72,12 @@ impl<E: Engine> Program for WasmOrNative<E> {
             (Payload::Missing | Payload::Native, _) => return Ok(Prepared::Ready),
         };
         let prepared = self.take(module, spec, images)?;
+        if prepared == Prepared::Ready
+            && let Some(module) = &self.module
+            && let Some(models) = nn::ask(spec, bundle)?
+        {
+            module.set_models(models);
+        }
         if prepared == Prepared::Ready {
             mount_guest_root(spec, bundle)?;
         }
@@ -169,7 +176,7 @@ impl<E: Engine> Executor for WasmOrNative<E> {
             Err(error) => End::Refused(error.to_string()),
         };
         if let End::Refused(why) | End::Trapped(why) = &end {
-            report::<E>(module, why, self.is_exec);
+            report(&last_words::<E>(module.name(), why), self.is_exec);
         }
         std::process::exit(end.code::<E>().into())
     }
@@ -273,16 +280,15 @@ fn explain_exec(spec: &Spec) -> Result<(), ExecutorValidationError> {
 
 /// Writes to the container's log why the module ended, and to the container's status if it is the
 /// container's own program.
-fn report<E: Engine>(module: &Module, why: &str, is_exec: bool) {
-    let text = last_words::<E>(module, why);
+pub fn report(last_words: &str, is_exec: bool) {
     // A container may have closed its standard error, and may have no termination log.
-    let _unheard = std::io::stderr().write_all(text.as_bytes());
-    let _not_written = termination_log().filter(|_| !is_exec).map(|mut file| file.write_all(text.as_bytes()));
+    let _unheard = std::io::stderr().write_all(last_words.as_bytes());
+    let _not_written = termination_log().filter(|_| !is_exec).map(|mut file| file.write_all(last_words.as_bytes()));
 }
 
-/// The line that says why a module ended.
-pub fn last_words<E: Engine>(module: &Module, why: &str) -> String {
-    format!("{}: {}: {}\n", E::NAME, module.name(), why.trim_end())
+/// The line that says why the module of this name ended.
+pub fn last_words<E: Engine>(module: &str, why: &str) -> String {
+    format!("{}: {module}: {}\n", E::NAME, why.trim_end())
 }
 
 /// The file whose text becomes the message in the container's status, if there is one.

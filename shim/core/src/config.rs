@@ -56,6 +56,9 @@ pub struct RuntimeConfig {
     pub systemd_cgroup: bool,
     /// With `name = "wasmedge"`: whether modules are interpreted, and none is compiled.
     pub interpret: bool,
+    /// For modules that compute with a language model: llama.cpp's server, as a name to search in
+    /// `PATH` or an absolute path. Empty means `llama-server`.
+    pub llama_server: String,
 }
 
 /// How much is logged.
@@ -108,7 +111,7 @@ impl Default for Containerd {
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self { name: "auto".into(), systemd_cgroup: false, interpret: false }
+        Self { name: "auto".into(), systemd_cgroup: false, interpret: false, llama_server: String::new() }
     }
 }
 

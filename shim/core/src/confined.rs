@@ -5,6 +5,7 @@
 //! ```text
 //! program       how to find one, and how to run one: data that a pure function can decide
 //! confinement   what it may do, assuming that what it serves has taken it over
+//! filter        the system calls that it may make
 //! process       runs it in the pod's cgroup; it dies with this process
 //! log_tail      the end of its output, which explains its end
 //! socket        connects to what it listens at
@@ -12,6 +13,7 @@
 //! ```
 
 pub mod confinement;
+pub mod filter;
 pub mod log_tail;
 pub mod own_devices;
 pub mod process;

@@ -40,6 +40,7 @@ pub mod logging;
 pub mod mount;
 #[cfg(feature = "netlink")]
 pub mod netlink;
+pub mod packet;
 pub mod pod_config;
 pub mod process;
 pub mod reaper;

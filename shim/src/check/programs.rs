@@ -114,6 +114,10 @@ pub fn engines(places: &Places) -> Vec<Finding> {
             (Ok(_), None) => Finding::no("wasmedge", "no libwasmedge", "no handler magnetar-wasmedge"),
             (Err(_), _) => Finding::no("wasmedge", "magnetar-wasmedge is not installed", "no handler magnetar-wasmedge"),
         },
+        match cli::in_path("llama-server") {
+            Some(path) => Finding::yes("llama-server", path.display().to_string()),
+            None => Finding::no("llama-server", "not in PATH", "no language models for Wasm modules (wasi_ephemeral_nn)"),
+        },
     ]
 }
 

@@ -6,6 +6,7 @@
 //! without LLVM (`library.rs`). A module that cannot be compiled is interpreted.
 
 mod library;
+mod models;
 mod stand_in;
 
 use super::binary::{binary, is_component, refuse_threads};
@@ -13,6 +14,7 @@ use super::format::{self, PREVIEW1};
 use super::processor;
 use super::{COMMAND, Effort, End, Engine, Failure};
 use crate::guest::Guest;
+use crate::nn::{self, Graphs};
 use crate::payload::{Format, Module};
 use crate::program::{self, GUEST_ROOT};
 use magnetar_core::error::{Context, Error, Result};
@@ -30,8 +32,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 use wasmedge_sdk::config::{CommonConfigOptions, CompilerConfigOptions, Config, ConfigBuilder, RuntimeConfigOptions};
 use wasmedge_sdk::error::{CoreCommonError, CoreError, WasmEdgeError};
+use wasmedge_sdk::vm::SyncInst;
 use wasmedge_sdk::wasi::WasiModule;
-use wasmedge_sdk::{AsInstance, Compiler, CompilerOutputFormat, ExternalInstanceType, Instance, LogManager, RunMode, Store, Vm};
+use wasmedge_sdk::{
+    AsInstance, Compiler, CompilerOutputFormat, ExternalInstanceType, ImportObject, Instance, LogManager, RunMode, Store, Vm,
+};
 
 /// The unit of linear memory, in bytes (the WebAssembly specification, memory instances).
 const PAGE: u64 = 64 << 10;
@@ -152,9 +157,11 @@ fn call(module: &Module, guest: &Guest, core: wasmedge_sdk::Module, config: &Con
     let name = module.function().unwrap_or(COMMAND);
     check_function(&core, name)?;
     let mut wasi = surroundings(guest)?;
-    check_imports(&core, wasi.as_ref())?;
+    let mut models = models::for_module(&core, module).map_err(|error| End::Refused(error.to_string()))?;
+    check_imports(&core, wasi.as_ref(), models.as_ref())?;
     {
-        let instances: HashMap<String, &mut Instance> = HashMap::from([(PREVIEW1.into(), wasi.as_mut())]);
+        let mut instances: HashMap<String, &mut dyn SyncInst> = HashMap::from([(PREVIEW1.into(), wasi.as_mut() as &mut dyn SyncInst)]);
+        instances.extend(models.as_mut().map(|models| (nn::functions::MODULE.into(), models as &mut dyn SyncInst)));
         let mut vm = Vm::new(Store::new(Some(config), instances).map_err(refused)?);
         vm.register_module(None, core).map_err(ended)?;
         vm.run_func(None, name, []).map_err(ended)?;
@@ -165,7 +172,7 @@ fn call(module: &Module, guest: &Guest, core: wasmedge_sdk::Module, config: &Con
 
 /// Makes compiled code that calls without end say so.
 fn explain_overflow(module: &Module) -> Result<()> {
-    let text = program::last_words::<WasmEdge>(module, "call stack exhausted, as calls without end do");
+    let text = program::last_words::<WasmEdge>(module.name(), "call stack exhausted, as calls without end do");
     let log = program::termination_log().map(OwnedFd::from).into_iter().collect();
     overflow::explain(text, log, WasmEdge::TRAPPED.into()).context(|| "cannot watch the call stack".into())
 }
@@ -219,7 +226,8 @@ fn interpreted(module: &Module, guest: &Guest) -> std::result::Result<(wasmedge_
 
 /// Writes to the container's log that a module runs more slowly than it could, and why.
 fn interprets(module: &Module, why: &str) {
-    let text = program::last_words::<WasmEdge>(module, &format!("it is interpreted, which is slow, because it is not compiled: {why}"));
+    let text =
+        program::last_words::<WasmEdge>(module.name(), &format!("it is interpreted, which is slow, because it is not compiled: {why}"));
     // The container may have closed its standard error.
     let _unheard = std::io::stderr().write_all(text.as_bytes());
 }
@@ -254,8 +262,10 @@ fn bound_memory(module: &Module, guest: &Guest) -> Result<()> {
     let limit = [before.current, before.maximum].into_iter().flatten().fold(limit, u64::min);
     let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
     rustix::process::setrlimit(Resource::Data, limit).context(what)?;
-    let text =
-        program::last_words::<WasmEdge>(module, "the engine has given up, as it does out of memory, which calls without end take too");
+    let text = program::last_words::<WasmEdge>(
+        module.name(),
+        "the engine has given up, as it does out of memory, which calls without end take too",
+    );
     let log = program::termination_log().map(OwnedFd::from).into_iter().collect();
     abort::explain(text, log, ABORTED).context(what)
 }
@@ -290,9 +300,14 @@ fn check_function(core: &wasmedge_sdk::Module, name: &str) -> std::result::Resul
 }
 
 /// Checks the imports, because the engine's own message does not name the missing ones.
-fn check_imports(core: &wasmedge_sdk::Module, wasi: &Instance) -> std::result::Result<(), End> {
+fn check_imports(core: &wasmedge_sdk::Module, wasi: &Instance, models: Option<&ImportObject<Graphs>>) -> std::result::Result<(), End> {
     let imports: Vec<_> = core.imports().iter().map(|import| (import.name().to_string(), import.module_name().to_string())).collect();
-    let missing = imports.iter().filter(|(name, module)| module != PREVIEW1 || wasi.get_func(name).is_err());
+    let is_missing = |name: &str, module: &str| match module {
+        PREVIEW1 => wasi.get_func(name).is_err(),
+        nn::functions::MODULE => models.is_none_or(|models| models.get_func(name).is_err()),
+        _ => true,
+    };
+    let missing = imports.iter().filter(|(name, module)| is_missing(name, module));
     match format::unknown_imports(missing.map(|(name, module)| (name.as_str(), module.as_str()))) {
         Some(unknown) => Err(End::Refused(unknown)),
         None => Ok(()),

@@ -8,6 +8,7 @@
 mod compile;
 mod http;
 mod limits;
+mod models;
 mod world;
 
 use super::format::{self, PREVIEW1};
@@ -206,6 +207,7 @@ async fn run_core(core: &wasmtime::Module, module: &Module, guest: &Guest) -> wa
     linker.allow_shadowing(true);
     linker.func_wrap(PREVIEW1, "proc_exit", |code: i32| -> wasmtime::Result<()> { Err(I32Exit(code).into()) })?;
     linker.allow_shadowing(false);
+    models::add_to_linker(&mut linker, core, module)?;
     let mut store = store(engine, command(guest)?.build_p1(), &Budget::new(guest.memory));
     let missing = core.imports().filter(|import| linker.get_by_import(&mut store, import).is_none());
     if let Some(unknown) = format::unknown_imports(missing.map(|import| (import.name(), import.module()))) {

@@ -14,6 +14,7 @@
 
 mod calls;
 
+use super::filter::{self, Rules};
 use crate::error::{Context, Error, Result};
 use calls::{INTRUSIVE, POD_PROCESS_ONLY, SERVER};
 use landlock::{
@@ -26,8 +27,7 @@ use object::Endianness;
 use object::elf::FileHeader64;
 use object::read::ReadCache;
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
-use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch};
-use std::collections::BTreeMap;
+use seccompiler::{SeccompCmpOp, SeccompRule};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -106,7 +106,7 @@ const UNUSED_CAPABILITIES: [u32; 23] = [9, 11, 14, 15, 16, 17, 20, 22, 25, 26, 2
 pub fn confine_this_process() -> Result<()> {
     let mut denied: Rules = INTRUSIVE.iter().map(|call| (*call, Vec::new())).collect();
     denied.insert(libc::SYS_bpf, vec![bpf_but(&COMMANDS)?]);
-    let filter = filter(denied, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))?;
+    let filter = filter::deny(denied, libc::EPERM)?;
     let confined = bound::confine_self(CapabilitySet::but(&UNUSED_CAPABILITIES), &[filter]);
     confined.context(|| "cannot drop the capabilities and system calls that a running pod does not need".into())
 }
@@ -147,24 +147,18 @@ impl Confinement {
                 // The flags of clone3(2) are in memory, where no filter sees them. Without this
                 // call the C library uses clone(2).
                 let absent = Rules::from([(libc::SYS_clone3, Vec::new())]);
-                Ok(vec![
-                    filter(denied, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32))?,
-                    filter(absent, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))?,
-                ])
+                Ok(vec![filter::deny(denied, libc::EPERM)?, filter::deny(absent, libc::ENOSYS)?])
             }
             Calls::Server => {
                 let mut allowed: Rules = SERVER.iter().map(|call| (*call, Vec::new())).collect();
                 allowed.insert(libc::SYS_clone, vec![clone_with(CLONE_NEW.iter().fold(0, |all, flag| all | flag), 0)?]);
                 // The program runs in the pod's network, so it gets Unix sockets only.
                 allowed.insert(libc::SYS_socket, vec![unix_socket()?]);
-                // ENOSYS, because a program may have a fallback for a missing system call.
-                Ok(vec![filter(allowed, SeccompAction::Errno(libc::ENOSYS as u32), SeccompAction::Allow)?])
+                Ok(vec![filter::allow(allowed)?])
             }
         }
     }
 }
-
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// The flags of clone(2) that make namespaces.
 const CLONE_NEW: [u64; 7] = [
@@ -179,33 +173,17 @@ const CLONE_NEW: [u64; 7] = [
 
 /// A rule that matches clone(2) if its flags, masked by `mask`, are `flags`.
 fn clone_with(mask: u64, flags: u64) -> Result<SeccompRule> {
-    let condition = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), flags);
-    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(filter_error)
+    filter::when(0, SeccompCmpOp::MaskedEq(mask), flags)
 }
 
 /// A rule that matches bpf(2) with any other command than these.
 fn bpf_but(commands: &[u64]) -> Result<SeccompRule> {
-    let conditions = commands.iter().map(|command| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *command));
-    conditions.collect::<Result<Vec<_>, _>>().and_then(SeccompRule::new).map_err(filter_error)
+    filter::when_all(commands.iter().map(|command| (0, SeccompCmpOp::Ne, *command)))
 }
 
 /// A rule that matches socket(2) for Unix sockets, which stay on this host.
 fn unix_socket() -> Result<SeccompRule> {
-    let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_UNIX as u64);
-    condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(filter_error)
-}
-
-fn filter(rules: Rules, otherwise: SeccompAction, matched: SeccompAction) -> Result<Vec<FilterInstruction>> {
-    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(filter_error)?;
-    let program: seccompiler::BpfProgram =
-        SeccompFilter::new(rules, otherwise, matched, architecture).and_then(TryInto::try_into).map_err(filter_error)?;
-    let instruction =
-        |one: seccompiler::sock_filter| FilterInstruction { code: one.code, jump_true: one.jt, jump_false: one.jf, operand: one.k };
-    Ok(program.into_iter().map(instruction).collect())
-}
-
-fn filter_error(error: impl std::fmt::Display) -> Error {
-    Error::internal(format!("cannot make a system call filter: {error}"))
+    filter::when(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)
 }
 
 fn ruleset(program: &Path, files: &Files) -> Result<Option<OwnedFd>> {

@@ -27,6 +27,7 @@ mod adapt;
 mod answers;
 #[cfg(feature = "libcontainer")]
 mod binds;
+mod companions;
 #[cfg(feature = "libcontainer")]
 mod devices;
 #[cfg(feature = "libcontainer")]
@@ -35,6 +36,7 @@ mod env;
 mod exec;
 #[cfg(feature = "libcontainer")]
 mod executor;
+mod features;
 #[cfg(feature = "libcontainer")]
 mod init;
 #[cfg(feature = "libcontainer")]
@@ -61,12 +63,16 @@ pub use executor::{Entry, Native, Prepared, Program, candidates, look_for_progra
 #[cfg(feature = "libcontainer")]
 pub use maker::run_if_asked;
 #[cfg(feature = "libcontainer")]
-pub use report::{failed, program_runs, warn};
+pub use report::{ask_for_companion, failed, program_runs, warn};
+
+pub use companions::{Asked, Companions};
+pub use features::features;
 
 use super::{Checkpoint, Creation, Execution, Made, Runtime, Streams};
 use crate::config::RuntimeConfig;
 use crate::error::{Code, Context, Error, Result};
 use crate::ids::ContainerId;
+use crate::packet;
 use crate::reaper::Reaper;
 use crate::record::PodDir;
 use crate::stdio::ChildStreams;
@@ -87,29 +93,6 @@ use wire::{Answer, Making, Request, Task};
 
 /// `runtime.name` for containers made this way.
 pub const NAME: &str = "libcontainer";
-
-/// The features of containers made this way, as the JSON of an OCI runtime's `features` (the
-/// runtime specification, features-linux.md). It has only the features that containerd reads.
-pub fn features() -> Vec<u8> {
-    let features = serde_json::json!({
-        "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.2.0",
-        // containerd looks for rro, and offers recursive read-only mounts where it finds it.
-        "mountOptions": [
-            "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "idmap", "noatime", "nodev", "nodiratime",
-            "noexec", "norelatime", "nostrictatime", "nosuid", "private", "rbind", "relatime", "remount", "ro", "rprivate", "rro",
-            "rshared", "rslave", "runbindable", "rw", "shared", "slave", "strictatime", "suid", "sync", "unbindable",
-        ],
-        "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
-            "cgroup": {"v1": true, "v2": true, "systemd": true, "systemdUser": false},
-            "seccomp": {"enabled": true},
-            "mountExtensions": {"idmap": {"enabled": true}},
-        },
-        "annotations": {"org.opencontainers.runc.checkpoint.enabled": "false"},
-    });
-    features.to_string().into_bytes()
-}
 
 /// The FIFO in a container's state directory at which its init waits for Start.
 const START: &str = "start";
@@ -140,6 +123,7 @@ pub struct Libcontainer {
     root: PathBuf,
     systemd_cgroup: bool,
     images: Option<Images>,
+    companions: Option<Box<dyn Companions>>,
     reaper: Reaper,
     calls: AtomicU64,
     created: Mutex<BTreeMap<ContainerId, Created>>,
@@ -175,6 +159,7 @@ impl Libcontainer {
             root,
             systemd_cgroup: config.systemd_cgroup,
             images: None,
+            companions: None,
             reaper,
             calls: AtomicU64::new(0),
             created: Mutex::default(),
@@ -209,6 +194,12 @@ impl Libcontainer {
         Self { argument, ..self }
     }
 
+    /// Runs what containers need beside them.
+    #[must_use]
+    pub fn with_companions(self, companions: Box<dyn Companions>) -> Self {
+        Self { companions: Some(companions), ..self }
+    }
+
     /// Has a maker perform a task. Returns its final answer, and the socket for later answers.
     async fn call(&self, container: &ContainerId, task: Task, streams: Option<ChildStreams>) -> Result<(Answer, Answers)> {
         let program = match (&task, &self.helper) {
@@ -235,7 +226,7 @@ impl Libcontainer {
         let file = rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC).context(what)?;
         let mut file = std::fs::File::from(file);
         file.write_all(&text).and_then(|()| file.rewind()).context(what)?;
-        let (ours, theirs) = wire::pair().context(what)?;
+        let (ours, theirs) = packet::pair().context(what)?;
         if let Some(streams) = streams {
             wire::send_streams(&ours, streams).context(what)?;
         }
@@ -305,7 +296,11 @@ impl Runtime for Libcontainer {
             id,
             creation.streams,
             |console| Task::Create { bundle, console },
-            async |making, answers| {
+            async |making, mut answers| {
+                if let Some(asked) = answers.asked.take() {
+                    let none = || Error::internal("the container asks for what nobody here runs");
+                    self.companions.as_ref().ok_or_else(none)?.begin(id, creation.cgroup, asked)?;
+                }
                 self.created().insert(id.clone(), Created { answers, hooks_after_start: making.hooks_after_start });
                 Ok(())
             },
@@ -347,6 +342,9 @@ impl Runtime for Libcontainer {
 
     async fn delete(&self, container: &ContainerId) -> Result<()> {
         self.created().remove(container);
+        if let Some(companions) = &self.companions {
+            companions.end(container).await;
+        }
         if self.root.join(container.as_str()).exists() {
             self.simple(container, Task::Delete).await?;
         }

@@ -53,6 +53,8 @@ pub struct Creation<'a> {
     pub streams: Streams,
     /// The checkpoint to restore it from, instead of starting its program.
     pub checkpoint: Option<&'a Path>,
+    /// Its cgroup, if its specification names one.
+    pub cgroup: Option<&'a OwnedCgroup>,
 }
 
 /// A further process in a running container.

@@ -134,7 +134,8 @@ impl<R: Runtime> Containers<R> {
             }
         }
         let (streams, logs) = self.streams(container, None, &container.init).await?;
-        let creation = Creation { container: &container.id, bundle: &container.bundle, streams, checkpoint };
+        let (id, cgroup) = (&container.id, container.cgroup());
+        let creation = Creation { container: id, bundle: &container.bundle, streams, checkpoint, cgroup };
         let made = match self.0.runtime.create(creation).await {
             Ok(made) => made,
             Err(error) => {

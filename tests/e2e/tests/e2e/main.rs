@@ -20,6 +20,7 @@ mod mounts;
 mod namespaces;
 mod nerdctl;
 mod network;
+mod nn;
 mod options;
 mod ownership;
 mod parallel;

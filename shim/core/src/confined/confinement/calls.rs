@@ -127,6 +127,7 @@ pub const SERVER: &[i64] = &[
     libc::SYS_pread64,
     libc::SYS_write,
     libc::SYS_writev,
+    libc::SYS_fadvise64,
     libc::SYS_lseek,
     libc::SYS_fstat,
     libc::SYS_newfstatat,

@@ -6,10 +6,10 @@
 //! [`Answer::Note`]s, which are used when something has failed.
 
 use super::wire::{self, Answer};
-use crate::error::{Code, Error};
+use crate::error::{Code, Context, Error, Result};
 use libcontainer::error::LibcontainerError;
 use std::fmt::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use tracing::field::{Field, Visit};
@@ -56,6 +56,18 @@ pub fn note(text: String) {
 /// Has the sandbox process log what an operator should know, although nothing has failed.
 pub fn warn(text: String) {
     answer(&Answer::Warning(wire::cut(text)));
+}
+
+/// Has the sandbox process run something beside the container that is being made
+/// ([`Companions`](super::Companions)), with these descriptors.
+///
+/// # Errors
+/// When it cannot be asked.
+pub fn ask_for_companion(asked: serde_json::Value, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+    let what = || "cannot ask for what the container needs beside it".to_string();
+    let socket = SOCKET.lock().unwrap_or_else(PoisonError::into_inner);
+    let socket = socket.as_ref().ok_or_else(|| Error::internal(what()))?;
+    wire::answer_with(socket, &Answer::Companion(asked), descriptors).context(what)
 }
 
 /// Reports that the user's program runs, by closing the socket. Nothing can be reported afterwards.
@@ -157,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_maker_can_still_answer_after_the_program_runs() {
-        let (ours, theirs) = wire::pair().unwrap();
+        let (ours, theirs) = crate::packet::pair().unwrap();
         let makers = theirs.try_clone().unwrap();
         set_socket(Some(theirs));
         program_runs();

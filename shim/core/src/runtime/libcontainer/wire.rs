@@ -13,16 +13,13 @@
 use super::Images;
 use crate::error::{Code, Error};
 use crate::ids::ContainerId;
+use crate::packet;
 use crate::stdio::ChildStreams;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
-    SocketType,
-};
+use rustix::net::{RecvFlags, SendFlags};
 use serde::{Deserialize, Serialize};
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use serde_json::Value;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 /// The first argument of a maker.
@@ -88,6 +85,8 @@ pub enum Answer {
     Done,
     /// Nothing was done: it is a task for the other maker.
     ForOther,
+    /// The container needs something beside it ([`super::Companions`]). The packet has descriptors.
+    Companion(Value),
     /// The task failed.
     #[serde(with = "FailureDef")]
     Failed(Error),
@@ -140,28 +139,12 @@ pub fn bundle_dir(root: &Path, container: &ContainerId) -> PathBuf {
     root.join(format!(".{container}.bundle"))
 }
 
-/// Makes the two ends of the socket. Ours is non-blocking.
-///
-/// # Errors
-/// When no descriptors are left.
-pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    rustix::io::ioctl_fionbio(&ours, true)?;
-    Ok((ours, theirs))
-}
-
 /// Sends a process's streams, before the maker is started that will receive them.
 ///
 /// # Errors
 /// The kernel's error.
 pub fn send_streams(socket: impl AsFd, streams: &ChildStreams) -> Result<(), Errno> {
-    let fds: [BorrowedFd<'_>; 3] = [streams.stdin.as_fd(), streams.stdout.as_fd(), streams.stderr.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(Errno::NOBUFS);
-    }
-    rustix::net::sendmsg(socket, &[IoSlice::new(b"s")], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
+    packet::send(socket, b"s", &[streams.stdin.as_fd(), streams.stdout.as_fd(), streams.stderr.as_fd()])
 }
 
 /// Receives the streams that were sent before, if there are any.
@@ -169,20 +152,10 @@ pub fn send_streams(socket: impl AsFd, streams: &ChildStreams) -> Result<(), Err
 /// # Errors
 /// The kernel's error.
 pub fn receive_streams(socket: impl AsFd) -> Result<Option<ChildStreams>, Errno> {
-    let mut byte = [0];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    match rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags) {
+    let mut fds = match packet::receive(socket, &mut [0], RecvFlags::DONTWAIT) {
         Err(Errno::AGAIN) => return Ok(None),
-        Err(error) => return Err(error),
-        Ok(_) => {}
-    }
-    let mut fds = ancillary.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    let mut fds = fds.next().into_iter().flatten();
+        received => received?.1.into_iter(),
+    };
     match (fds.next(), fds.next(), fds.next()) {
         (Some(stdin), Some(stdout), Some(stderr)) => Ok(Some(ChildStreams { stdin, stdout, stderr })),
         _ => Err(Errno::BADMSG),
@@ -194,6 +167,15 @@ pub fn answer(socket: impl AsFd, answer: &Answer) {
     if let Ok(bytes) = serde_json::to_vec(answer) {
         let _unheard = rustix::net::send(socket, &bytes, SendFlags::NOSIGNAL);
     }
+}
+
+/// Sends an answer with descriptors.
+///
+/// # Errors
+/// Those of [`packet::send`]; `EMSGSIZE` for an answer that is longer than [`MAX_ANSWER`].
+pub fn answer_with(socket: impl AsFd, answer: &Answer, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let bytes = serde_json::to_vec(answer).map_err(|_| Errno::INVAL)?;
+    if bytes.len() > MAX_ANSWER { Err(Errno::MSGSIZE) } else { packet::send(socket, &bytes, descriptors) }
 }
 
 /// Truncates `text` so that it fits into an answer.
@@ -228,7 +210,7 @@ mod tests {
 
     #[test]
     fn streams_are_received_if_they_were_sent() {
-        let (ours, theirs) = pair().unwrap();
+        let (ours, theirs) = packet::pair().unwrap();
         assert!(receive_streams(&theirs).unwrap().is_none());
         send_streams(&ours, &ChildStreams::null().unwrap()).unwrap();
         assert!(receive_streams(&theirs).unwrap().is_some());

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Language models for modules: `wasi_ephemeral_nn`, as a program in C uses it
+//! (images/oci/wasm/nn/nn.c), with a tiny model.
+
+use std::{fs, path::Path};
+
+use anyhow::{Result, ensure};
+use magnetar_cri::{ContainerSpec, Pod, v1::ContainerState};
+use magnetar_e2e::{Case, Scratch, eventually, on_node};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::engine::{Engine, ends, module, on_each_engine, pod, running};
+
+/// The model, in the checkout as a node sees it.
+const MODEL: &str = "/magnetar/images/llm/model/tiny.gguf";
+
+/// Where containers have it.
+const PATH: &str = "/models/tiny.gguf";
+
+on_each_engine! {
+    a_question_is_answered_piece_by_piece,
+    a_question_is_answered_at_once,
+    a_text_has_an_embedding,
+    several_questions_are_answered_at_the_same_time,
+    what_an_application_gets_wrong_is_refused,
+    a_prompt_that_is_too_long_and_a_full_context_have_their_codes,
+    a_container_without_a_model_has_no_engine,
+    a_model_that_is_not_there_is_named_when_the_container_is_made,
+    a_file_that_is_no_model_is_refused_with_a_reason,
+    a_model_larger_than_the_containers_memory_is_refused,
+    an_engine_that_is_killed_ends_its_container_alone,
+    an_engine_ends_with_its_container,
+    an_engine_has_nothing_of_the_host,
+}
+
+fn named(file: &str, args: &[&str]) -> ContainerSpec {
+    let preload = format!("default:GGML:CPU:{PATH} embed:GGML:CPU:{PATH}");
+    let words = ["/modules/nn.wasm"].iter().chain(args).map(ToString::to_string);
+    module("nn.wasm", []).command(words).mount_read_only(file, PATH).env("WASMEDGE_WASINN_PRELOAD", &preload)
+}
+
+fn question(text: &str) -> String {
+    format!("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
+}
+
+/// Runs an area to its end, which is with 0, and returns what it printed.
+async fn area(case: &Case, pod: &Pod, args: &[&str]) -> Result<String> {
+    let (status, said, complaint) = ends(case, pod, &named(MODEL, args)).await?;
+    ensure!(status.exit_code == 0 && complaint.is_empty(), "exit code {}: {said}{complaint}", status.exit_code);
+    Ok(said)
+}
+
+async fn a_question_is_answered_piece_by_piece(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-ask").await?;
+    let said = area(case, &pod, &["ask", "default", &question("What is the capital of France?"), "{\"temp\":0,\"n-predict\":64}"]).await?;
+    let lines: Vec<_> = said.lines().collect();
+    ensure!(lines[0].contains("Paris") && lines[1] == "100 after several pieces", "{said}");
+    ensure!(lines[2].contains("\"input_tokens\":16,"), "{said}");
+    Ok(pod.remove().await?)
+}
+
+async fn a_question_is_answered_at_once(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-whole").await?;
+    let said = area(case, &pod, &["whole", "default", &question("What is 2 plus 3?"), "{\"temp\":0}"]).await?;
+    let lines: Vec<_> = said.lines().collect();
+    ensure!(lines[0].contains("\"output_tokens\":0"), "its tokens are counted before: {said}");
+    ensure!(lines[1].starts_with("0: ") && lines[1].contains('5') && !lines[2].contains("\"output_tokens\":0"), "{said}");
+    Ok(pod.remove().await?)
+}
+
+async fn a_text_has_an_embedding(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-embed").await?;
+    let mut embeddings = Vec::new();
+    for text in ["The capital of France.", "The capital of France.", "Count from 1 to 5."] {
+        let said: serde_json::Value = serde_json::from_str(&area(case, &pod, &["embed", "embed", text]).await?)?;
+        let numbers: Vec<f64> = serde_json::from_value(said["embedding"].clone())?;
+        ensure!(said["n_embedding"] == numbers.len() && numbers.len() > 16, "{said}");
+        embeddings.push(numbers);
+    }
+    ensure!(embeddings[0] == embeddings[1] && embeddings[0] != embeddings[2]);
+    Ok(pod.remove().await?)
+}
+
+async fn several_questions_are_answered_at_the_same_time(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-several").await?;
+    let questions = ["What is the capital of France?", "What is 2 plus 3?", "Count from 1 to 5.", "Who are you?"].map(question);
+    let [one, two, three, four] = questions.each_ref().map(String::as_str);
+    let said = area(case, &pod, &["several", "default", one, two, three, four]).await?;
+    let lines: Vec<_> = said.lines().collect();
+    for (line, word) in lines.iter().zip(["Paris", "5", "4", "Tiny"]) {
+        ensure!(line.contains(word), "{word}: {said}");
+    }
+    assert_eq!(lines.len(), 4);
+    Ok(pod.remove().await?)
+}
+
+async fn what_an_application_gets_wrong_is_refused(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-refused").await?;
+    let (status, said, log) = ends(case, &pod, &named(MODEL, &["refused", "default", PATH])).await?;
+    ensure!(status.exit_code == 0 && said == "refused\n", "exit code {}: {said}{log}", status.exit_code);
+    for word in ["names no model \"nonesuch\"; it names default, embed", "no model with the path /nonesuch", "temp: \"hot\""] {
+        ensure!(log.contains(word), "{word}: {log}");
+    }
+    Ok(pod.remove().await?)
+}
+
+async fn a_prompt_that_is_too_long_and_a_full_context_have_their_codes(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-long").await?;
+    let long = "one two three ".repeat(200);
+    let said = area_with_log(case, &pod, &["whole", "default", &long, "{\"ctx-size\":128}"], "exceeds the available context size").await?;
+    ensure!(said.contains("102: "), "{said}");
+    // A grammar without an end, so that the answer has none.
+    let endless = "{\"ctx-size\":256,\"grammar\":\"root ::= \\\"a\\\" root\"}";
+    let said = area(case, &pod, &["ask", "default", &question("Count."), endless]).await?;
+    ensure!(said.contains("101 after several pieces"), "{said}");
+    Ok(pod.remove().await?)
+}
+
+/// [`area`] that has a line with these words in its log.
+async fn area_with_log(case: &Case, pod: &Pod, args: &[&str], words: &str) -> Result<String> {
+    let (status, said, log) = ends(case, pod, &named(MODEL, args)).await?;
+    ensure!(status.exit_code == 0 && log.contains(words), "exit code {}: {said}{log}", status.exit_code);
+    Ok(said)
+}
+
+async fn a_container_without_a_model_has_no_engine(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-none").await?;
+    let (status, said, log) = ends(case, &pod, &module("nn.wasm", ["load", "default"])).await?;
+    ensure!((status.exit_code, said.as_str()) == (0, "8\n"), "{} {said}{log}", status.exit_code);
+    ensure!(log.contains("it names none: set WASMEDGE_WASINN_PRELOAD"), "{log}");
+    ensure!(!case.state_dir(&pod).join("models").exists());
+    Ok(pod.remove().await?)
+}
+
+async fn a_model_that_is_not_there_is_named_when_the_container_is_made(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-absent").await?;
+    let none = module("nn.wasm", ["load", "default"]).env("WASMEDGE_WASINN_PRELOAD", "default:GGML:CPU:/models/none.gguf");
+    let error = refusal(pod.run(&none).await);
+    ensure!(error.contains("the model default of the container: there is no file /models/none.gguf"), "{error}");
+    let wrong = module("nn.wasm", ["load", "default"]).env("io.kuasar.wasm.nn_preload", "default:OpenVINO:CPU:/m");
+    let error = refusal(pod.run(&wrong).await);
+    ensure!(error.contains("models are of the encoding GGML, and not OpenVINO"), "{error}");
+    Ok(pod.remove().await?)
+}
+
+fn refusal<T>(made: std::result::Result<T, magnetar_cri::Error>) -> String {
+    made.err().map(|error| error.to_string()).unwrap_or_default()
+}
+
+async fn a_file_that_is_no_model_is_refused_with_a_reason(case: &Case, engine: Engine) -> Result<()> {
+    let (pod, scratch) = (pod(case, engine, "nn-broken").await?, Scratch::new()?);
+    let whole = fs::read(MODEL)?;
+    for (name, bytes) in [("text", &b"no model at all"[..]), ("cut", &whole[..whole.len() / 2]), ("head", &whole[..64])] {
+        let file = scratch.join(name);
+        fs::write(&file, bytes)?;
+        let (status, said, log) = ends(case, &pod, &named(&file, &["load", "default"])).await?;
+        ensure!((status.exit_code, said.as_str()) == (0, "103\n"), "{name}: {} {said}{log}", status.exit_code);
+        ensure!(log.contains("the model default (/models/tiny.gguf) cannot be loaded: "), "{name}: {log}");
+        ensure!(["error loading model", "failed to read"].iter().any(|reason| log.contains(reason)), "{name}: {log}");
+    }
+    let secret = scratch.join("secret");
+    fs::write(&secret, &whole)?;
+    fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    let (_, said, log) = ends(case, &pod, &named(&secret, &["load", "default"])).await?;
+    ensure!(
+        said == "103\n"
+            && log.contains("the model default has the mode 0600: its engine runs as a user of its own, who may not read it: chmod o+r"),
+        "{said}{log}"
+    );
+    Ok(pod.remove().await?)
+}
+
+async fn a_model_larger_than_the_containers_memory_is_refused(case: &Case, engine: Engine) -> Result<()> {
+    let (pod, scratch) = (pod(case, engine, "nn-large").await?, Scratch::new()?);
+    let file = scratch.join("large");
+    // A file with a hole, which takes no room.
+    fs::File::create(&file)?.set_len(256 << 20)?;
+    let spec = named(&file, &["load", "default"]).memory(64 << 20);
+    let (_, said, log) = ends(case, &pod, &spec).await?;
+    let reason = "the model default has 256 MiB, and the container's memory limit is 64 MiB: raise resources.limits.memory";
+    ensure!(said == "103\n" && log.contains(reason), "{said}{log}");
+    Ok(pod.remove().await?)
+}
+
+async fn an_engine_that_is_killed_ends_its_container_alone(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-killed").await?;
+    let other = running(case, &pod, &module("spin.wat", [])).await;
+    let container = running(case, &pod, &named(MODEL, &["hold", "default"]).stdin(true)).await?;
+    let [server] = servers()?[..] else { anyhow::bail!("not one engine: {:?}", servers()?) };
+    kill_process(server, Signal::KILL)?;
+    let status = container.exited(case.soon()).await?;
+    let log = case.whole_log(&container).await?.stderr();
+    ensure!(status.exit_code == 1, "{}", status.exit_code);
+    ensure!(log.contains("the engine of the model default has died: llama-server was ended by signal 9"), "{log}");
+    if let Ok(other) = other {
+        ensure!(other.status().await?.state() == ContainerState::ContainerRunning);
+    }
+    Ok(pod.remove().await?)
+}
+
+async fn an_engine_ends_with_its_container(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-ends").await?;
+    let container = running(case, &pod, &named(MODEL, &["hold", "default"]).stdin(true)).await?;
+    ensure!(servers()?.len() == 1);
+    container.stop(0).await?;
+    eventually("the engine ends", case.soon(), async || Ok(servers()?.is_empty().then_some(()))).await?;
+    let folder = case.state_dir(&pod).join("models");
+    eventually("its folder is removed", case.soon(), async || Ok(fs::read_dir(&folder)?.next().is_none().then_some(()))).await?;
+    Ok(pod.remove().await?)
+}
+
+async fn an_engine_has_nothing_of_the_host(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-walls").await?;
+    let container = running(case, &pod, &named(MODEL, &["hold", "default"]).stdin(true)).await?;
+    let [server] = servers()?[..] else { anyhow::bail!("not one engine: {:?}", servers()?) };
+    let process = format!("/proc/{}", server.as_raw_nonzero());
+    let status = fs::read_to_string(format!("{process}/status"))?;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(field(set), "0000000000000000", "{set}");
+    }
+    assert_eq!((field("NoNewPrivs:"), field("Seccomp:"), field("Groups:")), ("1".into(), "2".into(), String::new()));
+    ensure!(field("Uid:").split('\t').all(|id| id.parse().is_ok_and(|id: u32| id >= 2_000_000_000)), "{status}");
+    // Its own PID namespace, and the container's cgroup.
+    ensure!(field("NSpid:").split('\t').count() > 1, "{status}");
+    let cgroup = fs::read_to_string(format!("{process}/cgroup"))?;
+    ensure!(cgroup.contains(container.id()), "{cgroup}");
+    let mut open: Vec<_> = fs::read_dir(format!("{process}/fd"))?
+        .map(|fd| Ok(fs::read_link(fd?.path())?.to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
+    open.retain(|file| !["/dev/null", "pipe:", "socket:", "anon_inode:"].iter().any(|own| file.starts_with(own)));
+    let expected = |file: &String| Path::new(file).starts_with(case.state_dir(&pod)) || file.ends_with("tiny.gguf");
+    ensure!(open.iter().all(expected), "{open:?}");
+    Ok(pod.remove().await?)
+}
+
+/// The engines on the node.
+fn servers() -> Result<Vec<Pid>> {
+    let is_one = |process: &fs::DirEntry| fs::read_to_string(process.path().join("comm")).is_ok_and(|name| name == "llama-server\n");
+    let processes = fs::read_dir("/proc")?.filter_map(|process| process.ok().filter(is_one));
+    Ok(processes.filter_map(|process| Pid::from_raw(process.file_name().to_str()?.parse().ok()?)).collect())
+}
+
+#[test]
+fn a_pods_annotation_names_a_model() {
+    on_node(async |case| {
+        let spec = magnetar_cri::PodSpec::new("nn-annotated", Engine::Wasmtime.handler()).own_pid().edit(|config| {
+            config.annotations.insert("io.magnetar.wasm.nn-preload".into(), format!("default:GGML:AUTO:{PATH}"));
+        });
+        let pod = case.node().run_pod(&spec).await?;
+        let (status, said, log) = ends(case, &pod, &module("nn.wasm", ["load", "default"]).mount_read_only(MODEL, PATH)).await?;
+        ensure!((status.exit_code, said.as_str()) == (0, "0\n"), "{} {said}{log}", status.exit_code);
+        Ok(pod.remove().await?)
+    });
+}

@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The pod's process runs the engines of models: a process for each model that a container has
+//! loaded, in the container's cgroup. It dies with the container.
+//!
+//! The container's end of the channel may be hostile. It can have the models loaded that the
+//! container names, and be connected to their engines, and nothing else.
+
+use super::channel::{self, ReceiveError, Reply, Request};
+use super::llama::{LLAMA_SERVER, Plan, SOCKET};
+use super::metadata::LoadOptions;
+use futures_util::future::select_all;
+use magnetar_core::cgroup::OwnedCgroup;
+use magnetar_core::confined;
+use magnetar_core::confined::process::{Common, Process};
+use magnetar_core::confined::socket::NamedSocket;
+use magnetar_core::error::{Code, Context, Error, Result};
+use magnetar_core::ids::ContainerId;
+use magnetar_core::reaper::{Exit, Reaper};
+use magnetar_core::record::PodDir;
+use magnetar_core::runtime::libcontainer::{Asked, Companions};
+use magnetar_core::server::Parts;
+use rustix::fs::{Gid, Mode, OFlags, Uid, chown, open};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+/// How often an engine is asked whether it has loaded its model: it has no other way to say so.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// How long an engine may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// What a maker asks for, with the channel and the models' files as descriptors.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Wanted {
+    /// The models, in the order of their files.
+    pub models: Vec<WantedModel>,
+    /// The number of threads that compute.
+    pub threads: u16,
+    /// The container's memory limit, in bytes.
+    pub memory: Option<u64>,
+}
+
+/// A model of a container.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WantedModel {
+    /// Its name for the module.
+    pub alias: String,
+    /// Its path in the container.
+    pub path: PathBuf,
+}
+
+/// The engines of a pod's containers.
+#[derive(Debug)]
+pub struct ModelEngines {
+    shared: Arc<Shared>,
+    serving: Mutex<BTreeMap<ContainerId, Serving>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Their program, as the configuration names it.
+    program: String,
+    /// Where the engines have their sockets.
+    folder: PathBuf,
+    next: AtomicU32,
+    reaper: Reaper,
+    tasks: TaskTracker,
+}
+
+/// A container that is served.
+#[derive(Debug)]
+struct Serving {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl ModelEngines {
+    /// None yet, for the pod in this directory. `program` is what the configuration names.
+    pub fn new(pod: &PodDir, parts: &Parts, program: String) -> Self {
+        let folder = pod.path().join("models");
+        let shared = Shared { program, folder, next: AtomicU32::new(0), reaper: parts.reaper.clone(), tasks: parts.tasks.clone() };
+        Self { shared: Arc::new(shared), serving: Mutex::default() }
+    }
+}
+
+impl Companions for ModelEngines {
+    fn begin(&self, container: &ContainerId, cgroup: Option<&OwnedCgroup>, asked: Asked) -> Result<()> {
+        let wanted: Wanted =
+            serde_json::from_value(asked.what).map_err(|error| Error::internal(format!("the models that a container needs: {error}")))?;
+        let mut descriptors = asked.descriptors.into_iter();
+        let channel = descriptors.next().ok_or_else(|| Error::internal("there is no channel to the container"))?;
+        let files: Vec<File> = descriptors.map(File::from).collect();
+        if files.len() != wanted.models.len() {
+            return Err(Error::internal(format!("{} models have {} files", wanted.models.len(), files.len())));
+        }
+        let cgroup = cgroup.ok_or_else(|| {
+            Error::precondition("the container has no cgroup of its own, and the engine of its model would have no limit")
+        })?;
+        let served = Served {
+            program: LLAMA_SERVER
+                .find(&self.shared.program)
+                .map_err(|error| Error::new(error.code(), format!("the engine of the container's model: {error}")))?,
+            channel: magnetar_sys::readiness::watch(channel).context(|| "cannot watch the channel to the container".into())?,
+            wanted,
+            files,
+            cgroup: cgroup.clone(),
+            engines: BTreeMap::new(),
+            shared: self.shared.clone(),
+        };
+        let stop = CancellationToken::new();
+        let task = self.shared.tasks.spawn(served.serve(stop.clone(), container.clone()));
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner).insert(container.clone(), Serving { stop, task });
+        Ok(())
+    }
+
+    fn end<'a>(&'a self, container: &'a ContainerId) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).remove(container);
+        Box::pin(async move {
+            if let Some(Serving { stop, task }) = serving {
+                stop.cancel();
+                if let Err(error) = task.await {
+                    warn!(%container, %error, "the task that served the container's models has failed");
+                }
+            }
+        })
+    }
+}
+
+/// A container, and the engines of its models.
+struct Served {
+    program: PathBuf,
+    channel: AsyncFd<OwnedFd>,
+    wanted: Wanted,
+    files: Vec<File>,
+    cgroup: OwnedCgroup,
+    engines: BTreeMap<usize, Engine>,
+    shared: Arc<Shared>,
+}
+
+/// The engine of a model.
+struct Engine {
+    process: Process,
+    options: LoadOptions,
+    place: Place,
+}
+
+/// Where an engine answers.
+struct Place {
+    folder: PathBuf,
+    user: u32,
+}
+
+impl Served {
+    /// Serves until the container's end of the channel is closed, or it is told to stop.
+    async fn serve(mut self, stop: CancellationToken, container: ContainerId) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            why = self.answer() => debug!(%container, why, "the container's models are not needed any more"),
+        }
+        for (_, mut engine) in std::mem::take(&mut self.engines) {
+            engine.process.kill().await;
+            engine.place.remove();
+        }
+    }
+
+    /// Answers requests. Returns why there are no more.
+    async fn answer(&mut self) -> &'static str {
+        loop {
+            let request = tokio::select! {
+                (model, exit) = first_end(&mut self.engines) => {
+                    self.tell_death(model, exit);
+                    continue;
+                }
+                request = receive(&self.channel) => request,
+            };
+            let (reply, connection) = match request {
+                Ok(Request::Load { model, options }) => match self.load(model, options).await {
+                    Ok(()) => (Reply::Loaded, None),
+                    Err(error) => (Reply::Failed(channel::cut(error.to_string())), None),
+                },
+                Ok(Request::Connect { model }) => match self.connect(model).await {
+                    Ok(connection) => (Reply::Connected, Some(connection)),
+                    Err(error) => (Reply::Failed(channel::cut(error.to_string())), None),
+                },
+                Err(ReceiveError::Invalid) => return "it has sent what is no request",
+                Err(ReceiveError::None | ReceiveError::Gone) => return "it has ended",
+            };
+            let descriptors: Vec<_> = connection.iter().map(AsFd::as_fd).collect();
+            // It waits for each answer, so there is room for one.
+            if channel::send(self.channel.get_ref(), &reply, &descriptors).is_err() {
+                return "it does not listen";
+            }
+        }
+    }
+
+    /// Tells the container that an engine has ended by itself.
+    fn tell_death(&mut self, model: usize, exit: Exit) {
+        let Some(engine) = self.engines.remove(&model) else { return };
+        engine.place.remove();
+        let why = format!("the engine of the model {} has died: {}", self.alias(model), engine.process.describe(exit));
+        warn!("{why}");
+        // If it does not listen, its next request fails.
+        let _unheard = channel::send(self.channel.get_ref(), &Reply::Died(channel::cut(why)), &[]);
+    }
+
+    fn alias(&self, model: usize) -> &str {
+        self.wanted.models.get(model).map_or("?", |model| &model.alias)
+    }
+
+    /// Loads a model with these options.
+    async fn load(&mut self, model: usize, options: LoadOptions) -> Result<()> {
+        if self.engines.get(&model).is_some_and(|engine| engine.options == options) {
+            return Ok(());
+        }
+        if let Some(mut other) = self.engines.remove(&model) {
+            other.process.kill().await;
+            other.place.remove();
+        }
+        let file = self.files.get(model).ok_or_else(|| Error::not_found(format!("the container names no model {model}")))?;
+        self.check(model, file)?;
+        let mut engine = self.start(file, options)?;
+        let loaded = tokio::select! {
+            loaded = engine.place.loaded() => loaded,
+            exit = engine.process.ended() => {
+                let reason = reason_in(&engine.process.errors.last()).unwrap_or_else(|| engine.process.describe(exit));
+                Err(Error::precondition(reason))
+            }
+        };
+        match loaded {
+            Ok(()) => {
+                self.engines.insert(model, engine);
+                Ok(())
+            }
+            Err(error) => {
+                engine.process.kill().await;
+                engine.place.remove();
+                let WantedModel { alias, path } = &self.wanted.models[model];
+                Err(Error::new(error.code(), format!("the model {alias} ({}) cannot be loaded: {error}", path.display())))
+            }
+        }
+    }
+
+    /// Refuses a model that the engine could not read, as its user; and one that does not fit into
+    /// the container, because the kernel would read its file over and over again.
+    fn check(&self, model: usize, file: &File) -> Result<()> {
+        let file = file.metadata().context(|| "cannot look at the model's file".into())?;
+        let size = file.len();
+        if file.mode() & 0o004 == 0 {
+            let message = format!(
+                "the model {} has the mode {:04o}: its engine runs as a user of its own, who may not read it: chmod o+r",
+                self.alias(model),
+                file.mode() & 0o7777
+            );
+            return Err(Error::new(Code::PermissionDenied, message));
+        }
+        match self.wanted.memory {
+            Some(memory) if size > memory => {
+                let (alias, mib) = (self.alias(model), |bytes: u64| bytes.div_ceil(1 << 20));
+                Err(Error::new(
+                    Code::ResourceExhausted,
+                    format!(
+                        "the model {alias} has {} MiB, and the container's memory limit is {} MiB: raise resources.limits.memory",
+                        mib(size),
+                        mib(memory)
+                    ),
+                ))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn start(&self, file: &File, options: LoadOptions) -> Result<Engine> {
+        let Shared { folder, next, reaper, tasks, .. } = &*self.shared;
+        let user = confined::user(std::process::id(), 0);
+        let place = Place { folder: folder.join(next.fetch_add(1, Ordering::Relaxed).to_string()), user };
+        let opened = place.make()?;
+        let (model, opened) = (file.as_fd(), opened.as_fd());
+        let plan =
+            Plan { program: &self.program, model, folder: &place.folder, opened, user, options: &options, threads: self.wanted.threads };
+        let common = Common { reaper, tasks, cgroup: &self.cgroup };
+        match Process::run(LLAMA_SERVER.name, &plan.invocation(), None, common) {
+            Ok(process) => Ok(Engine { process, options, place }),
+            Err(error) => {
+                place.remove();
+                Err(error)
+            }
+        }
+    }
+
+    /// A connection to the engine of a loaded model.
+    async fn connect(&mut self, model: usize) -> Result<OwnedFd> {
+        let engine = self.engines.get(&model).ok_or_else(|| Error::precondition("the model is not loaded"))?;
+        let late = |_| Error::new(Code::DeadlineExceeded, format!("it does not accept connections within {CONNECT:?}"));
+        let connection = tokio::time::timeout(CONNECT, engine.place.connect()).await.map_err(late)??;
+        let what = || "cannot hand over a connection".to_string();
+        let connection = connection.into_std().context(what)?;
+        connection.set_nonblocking(false).context(what)?;
+        Ok(connection.into())
+    }
+}
+
+impl Place {
+    /// Makes the folder for its user, and opens it.
+    fn make(&self) -> Result<OwnedFd> {
+        let folder = &self.folder;
+        let what = || format!("cannot make {}", folder.display());
+        let parent = folder.parent().unwrap_or(folder);
+        DirBuilder::new().mode(0o700).recursive(true).create(parent).context(what)?;
+        DirBuilder::new().mode(0o700).create(folder).context(what)?;
+        chown(folder, Some(Uid::from_raw(self.user)), Some(Gid::from_raw(self.user))).context(what)?;
+        open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).context(what)
+    }
+
+    /// Removes the folder. What stays is removed with the pod.
+    fn remove(&self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
+            debug!(%error, folder = %self.folder.display(), "cannot remove the folder of a model's engine");
+        }
+    }
+
+    async fn connect(&self) -> Result<UnixStream> {
+        let socket = NamedSocket::of(&self.folder.join(SOCKET), self.user)?;
+        UnixStream::connect(socket.path()).await.context(|| "cannot connect to the engine of a model".into())
+    }
+
+    /// Waits until it has loaded the model.
+    async fn loaded(&self) -> Result<()> {
+        loop {
+            match self.is_loaded().await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) if matches!(error.code(), Code::NotFound | Code::Unavailable) => {}
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Whether it says so (llama.cpp's server, `GET /health`: 503 while it loads).
+    async fn is_loaded(&self) -> Result<bool> {
+        let mut connection = self.connect().await?;
+        let mut answer = Vec::new();
+        let asked = async {
+            connection.write_all(b"GET /health HTTP/1.1\r\nHost: model\r\nConnection: close\r\n\r\n").await?;
+            connection.take(1 << 10).read_to_end(&mut answer).await
+        };
+        // It may end meanwhile, which is noticed elsewhere.
+        let _broken_off = asked.await;
+        Ok(answer.starts_with(b"HTTP/1.1 200 "))
+    }
+}
+
+/// Waits for the end of any engine; without one, for ever.
+async fn first_end(engines: &mut BTreeMap<usize, Engine>) -> (usize, Exit) {
+    if engines.is_empty() {
+        return std::future::pending().await;
+    }
+    let ends = engines.iter_mut().map(|(model, engine)| Box::pin(async move { (*model, engine.process.ended().await) }));
+    select_all(ends).await.0
+}
+
+async fn receive(channel: &AsyncFd<OwnedFd>) -> std::result::Result<Request, ReceiveError> {
+    let read = |socket: &OwnedFd| match channel::receive::<Request>(socket) {
+        Err(ReceiveError::None) => Err(std::io::ErrorKind::WouldBlock.into()),
+        received => Ok(received),
+    };
+    let received = channel.async_io(tokio::io::Interest::READABLE, read).await;
+    // Descriptors from a container are not taken.
+    received.unwrap_or(Err(ReceiveError::Gone)).map(|(request, _)| request)
+}
+
+/// The first line in which llama-server says what is wrong, without its time and source.
+fn reason_in(log: &str) -> Option<String> {
+    let line = log.lines().find(|line| line.contains("error") || line.contains("failed"))?;
+    let reason = line.find("error").or_else(|| line.find("failed")).map_or(line, |at| &line[at..]);
+    Some(reason.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_the_first_line_that_says_what_is_wrong() {
+        let log = "0.00.1 I loading\n0.00.2 E llama_model_load: error loading model: invalid magic\n0.00.3 E srv: failed to load\n";
+        assert_eq!(reason_in(log).as_deref(), Some("error loading model: invalid magic"));
+        assert_eq!(reason_in("all is well"), None);
+    }
+}
