@@ -18,11 +18,13 @@ mod answers;
 mod channel;
 mod client;
 pub mod functions;
+pub mod gguf;
 mod graph;
 mod http;
 pub mod llama;
 mod metadata;
 pub mod named;
+mod place;
 pub mod service;
 
 pub use answers::Code;

@@ -264,8 +264,8 @@ def batch(rng, tokenizer):
             number += 1
         rows.append(list(zip(*row[:LENGTH + 1])))
     tokens, weights, positions, numbers = (np.array(column) for column in zip(*rows))
-    # Each token predicts the next. Where one chat follows another this teaches nothing, and the start
-    # of a chat does not count.
+    # Each token predicts the next. Where one chat follows another this teaches nothing, and the
+    # start of a chat does not count.
     return tokens[:, :-1], tokens[:, 1:], weights[:, 1:].astype(np.float32), positions[:, :-1], numbers[:, :-1]
 
 

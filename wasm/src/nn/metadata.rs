@@ -102,6 +102,7 @@ impl Metadata {
                 self.put("json_schema", Some(schema).filter(Value::is_object).ok_or("a JSON schema")?);
             }
             "reverse-prompt" => self.put("stop", stops(value)?),
+            "ignore-eos" => self.put("ignore_eos", json!(flag(value)?)),
             "enable-log" | "enable-debug-log" | "stream-stdout" => drop(flag(value)?),
             _ => {}
         }
