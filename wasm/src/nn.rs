@@ -95,7 +95,7 @@ pub fn graphs<E: Engine>(module: &Module) -> std::io::Result<Graphs> {
         move |why: &str| drop(std::io::stderr().write_all(line(why).as_bytes()))
     };
     let Some(Models { channel, named }) = module.take_models() else { return Ok(Graphs::new(None, Vec::new(), say)) };
-    let client = Client::start(channel, move |why| {
+    let client = Client::start(channel, say.clone(), move |why| {
         report(&line(why), false);
         std::process::exit(ENGINE_DIED)
     })?;

@@ -37,6 +37,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+/// How often a container is told how far its model is loaded.
+const PROGRESS: Duration = Duration::from_secs(2);
+
 /// How long an engine may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -224,8 +227,11 @@ impl Served {
             other.place.remove();
         }
         let mut engine = self.start(&self.files[model], options)?;
+        let (alias, size) = (self.alias(model), self.files[model].metadata().map_or(0, |file| file.len()));
+        let pid = engine.process.pid;
         let loaded = tokio::select! {
             loaded = engine.place.loaded() => loaded,
+            never = tell_progress(self.channel.get_ref(), alias, pid, size) => match never {},
             exit = engine.process.ended() => {
                 let reason = reason_in(&engine.process.errors.last()).unwrap_or_else(|| engine.process.describe(exit));
                 Err(Error::precondition(reason))
@@ -308,6 +314,20 @@ impl Served {
         let connection = connection.into_std().context(what)?;
         connection.set_nonblocking(false).context(what)?;
         Ok(connection.into())
+    }
+}
+
+/// Tells the container how much of a model is in memory, as long as that is polled.
+async fn tell_progress(channel: &OwnedFd, alias: &str, pid: u32, size: u64) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(PROGRESS).await;
+        // As mapped pages of a file (proc_pid_status(5)).
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let mapped = status.lines().find_map(|line| line.strip_prefix("RssFile:")?.split_whitespace().next()?.parse::<u64>().ok());
+        let percent = (mapped.unwrap_or(0) << 10).saturating_mul(100).checked_div(size).unwrap_or(0).min(100);
+        let line = format!("the model {alias} is being loaded: about {percent} % of {} MiB are in memory", size.div_ceil(1 << 20));
+        // It waits for an answer and may have ended, which is noticed elsewhere.
+        let _unheard = channel::send(channel, &Reply::Loading(channel::cut(line)), &[]);
     }
 }
 

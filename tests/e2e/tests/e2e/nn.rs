@@ -30,6 +30,7 @@ on_each_engine! {
     a_model_that_is_not_there_is_named_when_the_container_is_made,
     a_file_that_is_no_model_is_refused_with_a_reason,
     a_model_larger_than_the_containers_memory_is_refused,
+    a_model_that_takes_long_to_load_says_how_far_it_is,
     an_engine_that_is_killed_ends_its_container_alone,
     an_engine_ends_with_its_container,
     an_engine_has_nothing_of_the_host,
@@ -187,6 +188,20 @@ async fn a_model_larger_than_the_containers_memory_is_refused(case: &Case, engin
     let spec = named(MODEL, &["whole", "default", "Count.", "{\"ctx-size\":1000000}"]).memory(64 << 20);
     let (status, _, log) = ends(case, &pod, &spec).await?;
     ensure!(status.exit_code == 1 && log.contains("1954 for a context of 1000000 tokens"), "{log}");
+    Ok(pod.remove().await?)
+}
+
+async fn a_model_that_takes_long_to_load_says_how_far_it_is(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-slow").await?;
+    let container = pod.run(&named(MODEL, &["load", "default"])).await?;
+    let server = eventually("an engine begins", case.soon(), async || Ok(servers()?.first().copied())).await?;
+    // From here on it takes as long as it is stopped.
+    kill_process(server, Signal::STOP)?;
+    let told = container.logged(case.soon(), |log| log.stderr().contains("the model default is being loaded: about ")).await;
+    kill_process(server, Signal::CONT)?;
+    told?;
+    assert_eq!(container.exited(case.soon()).await?.exit_code, 0);
+    assert_eq!(case.whole_log(&container).await?.stdout(), "0\n");
     Ok(pod.remove().await?)
 }
 
