@@ -18,7 +18,7 @@ GUEST := $(CARGO_TARGET)/$(TARGET)/release/vm-agent $(CARGO_TARGET)/$(TARGET)/re
 OWN_GUEST := $(OUT)/share/magnetar/guest-own
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: build clippy install deps kernel demo test test-unit test-e2e test-vm soak fuzz conformance wasi-testsuite bench node examples lint doc clean
+.PHONY: build clippy install deps kernel demo demo-llm test test-unit test-e2e test-vm soak fuzz conformance wasi-testsuite bench node examples lint doc clean
 
 deps: ## what building needs and a fresh machine lacks, and third-party crates that another checkout has compiled
 	@images/host-packages
@@ -55,6 +55,9 @@ demo: deps ## a pod of every kind, in a node of its own
 	@# The node is made while the compiler runs: that is mostly waiting for downloads. If it fails, the
 	@# run makes it once more, and says why it fails.
 	@images/node/node build & $(MAKE) --no-print-directory build && { wait $$! || true; } && tests/demo/run
+
+demo-llm: deps ## a language model served from a Wasm module, with each engine, beside llama.cpp's own server
+	@images/node/node build & $(MAKE) --no-print-directory build && { wait $$! || true; } && tests/demo/llm
 
 test: ## everything CI runs
 	@tests/run
