@@ -6,7 +6,7 @@
 
 #[cfg(not(target_arch = "wasm32"))]
 pub mod absent;
-#[cfg(all(test, not(target_arch = "wasm32")))]
+#[cfg(test)]
 pub mod fake;
 #[cfg(target_arch = "wasm32")]
 pub mod wasi;

@@ -278,5 +278,5 @@ impl<E: Engine> Server<E> {
     }
 }
 
-#[cfg(all(test, not(target_arch = "wasm32")))]
+#[cfg(test)]
 mod tests;
