@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Whoever made the file may mean harm. Every length is compared with what is left of the file
-//! before anything is allocated, what is kept has a limit, and the header has one as well. Vocabularies
-//! are skipped, except for the few tokens that a chat template may name.
+//! before anything is allocated, what is kept has a limit, and the header has one as well.
+//! Vocabularies are skipped, except for the few tokens that a chat template may name.
 
 use std::fmt;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};

@@ -83,8 +83,8 @@ impl<E: Engine> Server<E> {
     fn accept(&mut self) -> bool {
         let mut moved = false;
         while self.connections.len() < MAX_CONNECTIONS || self.close_idle() {
-            // Whatever is wrong with one client is no reason to end. Without a descriptor left, those
-            // that are here go on.
+            // Whatever is wrong with one client is no reason to end. Without a descriptor left,
+            // those that are here go on.
             let Ok((socket, _)) = self.listener.accept() else { break };
             let number = socket.as_raw_fd() as Number;
             if socket.set_nonblocking(true).is_ok() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The inference server (images/llm), from the image that the builder makes of it, with a tiny model
-//! whose answers are known.
+//! The inference server (images/llm), from the image that the builder makes of it, with a tiny
+//! model whose answers are known.
 
 use std::{
     env,
