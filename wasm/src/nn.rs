@@ -18,11 +18,13 @@ mod answers;
 mod channel;
 mod client;
 pub mod functions;
+pub mod gguf;
 mod graph;
 mod http;
 pub mod llama;
 mod metadata;
 pub mod named;
+mod place;
 pub mod service;
 
 pub use answers::Code;
@@ -93,7 +95,7 @@ pub fn graphs<E: Engine>(module: &Module) -> std::io::Result<Graphs> {
         move |why: &str| drop(std::io::stderr().write_all(line(why).as_bytes()))
     };
     let Some(Models { channel, named }) = module.take_models() else { return Ok(Graphs::new(None, Vec::new(), say)) };
-    let client = Client::start(channel, move |why| {
+    let client = Client::start(channel, say.clone(), move |why| {
         report(&line(why), false);
         std::process::exit(ENGINE_DIED)
     })?;

@@ -142,7 +142,7 @@ impl Module {
 
     /// Reads its bytes from the beginning, at most [`LARGEST`] and one more.
     pub fn reader(&self) -> impl Read {
-        Reader { file: &self.file, offset: 0 }.take(LARGEST + 1)
+        FromStart::of(&self.file).take(LARGEST + 1)
     }
 
     /// Checks that the module is not too large. `memory` is the module's memory limit in bytes.
@@ -175,12 +175,19 @@ impl Module {
 }
 
 /// Reads a file by offset, because other processes share the file's position.
-struct Reader<'a> {
+pub struct FromStart<'a> {
     file: &'a File,
     offset: u64,
 }
 
-impl Read for Reader<'_> {
+impl<'a> FromStart<'a> {
+    /// From its first byte on.
+    pub fn of(file: &'a File) -> Self {
+        Self { file, offset: 0 }
+    }
+}
+
+impl Read for FromStart<'_> {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
         let length = self.file.read_at(into, self.offset)?;
         self.offset += length as u64;

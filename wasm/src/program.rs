@@ -14,7 +14,9 @@ use crate::signals;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use magnetar_core::error::{Code, Context, Error, Result};
-use magnetar_core::runtime::libcontainer::{Entry, Images, Native, Prepared, Program, failed, look_for_program, program_runs, warn};
+use magnetar_core::runtime::libcontainer::{
+    Entry, Images, Native, Prepared, Program, failed, look_for_program, program_runs, run_if_asked, warn,
+};
 use rustix::fs::{Mode, OFlags, PROC_SUPER_MAGIC, statfs};
 use rustix::process::DumpableBehavior;
 use serde_json::{Value, json};
@@ -24,6 +26,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::marker::PhantomData;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 /// The kubelet's default path of the file whose text becomes the message in the container's status
@@ -47,6 +50,15 @@ pub struct WasmOrNative<E> {
     /// Whether modules run without being compiled.
     interpret: bool,
     engine: PhantomData<E>,
+}
+
+/// The `main` of the engine's program of this name, which magnetar-wasm has make one container, or
+/// one process in it.
+pub fn main<E: Engine>(name: &str) -> ExitCode {
+    run_if_asked(WasmOrNative::<E>::of_arguments()).unwrap_or_else(|| {
+        let _unheard = writeln!(std::io::stderr(), "{name}: this program is started by magnetar-wasm");
+        ExitCode::FAILURE
+    })
 }
 
 impl<E: Engine> WasmOrNative<E> {

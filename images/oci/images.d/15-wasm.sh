@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Wasm modules: those of images/oci/wasm, of which the ones in C become a single program (but those
-# in folders of their own), in an image that has nothing else, and beside busybox in one that
+# Wasm modules: those of images/oci/wasm, of which the ones in C become a single program (but
+# those in folders of their own), in an image that has nothing else, and beside busybox in one that
 # has.
 
 tree=$work/wasm
@@ -16,6 +16,8 @@ clang --target=wasm32-wasi -std=gnu17 -O1 -Wall -Wextra -Werror -Wl,-z,stack-siz
 clang --target=wasm32-wasi -std=gnu17 -O0 -g -Wall -Wextra -Werror -o "$tree/modules/trap.wasm" "${0%/*}"/wasm/trap/trap.c
 # With functions that only a container with a language model uses.
 clang --target=wasm32-wasi -std=gnu17 -O1 -Wall -Wextra -Werror -Wl,--strip-all -o "$tree/modules/nn.wasm" "${0%/*}"/wasm/nn/nn.c
+# With functions that only engines with WasmEdge's sockets have.
+clang --target=wasm32-wasi -std=gnu17 -O1 -Wall -Wextra -Werror -Wl,--strip-all -o "$tree/modules/sockets.wasm" "${0%/*}"/wasm/sockets/*.c
 # What no module can be: a header and nothing that makes sense after it, a part of one, and no
 # header.
 printf '\0asm\1\0\0\0\377\377\377\377' >"$tree/modules/invalid.wasm"

@@ -1,5 +1,5 @@
 ;; SPDX-License-Identifier: Apache-2.0
-;; Connects to 127.0.0.1:9000 with WasmEdge's extension of WASI preview 1, and writes what comes.
+;; Connects to 127.0.0.1:9000 with WasmEdge's sockets for WASI preview 1, and writes what comes.
 ;; Ends with the error's number where it cannot.
 (module
   (import "wasi_snapshot_preview1" "sock_open" (func $open (param i32 i32 i32) (result i32)))

@@ -2,15 +2,10 @@
 //! magnetar-wasmedge: makes one container, or one process in it, for magnetar-wasm. If that is a
 //! Wasm module, it runs the module with WasmEdge.
 
-use magnetar_core::runtime::libcontainer::run_if_asked;
 use magnetar_wasm::engine::wasmedge::WasmEdge;
-use magnetar_wasm::program::WasmOrNative;
-use std::io::Write;
+use magnetar_wasm::program;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    run_if_asked(WasmOrNative::<WasmEdge>::of_arguments()).unwrap_or_else(|| {
-        let _unheard = writeln!(std::io::stderr(), "magnetar-wasmedge: this program is started by magnetar-wasm");
-        ExitCode::FAILURE
-    })
+    program::main::<WasmEdge>("magnetar-wasmedge")
 }

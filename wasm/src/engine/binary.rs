@@ -8,17 +8,17 @@ use wasmparser::{Parser, Payload, TypeRef};
 /// A module in the binary format; text is converted.
 ///
 /// # Errors
-/// The error in its text, or that it is not a module.
+/// The error in its text, that it is not a module, or that it has threads.
 pub fn binary(format: Format, bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
     let binary = match format {
         Format::Text => wat::parse_bytes(bytes).map_err(|error| error.to_string())?,
         Format::Binary | Format::Precompiled | Format::Library => Cow::Borrowed(bytes),
     };
-    if binary.starts_with(b"\0asm") {
-        Ok(binary)
-    } else {
-        Err("it is not a WebAssembly module: its first bytes are not those of one".into())
+    if !binary.starts_with(b"\0asm") {
+        return Err("it is not a WebAssembly module: its first bytes are not those of one".into());
     }
+    refuse_threads(&binary)?;
+    Ok(binary)
 }
 
 /// Refuses a core module whose memory is shared between threads: no engine here runs threads, and
@@ -26,7 +26,7 @@ pub fn binary(format: Format, bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
 ///
 /// # Errors
 /// That it has such a memory.
-pub fn refuse_threads(binary: &[u8]) -> Result<(), String> {
+fn refuse_threads(binary: &[u8]) -> Result<(), String> {
     if is_component(binary) {
         return Ok(());
     }

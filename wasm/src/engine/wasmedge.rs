@@ -9,7 +9,7 @@ mod library;
 mod models;
 mod stand_in;
 
-use super::binary::{binary, is_component, refuse_threads};
+use super::binary::{binary, is_component};
 use super::format::{self, PREVIEW1};
 use super::processor;
 use super::{COMMAND, Effort, End, Engine, Failure};
@@ -94,7 +94,6 @@ impl Engine for WasmEdge {
         if is_component(&binary) {
             return Err(Failure::Refused(COMPONENT.into()));
         }
-        refuse_threads(&binary).map_err(Failure::Refused)?;
         // Without enough memory it has another error, and may be interpreted with less.
         let refused = |error: Box<WasmEdgeError>| match &*error {
             WasmEdgeError::Core(CoreError::Load(_) | CoreError::Validation(_)) => Failure::Refused(error.to_string()),
@@ -218,7 +217,6 @@ fn interpreted(module: &Module, guest: &Guest) -> std::result::Result<(wasmedge_
     if is_component(&binary) {
         return Err(End::Refused(COMPONENT.into()));
     }
-    refuse_threads(&binary).map_err(End::Refused)?;
     let config = config(guest, RunMode::Interpreter).map_err(refused)?;
     let core = wasmedge_sdk::Module::from_bytes(Some(&config), &binary).map_err(refused)?;
     Ok((core, config))

@@ -9,6 +9,7 @@ mod compile;
 mod http;
 mod limits;
 mod models;
+mod sockets;
 mod world;
 
 use super::format::{self, PREVIEW1};
@@ -20,6 +21,7 @@ use crate::program::GUEST_ROOT;
 use limits::{Budget, Limits, OutOfMemory};
 use magnetar_core::error::Result;
 use magnetar_sys::compiled::{self, Compiled, Engines};
+use sockets::Sockets;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use wasmtime::component::{Component, ResourceTable};
@@ -45,6 +47,12 @@ pub struct Wasmtime;
 pub struct State<W> {
     wasi: W,
     limits: Limits,
+}
+
+/// The WASI state of one running core module.
+pub struct CoreWasi {
+    preview1: WasiP1Ctx,
+    sockets: Sockets,
 }
 
 /// The WASI state of one running component.
@@ -202,13 +210,15 @@ fn component_settings() -> Config {
 async fn run_core(core: &wasmtime::Module, module: &Module, guest: &Guest) -> wasmtime::Result<u8> {
     let engine = core.engine();
     let mut linker = wasmtime::Linker::new(engine);
-    wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State<WasiP1Ctx>| &mut state.wasi)?;
+    wasmtime_wasi::p1::add_to_linker_async(&mut linker, |state: &mut State<CoreWasi>| &mut state.wasi.preview1)?;
     // The engine's own function refuses codes above 125, which are any other for a container.
     linker.allow_shadowing(true);
     linker.func_wrap(PREVIEW1, "proc_exit", |code: i32| -> wasmtime::Result<()> { Err(I32Exit(code).into()) })?;
     linker.allow_shadowing(false);
     models::add_to_linker(&mut linker, core, module)?;
-    let mut store = store(engine, command(guest)?.build_p1(), &Budget::new(guest.memory));
+    sockets::add_to_linker(&mut linker, core)?;
+    let wasi = CoreWasi { preview1: command(guest)?.build_p1(), sockets: Sockets::default() };
+    let mut store = store(engine, wasi, &Budget::new(guest.memory));
     let missing = core.imports().filter(|import| linker.get_by_import(&mut store, import).is_none());
     if let Some(unknown) = format::unknown_imports(missing.map(|import| (import.name(), import.module()))) {
         return Err(wasmtime::Error::msg(unknown));

@@ -2,8 +2,11 @@
 //! What a llama-server answers, in the terms of the interface: pieces of text, counts of tokens,
 //! embeddings, and codes.
 
-use super::http::Answer;
+use super::http::{Answer, Awaited};
 use serde_json::Value;
+
+/// The longest answer that does not come in pieces, in bytes.
+pub const MAX_ANSWER: u64 = 64 << 20;
 
 /// Why a function failed, as the interface numbers it (WasmEdge's plugin).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +18,7 @@ pub enum Code {
     InvalidEncoding = 2,
     /// A pointer leads out of the module's memory.
     MissingMemory = 3,
-    /// There are too many.
+    /// There are too many; or the next piece has not come, and the module does not wait.
     Busy = 4,
     /// The engine has failed.
     RuntimeError = 5,
@@ -49,9 +52,16 @@ pub struct Usage {
 
 /// A completion that comes in pieces.
 pub struct Stream {
-    answer: Answer,
-    /// Why it has ended.
-    ended: Option<Code>,
+    state: State,
+}
+
+enum State {
+    /// The engine reads the prompt.
+    Awaited(Awaited),
+    /// It answers.
+    Answering(Answer),
+    /// It has ended, with this code.
+    Ended(Code),
 }
 
 impl Usage {
@@ -63,44 +73,76 @@ impl Usage {
 }
 
 impl Stream {
-    /// Of an answer whose head has come.
-    pub fn new(answer: Answer) -> Self {
-        Self { answer, ended: None }
+    /// Of a request that was sent.
+    pub fn new(awaited: Awaited) -> Self {
+        Self { state: State::Awaited(awaited) }
     }
 
     /// The next piece that is not empty; or why there is none, with a reason that is not known yet.
-    pub fn next(&mut self, usage: &mut Usage) -> Result<Vec<u8>, (Code, Option<String>)> {
-        if let Some(code) = self.ended {
-            return Err((code, None));
-        }
+    /// If `wait` is not set, [`Code::Busy`] says that it has not come.
+    pub fn next(&mut self, usage: &mut Usage, wait: bool) -> Result<Vec<u8>, (Code, Option<String>)> {
         loop {
-            let line = self.answer.line().map_err(|error| self.broken(error.to_string()))?;
-            let line = line.ok_or_else(|| self.broken("its answer has no end".into()))?;
-            // Server-sent events: other lines have no data.
-            let Some(data) = line.strip_prefix(b"data: ") else { continue };
-            let event: Value = serde_json::from_slice(data).map_err(|error| self.broken(error.to_string()))?;
-            if !event["error"].is_null() {
-                let (code, why) = failure(&event["error"]);
-                self.ended = Some(code);
-                return Err((code, Some(why)));
+            let has_come = match &self.state {
+                State::Ended(code) => return Err((*code, None)),
+                State::Awaited(awaited) => wait || awaited.has_begun(),
+                State::Answering(answer) => wait || answer.has_come(),
+            };
+            if !has_come {
+                return Err((Code::Busy, None));
             }
-            usage.take(&event);
-            let is_last = event["stop"] == true;
-            if is_last {
-                self.ended = Some(end(&event));
-            }
-            match event["content"].as_str() {
-                Some(piece) if !piece.is_empty() => return Ok(piece.as_bytes().to_vec()),
-                _ if is_last => return Err((end(&event), None)),
-                _ => {}
+            // Whatever goes wrong from here on ends it.
+            match std::mem::replace(&mut self.state, State::Ended(Code::RuntimeError)) {
+                State::Awaited(awaited) => match awaited.answer() {
+                    Ok(answer) if answer.status == 200 => self.state = State::Answering(answer),
+                    Ok(mut answer) => return Err(self.refused(&error_in(&mut answer))),
+                    Err(error) => return Err(broken(&error.to_string())),
+                },
+                State::Answering(mut answer) => {
+                    let event = event_in(&mut answer).map_err(|why| broken(&why))?;
+                    self.state = State::Answering(answer);
+                    if let Some(piece) = event.map_or(Ok(None), |event| self.take(&event, usage))? {
+                        return Ok(piece);
+                    }
+                }
+                State::Ended(code) => return Err((code, None)),
             }
         }
     }
 
-    fn broken(&mut self, why: String) -> (Code, Option<String>) {
-        self.ended = Some(Code::RuntimeError);
-        (Code::RuntimeError, Some(format!("the engine of the model has broken off: {why}")))
+    /// Takes an event. Returns its piece, if it has one.
+    fn take(&mut self, event: &Value, usage: &mut Usage) -> Result<Option<Vec<u8>>, (Code, Option<String>)> {
+        if !event["error"].is_null() {
+            return Err(self.refused(&event["error"]));
+        }
+        usage.take(event);
+        if event["stop"] == true {
+            self.state = State::Ended(end(event));
+        }
+        Ok(event["content"].as_str().filter(|piece| !piece.is_empty()).map(|piece| piece.as_bytes().to_vec()))
     }
+
+    fn refused(&mut self, error: &Value) -> (Code, Option<String>) {
+        let (code, why) = failure(error);
+        self.state = State::Ended(code);
+        (code, Some(why))
+    }
+}
+
+/// The next event of an answer (server-sent events); `None` for a line without one.
+fn event_in(answer: &mut Answer) -> Result<Option<Value>, String> {
+    let line = answer.line().map_err(|error| error.to_string())?.ok_or("its answer has no end")?;
+    let data = line.strip_prefix(b"data: ").map(serde_json::from_slice);
+    data.transpose().map_err(|error| error.to_string())
+}
+
+/// The error in an answer that is one.
+pub fn error_in(answer: &mut Answer) -> Value {
+    let body = answer.read(MAX_ANSWER).ok().and_then(|body| serde_json::from_slice::<Value>(&body).ok());
+    body.map(|mut body| body["error"].take()).unwrap_or_default()
+}
+
+fn broken(why: &str) -> (Code, Option<String>) {
+    (Code::RuntimeError, Some(format!("the engine of the model has broken off: {why}")))
 }
 
 /// How a completion has ended: complete, or cut by the end of the context.

@@ -46,6 +46,8 @@ pub enum Reply {
     Connected,
     /// It could not be done.
     Failed(String),
+    /// Nobody asked: a model takes long to load. A line for the container's log.
+    Loading(String),
     /// Nobody asked: the engine of a model has ended by itself.
     Died(String),
 }

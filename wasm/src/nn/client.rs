@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Asks the pod's process for models, and hears from it when the engine of one has died.
+//! Asks the pod's process for models, and hears from it how far a model is loaded, and when the
+//! engine of one has died.
 
 use super::channel::{self, ReceiveError, Reply, Request};
 use super::metadata::LoadOptions;
@@ -20,16 +21,16 @@ pub struct Client {
 const STACK: usize = 64 << 10;
 
 impl Client {
-    /// Listens to the pod's process in a thread. `died` gets the reason when the engine of a model
-    /// has died, and ends this process.
+    /// Listens to the pod's process in a thread. `say` gets lines for the container's log. `died`
+    /// gets the reason when the engine of a model has died, and ends this process.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn start(socket: OwnedFd, died: impl Fn(&str) + Send + 'static) -> io::Result<Self> {
+    pub fn start(socket: OwnedFd, say: impl Fn(&str) + Send + 'static, died: impl Fn(&str) + Send + 'static) -> io::Result<Self> {
         let socket = Arc::new(socket);
         let (received, replies) = sync_channel(1);
         let ours = socket.clone();
-        std::thread::Builder::new().name("models".into()).stack_size(STACK).spawn(move || listen(&ours, &received, died))?;
+        std::thread::Builder::new().name("models".into()).stack_size(STACK).spawn(move || listen(&ours, &received, say, died))?;
         Ok(Self { socket, replies })
     }
 
@@ -69,9 +70,10 @@ fn unexpected(reply: Reply) -> String {
     }
 }
 
-fn listen(socket: &impl AsFd, received: &SyncSender<(Reply, Vec<OwnedFd>)>, died: impl Fn(&str)) {
+fn listen(socket: &impl AsFd, received: &SyncSender<(Reply, Vec<OwnedFd>)>, say: impl Fn(&str), died: impl Fn(&str)) {
     loop {
         match channel::receive(socket) {
+            Ok((Reply::Loading(line), _)) => say(&line),
             Ok((Reply::Died(why), _)) => died(&why),
             // Nobody waits for it if the asker is gone.
             Ok(reply) => drop(received.send(reply)),
@@ -94,11 +96,12 @@ mod tests {
             rustix::io::ioctl_fionbio(fd, false).unwrap();
         }
         let (tell, told) = mpsc::channel();
-        let client = Client::start(container, move |why| tell.send(why.to_owned()).unwrap()).unwrap();
+        let client = Client::start(container, |_| {}, move |why| tell.send(why.to_owned()).unwrap()).unwrap();
         let (end, _other) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || {
             let asked = channel::receive::<Request>(&pod).unwrap().0;
             assert_eq!(asked, Request::Connect { model: 2 });
+            channel::send(&pod, &Reply::Loading("the model is loading".into()), &[]).unwrap();
             channel::send(&pod, &Reply::Died("it was ended by signal 9".into()), &[]).unwrap();
             channel::send(&pod, &Reply::Connected, &[end.as_fd()]).unwrap();
             channel::receive::<Request>(&pod).unwrap();

@@ -7,9 +7,9 @@
 //!                                         └─> compute_single* ──> get_output, token by token
 //! ```
 
-use super::answers::{Code, Outcome, Stream, Usage, embedding_in, end, failure};
+use super::answers::{Code, MAX_ANSWER, Outcome, Stream, Usage, embedding_in, end, error_in, failure};
 use super::client::Client;
-use super::http::{self, Answer};
+use super::http::{self, Answer, Awaited};
 use super::metadata::{LoadOptions, Metadata};
 use super::named::Named;
 use serde_json::{Map, Value, json};
@@ -20,9 +20,6 @@ const MAX_NUMBERS: usize = 4096;
 
 /// The longest prompt, in bytes.
 pub const MAX_PROMPT: u32 = 16 << 20;
-
-/// The longest answer that does not come in pieces, in bytes.
-const MAX_ANSWER: u64 = 64 << 20;
 
 /// The tensor that is a prompt, and the output that is text.
 const TEXT: u32 = 0;
@@ -186,13 +183,13 @@ impl Graphs {
             }
             let prompt = found.prompt.clone().ok_or(Code::InvalidArgument)?;
             let request = self.completion(context, prompt, true)?;
-            let answer = self.ask(context, "/completion", &request)?;
-            self.context(context)?.stream = Some(Stream::new(answer));
+            let awaited = self.send(context, "/completion", &request)?;
+            self.context(context)?.stream = Some(Stream::new(awaited));
         }
         let found = self.context(context)?;
         found.output.clear();
         let stream = found.stream.as_mut().ok_or(Code::RuntimeError)?;
-        match stream.next(&mut found.usage) {
+        match stream.next(&mut found.usage, !found.metadata.is_polled) {
             Ok(piece) => {
                 found.output = piece;
                 Ok(())
@@ -250,18 +247,22 @@ impl Graphs {
         Ok(Value::Object(request))
     }
 
-    /// Asks the engine. An answer that is an error becomes a code.
-    fn ask(&mut self, context: u32, path: &str, request: &Value) -> Outcome<Answer> {
+    /// Sends a request to the engine.
+    fn send(&mut self, context: u32, path: &str, request: &Value) -> Outcome<Awaited> {
         let model = self.model_of(context)?;
         let client = self.client.as_ref().ok_or(Code::NotFound)?;
-        let answer = client
+        let sent = client
             .connect(model)
             .and_then(|connection| http::post(connection, path, request.to_string().as_bytes()).map_err(|error| error.to_string()));
-        match answer {
+        sent.map_err(|why| self.failed(Code::RuntimeError, format!("the engine of the model cannot be asked: {why}")))
+    }
+
+    /// Asks the engine, and waits for its answer. One that is an error becomes a code.
+    fn ask(&mut self, context: u32, path: &str, request: &Value) -> Outcome<Answer> {
+        match self.send(context, path, request)?.answer() {
             Ok(answer) if answer.status == 200 => Ok(answer),
             Ok(mut answer) => {
-                let body: Value = answer.read(MAX_ANSWER).ok().and_then(|body| serde_json::from_slice(&body).ok()).unwrap_or_default();
-                let (code, why) = failure(&body["error"]);
+                let (code, why) = failure(&error_in(&mut answer));
                 Err(self.failed(code, why))
             }
             Err(why) => Err(self.failed(Code::RuntimeError, format!("the engine of the model does not answer: {why}"))),

@@ -5,8 +5,10 @@
 //! a thread, and hand each token over.
 
 use chunked_transfer::Decoder;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The longest head of an answer, in bytes.
 const MAX_HEAD: u64 = 16 << 10;
@@ -17,34 +19,86 @@ const MAX_FIELDS: usize = 64;
 /// The longest line of an answer that comes in lines, in bytes.
 const MAX_LINE: u64 = 4 << 20;
 
+/// A connection with what has come through it and was not looked at yet.
+type Incoming<C> = Arc<Mutex<BufReader<C>>>;
+
+/// An answer whose head has not been read.
+pub struct Awaited<C = UnixStream> {
+    incoming: Incoming<C>,
+}
+
 /// An answer whose head has come.
-pub struct Answer {
+pub struct Answer<C = UnixStream> {
     /// Its status code.
     pub status: u16,
+    incoming: Incoming<C>,
     body: BufReader<Box<dyn Read + Send>>,
 }
 
-/// Sends a request with a JSON body, and waits for the head of the answer. The server closes the
-/// connection after it.
+/// Sends a request with a JSON body. The server closes the connection after its answer.
 ///
 /// # Errors
-/// Those of the connection, and `InvalidData` for an answer that is none.
-pub fn post(mut connection: UnixStream, path: &str, body: &[u8]) -> io::Result<Answer> {
+/// Those of the connection.
+pub fn post(mut connection: UnixStream, path: &str, body: &[u8]) -> io::Result<Awaited> {
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: model\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     connection.write_all(head.as_bytes())?;
     connection.write_all(body)?;
-    answer(connection)
+    Ok(Awaited::of(connection))
 }
 
-fn answer(connection: impl Read + Send + 'static) -> io::Result<Answer> {
-    let mut reader = BufReader::new(connection);
+impl<C: Read + Send + 'static> Awaited<C> {
+    fn of(connection: C) -> Self {
+        Self { incoming: Arc::new(Mutex::new(BufReader::new(connection))) }
+    }
+
+    /// Waits for the head.
+    ///
+    /// # Errors
+    /// Those of the connection, and `InvalidData` for an answer that is none.
+    pub fn answer(self) -> io::Result<Answer<C>> {
+        answer(self.incoming)
+    }
+}
+
+impl Awaited {
+    /// Whether the answer has begun, so that it is not waited for.
+    pub fn has_begun(&self) -> bool {
+        has_come(&self.incoming)
+    }
+}
+
+/// Whether something can be read without waiting; that includes the end.
+fn has_come(incoming: &Incoming<UnixStream>) -> bool {
+    let incoming = lock(incoming);
+    if !incoming.buffer().is_empty() {
+        return true;
+    }
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // If it cannot be asked, reading has the error.
+    poll(&mut [PollFd::new(incoming.get_ref(), PollFlags::IN)], Some(&now)) != Ok(0)
+}
+
+fn lock<C>(incoming: &Incoming<C>) -> MutexGuard<'_, BufReader<C>> {
+    incoming.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The rest of a connection.
+struct Rest<C>(Incoming<C>);
+
+impl<C: Read> Read for Rest<C> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        lock(&self.0).read(into)
+    }
+}
+
+fn answer<C: Read + Send + 'static>(incoming: Incoming<C>) -> io::Result<Answer<C>> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let room = MAX_HEAD - head.len() as u64;
-        if (&mut reader).take(room).read_until(b'\n', &mut head)? == 0 {
+        if (&mut *lock(&incoming)).take(room).read_until(b'\n', &mut head)? == 0 {
             let end = if room == 0 { io::ErrorKind::InvalidData } else { io::ErrorKind::UnexpectedEof };
             return Err(end.into());
         }
@@ -57,15 +111,16 @@ fn answer(connection: impl Read + Send + 'static) -> io::Result<Answer> {
     let field = |name: &str| parsed.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value);
     let is_chunked = field("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case(b"chunked"));
     let length = field("content-length").map(|value| std::str::from_utf8(value).ok().and_then(|value| value.parse().ok()));
+    let reader = Rest(incoming.clone());
     let body: Box<dyn Read + Send> = match length {
         _ if is_chunked => Box::new(Decoder::new(reader)),
         Some(length) => Box::new(reader.take(length.ok_or(io::ErrorKind::InvalidData)?)),
         None => Box::new(reader),
     };
-    Ok(Answer { status, body: BufReader::new(body) })
+    Ok(Answer { status, incoming, body: BufReader::new(body) })
 }
 
-impl Answer {
+impl<C> Answer<C> {
     /// The rest of the answer.
     ///
     /// # Errors
@@ -94,13 +149,20 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// Whether some of the rest has come, so that it is not waited for.
+    pub fn has_come(&self) -> bool {
+        !self.body.buffer().is_empty() || has_come(&self.incoming)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn said(text: &str) -> io::Result<Answer> {
-        answer(io::Cursor::new(text.as_bytes().to_vec()))
+    fn said(text: &str) -> io::Result<Answer<io::Cursor<Vec<u8>>>> {
+        Awaited::of(io::Cursor::new(text.as_bytes().to_vec())).answer()
     }
 
     #[test]
@@ -114,6 +176,24 @@ mod tests {
             assert_eq!((answer.status, answer.read(5).unwrap()), (200, b"hello".to_vec()), "{text}");
             assert!(said(text).unwrap().read(4).is_err());
         }
+    }
+
+    #[test]
+    fn what_has_not_come_is_known_without_waiting() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let awaited = post(ours, "/", b"{}").unwrap();
+        assert!(!awaited.has_begun());
+        theirs.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\none\n\r\n4\r\ntwo\n\r\n").unwrap();
+        assert!(awaited.has_begun());
+        let mut answer = awaited.answer().unwrap();
+        for line in [b"one", b"two"] {
+            assert!(answer.has_come());
+            assert_eq!(answer.line().unwrap().unwrap(), line);
+        }
+        assert!(!answer.has_come());
+        theirs.write_all(b"0\r\n\r\n").unwrap();
+        assert!(answer.has_come());
+        assert_eq!(answer.line().unwrap(), None);
     }
 
     #[test]
@@ -142,7 +222,7 @@ mod tests {
         fn any_bytes_are_an_answer_or_an_error(
             head in proptest::sample::select(vec!["", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"]), rest in proptest::collection::vec(any::<u8>(), 0..200)
         ) {
-            if let Ok(mut answer) = answer(io::Cursor::new([head.as_bytes(), &rest].concat())) {
+            if let Ok(mut answer) = Awaited::of(io::Cursor::new([head.as_bytes(), &rest].concat())).answer() {
                 while let Ok(Some(_)) = answer.line() {}
             }
         }

@@ -26,6 +26,9 @@ pub const SOCKET: &str = "m.sock";
 /// with all of them at once, which gives three times the tokens of one after another.
 const PARALLEL: u16 = 4;
 
+/// What it reads about the node.
+const NODE: [&str; 3] = ["/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system"];
+
 /// What one server is for.
 #[derive(Debug)]
 pub struct Plan<'a> {
@@ -55,8 +58,9 @@ impl<'a> Plan<'a> {
             capabilities: CapabilitySet::NONE,
             pids: Pids::ItselfAndHolder,
             files: Some(Files {
-                // It asks how many processors there are, and which instructions they have.
-                read: vec![descriptor(self.model.as_raw_fd()), "/proc".into(), "/sys/devices/system".into()],
+                // It asks how many processors there are, which instructions they have, and how much
+                // memory.
+                read: [descriptor(self.model.as_raw_fd())].into_iter().chain(NODE.map(PathBuf::from)).collect(),
                 own: vec![self.folder.to_owned()],
             }),
             calls: Calls::Server,

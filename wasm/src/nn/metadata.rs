@@ -41,6 +41,8 @@ pub struct Metadata {
     pub load: LoadOptions,
     /// What a request for a completion says beside the prompt, in the words of llama-server.
     pub completion: Map<String, Value>,
+    /// Whether a module does not wait for a piece that has not come.
+    pub is_polled: bool,
 }
 
 impl Metadata {
@@ -102,6 +104,9 @@ impl Metadata {
                 self.put("json_schema", Some(schema).filter(Value::is_object).ok_or("a JSON schema")?);
             }
             "reverse-prompt" => self.put("stop", stops(value)?),
+            // Of our own: a module with one thread serves others while the engine reads a prompt.
+            "non-blocking" => self.is_polled = flag(value)?,
+            "ignore-eos" => self.put("ignore_eos", json!(flag(value)?)),
             "enable-log" | "enable-debug-log" | "stream-stdout" => drop(flag(value)?),
             _ => {}
         }

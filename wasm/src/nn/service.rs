@@ -6,40 +6,39 @@
 //! container names, and be connected to their engines, and nothing else.
 
 use super::channel::{self, ReceiveError, Reply, Request};
-use super::llama::{LLAMA_SERVER, Plan, SOCKET};
+use super::gguf::{Needs, Shape};
+use super::llama::{LLAMA_SERVER, Plan};
 use super::metadata::LoadOptions;
+use super::place::Place;
+use crate::payload::FromStart;
 use futures_util::future::select_all;
 use magnetar_core::cgroup::OwnedCgroup;
 use magnetar_core::confined;
 use magnetar_core::confined::process::{Common, Process};
-use magnetar_core::confined::socket::NamedSocket;
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::ids::ContainerId;
 use magnetar_core::reaper::{Exit, Reaper};
 use magnetar_core::record::PodDir;
 use magnetar_core::runtime::libcontainer::{Asked, Companions};
 use magnetar_core::server::Parts;
-use rustix::fs::{Gid, Mode, OFlags, Uid, chown, open};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-/// How often an engine is asked whether it has loaded its model: it has no other way to say so.
-const LOOK: Duration = Duration::from_millis(5);
+/// How often a container is told how far its model is loaded.
+const PROGRESS: Duration = Duration::from_secs(2);
 
 /// How long an engine may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -159,12 +158,6 @@ struct Engine {
     place: Place,
 }
 
-/// Where an engine answers.
-struct Place {
-    folder: PathBuf,
-    user: u32,
-}
-
 impl Served {
     /// Serves until the container's end of the channel is closed, or it is told to stop.
     async fn serve(mut self, stop: CancellationToken, container: ContainerId) {
@@ -223,7 +216,9 @@ impl Served {
     }
 
     /// Loads a model with these options.
-    async fn load(&mut self, model: usize, options: LoadOptions) -> Result<()> {
+    async fn load(&mut self, model: usize, mut options: LoadOptions) -> Result<()> {
+        let file = self.files.get(model).ok_or_else(|| Error::not_found(format!("the container names no model {model}")))?;
+        self.check(model, file, &mut options)?;
         if self.engines.get(&model).is_some_and(|engine| engine.options == options) {
             return Ok(());
         }
@@ -231,11 +226,12 @@ impl Served {
             other.process.kill().await;
             other.place.remove();
         }
-        let file = self.files.get(model).ok_or_else(|| Error::not_found(format!("the container names no model {model}")))?;
-        self.check(model, file)?;
-        let mut engine = self.start(file, options)?;
+        let mut engine = self.start(&self.files[model], options)?;
+        let (alias, size) = (self.alias(model), self.files[model].metadata().map_or(0, |file| file.len()));
+        let pid = engine.process.pid;
         let loaded = tokio::select! {
             loaded = engine.place.loaded() => loaded,
+            never = tell_progress(self.channel.get_ref(), alias, pid, size) => match never {},
             exit = engine.process.ended() => {
                 let reason = reason_in(&engine.process.errors.last()).unwrap_or_else(|| engine.process.describe(exit));
                 Err(Error::precondition(reason))
@@ -256,29 +252,36 @@ impl Served {
     }
 
     /// Refuses a model that the engine could not read, as its user; and one that does not fit into
-    /// the container, because the kernel would read its file over and over again.
-    fn check(&self, model: usize, file: &File) -> Result<()> {
-        let file = file.metadata().context(|| "cannot look at the model's file".into())?;
-        let size = file.len();
-        if file.mode() & 0o004 == 0 {
-            let message = format!(
-                "the model {} has the mode {:04o}: its engine runs as a user of its own, who may not read it: chmod o+r",
-                self.alias(model),
-                file.mode() & 0o7777
-            );
+    /// the container, because the kernel would read its file over and over again, or kill
+    /// something. Chooses the length of the context, if nobody has.
+    fn check(&self, model: usize, file: &File, options: &mut LoadOptions) -> Result<()> {
+        let alias = self.alias(model);
+        let status = file.metadata().context(|| "cannot look at the model's file".into())?;
+        if status.mode() & 0o004 == 0 {
+            let mode = status.mode() & 0o7777;
+            let message =
+                format!("the model {alias} has the mode {mode:04o}: its engine runs as a user of its own, who may not read it: chmod o+r");
             return Err(Error::new(Code::PermissionDenied, message));
         }
+        // What is no model is the engine's to refuse, with its reason.
+        let Ok(shape) = Shape::read(FromStart::of(file)) else { return Ok(()) };
+        let context = shape.context(options.ctx_size);
+        options.ctx_size = Some(context);
+        let needs = shape.needs(context, options.ubatch_size).unwrap_or(Needs { context: 0, computing: 0 });
+        let all = status.len().saturating_add(needs.context).saturating_add(needs.computing);
         match self.wanted.memory {
-            Some(memory) if size > memory => {
-                let (alias, mib) = (self.alias(model), |bytes: u64| bytes.div_ceil(1 << 20));
-                Err(Error::new(
-                    Code::ResourceExhausted,
-                    format!(
-                        "the model {alias} has {} MiB, and the container's memory limit is {} MiB: raise resources.limits.memory",
-                        mib(size),
-                        mib(memory)
-                    ),
-                ))
+            Some(memory) if all > memory => {
+                let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+                let message = format!(
+                    "the model {alias} needs about {} MiB: {} for its file, {} for a context of {context} tokens, {} to compute; the container's \
+                     memory limit is {} MiB: raise resources.limits.memory, or lower ctx-size",
+                    mib(all),
+                    mib(status.len()),
+                    mib(needs.context),
+                    mib(needs.computing),
+                    mib(memory)
+                );
+                Err(Error::new(Code::ResourceExhausted, message))
             }
             Some(_) | None => Ok(()),
         }
@@ -314,54 +317,17 @@ impl Served {
     }
 }
 
-impl Place {
-    /// Makes the folder for its user, and opens it.
-    fn make(&self) -> Result<OwnedFd> {
-        let folder = &self.folder;
-        let what = || format!("cannot make {}", folder.display());
-        let parent = folder.parent().unwrap_or(folder);
-        DirBuilder::new().mode(0o700).recursive(true).create(parent).context(what)?;
-        DirBuilder::new().mode(0o700).create(folder).context(what)?;
-        chown(folder, Some(Uid::from_raw(self.user)), Some(Gid::from_raw(self.user))).context(what)?;
-        open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).context(what)
-    }
-
-    /// Removes the folder. What stays is removed with the pod.
-    fn remove(&self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
-            debug!(%error, folder = %self.folder.display(), "cannot remove the folder of a model's engine");
-        }
-    }
-
-    async fn connect(&self) -> Result<UnixStream> {
-        let socket = NamedSocket::of(&self.folder.join(SOCKET), self.user)?;
-        UnixStream::connect(socket.path()).await.context(|| "cannot connect to the engine of a model".into())
-    }
-
-    /// Waits until it has loaded the model.
-    async fn loaded(&self) -> Result<()> {
-        loop {
-            match self.is_loaded().await {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
-                Err(error) if matches!(error.code(), Code::NotFound | Code::Unavailable) => {}
-                Err(error) => return Err(error),
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-
-    /// Whether it says so (llama.cpp's server, `GET /health`: 503 while it loads).
-    async fn is_loaded(&self) -> Result<bool> {
-        let mut connection = self.connect().await?;
-        let mut answer = Vec::new();
-        let asked = async {
-            connection.write_all(b"GET /health HTTP/1.1\r\nHost: model\r\nConnection: close\r\n\r\n").await?;
-            connection.take(1 << 10).read_to_end(&mut answer).await
-        };
-        // It may end meanwhile, which is noticed elsewhere.
-        let _broken_off = asked.await;
-        Ok(answer.starts_with(b"HTTP/1.1 200 "))
+/// Tells the container how much of a model is in memory, as long as that is polled.
+async fn tell_progress(channel: &OwnedFd, alias: &str, pid: u32, size: u64) -> std::convert::Infallible {
+    loop {
+        tokio::time::sleep(PROGRESS).await;
+        // As mapped pages of a file (proc_pid_status(5)).
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let mapped = status.lines().find_map(|line| line.strip_prefix("RssFile:")?.split_whitespace().next()?.parse::<u64>().ok());
+        let percent = (mapped.unwrap_or(0) << 10).saturating_mul(100).checked_div(size).unwrap_or(0).min(100);
+        let line = format!("the model {alias} is being loaded: about {percent} % of {} MiB are in memory", size.div_ceil(1 << 20));
+        // It waits for an answer and may have ended, which is noticed elsewhere.
+        let _unheard = channel::send(channel, &Reply::Loading(channel::cut(line)), &[]);
     }
 }
 

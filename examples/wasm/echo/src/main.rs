@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A server over TCP, as a core module for WasmEdge: it sends back what clients send. WASI preview
-//! 1 has no call that makes a socket, so this one is made by calls of WasmEdge's own (wasmedge.rs).
-//! After that it is a listener of the standard library.
+//! A server over TCP, as a core module: it sends back what clients send. WASI preview 1 has no
+//! call that makes a socket, so this one is made by calls that WasmEdge has added (wasmedge.rs),
+//! and that Magnetar has for Wasmtime. After that it is a listener of the standard library.
 
 mod wasmedge;
 

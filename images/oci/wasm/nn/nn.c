@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define LENT(name) __attribute__((import_module("wasi_ephemeral_nn"), import_name(#name))) extern uint32_t nn_##name
@@ -152,6 +153,37 @@ static void load(char **arguments) {
     printf("%u\n", nn_load_by_name(at(arguments[0]), strlen(arguments[0]), at(&graph)));
 }
 
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+// speed MODEL TOKENS ROUNDS: of each round the milliseconds to the first piece, and the tokens per
+// second from there on. The prompts differ, so that none is known from before.
+static void speed(char **arguments) {
+    uint32_t graph = loaded(arguments[0]);
+    int tokens = atoi(arguments[1]), rounds = atoi(arguments[2]);
+    char text[256];
+    for (int round = 0; round < rounds; round++) {
+        uint32_t context = begun(graph), pieces = 0;
+        snprintf(text, sizeof text, "{\"temp\":0,\"ignore-eos\":true,\"n-predict\":%d}", tokens);
+        ENDS(give(context, 1, text), 0);
+        snprintf(text, sizeof text, "%d: one two three four five six seven eight nine ten", round);
+        double begin = now(), first = 0;
+        ENDS(give(context, 0, text), 0);
+        while (nn_compute_single(context) == 0)
+            if (pieces++ == 0) first = now();
+        double end = now();
+        unsigned long long counted = 0;
+        const char *field = strstr(got(context, 1), "\"output_tokens\":");
+        CHECK(field && sscanf(field, "\"output_tokens\":%llu", &counted) == 1);
+        printf("%.2f %.2f\n", (first - begin) * 1000, (counted - 1) / (end - first));
+        fflush(stdout);
+        ENDS(nn_finalize_execution_context(context), 0);
+    }
+}
+
 // What is refused, and changes nothing.
 static void refused(char **arguments) {
     const char *model = arguments[0], *path = arguments[1];
@@ -209,7 +241,7 @@ int main(int count, char **arguments) {
         const char *name;
         void (*area)(char **);
         int least;
-    } areas[] = {{"ask", ask, 2}, {"whole", whole, 2}, {"embed", embed, 2}, {"several", several, 2}, {"hold", hold, 1}, {"load", load, 1}, {"refused", refused, 2}};
+    } areas[] = {{"ask", ask, 2}, {"whole", whole, 2}, {"embed", embed, 2}, {"several", several, 2}, {"hold", hold, 1}, {"load", load, 1}, {"speed", speed, 3}, {"refused", refused, 2}};
     for (size_t n = 0; n < sizeof areas / sizeof *areas; n++)
         if (count >= 2 + areas[n].least && strcmp(arguments[1], areas[n].name) == 0) {
             areas[n].area(arguments + 2);

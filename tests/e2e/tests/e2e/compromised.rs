@@ -35,7 +35,7 @@ fn number(text: &str) -> Result<u64> {
 
 /// That it is refused, and not merely fails for another reason.
 #[track_caller]
-fn refused(what: &str, answer: Result<i64, Errno>, with: &[Errno]) -> Result<()> {
+pub fn refused(what: &str, answer: Result<i64, Errno>, with: &[Errno]) -> Result<()> {
     match answer {
         Err(errno) if with.contains(&errno) => Ok(()),
         other => anyhow::bail!("{what}: {other:?}, and not one of {with:?}"),
@@ -43,7 +43,7 @@ fn refused(what: &str, answer: Result<i64, Errno>, with: &[Errno]) -> Result<()>
 }
 
 /// By these, one process gets at another.
-fn gets_at(taken: &mut TakenOver, pid: i32, with: &[Errno]) -> Result<()> {
+pub fn gets_at(taken: &mut TakenOver, pid: i32, with: &[Errno]) -> Result<()> {
     let pid = pid as u64;
     let buffer = taken.put(&[0; 16])?;
     let vector = taken.put(&[buffer.to_ne_bytes(), 16u64.to_ne_bytes()].concat())?;
@@ -135,7 +135,7 @@ fn a_compromised_vsock_device_reaches_only_its_sockets() {
 
 /// Whether the kernel has Landlock, as another process is told that may ask
 /// (landlock_create_ruleset(2): its version).
-fn landlock(asked: i32) -> Result<bool> {
+pub fn landlock(asked: i32) -> Result<bool> {
     const VERSION: u64 = 1;
     Ok(TakenOver::begin(asked)?.call(libc::SYS_landlock_create_ruleset, [0, 0, VERSION, 0, 0, 0])?.is_ok())
 }

@@ -8,10 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use magnetar_cri::{Container, Pod};
+use magnetar_cri::{Container, Pod, PodSpec};
 use magnetar_e2e::{Case, Manifest, Scratch, Tool, calm, eventually, on_warm_node};
 
-use super::engine::get;
+use super::engine::{Engine, get};
 
 /// The folder with the images, which tests/e2e/run makes.
 const FOLDER: &str = "MAGNETAR_EXAMPLES";
@@ -134,20 +134,34 @@ fn web_answers_requests() {
 
 #[test]
 fn connect_asks_echo_in_another_pod() {
+    on_examples(async |case| connects_to_echo(case, manifest("echo")?).await);
+}
+
+#[test]
+fn echo_runs_with_either_engine() {
     on_examples(async |case| {
-        let (echo, server) = run(case, manifest("echo")?).await?;
-        server.logged(case.soon(), |log| log.stdout() == "listening on port 7000\n").await?;
-        // In place of the cluster's name server, which knows the service.
-        let scratch = Scratch::new()?;
-        fs::write(scratch.path().join("hosts"), format!("{} echo\n", echo.ip().await?))?;
-        // One client after the other.
-        for _ in 0..2 {
-            let mut manifest = manifest("connect")?;
-            manifest.containers = manifest.containers.into_iter().map(|it| it.mount(&scratch.join("hosts"), "/etc/hosts")).collect();
-            assert_eq!(output(case, manifest).await?, "hello from another pod\n");
+        for engine in [Engine::Wasmtime, Engine::WasmEdge] {
+            let mut echo = manifest("echo")?;
+            echo.pod = PodSpec::new("echo", engine.handler());
+            connects_to_echo(case, echo).await?;
         }
-        server.stop(10).await?;
-        assert_eq!(server.status().await?.exit_code, 143);
-        Ok(echo.remove().await?)
+        Ok(())
     });
+}
+
+async fn connects_to_echo(case: &Case, echo: Manifest) -> Result<()> {
+    let (echo, server) = run(case, echo).await?;
+    server.logged(case.soon(), |log| log.stdout() == "listening on port 7000\n").await?;
+    // In place of the cluster's name server, which knows the service.
+    let scratch = Scratch::new()?;
+    fs::write(scratch.path().join("hosts"), format!("{} echo\n", echo.ip().await?))?;
+    // One client after the other.
+    for _ in 0..2 {
+        let mut manifest = manifest("connect")?;
+        manifest.containers = manifest.containers.into_iter().map(|it| it.mount(&scratch.join("hosts"), "/etc/hosts")).collect();
+        assert_eq!(output(case, manifest).await?, "hello from another pod\n");
+    }
+    server.stop(10).await?;
+    assert_eq!(server.status().await?.exit_code, 143);
+    Ok(echo.remove().await?)
 }

@@ -47,3 +47,4 @@ mod wasm;
 mod wasm_cache;
 mod wasm_generated;
 mod wasm_http;
+mod wasm_sockets;

@@ -2,13 +2,15 @@
 //! Language models for modules: `wasi_ephemeral_nn`, as a program in C uses it
 //! (images/oci/wasm/nn/nn.c), with a tiny model.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Result, ensure};
 use magnetar_cri::{ContainerSpec, Pod, v1::ContainerState};
-use magnetar_e2e::{Case, Scratch, eventually, on_node};
+use magnetar_e2e::{Case, Scratch, eventually, on_node, taken_over::TakenOver};
+use nix::{errno::Errno, libc};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::compromised::{gets_at, landlock, refused};
 use super::engine::{Engine, ends, module, on_each_engine, pod, running};
 
 /// The model, in the checkout as a node sees it.
@@ -28,9 +30,11 @@ on_each_engine! {
     a_model_that_is_not_there_is_named_when_the_container_is_made,
     a_file_that_is_no_model_is_refused_with_a_reason,
     a_model_larger_than_the_containers_memory_is_refused,
+    a_model_that_takes_long_to_load_says_how_far_it_is,
     an_engine_that_is_killed_ends_its_container_alone,
     an_engine_ends_with_its_container,
     an_engine_has_nothing_of_the_host,
+    an_engine_that_was_taken_over_reaches_nothing,
 }
 
 fn named(file: &str, args: &[&str]) -> ContainerSpec {
@@ -55,7 +59,8 @@ async fn a_question_is_answered_piece_by_piece(case: &Case, engine: Engine) -> R
     let said = area(case, &pod, &["ask", "default", &question("What is the capital of France?"), "{\"temp\":0,\"n-predict\":64}"]).await?;
     let lines: Vec<_> = said.lines().collect();
     ensure!(lines[0].contains("Paris") && lines[1] == "100 after several pieces", "{said}");
-    ensure!(lines[2].contains("\"input_tokens\":16,"), "{said}");
+    let usage: serde_json::Value = serde_json::from_str(lines[2])?;
+    ensure!(usage["input_tokens"].as_u64() > Some(10) && usage["output_tokens"].as_u64() > Some(5), "{said}");
     Ok(pod.remove().await?)
 }
 
@@ -173,12 +178,30 @@ async fn a_file_that_is_no_model_is_refused_with_a_reason(case: &Case, engine: E
 async fn a_model_larger_than_the_containers_memory_is_refused(case: &Case, engine: Engine) -> Result<()> {
     let (pod, scratch) = (pod(case, engine, "nn-large").await?, Scratch::new()?);
     let file = scratch.join("large");
-    // A file with a hole, which takes no room.
-    fs::File::create(&file)?.set_len(256 << 20)?;
+    fs::copy(MODEL, &file)?;
+    // With a hole at its end, which takes no room.
+    fs::OpenOptions::new().append(true).open(&file)?.set_len(256 << 20)?;
     let spec = named(&file, &["load", "default"]).memory(64 << 20);
     let (_, said, log) = ends(case, &pod, &spec).await?;
-    let reason = "the model default has 256 MiB, and the container's memory limit is 64 MiB: raise resources.limits.memory";
+    let reason = "MiB: 256 for its file, 2 for a context of 1024 tokens, 18 to compute; the container's memory limit is 64 MiB";
     ensure!(said == "103\n" && log.contains(reason), "{said}{log}");
+    let spec = named(MODEL, &["whole", "default", "Count.", "{\"ctx-size\":1000000}"]).memory(64 << 20);
+    let (status, _, log) = ends(case, &pod, &spec).await?;
+    ensure!(status.exit_code == 1 && log.contains("1954 for a context of 1000000 tokens"), "{log}");
+    Ok(pod.remove().await?)
+}
+
+async fn a_model_that_takes_long_to_load_says_how_far_it_is(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-slow").await?;
+    let container = pod.run(&named(MODEL, &["load", "default"])).await?;
+    let server = eventually("an engine begins", case.soon(), async || Ok(servers()?.first().copied())).await?;
+    // From here on it takes as long as it is stopped.
+    kill_process(server, Signal::STOP)?;
+    let told = container.logged(case.soon(), |log| log.stderr().contains("the model default is being loaded: about ")).await;
+    kill_process(server, Signal::CONT)?;
+    told?;
+    assert_eq!(container.exited(case.soon()).await?.exit_code, 0);
+    assert_eq!(case.whole_log(&container).await?.stdout(), "0\n");
     Ok(pod.remove().await?)
 }
 
@@ -231,6 +254,46 @@ async fn an_engine_has_nothing_of_the_host(case: &Case, engine: Engine) -> Resul
     open.retain(|file| !["/dev/null", "pipe:", "socket:", "anon_inode:"].iter().any(|own| file.starts_with(own)));
     let expected = |file: &String| Path::new(file).starts_with(case.state_dir(&pod)) || file.ends_with("tiny.gguf");
     ensure!(open.iter().all(expected), "{open:?}");
+    Ok(pod.remove().await?)
+}
+
+async fn an_engine_that_was_taken_over_reaches_nothing(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-taken").await?;
+    let container = running(case, &pod, &named(MODEL, &["hold", "default"]).stdin(true)).await?;
+    let [server] = servers()?[..] else { anyhow::bail!("not one engine: {:?}", servers()?) };
+    let mut free = Command::new("sleep").arg("60").spawn()?;
+    let has_landlock = landlock(free.id() as i32);
+    free.kill()?;
+    free.wait()?;
+    let has_landlock = has_landlock?;
+    {
+        let mut taken = TakenOver::begin(server.as_raw_nonzero().get())?;
+        gets_at(&mut taken, std::process::id() as i32, &[Errno::ENOSYS])?;
+        for (what, call) in [
+            ("unshare", libc::SYS_unshare),
+            ("setns", libc::SYS_setns),
+            ("mount", libc::SYS_mount),
+            ("keyctl", libc::SYS_keyctl),
+            ("kill", libc::SYS_kill),
+            ("chmod", libc::SYS_fchmodat),
+        ] {
+            refused(what, taken.call(call, [0; 6])?, &[Errno::ENOSYS])?;
+        }
+        for family in [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_VSOCK, libc::AF_PACKET] {
+            let socket = taken.call(libc::SYS_socket, [family as u64, libc::SOCK_DGRAM as u64, 0, 0, 0, 0])?;
+            refused("a socket that leaves the host", socket, &[Errno::ENOSYS])?;
+        }
+        // Without Landlock, which some kernels lack, the rights of users are what is left.
+        if has_landlock {
+            for path in ["/etc/passwd", "/proc/self/status", "/proc/1/cmdline", "/tmp/made"] {
+                let text = taken.text(path)?;
+                let flags = if path == "/tmp/made" { libc::O_CREAT | libc::O_WRONLY } else { libc::O_RDONLY };
+                let opened = taken.call(libc::SYS_openat, [libc::AT_FDCWD as u64, text, flags as u64, 0o600, 0, 0])?;
+                refused(path, opened, &[Errno::EACCES])?;
+            }
+        }
+    }
+    ensure!(container.status().await?.state() == ContainerState::ContainerRunning);
     Ok(pod.remove().await?)
 }
 

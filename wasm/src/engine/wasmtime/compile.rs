@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The engine's compilers: one for fast code, and one that is fast itself.
 
-use super::super::binary::{binary, is_component, refuse_threads};
+use super::super::binary::{binary, is_component};
 use super::super::{Effort, Failure};
 use super::{Code, core_settings, engines};
 use crate::payload::Format;
@@ -26,7 +26,6 @@ pub fn compile(module: &[u8], format: Format, effort: Effort, into: &mut File) -
     let refused = |error: wasmtime::Error| Failure::Refused(format!("{error:#}"));
     let engines = engines();
     let binary = binary(format, module).map_err(Failure::Refused)?;
-    refuse_threads(&binary).map_err(Failure::Refused)?;
     let code = match (effort, is_component(&binary)) {
         (Effort::Full, false) => engines.core().and_then(|engine| engine.precompile_module(&binary)),
         (Effort::Full, true) => engines.component().and_then(|engine| engine.precompile_component(&binary)),
@@ -42,7 +41,6 @@ pub fn compile(module: &[u8], format: Format, effort: Effort, into: &mut File) -
 /// Why the module cannot be run.
 pub fn fresh(engines: &Engines, format: Format, bytes: &[u8]) -> wasmtime::Result<Code> {
     let binary = binary(format, bytes).map_err(wasmtime::Error::msg)?;
-    refuse_threads(&binary).map_err(wasmtime::Error::msg)?;
     if is_component(&binary) {
         Component::new(engines.component()?, &binary).map(Code::Component)
     } else {

@@ -26,7 +26,7 @@ impl Module {
             rustix::io::ioctl_fionbio(fd, false).unwrap();
         }
         std::thread::spawn(move || serve(&pod, answers));
-        let client = Client::start(container, |why| panic!("{why}")).unwrap();
+        let client = Client::start(container, |_| {}, |why| panic!("{why}")).unwrap();
         let spec = json!({"process": {"env": ["WASMEDGE_WASINN_PRELOAD=default:GGML:CPU:/m.gguf"]}});
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let ours = log.clone();
@@ -139,6 +139,22 @@ fn an_answer_comes_in_pieces_until_its_end() {
     }
     assert!(module.output(context, 1).contains("\"output_tokens\":2"));
     assert_eq!(module.call(Function::FiniSingle, &[context]), 0);
+}
+
+#[test]
+fn a_module_that_does_not_wait_hears_that_nothing_has_come() {
+    let mut module = Module::new(&["/completion data: {\"content\":\"one\"}\n\ndata: {\"content\":\"\",\"stop\":true}\n\n"]);
+    let context = module.context("Count.");
+    module.tensor("{\"non-blocking\":true}");
+    assert_eq!(module.call(Function::SetInput, &[context, 1, 100]), 0);
+    let mut codes = Vec::new();
+    while codes.last() != Some(&(Code::EndOfSequence as u32)) {
+        match module.call(Function::ComputeSingle, &[context]) {
+            busy if busy == Code::Busy as u32 => std::thread::yield_now(),
+            other => codes.push(other),
+        }
+    }
+    assert_eq!(codes, [0, Code::EndOfSequence as u32]);
 }
 
 #[test]
