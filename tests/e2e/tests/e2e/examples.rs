@@ -24,17 +24,22 @@ fn on_examples(test: impl AsyncFnOnce(&Case) -> Result<()>) {
         if WARM.is_completed() {
             return Ok(());
         }
-        let archive = made("images.tar")?;
-        let ctr = Tool::ctr_in("k8s.io", case.within(60)).context("the node has no ctr")?;
-        ctr.run(&["images", "import", &archive.to_string_lossy()])?;
-        for image in ctr.run(&["images", "ls", "--quiet"])?.lines().filter(|image| image.starts_with("registry.example/")) {
-            // The CRI hears of it by an event.
-            eventually(image, case.soon(), async || Ok(case.node().image(image).await?.map(drop))).await?;
-        }
+        import(case, &made("images.tar")?).await?;
         WARM.call_once(|| ());
         calm(case).await
     };
     on_warm_node(warm, test);
+}
+
+/// Gives the node the images of an archive.
+pub async fn import(case: &Case, archive: &Path) -> Result<()> {
+    let ctr = Tool::ctr_in("k8s.io", case.within(60)).context("the node has no ctr")?;
+    ctr.run(&["images", "import", &archive.to_string_lossy()])?;
+    for image in ctr.run(&["images", "ls", "--quiet"])?.lines().filter(|image| image.starts_with("registry.example/")) {
+        // The CRI hears of it by an event.
+        eventually(image, case.soon(), async || Ok(case.node().image(image).await?.map(drop))).await?;
+    }
+    Ok(())
 }
 
 /// A file that was made of the examples.

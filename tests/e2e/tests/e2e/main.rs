@@ -16,6 +16,7 @@ mod hostile_guest;
 mod images;
 mod images_table;
 mod lifecycle;
+mod llm;
 mod mounts;
 mod namespaces;
 mod nerdctl;
