@@ -16,13 +16,16 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use chunked_transfer::Decoder;
-use magnetar_cri::{ContainerSpec, Node, PodSpec};
+use magnetar_cri::{Container, ContainerSpec, Node, Pod, PodSpec};
 use magnetar_observe::Processes;
 use serde_json::{Value, json};
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
 
 const IMAGE: &str = "registry.example/llm-server:1";
+
+/// Where the node keeps compiled code.
+const CACHE: &str = "/var/lib/magnetar/wasm";
 
 /// Where the containers have the model.
 const PATH: &str = "/models/model.gguf";
@@ -61,7 +64,7 @@ async fn main() -> ExitCode {
 async fn demo() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, images, model] = &arguments[..] else { anyhow::bail!("usage: llm IMAGES MODEL") };
-    let imported = Command::new("ctr").args(["--namespace", "k8s.io", "images", "import", "--quiet", images]).status()?;
+    let imported = Command::new("ctr").args(["--namespace", "k8s.io", "images", "import", images]).stdout(Stdio::null()).status()?;
     ensure!(imported.success(), "the server's image cannot be imported: {imported}");
     let node = Node::connect(SOCKET, PATIENCE).await?;
     let mut shown = vec![native(model)?];
@@ -121,7 +124,22 @@ impl Drop for Running {
 /// The same by a module in a pod.
 async fn in_pod(node: &Node, handler: &str, model: &str) -> Result<Shown> {
     eprintln!("{handler}: the server is a WebAssembly module in a pod");
+    let start = Instant::now();
+    let how = compile(node, handler, model).await?;
+    eprintln!("{handler}:   the module of a first container was compiled in {:.1} s{how}", start.elapsed().as_secs_f64());
     let before = Processes::now()?;
+    let start = Instant::now();
+    let (pod, container, address) = served(node, handler, model).await?;
+    let ready = start.elapsed();
+    let (first, rate) = ask_all(handler, &address)?;
+    let memory = Processes::now()?.since(&before).memory();
+    container.stop(10).await.context("the server did not stop")?;
+    pod.remove().await.context("the pod cannot be removed")?;
+    Ok(Shown { name: handler.to_owned(), ready, first, rate, memory: memory.uss })
+}
+
+/// A pod whose server answers, at this address.
+async fn served(node: &Node, handler: &str, model: &str) -> Result<(Pod, Container, String)> {
     let start = Instant::now();
     let pod = node.run_pod(&PodSpec::new("llm", handler).own_pid()).await.context("the pod did not start")?;
     let spec = ContainerSpec::new("server", IMAGE).mount_read_only(model, PATH);
@@ -134,12 +152,33 @@ async fn in_pod(node: &Node, handler: &str, model: &str) -> Result<Shown> {
         }
         sleep(Duration::from_millis(5));
     }
-    let ready = start.elapsed();
-    let (first, rate) = ask_all(handler, &address)?;
-    let memory = Processes::now()?.since(&before).memory();
-    container.stop(10).await.context("the server did not stop")?;
-    pod.remove().await.context("the pod cannot be removed")?;
-    Ok(Shown { name: handler.to_owned(), ready, first, rate, memory: memory.uss })
+    Ok((pod, container, address))
+}
+
+/// Runs a first pod until its module is compiled. WasmEdge's compiler can take longer than a
+/// container waits for it.
+async fn compile(node: &Node, handler: &str, model: &str) -> Result<&'static str> {
+    let before = compiled_modules()?;
+    let (pod, container, _) = served(node, handler, model).await?;
+    let is_interpreted = container.log()?.stderr().contains("it is interpreted");
+    let start = Instant::now();
+    while is_interpreted && compiled_modules()? == before {
+        ensure!(start.elapsed() < PATIENCE, "its module is not compiled within {PATIENCE:?}");
+        sleep(Duration::from_millis(50));
+    }
+    pod.remove().await.context("the first pod cannot be removed")?;
+    Ok(if is_interpreted { "; until then it was interpreted" } else { "" })
+}
+
+/// How many modules the node's cache has the code of.
+fn compiled_modules() -> Result<usize> {
+    let mut count = 0;
+    for folder in std::fs::read_dir(CACHE).into_iter().flatten() {
+        for file in std::fs::read_dir(folder?.path())? {
+            count += usize::from(file?.path().extension().is_some_and(|end| end == "sha256"));
+        }
+    }
+    Ok(count)
 }
 
 fn is_ready(address: &str) -> bool {
