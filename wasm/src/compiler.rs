@@ -164,7 +164,7 @@ fn empty_root() -> rustix::io::Result<()> {
 }
 
 /// The system calls that a compiler needs for memory, threads and the files in its folder. Memory
-/// for code, threads and signals have rules of their own ([`filter`]).
+/// for code, threads and signals have rules of their own ([`filter()`]).
 const ALLOWED: &[i64] = &[
     // Memory.
     libc::SYS_brk,

@@ -159,6 +159,8 @@ fn text(fields: &Fields, model: &Chat, style: Style, prompt: String, most: Optio
             metadata.insert(key.to_owned(), value);
         }
     };
+    // Of Magnetar's own: others are served while a piece is computed.
+    put("non-blocking", Some(json!(true)));
     put("n-predict", Some(most.map_or(json!(-1), Value::from)));
     put("temp", fields.number("temperature", 0.0, 2.0)?);
     put("top-p", fields.number("top_p", 0.0, 1.0)?);

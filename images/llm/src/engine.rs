@@ -33,6 +33,8 @@ pub struct Usage {
 pub enum Failure {
     /// 1: something has a value that the engine does not take.
     InvalidArgument,
+    /// 4: the next piece has not come yet.
+    Busy,
     /// 8: no model has that name.
     NotFound,
     /// 100: the text is complete.
@@ -53,6 +55,7 @@ impl Failure {
     pub fn numbered(number: u32) -> Self {
         match number {
             1 => Self::InvalidArgument,
+            4 => Self::Busy,
             8 => Self::NotFound,
             100 => Self::EndOfSequence,
             101 => Self::ContextFull,
@@ -67,6 +70,7 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::InvalidArgument => write!(formatter, "a value that the engine does not take"),
+            Self::Busy => write!(formatter, "the engine is busy"),
             Self::NotFound => write!(formatter, "no model has that name"),
             Self::EndOfSequence => write!(formatter, "the text is complete"),
             Self::ContextFull => write!(formatter, "the context is full"),
@@ -94,10 +98,10 @@ pub trait Engine {
     /// When the engine does not take the metadata or the prompt.
     fn begin(&mut self, graph: Graph, metadata: Option<&str>, prompt: &str) -> Outcome<Context>;
 
-    /// Computes the next piece of the answer, and waits for it.
+    /// The next piece of the answer. A host that knows `non-blocking` does not wait for it.
     ///
     /// # Errors
-    /// Why there is none: the text is complete, or it failed.
+    /// Why there is none: it has not come, the text is complete, or it failed.
     fn piece(&mut self, context: Context) -> Outcome<Vec<u8>>;
 
     /// Computes the whole answer.

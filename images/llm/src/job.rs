@@ -23,6 +23,17 @@ pub struct Job {
     work: Work,
 }
 
+/// What came of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// The engine is computing.
+    Nothing,
+    /// A piece was written.
+    Piece,
+    /// The answer is complete, with this status.
+    Complete(u16),
+}
+
 enum Work {
     Text(Text),
     Embeddings(Embeddings),
@@ -76,12 +87,12 @@ impl Job {
         Self { connection, exchange, usage: Usage::default(), first: None, work: Work::Embeddings(embeddings) }
     }
 
-    /// Computes the next piece and writes it. Returns the status of the answer when it is complete.
-    pub fn step(&mut self, engine: &mut impl Engine, connection: &mut Connection) -> Option<u16> {
+    /// Writes the next piece, if it has come.
+    pub fn step(&mut self, engine: &mut impl Engine, connection: &mut Connection) -> Progress {
         let stepped = match &mut self.work {
             Work::Text(text) => {
                 let stepped = text.step(engine, connection, &mut self.usage);
-                if matches!(stepped, Ok(Step::More)) {
+                if matches!(stepped, Ok(Step::Piece)) {
                     self.first.get_or_insert_with(|| self.exchange.begun.elapsed());
                 }
                 stepped
@@ -89,7 +100,8 @@ impl Job {
             Work::Embeddings(embeddings) => embeddings.step(engine, connection, &mut self.usage),
         };
         let status = match stepped {
-            Ok(Step::More) => return None,
+            Ok(Step::Nothing) => return Progress::Nothing,
+            Ok(Step::Piece) => return Progress::Piece,
             Ok(Step::Last) => 200,
             Err(error) => {
                 if connection.is_streaming() {
@@ -103,7 +115,7 @@ impl Job {
             }
         };
         self.end(engine);
-        Some(status)
+        Progress::Complete(status)
     }
 
     /// Gives up what is still computed.
@@ -118,7 +130,8 @@ impl Job {
 }
 
 enum Step {
-    More,
+    Nothing,
+    Piece,
     Last,
 }
 
@@ -135,8 +148,9 @@ impl Text {
             Ok(piece) => {
                 let piece = self.unfinished.push(&piece);
                 self.take(&piece, connection);
-                Ok(Step::More)
+                Ok(Step::Piece)
             }
+            Err(Failure::Busy) => Ok(Step::Nothing),
             Err(full @ (Failure::EndOfSequence | Failure::ContextFull)) => {
                 *usage = engine.usage(context).unwrap_or_default();
                 let rest = self.unfinished.finish();
@@ -202,7 +216,7 @@ impl Embeddings {
             self.done.push(embedded?);
         }
         if self.done.len() < self.request.texts.len() {
-            return Ok(Step::More);
+            return Ok(Step::Piece);
         }
         let body = answers::embeddings(&self.model, std::mem::take(&mut self.done), usage.input);
         connection.answer(200, "application/json", "", body.to_string().as_bytes());

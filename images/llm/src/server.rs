@@ -6,7 +6,7 @@ use crate::api::{self, ApiError, Style, TextRequest};
 use crate::connection::Connection;
 use crate::engine::Engine;
 use crate::http::{Refusal, Request};
-use crate::job::Job;
+use crate::job::{Job, Progress};
 use crate::metrics::Metrics;
 use crate::models::{self, Models};
 use crate::net::{self, Interest, Number};
@@ -28,6 +28,10 @@ const MAX_KEPT: usize = 64 << 20;
 const SMALL: usize = 64 << 10;
 /// How often connections are looked at on which nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long to wait for a piece that has not come: a little at first, then twice as long each time,
+/// because the host cannot say when it comes.
+const SHORTEST: Duration = Duration::from_micros(250);
+const LONGEST: Duration = Duration::from_millis(4);
 /// The status, in the log only, of a request whose client has left.
 const LEFT: u16 = 499;
 
@@ -49,13 +53,27 @@ pub struct Server<E> {
     active: Vec<Job>,
     metrics: Metrics,
     random: RandomState,
+    /// How long to wait for a piece.
+    pause: Duration,
 }
 
 impl<E: Engine> Server<E> {
     /// A server whose models are loaded.
     pub fn new(engine: E, models: Models, options: Options, listener: TcpListener) -> Self {
         let (connections, waiting, active, metrics) = Default::default();
-        Self { engine, models, options, listener, connections, next: 0, waiting, active, metrics, random: RandomState::new() }
+        Self {
+            engine,
+            models,
+            options,
+            listener,
+            connections,
+            next: 0,
+            waiting,
+            active,
+            metrics,
+            random: RandomState::new(),
+            pause: SHORTEST,
+        }
     }
 
     /// Does once what there is to do, and returns whether that was anything.
@@ -66,18 +84,26 @@ impl<E: Engine> Server<E> {
             moved |= self.serve(number);
         }
         self.forget();
-        moved | self.compute()
+        let computed = self.compute();
+        if computed {
+            self.pause = SHORTEST;
+        }
+        moved | computed
     }
 
     /// Waits until there is something to do.
     ///
     /// # Errors
     /// When the host cannot wait.
-    pub fn wait(&self) -> io::Result<()> {
+    pub fn wait(&mut self) -> io::Result<()> {
         let mut interests: Vec<Interest> = self.connections.values().map(Connection::interest).collect();
         let has_room = self.connections.len() < MAX_CONNECTIONS;
         interests.push(Interest { socket: self.listener.as_raw_fd() as Number, read: has_room, write: false });
-        net::wait(&interests, (!self.connections.is_empty()).then_some(LOOK))
+        // An answer whose client reads slowly goes on when there is room.
+        let computes = self.active.iter().any(|job| self.connections.get(&job.connection).is_some_and(|client| !client.is_full()));
+        let timeout = if computes { self.pause } else { LOOK };
+        self.pause = (self.pause * 2).min(LONGEST);
+        net::wait(&interests, (!self.connections.is_empty()).then_some(timeout))
     }
 
     fn accept(&mut self) -> bool {
@@ -199,7 +225,7 @@ impl<E: Engine> Server<E> {
         Ok(Job::text(number, exchange, model.graph, request, answer, model.context))
     }
 
-    /// Computes a piece of each answer that is under way, and returns whether there was any.
+    /// Takes a piece of each answer that is under way, and returns whether there was any.
     fn compute(&mut self) -> bool {
         while self.active.len() < self.options.slots
             && let Some(job) = self.waiting.pop_front()
@@ -214,15 +240,17 @@ impl<E: Engine> Server<E> {
                 self.active.push(job);
                 continue;
             }
-            moved = true;
-            let (had, ended) = (job.first.is_some(), job.step(&mut self.engine, connection));
-            connection.send();
+            let (had, progress) = (job.first.is_some(), job.step(&mut self.engine, connection));
+            if progress != Progress::Nothing {
+                moved = true;
+                connection.send();
+            }
             if let Some(first) = job.first.filter(|_| !had) {
                 self.metrics.first_token(first);
             }
-            match ended {
-                Some(status) => self.tell(&job, status),
-                None => self.active.push(job),
+            match progress {
+                Progress::Complete(status) => self.tell(&job, status),
+                Progress::Nothing | Progress::Piece => self.active.push(job),
             }
         }
         moved

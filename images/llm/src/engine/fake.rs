@@ -36,6 +36,9 @@ struct Answer {
     slow: bool,
     given: u64,
     most: u64,
+    /// Whether the next piece has not come yet, which only those hear that do not wait.
+    is_late: bool,
+    waits: bool,
 }
 
 impl Fake {
@@ -90,12 +93,17 @@ impl Engine for Fake {
         let given: serde_json::Value = serde_json::from_str(metadata).unwrap_or_default();
         let most = given["n-predict"].as_u64().unwrap_or(u64::MAX);
         self.next += 1;
-        self.contexts.insert(self.next, Answer { prompt: prompt.into(), pieces, end, slow, given: 0, most });
+        let waits = given["non-blocking"] != true;
+        self.contexts.insert(self.next, Answer { prompt: prompt.into(), pieces, end, slow, given: 0, most, is_late: true, waits });
         Ok(Context(self.next))
     }
 
     fn piece(&mut self, context: Context) -> Outcome<Vec<u8>> {
         let answer = self.contexts.get_mut(&context.0).ok_or(Failure::InvalidArgument)?;
+        answer.is_late ^= true;
+        if !answer.waits && !answer.is_late {
+            return Err(Failure::Busy);
+        }
         if answer.slow {
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -179,7 +179,7 @@ fn a_chat_is_answered() {
     assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
     let seen = server.seen.lock().unwrap();
     let prompt = "<|im_start|>user\npieces:Par|is<|im_end|>\n<|im_start|>assistant\n";
-    assert_eq!(seen.begun, [("{\"n-predict\":-1,\"reverse-prompt\":[\"<|im_end|>\"]}".into(), prompt.into())]);
+    assert_eq!(seen.begun, [("{\"n-predict\":-1,\"non-blocking\":true,\"reverse-prompt\":[\"<|im_end|>\"]}".into(), prompt.into())]);
     assert_eq!(seen.active, (0, 1));
     assert_eq!(seen.loaded[0], ("default".into(), "{\"ctx-size\":8192,\"parallel\":4}".into()));
 }

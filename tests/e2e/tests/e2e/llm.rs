@@ -209,7 +209,11 @@ async fn a_chat_is_answered_at_once_and_as_a_stream(case: &Case, engine: Engine)
     let whole = server.post("/v1/chat/completions", &question(CAPITAL))?;
     ensure!(whole.answer()?.contains("Paris"), "{whole:?}");
     let usage = whole.json()?["usage"].clone();
-    ensure!(usage["prompt_tokens"].as_u64() > Some(10) && usage["completion_tokens"].as_u64().is_some_and(|tokens| tokens > 2), "{usage}");
+    ensure!(
+        usage["prompt_tokens"].as_u64().is_some_and(|tokens| tokens > 8)
+            && usage["completion_tokens"].as_u64().is_some_and(|tokens| tokens > 2),
+        "{usage}"
+    );
     let streamed = server.post("/v1/chat/completions", &stream(CAPITAL))?;
     assert_eq!(streamed.streamed()?, whole.answer()?);
     let events = streamed.events()?;
