@@ -37,8 +37,8 @@ pub struct TextRequest {
     pub prompt: String,
     /// The field from which the prompt comes, for errors.
     pub from: &'static str,
-    /// What the engine is told, as JSON.
-    pub metadata: String,
+    /// What the engine is told, apart from how many tokens there may be.
+    pub metadata: Map<String, Value>,
     /// Whether the answer comes in pieces.
     pub stream: bool,
     /// Whether the pieces end with the numbers of tokens.
@@ -161,7 +161,6 @@ fn text(fields: &Fields, model: &Chat, style: Style, prompt: String, most: Optio
     };
     // Of Magnetar's own: others are served while a piece is computed.
     put("non-blocking", Some(json!(true)));
-    put("n-predict", Some(most.map_or(json!(-1), Value::from)));
     put("temp", fields.number("temperature", 0.0, 2.0)?);
     put("top-p", fields.number("top_p", 0.0, 1.0)?);
     put("presence-penalty", fields.number("presence_penalty", -2.0, 2.0)?);
@@ -179,7 +178,6 @@ fn text(fields: &Fields, model: &Chat, style: Style, prompt: String, most: Optio
     }
     put("reverse-prompt", (!stops.is_empty()).then(|| stops.into()));
     put("json-schema", schema(fields)?.map(Value::from));
-    let metadata = Value::Object(metadata).to_string();
     Ok(TextRequest { style, prompt, from: "prompt", metadata, stream, include_usage, most })
 }
 

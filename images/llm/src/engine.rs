@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What computes: the host's `wasi_ephemeral_nn`, or in tests a fake.
 //!
-//! A computation is begun with its metadata and prompt, and asked for piece after piece, or for all
-//! at once. Several can be under way: the host's engine batches them.
+//! A computation is begun with its prompt, told how to go on, and asked for piece after piece, or
+//! for all at once. Several can be under way: the host's engine batches them.
 
 #[cfg(not(target_arch = "wasm32"))]
 pub mod absent;
@@ -95,8 +95,14 @@ pub trait Engine {
     /// Begins a computation. Nothing is computed yet.
     ///
     /// # Errors
-    /// When the engine does not take the metadata or the prompt.
-    fn begin(&mut self, graph: Graph, metadata: Option<&str>, prompt: &str) -> Outcome<Context>;
+    /// When the engine does not take the prompt.
+    fn begin(&mut self, graph: Graph, prompt: &str) -> Outcome<Context>;
+
+    /// Says how the answer is computed.
+    ///
+    /// # Errors
+    /// When the engine does not take the metadata.
+    fn tell(&mut self, context: Context, metadata: &str) -> Outcome<()>;
 
     /// The next piece of the answer. A host that knows `non-blocking` does not wait for it.
     ///

@@ -56,6 +56,8 @@ pub struct Refusal {
 #[derive(Debug, Default)]
 pub struct Parser {
     buffer: Vec<u8>,
+    /// How much of the buffer was read. Removing each small part of it would move all the rest.
+    read: usize,
     request: Option<Request>,
     body: Body,
 }
@@ -94,7 +96,7 @@ impl Parser {
 
     /// How many bytes are kept of requests that are not complete.
     pub fn kept(&self) -> usize {
-        self.buffer.len() + self.request.as_ref().map_or(0, |request| request.body.len())
+        self.unread().len() + self.request.as_ref().map_or(0, |request| request.body.len())
     }
 
     /// Whether a request has begun.
@@ -102,18 +104,29 @@ impl Parser {
         self.kept() > 0 || self.request.is_some()
     }
 
+    fn unread(&self) -> &[u8] {
+        self.buffer.get(self.read..).unwrap_or_default()
+    }
+
     /// Takes what is complete.
     ///
     /// # Errors
     /// When the request is refused.
     pub fn next(&mut self) -> Result<Arrived, Refusal> {
+        let arrived = self.arrived();
+        self.buffer.drain(..self.read);
+        self.read = 0;
+        arrived
+    }
+
+    fn arrived(&mut self) -> Result<Arrived, Refusal> {
         if matches!(self.body, Body::Head) {
             let expects = match self.head()? {
                 None => return Ok(Arrived::Nothing),
                 Some(expects) => expects,
             };
             // A client that has sent some of the body does not wait.
-            if expects && self.buffer.is_empty() && !matches!(self.body, Body::Length(0)) {
+            if expects && self.unread().is_empty() && !matches!(self.body, Body::Length(0)) {
                 return Ok(Arrived::Expectation);
             }
         }
@@ -127,17 +140,18 @@ impl Parser {
     /// Reads the head, and returns whether the client waits for permission to go on.
     fn head(&mut self) -> Result<Option<bool>, Refusal> {
         // Some clients send an empty line after a body.
-        while self.buffer.starts_with(b"\r\n") {
-            self.buffer.drain(..2);
+        while self.unread().starts_with(b"\r\n") {
+            self.read += 2;
         }
-        let window = &self.buffer[..self.buffer.len().min(MAX_HEAD)];
+        let unread = self.unread();
+        let window = &unread[..unread.len().min(MAX_HEAD)];
         let Some(end) = find(window, b"\r\n\r\n") else {
-            if self.buffer.len() >= MAX_HEAD {
+            if unread.len() >= MAX_HEAD {
                 return refuse(431, "the headers are too long");
             }
             return Ok(None);
         };
-        let Ok(text) = std::str::from_utf8(&self.buffer[..end]) else { return refuse(400, "the headers are no text") };
+        let Ok(text) = std::str::from_utf8(&window[..end]) else { return refuse(400, "the headers are no text") };
         let mut lines = text.split("\r\n");
         let mut request = request_line(lines.next().unwrap_or_default())?;
         let headers = headers(lines)?;
@@ -153,7 +167,7 @@ impl Parser {
         request.keep_alive = !headers.close && (request.chunks || headers.keep_alive);
         self.body = if headers.chunked { Body::ChunkLine } else { Body::Length(headers.length.unwrap_or(0)) };
         self.request = Some(request);
-        self.buffer.drain(..end + 4);
+        self.read += end + 4;
         Ok(Some(headers.expects))
     }
 
@@ -161,42 +175,47 @@ impl Parser {
     fn read_body(&mut self) -> Result<bool, Refusal> {
         let Some(request) = &mut self.request else { return Ok(false) };
         loop {
+            let unread = self.buffer.get(self.read..).unwrap_or_default();
             match &mut self.body {
                 Body::Head => return Ok(false),
                 Body::Length(missing) => {
-                    let taken = self.buffer.len().min(*missing);
-                    request.body.extend(self.buffer.drain(..taken));
+                    let taken = unread.len().min(*missing);
+                    request.body.extend(&unread[..taken]);
+                    self.read += taken;
                     *missing -= taken;
                     return Ok(*missing == 0);
                 }
                 Body::ChunkLine => {
-                    let Some(line) = line(&mut self.buffer)? else { return Ok(false) };
-                    let size = chunk_size(&line)?;
+                    let Some(line) = line(unread)? else { return Ok(false) };
+                    let size = chunk_size(line)?;
+                    self.read += line.len() + 2;
                     if request.body.len() + size > MAX_BODY {
                         return refuse(413, "the body is longer than 8 MiB");
                     }
                     self.body = if size == 0 { Body::Trailers(0) } else { Body::Chunk(size) };
                 }
                 Body::Chunk(0) => {
-                    if self.buffer.len() < 2 {
+                    if unread.len() < 2 {
                         return Ok(false);
                     }
-                    if !self.buffer.starts_with(b"\r\n") {
+                    if !unread.starts_with(b"\r\n") {
                         return refuse(400, "a chunk of the body is longer than it says");
                     }
-                    self.buffer.drain(..2);
+                    self.read += 2;
                     self.body = Body::ChunkLine;
                 }
                 Body::Chunk(missing) => {
-                    let taken = self.buffer.len().min(*missing);
-                    request.body.extend(self.buffer.drain(..taken));
+                    let taken = unread.len().min(*missing);
+                    request.body.extend(&unread[..taken]);
+                    self.read += taken;
                     *missing -= taken;
                     if *missing > 0 {
                         return Ok(false);
                     }
                 }
                 Body::Trailers(length) => {
-                    let Some(line) = line(&mut self.buffer)? else { return Ok(false) };
+                    let Some(line) = line(unread)? else { return Ok(false) };
+                    self.read += line.len() + 2;
                     *length += line.len();
                     if line.is_empty() {
                         return Ok(true);
@@ -218,15 +237,11 @@ fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|window| window == what)
 }
 
-/// Takes a line that is complete, without its end.
-fn line(buffer: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Refusal> {
-    match find(&buffer[..buffer.len().min(MAX_CHUNK_LINE)], b"\r\n") {
-        Some(end) => {
-            let line = buffer[..end].to_vec();
-            buffer.drain(..end + 2);
-            Ok(Some(line))
-        }
-        None if buffer.len() >= MAX_CHUNK_LINE => refuse(400, "a line of the body's chunks is too long"),
+/// A line that is complete, without its end.
+fn line(unread: &[u8]) -> Result<Option<&[u8]>, Refusal> {
+    match find(&unread[..unread.len().min(MAX_CHUNK_LINE)], b"\r\n") {
+        Some(end) => Ok(Some(&unread[..end])),
+        None if unread.len() >= MAX_CHUNK_LINE => refuse(400, "a line of the body's chunks is too long"),
         None => Ok(None),
     }
 }

@@ -7,8 +7,11 @@ use crate::connection::Connection;
 use crate::engine::{Context, Engine, Failure, Graph, Usage};
 use crate::routes::Exchange;
 use crate::unicode::Unfinished;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::Duration;
+
+/// A prompt must leave so many tokens for its answer.
+const LEAST: u64 = 4;
 
 /// The job.
 pub struct Job {
@@ -139,10 +142,7 @@ impl Text {
     fn step(&mut self, engine: &mut impl Engine, connection: &mut Connection, usage: &mut Usage) -> Result<Step, ApiError> {
         let context = match self.context {
             Some(context) => context,
-            None => {
-                let begun = engine.begin(self.graph, Some(&self.request.metadata), &self.request.prompt).map_err(ApiError::engine)?;
-                *self.context.insert(begun)
-            }
+            None => self.begin(engine)?,
         };
         match engine.piece(context) {
             Ok(piece) => {
@@ -170,20 +170,39 @@ impl Text {
         }
     }
 
+    /// Begins the computation. All that are under way share the engine's context, and if that is
+    /// full, all of them fail. So none may have more than its part.
+    fn begin(&mut self, engine: &mut impl Engine) -> Result<Context, ApiError> {
+        let begun = engine.begin(self.graph, &self.request.prompt).map_err(ApiError::engine)?;
+        let context = *self.context.insert(begun);
+        let mut metadata = self.request.metadata.clone();
+        if let Some(limit) = self.limit {
+            let tokens = engine.usage(context).map_err(ApiError::engine)?.input;
+            let left = limit.saturating_sub(tokens);
+            if left < LEAST {
+                return Err(ApiError::too_long(self.request.from, self.limit, Some(tokens)));
+            }
+            self.request.most = Some(self.request.most.map_or(left, |most| most.min(left)));
+        }
+        metadata.insert("n-predict".into(), self.request.most.map_or(json!(-1), Value::from));
+        engine.tell(context, &Value::Object(metadata).to_string()).map_err(ApiError::engine)?;
+        Ok(context)
+    }
+
     fn take(&mut self, piece: &str, connection: &mut Connection) {
         if !self.request.stream {
             self.text.push_str(piece);
             return;
         }
-        self.begin(connection);
+        self.open(connection);
         if !piece.is_empty() {
             connection.event(&self.answer.piece(piece));
         }
     }
 
-    /// Begins the answer, which is not done before there is a piece: until then it may still become
+    /// Opens the stream, which is not done before there is a piece: until then it may still become
     /// an error with a status of its own.
-    fn begin(&self, connection: &mut Connection) {
+    fn open(&self, connection: &mut Connection) {
         if !connection.is_streaming() {
             connection.begin_events();
             if let Some(opening) = self.answer.opening() {
@@ -198,7 +217,7 @@ impl Text {
             connection.answer(200, "application/json", "", whole.to_string().as_bytes());
             return;
         }
-        self.begin(connection);
+        self.open(connection);
         connection.event(&self.answer.closing(finish));
         if self.request.include_usage {
             connection.event(&self.answer.usage(usage));
@@ -210,7 +229,7 @@ impl Text {
 impl Embeddings {
     fn step(&mut self, engine: &mut impl Engine, connection: &mut Connection, usage: &mut Usage) -> Result<Step, ApiError> {
         if let Some(text) = self.request.texts.get(self.done.len()) {
-            let context = engine.begin(self.graph, None, text).map_err(ApiError::engine)?;
+            let context = engine.begin(self.graph, text).map_err(ApiError::engine)?;
             let embedded = self.embed(engine, context, usage);
             engine.end(context);
             self.done.push(embedded?);

@@ -10,8 +10,8 @@ use std::fs::File;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The most context that a model gets without being asked for it, in tokens. Models that were
-/// trained for a hundred thousand would take gigabytes.
-const CONTEXT: u64 = 8192;
+/// trained for a hundred thousand would take many gigabytes.
+const CONTEXT: u64 = 16384;
 
 /// The models.
 pub struct Models {
@@ -31,7 +31,7 @@ pub struct Chat {
     pub names: Vec<String>,
     /// How messages become a prompt.
     pub template: Template,
-    /// The most tokens of a prompt and its answer.
+    /// The most tokens of a prompt and its answer, which are the part of one slot.
     pub context: Option<u64>,
     /// The most tokens of an answer whose request says nothing.
     pub most: Option<u64>,
@@ -87,16 +87,17 @@ impl Chat {
         let mut names: Vec<String> = options.name.iter().cloned().chain(header.name).collect();
         names.extend([stem(&named.path), named.alias.clone()]);
         names.dedup();
-        // One request cannot have more than the model was trained for.
-        let context = Some(context.min(header.context_length.unwrap_or(u64::MAX)));
-        Ok(Self { graph, names, template, context, most: options.most })
+        // All slots can be in use at a time; and no request has more than the model was trained
+        // for.
+        let part = (context / options.slots as u64).min(header.context_length.unwrap_or(u64::MAX));
+        Ok(Self { graph, names, template, context: Some(part), most: options.most })
     }
 }
 
 impl Embedder {
     fn load(engine: &mut impl Engine, named: &Named, options: &Options) -> Result<Self, String> {
         let header = header(named);
-        let context = context(named, options, &header).min(header.context_length.unwrap_or(u64::MAX));
+        let context = context(named, options, &header).min(CONTEXT).min(header.context_length.unwrap_or(u64::MAX));
         // A text is embedded as one batch.
         let metadata = json!({"embedding": true, "ctx-size": context, "batch-size": context, "ubatch-size": context, "parallel": 1});
         let graph = load(engine, named, &metadata.to_string())?;
@@ -120,7 +121,7 @@ fn load(engine: &mut impl Engine, named: &Named, metadata: &str) -> Result<Graph
 fn header(named: &Named) -> Header {
     let file = File::open(&named.path).map_err(|error| error.to_string());
     file.and_then(|file| Header::read(file).map_err(|error| error.to_string())).unwrap_or_else(|why| {
-        eprintln!("{}: {why}; its prompts are written as chatml", named.path);
+        eprintln!("{}: {why}: neither its name nor its chat template is known", named.path);
         Header::default()
     })
 }

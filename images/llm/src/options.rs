@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 /// How options are written, and what they are for.
 const KNOWN: [(&str, &str, &str); 9] = [
     ("port", "PORT", "the port (8080)"),
-    ("ctx-size", "CTX_SIZE", "tokens of context, which all requests under way share (at most 8192)"),
+    ("ctx-size", "CTX_SIZE", "tokens of context, of which each slot has its part (at most 16384)"),
     ("slots", "SLOTS", "how many requests are answered at a time (4)"),
     ("queue", "QUEUE", "how many more may wait (64)"),
     ("alias", "ALIAS", "the alias of the model that writes text (the first)"),

@@ -21,7 +21,7 @@ fn of(body: &Value) -> Result<TextRequest, ApiError> {
 }
 
 fn metadata(body: &Value) -> Value {
-    serde_json::from_str(&of(body).unwrap().metadata).unwrap()
+    of(body).unwrap().metadata.into()
 }
 
 fn hello() -> Value {
@@ -46,15 +46,12 @@ fn fields_become_metadata() {
     let all = json!({"messages": hello(), "temperature": 0, "top_p": 0.5, "seed": -7, "presence_penalty": 1, "frequency_penalty": -1.5, "max_tokens": 9,
         "max_completion_tokens": 5, "stop": ["a", "b"], "stream": true, "stream_options": {"include_usage": true}, "n": 1, "top_k": 40, "repeat_penalty": 1.1,
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}}, "logprobs": false, "tools": []});
-    let expected = json!({"n-predict": 5, "non-blocking": true, "temp": 0, "top-p": 0.5, "seed": -7, "presence-penalty": 1, "frequency-penalty": -1.5, "top-k": 40,
+    let expected = json!({"non-blocking": true, "temp": 0, "top-p": 0.5, "seed": -7, "presence-penalty": 1, "frequency-penalty": -1.5, "top-k": 40,
         "repeat-penalty": 1.1, "reverse-prompt": ["a", "b", "<|im_end|>"], "json-schema": "{\"type\":\"array\"}"});
     assert_eq!(metadata(&all), expected);
     let request = of(&all).unwrap();
     assert_eq!((request.stream, request.include_usage, request.most), (true, true, Some(5)));
-    assert_eq!(
-        metadata(&json!({"messages": hello(), "stop": null})),
-        json!({"n-predict": -1, "non-blocking": true, "reverse-prompt": ["<|im_end|>"]})
-    );
+    assert_eq!(metadata(&json!({"messages": hello(), "stop": null})), json!({"non-blocking": true, "reverse-prompt": ["<|im_end|>"]}));
     let object = metadata(&json!({"messages": hello(), "response_format": {"type": "json_object"}}));
     assert_eq!(object["json-schema"], "{\"type\":\"object\"}");
 }
@@ -130,7 +127,7 @@ fn completions_have_one_prompt() {
     let of = |body: Value| completion(body.to_string().as_bytes(), &models());
     let request = of(json!({"prompt": "Once", "max_tokens": 7})).unwrap();
     assert_eq!((request.prompt.as_str(), request.style, request.most), ("Once", Style::Completion, Some(7)));
-    assert_eq!(request.metadata, "{\"n-predict\":7,\"non-blocking\":true}");
+    assert_eq!(Value::Object(request.metadata), json!({"non-blocking": true}));
     assert_eq!(of(json!({"prompt": ["Once"]})).unwrap().prompt, "Once");
     for (name, value) in
         [("prompt", json!(["a", "b"])), ("prompt", json!([1, 2])), ("echo", json!(true)), ("suffix", json!("x")), ("best_of", json!(2))]

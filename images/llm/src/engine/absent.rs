@@ -12,7 +12,11 @@ impl Engine for Absent {
         match *self {}
     }
 
-    fn begin(&mut self, _: Graph, _: Option<&str>, _: &str) -> Outcome<Context> {
+    fn begin(&mut self, _: Graph, _: &str) -> Outcome<Context> {
+        match *self {}
+    }
+
+    fn tell(&mut self, _: Context, _: &str) -> Outcome<()> {
         match *self {}
     }
 

@@ -56,11 +56,10 @@ impl Engine for Fake {
         if alias == "missing" { Err(Failure::NotFound) } else { Ok(Graph(self.seen.lock().unwrap().loaded.len() as u32)) }
     }
 
-    fn begin(&mut self, _: Graph, metadata: Option<&str>, prompt: &str) -> Outcome<Context> {
-        let metadata = metadata.unwrap_or_default();
+    fn begin(&mut self, _: Graph, prompt: &str) -> Outcome<Context> {
         {
             let mut seen = self.seen.lock().unwrap();
-            seen.begun.push((metadata.into(), prompt.into()));
+            seen.begun.push((String::new(), prompt.into()));
             seen.active.0 += 1;
             seen.active.1 = seen.active.1.max(seen.active.0);
         }
@@ -90,12 +89,22 @@ impl Engine for Fake {
                 }
             }
         };
-        let given: serde_json::Value = serde_json::from_str(metadata).unwrap_or_default();
-        let most = given["n-predict"].as_u64().unwrap_or(u64::MAX);
         self.next += 1;
-        let waits = given["non-blocking"] != true;
-        self.contexts.insert(self.next, Answer { prompt: prompt.into(), pieces, end, slow, given: 0, most, is_late: true, waits });
+        let answer = Answer { prompt: prompt.into(), pieces, end, slow, given: 0, most: u64::MAX, is_late: true, waits: true };
+        self.contexts.insert(self.next, answer);
         Ok(Context(self.next))
+    }
+
+    fn tell(&mut self, context: Context, metadata: &str) -> Outcome<()> {
+        let answer = self.contexts.get_mut(&context.0).ok_or(Failure::InvalidArgument)?;
+        let mut seen = self.seen.lock().unwrap();
+        if let Some(begun) = seen.begun.iter_mut().rev().find(|begun| begun.1 == answer.prompt) {
+            begun.0 = metadata.into();
+        }
+        let told: serde_json::Value = serde_json::from_str(metadata).unwrap_or_default();
+        answer.most = told["n-predict"].as_u64().unwrap_or(u64::MAX);
+        answer.waits = told["non-blocking"] != true;
+        Ok(())
     }
 
     fn piece(&mut self, context: Context) -> Outcome<Vec<u8>> {

@@ -91,18 +91,21 @@ impl Engine for Host {
         Ok(Graph(graph))
     }
 
-    fn begin(&mut self, Graph(graph): Graph, metadata: Option<&str>, prompt: &str) -> Outcome<Context> {
+    fn begin(&mut self, Graph(graph): Graph, prompt: &str) -> Outcome<Context> {
         let mut context = 0;
         // SAFETY: the host writes a number there.
         done(unsafe { init_execution_context(graph, &raw mut context) })?;
-        let given = metadata.map_or(Ok(()), |metadata| Self::give(context, METADATA, metadata));
-        match given.and_then(|()| Self::give(context, TEXT, prompt)) {
+        match Self::give(context, TEXT, prompt) {
             Ok(()) => Ok(Context(context)),
             Err(failure) => {
                 self.end(Context(context));
                 Err(failure)
             }
         }
+    }
+
+    fn tell(&mut self, Context(context): Context, metadata: &str) -> Outcome<()> {
+        Self::give(context, METADATA, metadata)
     }
 
     fn piece(&mut self, context: Context) -> Outcome<Vec<u8>> {

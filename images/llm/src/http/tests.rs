@@ -54,6 +54,16 @@ fn chunks_become_a_body() {
 }
 
 #[test]
+fn small_chunks_take_no_longer_than_large_ones() {
+    let mut parser = parser("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+    // With a move of all that follows for each of them, this would take minutes.
+    parser.feed("1\r\nx\r\n".repeat(400_000).as_bytes());
+    assert_eq!(parser.next(), Ok(Arrived::Nothing));
+    parser.feed(b"0\r\n\r\n");
+    assert!(matches!(parser.next(), Ok(Arrived::Request(request)) if request.body.len() == 400_000));
+}
+
+#[test]
 fn a_client_that_waits_may_go_on() {
     let mut parser = parser("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n");
     assert_eq!(parser.next(), Ok(Arrived::Expectation));
@@ -113,4 +123,49 @@ fn chunks_that_lie_are_refused() {
     }
     assert_eq!(post(&"a".repeat(MAX_CHUNK_LINE)), 400);
     assert_eq!(post(&format!("0\r\n{}", "a: b\r\n".repeat(2000))), 431);
+}
+
+#[test]
+fn any_bytes_are_a_request_or_are_refused() {
+    let text = "POST /v1/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.0\r\n\r\n";
+    let mut random = Random(1);
+    for _ in 0..20_000 {
+        let mut bytes = text.as_bytes().to_vec();
+        for _ in 0..random.below(4) {
+            let at = random.below(bytes.len());
+            match random.below(3) {
+                0 => bytes[at] = random.below(256) as u8,
+                1 => drop(bytes.drain(at..(at + random.below(9)).min(bytes.len()))),
+                _ => bytes.insert(at, b"\r\n :;0f\0"[random.below(8)]),
+            }
+        }
+        let mut parser = Parser::default();
+        'stream: while !bytes.is_empty() {
+            let length = 1 + random.below(bytes.len());
+            parser.feed(&bytes.drain(..length).collect::<Vec<_>>());
+            loop {
+                match parser.next() {
+                    Ok(Arrived::Nothing) => break,
+                    Ok(Arrived::Request(request)) => assert!(request.body.len() <= text.len() * 2),
+                    Ok(Arrived::Expectation) => {}
+                    Err(Refusal { status, .. }) => {
+                        assert!((400..=505).contains(&status));
+                        break 'stream;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Numbers that look random, and are the same each time (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
 }

@@ -179,9 +179,9 @@ fn a_chat_is_answered() {
     assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
     let seen = server.seen.lock().unwrap();
     let prompt = "<|im_start|>user\npieces:Par|is<|im_end|>\n<|im_start|>assistant\n";
-    assert_eq!(seen.begun, [("{\"n-predict\":-1,\"non-blocking\":true,\"reverse-prompt\":[\"<|im_end|>\"]}".into(), prompt.into())]);
+    assert_eq!(seen.begun, [("{\"n-predict\":4093,\"non-blocking\":true,\"reverse-prompt\":[\"<|im_end|>\"]}".into(), prompt.into())]);
     assert_eq!(seen.active, (0, 1));
-    assert_eq!(seen.loaded[0], ("default".into(), "{\"ctx-size\":8192,\"parallel\":4}".into()));
+    assert_eq!(seen.loaded[0], ("default".into(), "{\"ctx-size\":16384,\"parallel\":4}".into()));
 }
 
 #[test]
@@ -227,6 +227,25 @@ fn an_answer_says_why_it_ends() {
     let answer = server.chat("full").json();
     assert_eq!((&answer["choices"][0]["finish_reason"], &answer["choices"][0]["message"]["content"]), (&json!("length"), &json!("so far")));
     assert_eq!(server.chat("").text(), "");
+}
+
+#[test]
+fn an_answer_has_its_part_of_the_context_and_no_more() {
+    let server = start_with(&["--ctx-size", "64"]);
+    let answer = server.chat("count:100").json();
+    assert_eq!((&answer["choices"][0]["finish_reason"], &answer["usage"]["completion_tokens"]), (&json!("length"), &json!(13)));
+    let mut body = chat("count:100");
+    body["max_tokens"] = 5.into();
+    assert_eq!(server.post("/v1/chat/completions", &body).json()["usage"]["completion_tokens"], 5);
+    let refused = server.chat("a b c d e f g h i j k l");
+    assert_eq!(refused.error(), (400, "context_length_exceeded".into(), json!("messages")));
+    assert!(
+        refused.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("of 14 tokens does not fit into the model's context: it has 16 tokens")
+    );
+    server.is_idle();
 }
 
 #[test]
@@ -396,7 +415,7 @@ fn nothing_is_computed_for_clients_that_have_left() {
 
 #[test]
 fn a_slow_reader_holds_nobody_up() {
-    let server = start();
+    let server = start_with(&["--ctx-size", "400000"]);
     let mut slow = server.client();
     // More than sockets take.
     let body = streamed("large:20000").to_string();

@@ -96,7 +96,7 @@ fn native(model: &str) -> Result<Shown> {
     let mut command = Command::new("llama-server");
     command.args(["--model", model, "--host", "127.0.0.1", "--port", &port, "--threads", &threads, "--parallel", "4"]);
     command.args(["--n-gpu-layers", "0", "--cache-ram", "0", "--kv-unified", "--fit", "off", "--offline", "--no-ui"]);
-    command.args(["--ctx-size", "1024"]);
+    command.args(["--ctx-size", "4096"]);
     let start = Instant::now();
     let mut server = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context(name.clone())?);
     let address = format!("127.0.0.1:{port}");
@@ -143,7 +143,7 @@ async fn served(node: &Node, handler: &str, model: &str) -> Result<(Pod, Contain
     let start = Instant::now();
     let pod = node.run_pod(&PodSpec::new("llm", handler).own_pid()).await.context("the pod did not start")?;
     let spec = ContainerSpec::new("server", IMAGE).mount_read_only(model, PATH);
-    let spec = spec.env("WASMEDGE_WASINN_PRELOAD", &format!("default:GGML:CPU:{PATH}")).env("CTX_SIZE", "1024");
+    let spec = spec.env("WASMEDGE_WASINN_PRELOAD", &format!("default:GGML:CPU:{PATH}")).env("CTX_SIZE", "4096");
     let container = pod.run(&spec).await.context("the server's container did not start")?;
     let address = format!("{}:8080", pod.ip().await?);
     while !is_ready(&address) {

@@ -44,6 +44,7 @@ on_each_engine! {
     text_is_continued_and_embedded,
     what_is_wrong_has_its_error,
     a_hundred_requests_of_eight_clients_are_answered,
+    answers_that_fill_the_context_disturb_no_others,
     a_client_that_leaves_is_not_answered_any_further,
     a_server_without_a_model_says_so,
 }
@@ -76,7 +77,7 @@ impl Server {
         let pod = case.node().run_pod(&PodSpec::new(name, engine.handler()).own_pid()).await?;
         let preload = "default:GGML:CPU:/models/tiny.gguf embedding:GGML:CPU:/models/tiny.gguf";
         let spec = ContainerSpec::new("server", IMAGE).mount_read_only(MODEL, "/models/tiny.gguf").memory(512 << 20);
-        let container = pod.run(&spec.env("WASMEDGE_WASINN_PRELOAD", preload).env("CTX_SIZE", "512").env("LOG_REQUESTS", "true")).await?;
+        let container = pod.run(&spec.env("WASMEDGE_WASINN_PRELOAD", preload).env("CTX_SIZE", "2048").env("LOG_REQUESTS", "true")).await?;
         let server = Self { address: format!("{}:8080", pod.ip().await?), pod, container };
         let ready = async || {
             if server.container.status().await?.finished_at > 0 {
@@ -316,14 +317,44 @@ async fn a_hundred_requests_of_eight_clients_are_answered(case: &Case, engine: E
     server.stop().await
 }
 
+async fn answers_that_fill_the_context_disturb_no_others(case: &Case, engine: Engine) -> Result<()> {
+    let server = Server::start(case, engine, "llm-full").await?;
+    let server_ref = &server;
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|client| {
+                scope.spawn(move || {
+                    let reply = server_ref.post("/v1/chat/completions", &endless(client % 2 == 0))?;
+                    let (finish, tokens) = if client % 2 == 0 {
+                        let events = reply.events()?;
+                        let last = events.len().saturating_sub(2);
+                        (events[last]["choices"][0]["finish_reason"].clone(), events[last + 1]["usage"]["total_tokens"].clone())
+                    } else {
+                        let answer = reply.json()?;
+                        (answer["choices"][0]["finish_reason"].clone(), answer["usage"]["total_tokens"].clone())
+                    };
+                    ensure!(finish == "length" && tokens == 2048 / 4, "{reply:?}");
+                    Ok(())
+                })
+            })
+            .collect();
+        clients.into_iter().try_for_each(|client| client.join().unwrap_or_else(|_| bail!("a client has failed")))
+    })?;
+    server.stop().await
+}
+
+/// A question whose answer is long by its schema, as far as the engine takes such a number.
+fn endless(streamed: bool) -> Value {
+    let mut body = if streamed { stream("Count.") } else { question("Count.") };
+    body["response_format"] = json!({"type": "json_schema", "json_schema": {"schema": {"type": "string", "minLength": 1900}}});
+    body
+}
+
 async fn a_client_that_leaves_is_not_answered_any_further(case: &Case, engine: Engine) -> Result<()> {
     let server = Server::start(case, engine, "llm-leaves").await?;
     for _ in 0..6 {
         let mut client = server.client()?;
-        // An answer that is long by its schema, as far as the engine takes such a number.
-        let mut endless = stream("Count.");
-        endless["response_format"] = json!({"type": "json_schema", "json_schema": {"schema": {"type": "string", "minLength": 1500}}});
-        client.send("POST", "/v1/chat/completions", &endless.to_string())?;
+        client.send("POST", "/v1/chat/completions", &endless(true).to_string())?;
         let status = client.line()?;
         ensure!(status.contains(" 200 "), "{status}: {}", server.container.log()?.stderr());
     }
