@@ -22,9 +22,12 @@ pub const LLAMA_SERVER: Program = Program {
 /// The name of its socket. The server takes a name for a Unix socket's by its end.
 pub const SOCKET: &str = "m.sock";
 
-/// How many prompts are computed at a time, if nobody says so: enough for the processor to be busy
-/// with all of them at once, which gives three times the tokens of one after another.
-const PARALLEL: u16 = 4;
+/// How many prompts are computed at a time, if nobody says so. Several share the context, and all
+/// of them fail when it is full; so who wants several says so, and keeps to its part.
+const PARALLEL: u16 = 1;
+
+/// How many more requests can be under way at a time. Others wait for their connection.
+const MORE_THREADS: u32 = 7;
 
 /// What it reads about the node.
 const NODE: [&str; 3] = ["/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system"];
@@ -83,12 +86,14 @@ impl<'a> Plan<'a> {
         option("--n-gpu-layers", *n_gpu_layers);
         option("--main-gpu", main_gpu.map(u32::from));
         option("--parallel", Some(parallel.into()));
-        // One thread waits for each prompt, and one answers what is short.
-        option("--threads-http", Some(u32::from(parallel) + 1));
+        // A thread waits for each prompt, also for one that is not computed yet; more are for what is
+        // short.
+        option("--threads-http", Some(u32::from(parallel) + MORE_THREADS));
         // Prompts of the past would be kept in the container's memory, by default up to 8 GiB.
         option("--cache-ram", Some(0));
         invocation.arguments([
-            // All prompts share the context: one alone may use all of it.
+            // Prompts that are computed at the same time share the context: one alone may use all of
+            // it.
             "--kv-unified",
             // It is told what to do, and does not look for what would fit.
             "--fit",
@@ -133,7 +138,7 @@ mod tests {
         let arguments: Vec<_> = invocation.arguments.iter().map(|argument| argument.to_str().unwrap()).collect();
         assert_eq!(arguments[..4], ["--model", "/proc/self/fd/3", "--host", "/proc/self/fd/4/m.sock"]);
         let value = |name| arguments.iter().position(|argument| *argument == name).map(|at| arguments[at + 1]);
-        assert_eq!((value("--ctx-size"), value("--threads"), value("--threads-http")), (Some("4096"), Some("3"), Some("5")));
+        assert_eq!((value("--ctx-size"), value("--threads"), value("--threads-http")), (Some("4096"), Some("3"), Some("8")));
         assert_eq!((value("--batch-size"), arguments.contains(&"--embeddings")), (None, true));
         let Confinement { user, capabilities, pids, files, calls } = invocation.confinement;
         assert_eq!((user, capabilities, pids, calls), (Some(2_000_000_007), CapabilitySet::NONE, Pids::ItselfAndHolder, Calls::Server));

@@ -120,7 +120,7 @@ static void several(char **arguments) {
     int count = 0, running;
     for (; arguments[1 + count]; count++) {
         contexts[count] = begun(graph);
-        ENDS(give(contexts[count], 1, "{\"temp\":0}"), 0);
+        ENDS(give(contexts[count], 1, "{\"temp\":0,\"parallel\":4}"), 0);
         ENDS(give(contexts[count], 0, arguments[1 + count]), 0);
     }
     do {
