@@ -86,14 +86,14 @@ impl<'a> Plan<'a> {
         option("--n-gpu-layers", *n_gpu_layers);
         option("--main-gpu", main_gpu.map(u32::from));
         option("--parallel", Some(parallel.into()));
-        // A thread waits for each prompt, also for one that is not computed yet; more are for what is
-        // short.
+        // A thread waits for each prompt, also for one that is not computed yet; more are for what
+        // is short.
         option("--threads-http", Some(u32::from(parallel) + MORE_THREADS));
         // Prompts of the past would be kept in the container's memory, by default up to 8 GiB.
         option("--cache-ram", Some(0));
         invocation.arguments([
-            // Prompts that are computed at the same time share the context: one alone may use all of
-            // it.
+            // Prompts that are computed at the same time share the context: one alone may use all
+            // of it.
             "--kv-unified",
             // It is told what to do, and does not look for what would fit.
             "--fit",
