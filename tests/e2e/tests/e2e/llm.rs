@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::engine::Engine;
 use super::examples::import;
+use super::nn::one_processor;
 
 /// The folder with the image, which tests/e2e/run makes.
 const FOLDER: &str = "MAGNETAR_LLM";
@@ -76,7 +77,7 @@ impl Server {
     async fn start(case: &Case, engine: Engine, name: &str) -> Result<Self> {
         let pod = case.node().run_pod(&PodSpec::new(name, engine.handler()).own_pid()).await?;
         let preload = "default:GGML:CPU:/models/tiny.gguf embedding:GGML:CPU:/models/tiny.gguf";
-        let spec = ContainerSpec::new("server", IMAGE).mount_read_only(MODEL, "/models/tiny.gguf").memory(512 << 20);
+        let spec = one_processor(ContainerSpec::new("server", IMAGE).mount_read_only(MODEL, "/models/tiny.gguf").memory(512 << 20));
         let container = pod.run(&spec.env("WASMEDGE_WASINN_PRELOAD", preload).env("CTX_SIZE", "2048").env("LOG_REQUESTS", "true")).await?;
         let server = Self { address: format!("{}:8080", pod.ip().await?), pod, container };
         let ready = async || {

@@ -40,7 +40,13 @@ on_each_engine! {
 fn named(file: &str, args: &[&str]) -> ContainerSpec {
     let preload = format!("default:GGML:CPU:{PATH} embed:GGML:CPU:{PATH}");
     let words = ["/modules/nn.wasm"].iter().chain(args).map(ToString::to_string);
-    module("nn.wasm", []).command(words).mount_read_only(file, PATH).env("WASMEDGE_WASINN_PRELOAD", &preload)
+    one_processor(module("nn.wasm", []).command(words).mount_read_only(file, PATH).env("WASMEDGE_WASINN_PRELOAD", &preload))
+}
+
+/// Limits a container to one processor, so that the engine of its model has one thread: several
+/// wait for each other by spinning, and tests run beside others.
+pub fn one_processor(spec: ContainerSpec) -> ContainerSpec {
+    spec.resources(|limits| (limits.cpu_quota, limits.cpu_period) = (100_000, 100_000))
 }
 
 fn question(text: &str) -> String {
@@ -254,6 +260,8 @@ async fn an_engine_has_nothing_of_the_host(case: &Case, engine: Engine) -> Resul
     open.retain(|file| !["/dev/null", "pipe:", "socket:", "anon_inode:"].iter().any(|own| file.starts_with(own)));
     let expected = |file: &String| Path::new(file).starts_with(case.state_dir(&pod)) || file.ends_with("tiny.gguf");
     ensure!(open.iter().all(expected), "{open:?}");
+    let arguments = fs::read_to_string(format!("{process}/cmdline"))?;
+    ensure!(arguments.contains("\0--threads\01\0"), "it has the container's one processor: {arguments:?}");
     Ok(pod.remove().await?)
 }
 
