@@ -261,7 +261,8 @@ async fn an_engine_has_nothing_of_the_host(case: &Case, engine: Engine) -> Resul
     let expected = |file: &String| Path::new(file).starts_with(case.state_dir(&pod)) || file.ends_with("tiny.gguf");
     ensure!(open.iter().all(expected), "{open:?}");
     let arguments = fs::read_to_string(format!("{process}/cmdline"))?;
-    ensure!(arguments.contains("\0--threads\01\0"), "it has the container's one processor: {arguments:?}");
+    let has_one_thread = arguments.split('\0').collect::<Vec<_>>().windows(2).any(|pair| pair == ["--threads", "1"]);
+    ensure!(has_one_thread, "it has the container's one processor: {arguments:?}");
     Ok(pod.remove().await?)
 }
 
