@@ -8,8 +8,9 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read};
 
-/// The most bytes of a header, which has the words of the tokenizer.
-const MAX_HEADER: u64 = 256 << 20;
+/// The most bytes of a header, which has the words of the tokenizer. The pod's process does nothing
+/// else while it reads them.
+const MAX_HEADER: u64 = 64 << 20;
 
 /// The most entries of a header.
 const MAX_ENTRIES: u64 = 1 << 16;

@@ -95,7 +95,7 @@ impl Graphs {
         if !metadata.is_empty() {
             all.add(metadata).map_err(|why| self.failed(Code::InvalidArgument, why))?;
         }
-        self.ensure_loaded(model, &all).map_err(|_| Code::ModelNotFound)?;
+        self.ensure_loaded(model, &all.load).map_err(|_| Code::ModelNotFound)?;
         let number = self.number();
         self.graphs.insert(number, Graph { model, metadata: all });
         Ok(number)
@@ -139,7 +139,7 @@ impl Graphs {
                 let added = metadata.add(&tensor);
                 added.map_err(|why| self.failed(Code::InvalidArgument, why))?;
                 let model = self.model_of(context)?;
-                self.ensure_loaded(model, &metadata)?;
+                self.ensure_loaded(model, &metadata.load)?;
                 self.context(context)?.metadata = metadata;
                 Ok(())
             }
@@ -250,6 +250,9 @@ impl Graphs {
     /// Sends a request to the engine.
     fn send(&mut self, context: u32, path: &str, request: &Value) -> Outcome<Awaited> {
         let model = self.model_of(context)?;
+        // Meanwhile somebody may have loaded the model with other options.
+        let options = self.context(context)?.metadata.load.clone();
+        self.ensure_loaded(model, &options)?;
         let client = self.client.as_ref().ok_or(Code::NotFound)?;
         let sent = client
             .connect(model)
@@ -275,14 +278,14 @@ impl Graphs {
         parsed.map_err(|why| self.failed(Code::RuntimeError, format!("the engine of the model has broken off: {why}")))
     }
 
-    fn ensure_loaded(&mut self, model: usize, metadata: &Metadata) -> Outcome<()> {
-        if self.loaded.get(&model) == Some(&metadata.load) {
+    fn ensure_loaded(&mut self, model: usize, options: &LoadOptions) -> Outcome<()> {
+        if self.loaded.get(&model) == Some(options) {
             return Ok(());
         }
         let client = self.client.as_ref().ok_or(Code::NotFound)?;
         self.loaded.remove(&model);
-        client.load(model, metadata.load.clone()).map_err(|why| self.failed(Code::RuntimeError, why))?;
-        self.loaded.insert(model, metadata.load.clone());
+        client.load(model, options.clone()).map_err(|why| self.failed(Code::RuntimeError, why))?;
+        self.loaded.insert(model, options.clone());
         Ok(())
     }
 

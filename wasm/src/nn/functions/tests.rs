@@ -9,6 +9,7 @@ use serde_json::json;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// A module with its models. The pod's process, and the engine of its only model, are a thread that
@@ -17,6 +18,7 @@ struct Module {
     memory: Vec<u8>,
     graphs: Graphs,
     log: Arc<Mutex<Vec<String>>>,
+    loads: Arc<AtomicU32>,
 }
 
 impl Module {
@@ -25,13 +27,15 @@ impl Module {
         for fd in [&container, &pod] {
             rustix::io::ioctl_fionbio(fd, false).unwrap();
         }
-        std::thread::spawn(move || serve(&pod, answers));
+        let loads = Arc::<AtomicU32>::default();
+        let counted = loads.clone();
+        std::thread::spawn(move || serve(&pod, answers, &counted));
         let client = Client::start(container, |_| {}, |why| panic!("{why}")).unwrap();
         let spec = json!({"process": {"env": ["WASMEDGE_WASINN_PRELOAD=default:GGML:CPU:/m.gguf"]}});
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let ours = log.clone();
         let say = move |line: &str| ours.lock().unwrap().push(line.to_owned());
-        Self { memory: vec![0; 1 << 16], graphs: Graphs::new(Some(client), named::in_spec(&spec).unwrap(), say), log }
+        Self { memory: vec![0; 1 << 16], graphs: Graphs::new(Some(client), named::in_spec(&spec).unwrap(), say), log, loads }
     }
 
     fn call(&mut self, function: Function, arguments: &[u32]) -> u32 {
@@ -73,11 +77,14 @@ impl Module {
     }
 }
 
-fn serve(pod: &OwnedFd, answers: &[&str]) {
+fn serve(pod: &OwnedFd, answers: &[&str], loads: &AtomicU32) {
     let mut answers = answers.iter();
     while let Ok((request, _)) = channel::receive::<Request>(pod) {
         match request {
-            Request::Load { model: 0, .. } => channel::send(pod, &Reply::Loaded, &[]).unwrap(),
+            Request::Load { model: 0, .. } => {
+                loads.fetch_add(1, Ordering::Relaxed);
+                channel::send(pod, &Reply::Loaded, &[]).unwrap();
+            }
             Request::Load { .. } => channel::send(pod, &Reply::Failed("no such model".into()), &[]).unwrap(),
             Request::Connect { .. } => {
                 let (ours, theirs) = UnixStream::pair().unwrap();
@@ -196,6 +203,18 @@ fn an_embedding_is_an_output() {
 }
 
 #[test]
+fn each_context_computes_with_its_own_options() {
+    let mut module = Module::new(&[r#"/embedding [{"embedding":[0.5]}]"#, r#"/completion {"content":"one"}"#]);
+    let text = module.context("Count.");
+    let embedding = module.context("Count.");
+    module.tensor("{\"embedding\":true}");
+    assert_eq!(module.call(Function::SetInput, &[embedding, 1, 100]), 0);
+    assert_eq!(module.call(Function::Compute, &[embedding]), 0);
+    assert_eq!(module.call(Function::Compute, &[text]), 0);
+    assert_eq!(module.loads.load(Ordering::Relaxed), 3, "the model was loaded anew for each change");
+}
+
+#[test]
 fn a_model_is_loaded_by_its_name_or_path_only() {
     let mut module = Module::new(&[]);
     module.write(1000, b"another");
@@ -229,7 +248,7 @@ fn metadata_that_is_wrong_is_refused() {
 proptest! {
     #[test]
     fn whatever_a_module_passes_is_an_error_or_works(calls in proptest::collection::vec((0..12usize, [any::<u32>(); 5], 0..4u32), 1..30)) {
-        let mut module = Module { memory: vec![0xff; 256], graphs: Graphs::new(None, Vec::new(), |_| {}), log: Arc::default() };
+        let mut module = Module { memory: vec![0xff; 256], graphs: Graphs::new(None, Vec::new(), |_| {}), log: Arc::default(), loads: Arc::default() };
         for (function, arguments, small) in calls {
             let function = Function::ALL[function];
             let arguments = arguments.map(|argument| if argument % 3 == 0 { argument } else { (argument % 64) * small });
