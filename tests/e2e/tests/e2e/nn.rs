@@ -199,8 +199,8 @@ async fn a_model_larger_than_the_containers_memory_is_refused(case: &Case, engin
 
 async fn a_model_that_takes_long_to_load_says_how_far_it_is(case: &Case, engine: Engine) -> Result<()> {
     let pod = pod(case, engine, "nn-slow").await?;
-    // An engine takes as long to load its model as it is stopped. The model is so small that one may
-    // have loaded it before.
+    // An engine takes as long to load its model as it is stopped. The model is so small that one
+    // may have loaded it before.
     for _ in 0..20 {
         let container = pod.run(&named(MODEL, &["load", "default"])).await?;
         let server = loop {
