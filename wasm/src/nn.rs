@@ -20,6 +20,7 @@ mod client;
 pub mod functions;
 pub mod gguf;
 mod graph;
+mod graphics;
 mod http;
 pub mod llama;
 mod metadata;
@@ -37,6 +38,7 @@ use client::Client;
 use magnetar_core::error::{Context, Error, Result};
 use magnetar_core::packet;
 use magnetar_core::runtime::libcontainer::ask_for_companion;
+use named::Named;
 use serde_json::Value;
 use service::{Wanted, WantedModel};
 use std::io::Write;
@@ -58,15 +60,19 @@ pub fn ask(spec: &Value, bundle: &Path) -> Result<Option<Models>> {
     }
     let models = named::open(named.clone(), spec, bundle)?;
     let (pod, channel) = packet::pair().context(|| "cannot make the channel for the container's models".into())?;
-    let of = |model: &named::Model| WantedModel { alias: model.named.alias.clone(), path: model.named.path.clone() };
+    let of = |model: &named::Model| {
+        let Named { alias, path, .. } = model.named.clone();
+        WantedModel { alias, path, parts: model.files.len() }
+    };
     let wanted = Wanted {
         models: models.iter().map(of).collect(),
         threads: threads(&spec["linux"]["resources"]["cpu"]),
+        devices: graphics::in_spec(spec),
         memory: spec["linux"]["resources"]["memory"]["limit"].as_u64().filter(|limit| *limit > 0),
     };
     let wanted = serde_json::to_value(wanted).map_err(|error| Error::internal(format!("the container's models: {error}")))?;
     let mut descriptors = vec![pod.as_fd()];
-    descriptors.extend(models.iter().map(|model| model.file.as_fd()));
+    descriptors.extend(models.iter().flat_map(|model| model.files.iter().map(AsFd::as_fd)));
     ask_for_companion(wanted, &descriptors)?;
     Ok(Some(Models { channel, named }))
 }

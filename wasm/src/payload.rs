@@ -145,13 +145,21 @@ impl Module {
         FromStart::of(&self.file).take(LARGEST + 1)
     }
 
+    /// Its size in bytes.
+    ///
+    /// # Errors
+    /// The kernel's error.
+    pub fn size(&self) -> Result<u64> {
+        Ok(self.file.metadata().context(|| format!("cannot read {}", self.name))?.len())
+    }
+
     /// Checks that the module is not too large. `memory` is the module's memory limit in bytes.
     ///
     /// # Errors
     /// `ResourceExhausted` for a module that is larger than `memory` or than 512 MiB, or the
     /// kernel's error.
     pub fn check_size(&self, memory: Option<u64>) -> Result<()> {
-        let size = self.file.metadata().context(|| format!("cannot read {}", self.name))?.len();
+        let size = self.size()?;
         if size > LARGEST {
             return Err(Error::new(Code::ResourceExhausted, format!("it is larger than {} MiB", LARGEST >> 20)));
         }

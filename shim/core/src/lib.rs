@@ -14,6 +14,7 @@
 //! - [`host_pod`] is the pod of the sandboxers whose containers are processes of this host.
 //! - [`home`] is the cgroup and the network namespace of the sandbox process itself.
 //! - [`hooks`] runs the OCI hooks of containers in virtual machines.
+//! - [`program`] finds programs of the node's.
 //! - [`cgroup`], [`mount`], [`stdio`], [`terminal`], [`sandbox_files`] are the kernel's side of a
 //!   container.
 //! - `confined` (a feature) runs the programs beside a pod that serve it.
@@ -43,6 +44,7 @@ pub mod netlink;
 pub mod packet;
 pub mod pod_config;
 pub mod process;
+pub mod program;
 pub mod reaper;
 pub mod record;
 pub mod runtime;

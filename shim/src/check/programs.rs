@@ -3,7 +3,9 @@
 
 use super::Finding;
 use crate::launch::Places;
+use crate::options::{CONFIG_DIR, of_kind};
 use magnetar_core::config::LEAST_CLOUD_HYPERVISOR;
+use magnetar_core::program::LLAMA_SERVER;
 use magnetar_core::runtime::cli;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -114,11 +116,24 @@ pub fn engines(places: &Places) -> Vec<Finding> {
             (Ok(_), None) => Finding::no("wasmedge", "no libwasmedge", "no handler magnetar-wasmedge"),
             (Err(_), _) => Finding::no("wasmedge", "magnetar-wasmedge is not installed", "no handler magnetar-wasmedge"),
         },
-        match cli::in_path("llama-server") {
-            Some(path) => Finding::yes("llama-server", path.display().to_string()),
-            None => Finding::no("llama-server", "not in PATH", "no language models for Wasm modules (wasi_ephemeral_nn)"),
-        },
+        llama_server(Path::new(CONFIG_DIR)),
     ]
+}
+
+/// The engine of language models, as the handlers of Wasm modules would find it.
+fn llama_server(config: &Path) -> Finding {
+    let found = ["wasmtime", "wasmedge"].map(|kind| {
+        let of_kind = of_kind(config, Some(kind)).and_then(|options| LLAMA_SERVER.find(&options.runtime.llama_server));
+        of_kind.map(|path| path.display().to_string()).map_err(|error| error.to_string())
+    });
+    let cost = "no language models for Wasm modules (wasi_ephemeral_nn)";
+    match found {
+        [Ok(one), Ok(other)] if one == other => Finding::yes(LLAMA_SERVER.name, one),
+        [Ok(one), Ok(other)] => Finding::yes(LLAMA_SERVER.name, format!("{one} for magnetar-wasmtime, {other} for magnetar-wasmedge")),
+        [Ok(found), Err(why)] => Finding::partly(LLAMA_SERVER.name, found, &format!("{cost} of magnetar-wasmedge: {why}")),
+        [Err(why), Ok(found)] => Finding::partly(LLAMA_SERVER.name, found, &format!("{cost} of magnetar-wasmtime: {why}")),
+        [Err(why), Err(_)] => Finding::no(LLAMA_SERVER.name, why, cost),
+    }
 }
 
 /// A program's version, from the first line of its `--version`, and its path.
@@ -157,6 +172,24 @@ mod tests {
         assert!(guest(Some(prefix.path())).found.ends_with("guest without initramfs"));
         std::fs::write(folder.join("initramfs"), "").unwrap();
         assert_eq!(guest(Some(prefix.path())).state, State::Yes);
+    }
+
+    #[test]
+    fn llama_server_is_looked_for_where_the_handlers_options_say() {
+        let options = tempfile::tempdir().unwrap();
+        let configure = |kind: &str, program: &str| {
+            let text = format!("sandboxer = \"wasm\"\n[runtime]\nname = {kind:?}\nllama_server = {program:?}\n");
+            std::fs::write(options.path().join(format!("{kind}.toml")), text).unwrap();
+        };
+        let found = || llama_server(options.path());
+        configure("wasmtime", "/bin/sh");
+        configure("wasmedge", "/bin/sh");
+        assert_eq!((found().state, found().found), (State::Yes, "/bin/sh".to_owned()));
+        configure("wasmedge", "/nowhere/llama-server");
+        assert_eq!(found().state, State::Partly);
+        assert!(found().cost.contains("of magnetar-wasmedge: /nowhere/llama-server, which is configured"), "{:?}", found());
+        configure("wasmtime", "/nowhere/llama-server");
+        assert_eq!(found().state, State::No);
     }
 
     #[test]

@@ -14,8 +14,10 @@ pub struct Kind {
     pub image: &'static str,
     /// Its command: prints one line about where it is, and stays.
     pub command: &'static [&'static str],
-    /// A command for exec, and what it must print.
-    pub exec: (&'static [&'static str], &'static str),
+    /// A command for exec, and what it must print, where the image has programs.
+    pub exec: Option<(&'static [&'static str], &'static str)>,
+    /// The language model that its module asks: its file, as the node sees the checkout.
+    pub model: Option<&'static str>,
     /// What a first pod leaves on the node, for those after it.
     pub left: Left,
     /// The messages by which a pod is refused where the node lacks what this kind needs. That is no
@@ -46,6 +48,8 @@ const BUSYBOX: &str = "localhost/magnetar/busybox:1";
 const HELLO: &[&str] =
     &["sh", "-c", "trap 'exit 0' TERM; echo \"hello from $(uname -s) $(uname -r), process $$\"; while :; do sleep 0.1; done"];
 
+const QUESTION: &str = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n";
+
 /// Those that the demo knows, in the order of the table. It shows those that are configured.
 pub const KINDS: &[Kind] = &[
     Kind {
@@ -54,7 +58,8 @@ pub const KINDS: &[Kind] = &[
         handler: "magnetar-runc",
         image: BUSYBOX,
         command: HELLO,
-        exec: (&["cat", "/etc/hostname"], "demo"),
+        exec: Some((&["cat", "/etc/hostname"], "demo")),
+        model: None,
         left: Left::Nothing,
         missing: &[],
     },
@@ -65,7 +70,8 @@ pub const KINDS: &[Kind] = &[
         image: "localhost/magnetar/wasm-tools:1",
         command: &[],
         // The module is beside busybox, so that there is a program to execute.
-        exec: (&["cat", "/etc/hostname"], "demo"),
+        exec: Some((&["cat", "/etc/hostname"], "demo")),
+        model: None,
         left: Left::Code,
         missing: &[],
     },
@@ -76,9 +82,21 @@ pub const KINDS: &[Kind] = &[
         image: "localhost/magnetar/wasm-tools:1",
         command: &[],
         // The module is beside busybox, so that there is a program to execute.
-        exec: (&["cat", "/etc/hostname"], "demo"),
+        exec: Some((&["cat", "/etc/hostname"], "demo")),
+        model: None,
         left: Left::Code,
         missing: &[],
+    },
+    Kind {
+        name: "llm",
+        what: "a language model, asked by a WebAssembly module",
+        handler: "magnetar-wasmedge",
+        image: "localhost/magnetar/wasm:1",
+        command: &["/modules/nn.wasm", "stay", "default", QUESTION, "{\"temp\":0,\"n-predict\":64}"],
+        exec: None,
+        model: Some("/magnetar/images/llm/model/tiny.gguf"),
+        left: Left::Code,
+        missing: &["llama-server is neither in PATH"],
     },
     Kind {
         name: "qemu",
@@ -86,7 +104,8 @@ pub const KINDS: &[Kind] = &[
         handler: "magnetar-qemu",
         image: BUSYBOX,
         command: HELLO,
-        exec: (&["hostname"], "demo"),
+        exec: Some((&["hostname"], "demo")),
+        model: None,
         left: Left::Nothing,
         missing: &[],
     },
@@ -96,7 +115,8 @@ pub const KINDS: &[Kind] = &[
         handler: "magnetar-qemu-template",
         image: BUSYBOX,
         command: HELLO,
-        exec: (&["hostname"], "demo"),
+        exec: Some((&["hostname"], "demo")),
+        model: None,
         left: Left::Template,
         missing: &[],
     },
@@ -106,7 +126,8 @@ pub const KINDS: &[Kind] = &[
         handler: "magnetar-clh",
         image: BUSYBOX,
         command: HELLO,
-        exec: (&["hostname"], "demo"),
+        exec: Some((&["hostname"], "demo")),
+        model: None,
         left: Left::Nothing,
         missing: &["Cloud Hypervisor needs KVM", "cloud-hypervisor is neither in PATH"],
     },

@@ -21,6 +21,16 @@ const TEMPLATES: &str = "/var/lib/magnetar/templates";
 /// The pod's cgroup: a kubelet makes one, and containerd measures the pod by it.
 const CGROUP: &str = "/magnetar-demo";
 
+/// The host's name of the pod.
+const HOSTNAME: &str = "demo";
+
+/// Where a container has its language model.
+const MODEL: &str = "/models/model.gguf";
+
+/// The engine of a language model: a process that is beside the container, in the container's
+/// cgroup.
+const MODEL_ENGINE: &str = "llama-server";
+
 /// What was seen of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
@@ -47,7 +57,7 @@ pub async fn show(node: &Node, kind: &Kind) -> Result<Shown> {
             say("a first pod has booted, and the template was made beside it".to_owned());
         } else {
             let start = Instant::now();
-            let container = first.run(&ContainerSpec::new("first", kind.image)).await.context("the first container did not start")?;
+            let container = first.run(&container("first", kind)).await.context("the first container did not start")?;
             container.logged(PATIENCE, |log| !log.stdout().is_empty()).await.context("the first container said nothing")?;
             say(format!("the module of a first container was compiled, and said hello after {}", milliseconds(start.elapsed())));
         }
@@ -56,13 +66,13 @@ pub async fn show(node: &Node, kind: &Kind) -> Result<Shown> {
     let before = Processes::now()?;
     let start = Instant::now();
 
-    let spec = PodSpec::new("demo", kind.handler).own_pid().hostname(kind.exec.1).cgroup_parent(CGROUP);
+    let spec = PodSpec::new("demo", kind.handler).own_pid().hostname(HOSTNAME).cgroup_parent(CGROUP);
     let pod = node.run_pod(&spec).await.context("the pod did not start")?;
     let ready = start.elapsed();
     say(format!("pod {:.12} is ready after {} with address {}", pod.id(), milliseconds(ready), pod.ip().await?));
     let with_the_pod = Processes::now()?.since(&before);
 
-    let container = pod.create(&ContainerSpec::new("demo", kind.image).command(kind.command.iter().copied())).await;
+    let container = pod.create(&container("demo", kind)).await;
     let container = container.context("the container was not made")?;
     container.start().await.context("the container did not start")?;
     let log = container.logged(PATIENCE, |log| !log.stdout().is_empty()).await.context("the container said nothing")?;
@@ -70,9 +80,11 @@ pub async fn show(node: &Node, kind: &Kind) -> Result<Shown> {
     let said = log.stdout().lines().next().unwrap_or_default().to_owned();
     say(format!("container {:.12} said after {}: {said}", container.id(), milliseconds(first_output)));
 
-    let output = container.exec(kind.exec.0.iter().copied()).await.context("a command in the container failed")?;
-    ensure!(output.stdout.trim() == kind.exec.1, "{} printed {output:?}", kind.exec.0.join(" "));
-    say(format!("exec {}: {}", kind.exec.0.join(" "), output.stdout.trim()));
+    if let Some((command, expected)) = kind.exec {
+        let output = container.exec(command.iter().copied()).await.context("a command in the container failed")?;
+        ensure!(output.stdout.trim() == expected, "{} printed {output:?}", command.join(" "));
+        say(format!("exec {}: {}", command.join(" "), output.stdout.trim()));
+    }
 
     let used = container.stats().await.context("no statistics")?.memory.and_then(|m| m.working_set_bytes).map_or(0, |v| v.value);
     ensure!(used > 0, "the statistics show no memory");
@@ -82,8 +94,10 @@ pub async fn show(node: &Node, kind: &Kind) -> Result<Shown> {
     let pid = container.pid().await?;
     // A virtual machine stands for its containers, and was there before them: it is not the
     // container's own.
-    let containers: Vec<_> = with_the_pod.find(pid).is_none().then_some(pid).into_iter().collect();
-    let management = Processes::now()?.since(&before).without(&containers);
+    let now = Processes::now()?.since(&before);
+    let engine = now.iter().filter(|process| process.name == MODEL_ENGINE).map(|process| process.pid);
+    let containers: Vec<_> = with_the_pod.find(pid).is_none().then_some(pid).into_iter().chain(engine).collect();
+    let management = now.without(&containers);
     for process in management.iter() {
         let memory = process.memory();
         let (private, own) = (memory.uss / 1024, memory.own / 1024);
@@ -102,6 +116,15 @@ pub async fn show(node: &Node, kind: &Kind) -> Result<Shown> {
     }
     say("stopped and removed".to_owned());
     Ok(Shown { ready, first_output, management, said })
+}
+
+/// The container of a kind.
+fn container(name: &str, kind: &Kind) -> ContainerSpec {
+    let spec = ContainerSpec::new(name, kind.image).command(kind.command.iter().copied());
+    match kind.model {
+        None => spec,
+        Some(model) => spec.mount_read_only(model, MODEL).env("WASMEDGE_WASINN_PRELOAD", &format!("default:GGML:CPU:{MODEL}")),
+    }
 }
 
 /// Waits until there is a template.

@@ -32,8 +32,9 @@ use disks::Disks;
 use magnetar_core::config::LEAST_CLOUD_HYPERVISOR;
 use magnetar_core::confined::confinement::{Calls, Confinement, Files, Pids, has_landlock};
 use magnetar_core::confined::own_devices::Contents;
-use magnetar_core::confined::program::{Invocation, Program};
+use magnetar_core::confined::program::Invocation;
 use magnetar_core::error::{Error, Result};
+use magnetar_core::program::Program;
 use magnetar_core::reaper::Exit;
 use magnetar_sys::bound::CapabilitySet;
 use magnetar_vm_agent_api::SHARE_TAG;
@@ -214,7 +215,8 @@ fn confine(invocation: &mut Invocation, spec: &VmSpec) {
         files: is_itself.then(|| Files { read, own: vec![own_directory(spec)] }),
         calls: Calls::DenyList,
     };
-    invocation.devices = Some(Contents { devices: if is_itself { DEVICES } else { &DEVICES[1..] }, folders: &[disk_nodes::FOLDER] });
+    let devices = if is_itself { DEVICES } else { &DEVICES[1..] };
+    invocation.devices = Some(Contents { devices, folders: &[disk_nodes::FOLDER], nodes: Vec::new() });
 }
 
 /// All of a machine but its vsock and network, with these words for its kernel.

@@ -125,7 +125,7 @@ mod tests {
             eprintln!("skipped: a_disks_node_is_roots_and_gives_the_group_only_what_the_disk_allows: only root can make a device node");
             return;
         }
-        let made = OwnDevices::make(Contents { devices: &[], folders: &[FOLDER] }, USER).unwrap();
+        let made = OwnDevices::make(&Contents { folders: &[FOLDER], ..Contents::default() }, USER).unwrap();
         let device = DeviceNumbers { major: 7, minor: 3 };
         for (id, read_only, mode) in [(1, true, 0o040), (2, false, 0o060)] {
             add(&made, DiskId(id), device, read_only).unwrap();

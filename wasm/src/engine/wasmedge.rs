@@ -50,6 +50,14 @@ const UNLIMITED: u64 = 5 << 30;
 /// container has the code.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long it waits for a module that is not [`LARGE`]. Interpreted, it would take many times as
+/// long for all that it does, for as long as it runs.
+const MUCH_PATIENCE: Duration = Duration::from_secs(90);
+
+/// The size in bytes from which on a module is not worth [`MUCH_PATIENCE`]: LLVM takes about 18 s
+/// for one of 1 MiB, and may have half a processor.
+const LARGE: u64 = 2 << 20;
+
 /// Changes with how modules are compiled, which makes all code in the cache another engine's.
 const FORMAT: u32 = 1;
 
@@ -127,7 +135,7 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
         let (code, config) = library(module, guest)?;
         return call(module, guest, code, &config);
     }
-    let code = match module.take_cached().map(|found| found.code(Some(PATIENCE))) {
+    let code = match module.take_cached().map(|found| found.code(Some(patience(module)))) {
         Some(Ok((code, _))) => Some(code),
         Some(Err(Failure::Refused(why))) => return Err(End::Refused(why)),
         Some(Err(Failure::Failed(why))) => {
@@ -149,6 +157,11 @@ fn execute(module: &Module, guest: &Guest) -> std::result::Result<End, End> {
         None => interpreted(module, guest)?,
     };
     call(module, guest, core, &config)
+}
+
+/// How long a container waits until this module is compiled.
+fn patience(module: &Module) -> Duration {
+    if module.size().is_ok_and(|size| size < LARGE) { MUCH_PATIENCE } else { PATIENCE }
 }
 
 /// Calls the module's function.

@@ -66,7 +66,11 @@ impl Graphs {
     pub fn load_by_name(&mut self, alias: &str, metadata: &[u8]) -> Outcome<u32> {
         let Some(model) = self.models.iter().position(|named| named.alias == alias) else {
             let names: Vec<&str> = self.models.iter().map(|named| named.alias.as_str()).collect();
-            let has = if names.is_empty() { "none: set WASMEDGE_WASINN_PRELOAD".into() } else { names.join(", ") };
+            let has = if names.is_empty() {
+                "none: set WASMEDGE_WASINN_PRELOAD, which counts for the first process of a container".into()
+            } else {
+                names.join(", ")
+            };
             return Err(self.failed(Code::NotFound, format!("the container names no model {alias:?}; it names {has}")));
         };
         self.load(model, metadata)

@@ -7,7 +7,7 @@ use magnetar_core::error::{Code, Context, Result};
 use rustix::fs::{Gid, Mode, OFlags, Uid, chown, open};
 use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,6 +39,15 @@ impl Place {
         DirBuilder::new().mode(0o700).create(folder).context(what)?;
         chown(folder, Some(Uid::from_raw(self.user)), Some(Gid::from_raw(self.user))).context(what)?;
         open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()).context(what)
+    }
+
+    /// Makes symbolic links in the folder.
+    ///
+    /// # Errors
+    /// Errors of the kernel.
+    pub fn link(&self, links: &[(String, PathBuf)]) -> Result<()> {
+        let what = |name: &str| format!("cannot make the link {name} in {}", self.folder.display());
+        links.iter().try_for_each(|(name, to)| symlink(to, self.folder.join(name)).context(|| what(name)))
     }
 
     /// Removes the folder. What stays is removed with the pod.

@@ -7,16 +7,18 @@
 
 use super::channel::{self, ReceiveError, Reply, Request};
 use super::gguf::{Needs, Shape};
-use super::llama::{LLAMA_SERVER, Plan};
+use super::llama::{Plan, Prepared};
 use super::metadata::LoadOptions;
 use super::place::Place;
 use crate::payload::FromStart;
 use futures_util::future::select_all;
 use magnetar_core::cgroup::OwnedCgroup;
 use magnetar_core::confined;
+use magnetar_core::confined::own_devices::Node;
 use magnetar_core::confined::process::{Common, Process};
 use magnetar_core::error::{Code, Context, Error, Result};
 use magnetar_core::ids::ContainerId;
+use magnetar_core::program::LLAMA_SERVER;
 use magnetar_core::reaper::{Exit, Reaper};
 use magnetar_core::record::PodDir;
 use magnetar_core::runtime::libcontainer::{Asked, Companions};
@@ -50,6 +52,8 @@ pub struct Wanted {
     pub models: Vec<WantedModel>,
     /// The number of threads that compute.
     pub threads: u16,
+    /// The container's graphics processors.
+    pub devices: Vec<Node>,
     /// The container's memory limit, in bytes.
     pub memory: Option<u64>,
 }
@@ -59,8 +63,10 @@ pub struct Wanted {
 pub struct WantedModel {
     /// Its name for the module.
     pub alias: String,
-    /// Its path in the container.
+    /// Its path in the container: that of its first part.
     pub path: PathBuf,
+    /// Of how many files it consists.
+    pub parts: usize,
 }
 
 /// The engines of a pod's containers.
@@ -103,9 +109,10 @@ impl Companions for ModelEngines {
             serde_json::from_value(asked.what).map_err(|error| Error::internal(format!("the models that a container needs: {error}")))?;
         let mut descriptors = asked.descriptors.into_iter();
         let channel = descriptors.next().ok_or_else(|| Error::internal("there is no channel to the container"))?;
-        let files: Vec<File> = descriptors.map(File::from).collect();
-        if files.len() != wanted.models.len() {
-            return Err(Error::internal(format!("{} models have {} files", wanted.models.len(), files.len())));
+        let mut opened = descriptors.map(File::from);
+        let files: Vec<Vec<File>> = wanted.models.iter().map(|model| opened.by_ref().take(model.parts).collect()).collect();
+        if files.iter().zip(&wanted.models).any(|(files, model)| files.len() != model.parts || files.is_empty()) {
+            return Err(Error::internal("the container's models have fewer files than parts"));
         }
         let cgroup = cgroup.ok_or_else(|| {
             Error::precondition("the container has no cgroup of its own, and the engine of its model would have no limit")
@@ -145,7 +152,8 @@ struct Served {
     program: PathBuf,
     channel: AsyncFd<OwnedFd>,
     wanted: Wanted,
-    files: Vec<File>,
+    /// The files of each model.
+    files: Vec<Vec<File>>,
     cgroup: OwnedCgroup,
     engines: BTreeMap<usize, Engine>,
     shared: Arc<Shared>,
@@ -217,8 +225,8 @@ impl Served {
 
     /// Loads a model with these options.
     async fn load(&mut self, model: usize, mut options: LoadOptions) -> Result<()> {
-        let file = self.files.get(model).ok_or_else(|| Error::not_found(format!("the container names no model {model}")))?;
-        self.check(model, file, &mut options)?;
+        let files = self.files.get(model).ok_or_else(|| Error::not_found(format!("the container names no model {model}")))?;
+        let size = self.check(model, files, &mut options)?;
         if self.engines.get(&model).is_some_and(|engine| engine.options == options) {
             return Ok(());
         }
@@ -227,8 +235,7 @@ impl Served {
             other.place.remove();
         }
         let mut engine = self.start(&self.files[model], options)?;
-        let (alias, size) = (self.alias(model), self.files[model].metadata().map_or(0, |file| file.len()));
-        let pid = engine.process.pid;
+        let (alias, pid) = (self.alias(model), engine.process.pid);
         let loaded = tokio::select! {
             loaded = engine.place.loaded() => loaded,
             never = tell_progress(self.channel.get_ref(), alias, pid, size) => match never {},
@@ -245,7 +252,7 @@ impl Served {
             Err(error) => {
                 engine.process.kill().await;
                 engine.place.remove();
-                let WantedModel { alias, path } = &self.wanted.models[model];
+                let WantedModel { alias, path, .. } = &self.wanted.models[model];
                 Err(Error::new(error.code(), format!("the model {alias} ({}) cannot be loaded: {error}", path.display())))
             }
         }
@@ -253,22 +260,28 @@ impl Served {
 
     /// Refuses a model that the engine could not read, as its user; and one that does not fit into
     /// the container, because the kernel would read its file over and over again, or kill
-    /// something. Chooses the length of the context, if nobody has.
-    fn check(&self, model: usize, file: &File, options: &mut LoadOptions) -> Result<()> {
+    /// something. Chooses the length of the context, if nobody has. Returns the size of its files,
+    /// in bytes.
+    fn check(&self, model: usize, files: &[File], options: &mut LoadOptions) -> Result<u64> {
         let alias = self.alias(model);
-        let status = file.metadata().context(|| "cannot look at the model's file".into())?;
-        if status.mode() & 0o004 == 0 {
-            let mode = status.mode() & 0o7777;
-            let message =
-                format!("the model {alias} has the mode {mode:04o}: its engine runs as a user of its own, who may not read it: chmod o+r");
-            return Err(Error::new(Code::PermissionDenied, message));
+        let mut size = 0_u64;
+        for file in files {
+            let status = file.metadata().context(|| "cannot look at the model's file".into())?;
+            if status.mode() & 0o004 == 0 {
+                let mode = status.mode() & 0o7777;
+                let message = format!(
+                    "the model {alias} has the mode {mode:04o}: its engine runs as a user of its own, who may not read it: chmod o+r"
+                );
+                return Err(Error::new(Code::PermissionDenied, message));
+            }
+            size = size.saturating_add(status.len());
         }
         // What is no model is the engine's to refuse, with its reason.
-        let Ok(shape) = Shape::read(FromStart::of(file)) else { return Ok(()) };
+        let Some(Ok(shape)) = files.first().map(|file| Shape::read(FromStart::of(file))) else { return Ok(size) };
         let context = shape.context(options.ctx_size);
         options.ctx_size = Some(context);
         let needs = shape.needs(context, options.ubatch_size).unwrap_or(Needs { context: 0, computing: 0 });
-        let all = status.len().saturating_add(needs.context).saturating_add(needs.computing);
+        let all = size.saturating_add(needs.context).saturating_add(needs.computing);
         match self.wanted.memory {
             Some(memory) if all > memory => {
                 let mib = |bytes: u64| bytes.div_ceil(1 << 20);
@@ -276,27 +289,36 @@ impl Served {
                     "the model {alias} needs about {} MiB: {} for its file, {} for a context of {context} tokens, {} to compute; the container's \
                      memory limit is {} MiB: raise resources.limits.memory, or lower ctx-size",
                     mib(all),
-                    mib(status.len()),
+                    mib(size),
                     mib(needs.context),
                     mib(needs.computing),
                     mib(memory)
                 );
                 Err(Error::new(Code::ResourceExhausted, message))
             }
-            Some(_) | None => Ok(()),
+            Some(_) | None => Ok(size),
         }
     }
 
-    fn start(&self, file: &File, options: LoadOptions) -> Result<Engine> {
+    fn start(&self, files: &[File], options: LoadOptions) -> Result<Engine> {
         let Shared { folder, next, reaper, tasks, .. } = &*self.shared;
         let user = confined::user(std::process::id(), 0);
         let place = Place { folder: folder.join(next.fetch_add(1, Ordering::Relaxed).to_string()), user };
         let opened = place.make()?;
-        let (model, opened) = (file.as_fd(), opened.as_fd());
-        let plan =
-            Plan { program: &self.program, model, folder: &place.folder, opened, user, options: &options, threads: self.wanted.threads };
+        let Wanted { threads, devices, .. } = &self.wanted;
+        let plan = Plan {
+            program: &self.program,
+            model: files.iter().map(AsFd::as_fd).collect(),
+            folder: &place.folder,
+            opened: opened.as_fd(),
+            user,
+            options: &options,
+            threads: *threads,
+            devices,
+        };
         let common = Common { reaper, tasks, cgroup: &self.cgroup };
-        match Process::run(LLAMA_SERVER.name, &plan.invocation(), None, common) {
+        let Prepared { invocation, links } = plan.prepare();
+        match place.link(&links).and_then(|()| Process::run(LLAMA_SERVER.name, &invocation, None, common)) {
             Ok(process) => Ok(Engine { process, options, place }),
             Err(error) => {
                 place.remove();

@@ -90,6 +90,13 @@ static void ask(char **arguments) {
     ENDS(nn_finalize_execution_context(context), 0);
 }
 
+// stay MODEL PROMPT [METADATA]: as ask, and then stays.
+_Noreturn static void stay(char **arguments) {
+    ask(arguments);
+    fflush(stdout);
+    for (;;) sleep(3600);
+}
+
 // whole MODEL PROMPT [METADATA]: the answer at once.
 static void whole(char **arguments) {
     uint32_t context = begun(loaded(arguments[0]));
@@ -241,7 +248,7 @@ int main(int count, char **arguments) {
         const char *name;
         void (*area)(char **);
         int least;
-    } areas[] = {{"ask", ask, 2}, {"whole", whole, 2}, {"embed", embed, 2}, {"several", several, 2}, {"hold", hold, 1}, {"load", load, 1}, {"speed", speed, 3}, {"refused", refused, 2}};
+    } areas[] = {{"ask", ask, 2}, {"stay", stay, 2}, {"whole", whole, 2}, {"embed", embed, 2}, {"several", several, 2}, {"hold", hold, 1}, {"load", load, 1}, {"speed", speed, 3}, {"refused", refused, 2}};
     for (size_t n = 0; n < sizeof areas / sizeof *areas; n++)
         if (count >= 2 + areas[n].least && strcmp(arguments[1], areas[n].name) == 0) {
             areas[n].area(arguments + 2);

@@ -87,6 +87,9 @@ pub enum Calls {
     All,
     /// All but those that reach into other processes, other namespaces or the kernel.
     DenyList,
+    /// As `DenyList`, and of sockets only Unix ones. For a server with a device's driver, whose
+    /// calls nobody knows beforehand.
+    Driver,
     /// Those that a small server needs: memory, threads, files, Unix sockets and waiting for them.
     Server,
 }
@@ -141,8 +144,11 @@ impl Confinement {
     pub fn filters(&self) -> Result<Vec<Vec<FilterInstruction>>> {
         match self.calls {
             Calls::All => Ok(Vec::new()),
-            Calls::DenyList => {
+            Calls::DenyList | Calls::Driver => {
                 let mut denied: Rules = INTRUSIVE.iter().chain(POD_PROCESS_ONLY).map(|call| (*call, Vec::new())).collect();
+                if self.calls == Calls::Driver {
+                    denied.insert(libc::SYS_socket, vec![filter::when(0, SeccompCmpOp::Ne, UNIX)?]);
+                }
                 denied.insert(libc::SYS_clone, CLONE_NEW.iter().map(|flag| clone_with(*flag, *flag)).collect::<Result<_>>()?);
                 // The flags of clone3(2) are in memory, where no filter sees them. Without this
                 // call the C library uses clone(2).
@@ -153,7 +159,7 @@ impl Confinement {
                 let mut allowed: Rules = SERVER.iter().map(|call| (*call, Vec::new())).collect();
                 allowed.insert(libc::SYS_clone, vec![clone_with(CLONE_NEW.iter().fold(0, |all, flag| all | flag), 0)?]);
                 // The program runs in the pod's network, so it gets Unix sockets only.
-                allowed.insert(libc::SYS_socket, vec![unix_socket()?]);
+                allowed.insert(libc::SYS_socket, vec![filter::when(0, SeccompCmpOp::Eq, UNIX)?]);
                 Ok(vec![filter::allow(allowed)?])
             }
         }
@@ -181,10 +187,8 @@ fn bpf_but(commands: &[u64]) -> Result<SeccompRule> {
     filter::when_all(commands.iter().map(|command| (0, SeccompCmpOp::Ne, *command)))
 }
 
-/// A rule that matches socket(2) for Unix sockets, which stay on this host.
-fn unix_socket() -> Result<SeccompRule> {
-    filter::when(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)
-}
+/// The family of Unix sockets, which stay on this host.
+const UNIX: u64 = libc::AF_UNIX as u64;
 
 fn ruleset(program: &Path, files: &Files) -> Result<Option<OwnedFd>> {
     let what = || format!("cannot confine {} to its files", program.display());
@@ -279,6 +283,17 @@ mod tests {
         assert!(String::from_utf8_lossy(&output.stderr).contains("Operation not permitted"), "{output:?}");
         let output = run(&confined(Calls::DenyList, None), "/bin/sh", &["-c", "echo $(echo works)"]);
         assert_eq!(output.stdout, b"works\n", "{output:?}");
+    }
+
+    #[test]
+    fn the_drivers_deny_list_has_no_network() {
+        let ask = "exec 3<>/dev/tcp/127.0.0.1/9";
+        let output = run(&confined(Calls::DenyList, None), "/bin/bash", &["-c", ask]);
+        assert!(String::from_utf8_lossy(&output.stderr).contains("Connection refused"), "nobody discards here: {output:?}");
+        let output = run(&confined(Calls::Driver, None), "/bin/bash", &["-c", ask]);
+        assert!(String::from_utf8_lossy(&output.stderr).contains("Operation not permitted"), "{output:?}");
+        let output = run(&confined(Calls::Driver, None), "/usr/bin/unshare", &["--user", "true"]);
+        assert!(String::from_utf8_lossy(&output.stderr).contains("Operation not permitted"), "{output:?}");
     }
 
     #[test]

@@ -3,21 +3,36 @@
 //! program needs no right to the host's nodes, whose owner and mode differ from node to node.
 
 use crate::error::{Context, Result};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, mkdirat, mknodat, stat};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mkdirat, mknodat, stat};
+use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
+use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The most that it may hold. Nodes take none of it.
 const SIZE: &str = "64k";
 
 /// What is in it from the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Contents {
     /// The host's devices, by their names in /dev.
     pub devices: &'static [&'static str],
     /// Empty folders, which are root's: the program cannot change what is put in them.
     pub folders: &'static [&'static str],
+    /// Devices that somebody else has chosen. What may be done with them is the cgroup's to say.
+    pub nodes: Vec<Node>,
+}
+
+/// A character device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its path below /dev, of names only.
+    pub path: PathBuf,
+    /// Its major number.
+    pub major: u32,
+    /// Its minor number.
+    pub minor: u32,
 }
 
 /// The /dev of a program.
@@ -32,7 +47,7 @@ impl OwnDevices {
     ///
     /// # Errors
     /// `NotFound` if the host has no such device; other errors of the kernel.
-    pub fn make(contents: Contents, user: u32) -> Result<Self> {
+    pub fn make(contents: &Contents, user: u32) -> Result<Self> {
         let config = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).context(what)?;
         for (key, value) in [("size", SIZE), ("mode", "0755")] {
             fsconfig_set_string(&config, key, value).context(what)?;
@@ -44,13 +59,22 @@ impl OwnDevices {
             let host = Path::new("/dev").join(name);
             let what = || format!("{}: {}", what(), host.display());
             let device = stat(&host).context(what)?.st_rdev;
-            mknodat(&mount, *name, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, device).context(what)?;
-            chownat(&mount, *name, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)), AtFlags::SYMLINK_NOFOLLOW).context(what)?;
+            make_node(&mount, Path::new(name), device, user).context(what)?;
         }
         for folder in contents.folders {
-            mkdirat(&mount, *folder, Mode::RWXU).context(what)?;
-            // What these calls make is subject to this process's umask.
-            chmodat(&mount, *folder, Mode::from_raw_mode(0o755), AtFlags::empty()).context(what)?;
+            make_folder(&mount, Path::new(folder)).context(what)?;
+        }
+        for Node { path, major, minor } in &contents.nodes {
+            let what = || format!("{}: {} as /dev/{}", what(), format_args!("{major}:{minor}"), path.display());
+            let parents: Vec<_> = path.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()).collect();
+            for parent in parents.into_iter().rev() {
+                match make_folder(&mount, parent) {
+                    // Several devices may be in one folder.
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error).context(what),
+                }
+            }
+            make_node(&mount, path, makedev(*major, *minor), user).context(what)?;
         }
         Ok(Self { mount, user })
     }
@@ -75,6 +99,17 @@ impl AsFd for OwnDevices {
     }
 }
 
+fn make_node(mount: &OwnedFd, path: &Path, device: u64, user: u32) -> rustix::io::Result<()> {
+    mknodat(mount, path, FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, device)?;
+    chownat(mount, path, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn make_folder(mount: &OwnedFd, path: &Path) -> rustix::io::Result<()> {
+    mkdirat(mount, path, Mode::RWXU)?;
+    // What mkdirat(2) makes is subject to this process's umask.
+    chmodat(mount, path, Mode::from_raw_mode(0o755), AtFlags::empty())
+}
+
 fn what() -> String {
     "cannot make a /dev for a helper program".into()
 }
@@ -89,17 +124,23 @@ mod tests {
 
     #[test]
     fn nodes_belong_to_the_user_and_folders_to_root() {
-        let contents = Contents { devices: &["null"], folders: &["disks"] };
+        let node = |path: &str, minor| Node { path: path.into(), major: 1, minor };
+        let nodes = vec![node("dri/card0", 7), node("dri/by-path/one", 5)];
+        let contents = Contents { devices: &["null"], folders: &["disks"], nodes };
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: nodes_belong_to_the_user_and_folders_to_root: only root can make a device node");
             return;
         }
-        let made = OwnDevices::make(contents, USER).unwrap();
+        let made = OwnDevices::make(&contents, USER).unwrap();
         let (node, host) = (statat(&made, "null", AtFlags::SYMLINK_NOFOLLOW).unwrap(), stat("/dev/null").unwrap());
         assert_eq!((node.st_rdev, node.st_uid, node.st_mode & 0o777), (host.st_rdev, USER, 0o600));
         let folder = statat(&made, "disks", AtFlags::SYMLINK_NOFOLLOW).unwrap();
         assert_eq!((folder.st_uid, folder.st_mode & 0o777), (0, 0o755));
-        let absent = Contents { devices: &["no-such-device"], folders: &[] };
-        assert_eq!(OwnDevices::make(absent, 0).unwrap_err().code(), Code::NotFound);
+        for (path, device) in [("dri/card0", makedev(1, 7)), ("dri/by-path/one", makedev(1, 5))] {
+            let chosen = statat(&made, path, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+            assert_eq!((chosen.st_rdev, chosen.st_uid, chosen.st_mode & 0o777), (device, USER, 0o600), "{path}");
+        }
+        let absent = Contents { devices: &["no-such-device"], ..Contents::default() };
+        assert_eq!(OwnDevices::make(&absent, 0).unwrap_err().code(), Code::NotFound);
     }
 }

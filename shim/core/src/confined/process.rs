@@ -99,7 +99,7 @@ impl Process {
         }
         let Confinement { capabilities, pids, .. } = invocation.confinement;
         let user = invocation.confinement.user;
-        let own = invocation.devices.map(|contents| OwnDevices::make(contents, user.unwrap_or(0))).transpose()?.map(Arc::new);
+        let own = invocation.devices.as_ref().map(|contents| OwnDevices::make(contents, user.unwrap_or(0))).transpose()?.map(Arc::new);
         let ruleset = invocation.confinement.ruleset(&invocation.program, own.as_deref().map(AsFd::as_fd))?;
         let devices = own.as_ref().map(|own| own.mount()).transpose()?;
         let filters = invocation.confinement.filters()?;

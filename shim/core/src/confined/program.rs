@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How to find a program, and how to run it.
+//! How to run a program.
 
 use super::confinement::Confinement;
 use super::own_devices::Contents;
 use crate::error::{Context, Error, Result};
-use crate::runtime::cli::in_path;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use std::ffi::OsString;
@@ -12,36 +11,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-/// A program that may be installed on the node.
-#[derive(Debug, Clone, Copy)]
-pub struct Program {
-    /// Its name.
-    pub name: &'static str,
-    /// Where some distributions put it, in addition to `PATH`.
-    pub places: &'static [&'static str],
-    /// How to get it, as an order.
-    pub remedy: &'static str,
-}
-
-impl Program {
-    /// Finds the program. `configured` is another name or an absolute path, or empty for the
-    /// default.
-    ///
-    /// # Errors
-    /// `NotFound`, with the name, the searched places, and how to get it.
-    pub fn find(&self, configured: &str) -> Result<PathBuf> {
-        let name = if configured.is_empty() { self.name } else { configured };
-        if name.starts_with('/') {
-            return in_path(name).ok_or_else(|| Error::not_found(format!("{name}, which is configured, is not an executable file")));
-        }
-        let in_places = || self.places.iter().find_map(|place| in_path(&format!("{place}/{name}")));
-        in_path(name).or_else(in_places).ok_or_else(|| {
-            let places: String = self.places.iter().map(|place| format!(" nor in {place}")).collect();
-            Error::not_found(format!("{name} is neither in PATH{places}: {}", self.remedy))
-        })
-    }
-}
 
 /// How to run a program. It is only data, so a pure function can decide it.
 #[derive(Debug)]
@@ -155,34 +124,7 @@ impl Inherited<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Code;
     use std::io::Write;
-
-    const ABSENT: Program =
-        Program { name: "no-such-program", places: &["/usr/libexec", "/usr/lib/qemu"], remedy: "install Debian's package no-such-package" };
-
-    #[test]
-    fn a_missing_program_is_named_with_its_package() {
-        let error = ABSENT.find("").unwrap_err();
-        assert_eq!(error.code(), Code::NotFound);
-        for word in ["no-such-program", "PATH nor in /usr/libexec nor in /usr/lib/qemu", "no-such-package"] {
-            assert!(error.to_string().contains(word), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_configured_path_wins() {
-        assert_eq!(ABSENT.find("/bin/sh").unwrap(), Path::new("/bin/sh"));
-        assert!(ABSENT.find("sh").unwrap().ends_with("sh"));
-        let error = ABSENT.find("/etc/passwd").unwrap_err();
-        assert!(error.to_string().starts_with("/etc/passwd, which is configured"), "{error}");
-    }
-
-    #[test]
-    fn programs_outside_of_path_are_found() {
-        let program = Program { name: "passwd-not-in-path", places: &["/nowhere", "/bin"], remedy: "install Debian's package none" };
-        assert_eq!(program.find("sh").unwrap().file_name().unwrap(), "sh");
-    }
 
     #[test]
     fn a_program_reaches_a_file_and_writes_to_a_fifo() {

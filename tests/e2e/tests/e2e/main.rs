@@ -17,6 +17,7 @@ mod images;
 mod images_table;
 mod lifecycle;
 mod llm;
+mod model_files;
 mod mounts;
 mod namespaces;
 mod nerdctl;

@@ -14,7 +14,7 @@ use super::compromised::{gets_at, landlock, refused};
 use super::engine::{Engine, ends, module, on_each_engine, pod, running};
 
 /// The model, in the checkout as a node sees it.
-const MODEL: &str = "/magnetar/images/llm/model/tiny.gguf";
+pub const MODEL: &str = "/magnetar/images/llm/model/tiny.gguf";
 
 /// Where containers have it.
 const PATH: &str = "/models/tiny.gguf";
@@ -35,6 +35,7 @@ on_each_engine! {
     an_engine_ends_with_its_container,
     an_engine_has_nothing_of_the_host,
     an_engine_that_was_taken_over_reaches_nothing,
+    an_engine_has_the_graphics_processor_of_its_container,
 }
 
 fn named(file: &str, args: &[&str]) -> ContainerSpec {
@@ -49,7 +50,7 @@ pub fn one_processor(spec: ContainerSpec) -> ContainerSpec {
     spec.resources(|limits| (limits.cpu_quota, limits.cpu_period) = (100_000, 100_000))
 }
 
-fn question(text: &str) -> String {
+pub fn question(text: &str) -> String {
     format!("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
 }
 
@@ -154,7 +155,7 @@ async fn a_model_that_is_not_there_is_named_when_the_container_is_made(case: &Ca
     Ok(pod.remove().await?)
 }
 
-fn refusal<T>(made: std::result::Result<T, magnetar_cri::Error>) -> String {
+pub fn refusal<T>(made: std::result::Result<T, magnetar_cri::Error>) -> String {
     made.err().map(|error| error.to_string()).unwrap_or_default()
 }
 
@@ -280,6 +281,31 @@ async fn an_engine_has_nothing_of_the_host(case: &Case, engine: Engine) -> Resul
     let arguments = fs::read_to_string(format!("{process}/cmdline"))?;
     let has_one_thread = arguments.split('\0').collect::<Vec<_>>().windows(2).any(|pair| pair == ["--threads", "1"]);
     ensure!(has_one_thread, "it has the container's one processor: {arguments:?}");
+    Ok(pod.remove().await?)
+}
+
+/// No test machine has a graphics processor: /dev/full stands for one, by its number.
+async fn an_engine_has_the_graphics_processor_of_its_container(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-device").await?;
+    let spec = named(MODEL, &["hold", "default"]).stdin(true).device("/dev/full", "/dev/dri/renderD128", "rw");
+    let container = running(case, &pod, &spec.device("/dev/full", "/dev/other", "rw")).await?;
+    let [server] = servers()?[..] else { anyhow::bail!("not one engine: {:?}", servers()?) };
+    {
+        let mut taken = TakenOver::begin(server.as_raw_nonzero().get())?;
+        let mut open = |path: &str| -> Result<_> {
+            let text = taken.text(path)?;
+            taken.call(libc::SYS_openat, [libc::AT_FDCWD as u64, text, libc::O_RDWR as u64, 0, 0, 0])
+        };
+        ensure!(open("/dev/dri/renderD128")?.is_ok(), "{:?}", open("/dev/dri/renderD128")?);
+        for path in ["/dev/other", "/dev/full", "/dev/mem"] {
+            refused(path, open(path)?, &[Errno::ENOENT])?;
+        }
+        for family in [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_VSOCK] {
+            let socket = taken.call(libc::SYS_socket, [family as u64, libc::SOCK_DGRAM as u64, 0, 0, 0, 0])?;
+            refused("a socket that leaves the host", socket, &[Errno::EPERM])?;
+        }
+    }
+    ensure!(container.status().await?.state() == ContainerState::ContainerRunning);
     Ok(pod.remove().await?)
 }
 
