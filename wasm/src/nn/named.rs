@@ -24,7 +24,8 @@ pub const ANNOTATION: &str = "io.magnetar.wasm.nn-preload";
 /// The most models that a container may name.
 pub const MAX_MODELS: usize = 16;
 
-/// The most files of all models of a container: they are handed over in one packet, beside a socket.
+/// The most files of all models of a container: they are handed over in one packet, beside a
+/// socket.
 const MAX_FILES: usize = MAX_DESCRIPTORS - 1;
 
 /// The most bytes of an alias, which appears in messages.
