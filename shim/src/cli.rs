@@ -55,6 +55,15 @@ pub enum People {
         #[arg(long, value_name = "DIR")]
         libexec: Option<PathBuf>,
     },
+    /// Show the pods of this node: kind, age, memory; also while containerd or `serve` is down
+    Pods {
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+        /// Where the records of pods are kept
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+        state_dir: PathBuf,
+    },
 }
 
 /// The options of `serve`.
@@ -82,7 +91,8 @@ pub struct Serve {
 /// # Errors
 /// What is wrong with it, as a message for the user.
 pub fn parse(arguments: Vec<OsString>) -> anyhow::Result<Invocation> {
-    let ours = |first: &OsString| ["serve", "check", "help", "-h", "-help", "--help", "-V", "--version"].iter().any(|word| first == word);
+    let ours =
+        |first: &OsString| ["serve", "check", "pods", "help", "-h", "-help", "--help", "-V", "--version"].iter().any(|word| first == word);
     match arguments.first() {
         Some(first) if !ours(first) => parse_go(arguments),
         Some(first) if first == "-help" || first == "help" => people(vec!["--help".into()]),

@@ -4,12 +4,13 @@
 //! ```text
 //!   containerd ──gRPC Controller──> serve           resident ──┐
 //!   containerd ──exec─────────────> start, delete   short-lived ─┴─> launch ──fd 3──> magnetar-<kind>
-//!   people ───────────────────────> check
+//!   people ───────────────────────> check, pods
 //! ```
 //!
 //! - [`launch`] makes a pod's directory, record, socket and process. Both fronts use it.
 //! - [`serve`] is the resident front; [`shim_protocol`] is the front that containerd executes.
-//! - [`options`] reads a handler's options; [`check`] tells people about this host.
+//! - [`options`] reads a handler's options; [`check`] tells people about this host, and
+//!   [`pods`] about its pods.
 //!
 //! Deliberately absent: state. Everything about a pod is on disk or in the pod's own process, so
 //! this program can be killed, upgraded and started again at any time.
@@ -19,6 +20,7 @@ mod clean;
 mod cli;
 mod launch;
 mod options;
+mod pods;
 mod serve;
 mod shim_protocol;
 mod stage;
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     let outcome = match cli::parse(std::env::args_os().skip(1).collect()) {
         Ok(Invocation::People(People::Serve(options))) => serve::run(options).map_err(anyhow::Error::from).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::People(People::Check { json, libexec })) => check::run(json, libexec),
+        Ok(Invocation::People(People::Pods { json, state_dir })) => pods::run(json, &state_dir),
         Ok(Invocation::Containerd(call)) => shim_protocol::run(call).map_err(anyhow::Error::from).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::Text(text)) => cli::print(&text),
         Err(error) => Err(error),

@@ -214,6 +214,7 @@ impl VmPod {
     /// Makes the cgroup of the machine's processes. Returns the network namespace to go back to.
     fn make_cgroup(&mut self, path: String, config: &PodConfig) -> Result<Arc<Home>> {
         (self.record.cgroup, self.record.parent) = (Some(path.clone()), config.cgroup_parent.clone());
+        self.record.name = config.full_name();
         self.dir.write_pod(&self.record)?;
         self.cleanups.push(Cleanup::Cgroup);
         let home = Home::remember()?;

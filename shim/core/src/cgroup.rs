@@ -141,6 +141,20 @@ impl Cgroup {
         limit.trim().parse().ok().filter(|bytes| *bytes < NO_LIMIT_V1)
     }
 
+    /// The memory in use that the kernel cannot give up at once, in bytes: what the kubelet calls
+    /// the working set. `None` if it cannot be read.
+    pub fn working_set(&self) -> Option<u64> {
+        let dir = self.controller_dir("memory")?;
+        let (usage, inactive) = match self {
+            Cgroup::V1 { .. } => ("memory.usage_in_bytes", "total_inactive_file "),
+            Cgroup::V2 { .. } => ("memory.current", "inactive_file "),
+        };
+        let read = |file| fs::read_to_string(dir.join(file)).ok();
+        let (usage, stat) = (read(usage)?.trim().parse::<u64>().ok()?, read("memory.stat")?);
+        let inactive = stat.lines().find_map(|line| line.strip_prefix(inactive)?.parse::<u64>().ok());
+        Some(usage.saturating_sub(inactive.unwrap_or(0)))
+    }
+
     /// Whether it exists, with v1 in any hierarchy.
     pub fn exists(&self) -> bool {
         self.paths().iter().any(|dir| dir.is_dir())

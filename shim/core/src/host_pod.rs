@@ -68,6 +68,7 @@ impl<R: Runtime> Sandboxer for HostPod<R> {
         let files = SandboxFiles::new(&self.record.config.containerd, &self.record.sandbox, &self.dir);
         self.record.mounts = files.owned_mounts();
         self.record.parent.clone_from(&config.cgroup_parent);
+        self.record.name = config.full_name();
         if config.cgroup_parent.is_none() {
             // The kubelet has made no cgroup that accounts for the pod.
             self.record.cgroup = Some(home::pod_cgroup(self.record.sandbox.as_str(), None));

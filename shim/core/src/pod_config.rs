@@ -110,6 +110,12 @@ impl PodConfig {
         decode::decode(value)
     }
 
+    /// The pod's name and namespace in Kubernetes, `NAMESPACE/NAME`; `None` for a sandbox without a
+    /// name.
+    pub fn full_name(&self) -> Option<String> {
+        (!self.name.is_empty()).then(|| format!("{}/{}", self.namespace, self.name))
+    }
+
     /// Sets the pod's sysctls.
     ///
     /// # Errors

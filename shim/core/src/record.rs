@@ -57,6 +57,9 @@ pub struct PodRecord {
     pub namespace: Namespace,
     /// The pod.
     pub sandbox: SandboxId,
+    /// Its name in Kubernetes, `NAMESPACE/NAME`, if it has one.
+    #[serde(default)]
+    pub name: Option<String>,
     /// Its handler's options.
     pub config: HandlerConfig,
     /// The sandbox process; 0 until it has taken the lock.
@@ -295,7 +298,8 @@ impl PodDir {
 impl PodRecord {
     /// The record of a pod whose sandbox process is about to be spawned.
     pub fn new(namespace: Namespace, sandbox: SandboxId, config: HandlerConfig) -> Self {
-        Self { version: VERSION, namespace, sandbox, config, pid: 0, holder: None, mounts: Vec::new(), cgroup: None, parent: None }
+        let (mounts, cgroup, parent) = (Vec::new(), None, None);
+        Self { version: VERSION, namespace, sandbox, name: None, config, pid: 0, holder: None, mounts, cgroup, parent }
     }
 }
 

@@ -132,6 +132,21 @@ fn a_limit_is_read_as_it_was_written() {
 }
 
 #[test]
+fn memory_in_use_is_counted() {
+    for scratch in Scratch::of_each_version("used") {
+        // On a hybrid system v2 has no controllers.
+        let Some(before) = scratch.0.working_set() else { continue };
+        let mut child = scratch.run("text=$(head -c 8388608 /dev/zero | tr '\\0' x); read never");
+        let end = std::time::Instant::now() + Duration::from_secs(60);
+        while scratch.0.working_set().unwrap() < before + (8 << 20) {
+            assert!(std::time::Instant::now() < end && child.try_wait().unwrap().is_none(), "{:?}", scratch.0.working_set());
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
 fn fork_bombs_are_killed() {
     for scratch in Scratch::of_each_version("forks") {
         let mut child = scratch.run("while :; do sleep 0.01 & sleep 100 & sleep 0.001; done");

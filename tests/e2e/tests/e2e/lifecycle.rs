@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The life of a pod and of its containers.
 
+use std::process::Command;
+
 use anyhow::{Context, ensure};
 use magnetar_cri::v1::{ContainerState, PodSandboxState};
 use magnetar_e2e::{eventually, on_node, on_shared_kernel, refused, steady};
@@ -31,6 +33,36 @@ fn a_successful_exit_is_reported_as_completed_with_times_in_order() {
         // containerd notes the start a little after it has happened.
         ensure!(status.finished_at - status.started_at >= 100_000_000, "{status:?}");
         Ok(pod.remove().await?)
+    });
+}
+
+#[test]
+fn pods_are_listed_by_their_records() {
+    on_node(async |case| {
+        // Other handlers than ours have no records.
+        if !case.is_magnetar() {
+            return Ok(());
+        }
+        let pod = case.pod("listed").await?;
+        let container = pod.run(&case.sleeper()).await?;
+        let id = pod.id().to_owned();
+        let listed = || -> anyhow::Result<Option<serde_json::Value>> {
+            let output = Command::new("containerd-shim-magnetar-v2").args(["pods", "--json"]).output()?;
+            ensure!(output.status.success(), "{output:?}");
+            let pods: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout)?;
+            Ok(pods.into_iter().find(|listed| listed["id"] == id.as_str()))
+        };
+        let found = listed()?.context("the pod is not listed")?;
+        ensure!(found["state"] == "running" && found["pid"] == case.sandbox_pid(&pod)?, "{found}");
+        ensure!(found["name"].as_str().is_some_and(|name| name.ends_with("/listed")) && found["containers"] == 1, "{found}");
+        ensure!(found["memory"].as_u64().is_some_and(|bytes| bytes > 0) && found["age"].as_u64() < Some(600), "{found}");
+        let kind = format!("magnetar-{}", found["kind"].as_str().unwrap_or_default().replace("cloud-hypervisor", "clh"));
+        ensure!(case.handler().starts_with(&kind), "{found} by {}", case.handler());
+        container.remove().await?;
+        ensure!(listed()?.is_some_and(|found| found["containers"] == 0));
+        pod.remove().await?;
+        ensure!(listed()?.is_none());
+        Ok(())
     });
 }
 
