@@ -8,7 +8,8 @@
 //!                                └─> a native program: execve
 //! ```
 //!
-//! A module that computes with a language model has it from [`nn`].
+//! A module that computes with a language model has it from [`nn`]. Another function that is lent to
+//! core modules, beside WASI's, is `logging`.
 //!
 //! The module is opened before the container exists, beneath its root, and exactly that file runs.
 //! The bytes of a file in a volume may still change, so the cache uses the digest of the bytes that
@@ -19,6 +20,8 @@ pub mod cache;
 mod compiler;
 pub mod engine;
 pub mod guest;
+mod logging;
+mod memory;
 pub mod nn;
 pub mod payload;
 mod privileges;

@@ -22,7 +22,7 @@ const KNOWN: [(&str, &str); 5] = [
     ("env", "\"env\" is for programs that embed the module, as JavaScript by Emscripten does: compile it for WASI"),
     ("wasi_unstable", "\"wasi_unstable\" is WASI's preview 0: compile for preview 1"),
     ("wasi", "\"wasi\" has the threads of wasi-threads, which no engine here runs"),
-    ("wasi_ephemeral_nn", "\"wasi_ephemeral_nn\" is machine learning (wasi-nn), which no engine here has"),
+    ("wasi_ephemeral_nn", "of \"wasi_ephemeral_nn\" (wasi-nn) the functions are those of WasmEdge's plugin, for language models"),
     ("__wbindgen_placeholder__", "\"__wbindgen_placeholder__\" is for a browser: compile for WASI"),
 ];
 

@@ -6,6 +6,8 @@
 //! without LLVM (`library.rs`). A module that cannot be compiled is interpreted.
 
 mod library;
+mod logging;
+mod memory;
 mod models;
 mod stand_in;
 
@@ -170,10 +172,12 @@ fn call(module: &Module, guest: &Guest, core: wasmedge_sdk::Module, config: &Con
     check_function(&core, name)?;
     let mut wasi = surroundings(guest)?;
     let mut models = models::for_module(&core, module).map_err(|error| End::Refused(error.to_string()))?;
-    check_imports(&core, wasi.as_ref(), models.as_ref())?;
+    let mut logging = logging::for_module(&core).map_err(|error| End::Refused(error.to_string()))?;
+    check_imports(&core, wasi.as_ref(), models.as_ref(), logging.as_ref())?;
     {
         let mut instances: HashMap<String, &mut dyn SyncInst> = HashMap::from([(PREVIEW1.into(), wasi.as_mut() as &mut dyn SyncInst)]);
         instances.extend(models.as_mut().map(|models| (nn::functions::MODULE.into(), models as &mut dyn SyncInst)));
+        instances.extend(logging.as_mut().map(|logging| (crate::logging::MODULE.into(), logging as &mut dyn SyncInst)));
         let mut vm = Vm::new(Store::new(Some(config), instances).map_err(refused)?);
         vm.register_module(None, core).map_err(ended)?;
         vm.run_func(None, name, []).map_err(ended)?;
@@ -311,11 +315,17 @@ fn check_function(core: &wasmedge_sdk::Module, name: &str) -> std::result::Resul
 }
 
 /// Checks the imports, because the engine's own message does not name the missing ones.
-fn check_imports(core: &wasmedge_sdk::Module, wasi: &Instance, models: Option<&ImportObject<Graphs>>) -> std::result::Result<(), End> {
+fn check_imports(
+    core: &wasmedge_sdk::Module,
+    wasi: &Instance,
+    models: Option<&ImportObject<Graphs>>,
+    logging: Option<&ImportObject<()>>,
+) -> std::result::Result<(), End> {
     let imports: Vec<_> = core.imports().iter().map(|import| (import.name().to_string(), import.module_name().to_string())).collect();
     let is_missing = |name: &str, module: &str| match module {
         PREVIEW1 => wasi.get_func(name).is_err(),
         nn::functions::MODULE => models.is_none_or(|models| models.get_func(name).is_err()),
+        crate::logging::MODULE => logging.is_none_or(|logging| logging.get_func(name).is_err()),
         _ => true,
     };
     let missing = imports.iter().filter(|(name, module)| is_missing(name, module));

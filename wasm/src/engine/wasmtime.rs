@@ -8,6 +8,7 @@
 mod compile;
 mod http;
 mod limits;
+mod logging;
 mod models;
 mod sockets;
 mod world;
@@ -216,6 +217,7 @@ async fn run_core(core: &wasmtime::Module, module: &Module, guest: &Guest) -> wa
     linker.func_wrap(PREVIEW1, "proc_exit", |code: i32| -> wasmtime::Result<()> { Err(I32Exit(code).into()) })?;
     linker.allow_shadowing(false);
     models::add_to_linker(&mut linker, core, module)?;
+    logging::add_to_linker(&mut linker, core)?;
     sockets::add_to_linker(&mut linker, core)?;
     let wasi = CoreWasi { preview1: command(guest)?.build_p1(), sockets: Sockets::default() };
     let mut store = store(engine, wasi, &Budget::new(guest.memory));

@@ -152,13 +152,16 @@ pub fn end(last: &Value) -> Code {
 
 /// What an error of llama-server means.
 pub fn failure(error: &Value) -> (Code, String) {
+    let message = error["message"].as_str().unwrap_or("without a reason");
     let code = match error["type"].as_str() {
         Some("exceed_context_size_error") => Code::PromptTooLong,
+        // An embedding is computed at once, so that its text must fit into a batch.
+        _ if message.contains("too large to process") => Code::PromptTooLong,
         Some("invalid_request_error") => Code::InvalidArgument,
         Some("not_supported_error") => Code::Unsupported,
         _ => Code::RuntimeError,
     };
-    (code, format!("the engine of the model refuses: {}", error["message"].as_str().unwrap_or("without a reason")))
+    (code, format!("the engine of the model refuses: {message}"))
 }
 
 /// The embedding in an answer of llama-server, which is that of one text, pooled.

@@ -6,7 +6,8 @@
 //! is hostile: each pointer and each length is checked.
 
 use super::answers::{Code, Outcome};
-use super::graph::{Graphs, MAX_PROMPT};
+use super::graph::{Graphs, MAX_PROMPT, Output};
+use crate::memory::Memory;
 
 /// The module from which a module imports them.
 pub const MODULE: &str = "wasi_ephemeral_nn";
@@ -102,29 +103,6 @@ impl Function {
     }
 }
 
-/// A module's memory.
-pub trait Memory {
-    /// Copies bytes out of it; `None` if some are outside.
-    fn read(&self, at: u32, length: u32) -> Option<Vec<u8>>;
-
-    /// Copies bytes into it; `None` if some would be outside. Nothing is written then.
-    fn write(&mut self, at: u32, bytes: &[u8]) -> Option<()>;
-}
-
-/// A memory that can be borrowed as a whole.
-pub struct Linear<'a>(pub &'a mut [u8]);
-
-impl Memory for Linear<'_> {
-    fn read(&self, at: u32, length: u32) -> Option<Vec<u8>> {
-        self.0.get(at as usize..)?.get(..length as usize).map(<[u8]>::to_vec)
-    }
-
-    fn write(&mut self, at: u32, bytes: &[u8]) -> Option<()> {
-        self.0.get_mut(at as usize..)?.get_mut(..bytes.len())?.copy_from_slice(bytes);
-        Some(())
-    }
-}
-
 /// Calls a function. Returns its errno, 0 for success. Missing arguments are 0.
 pub fn call(function: Function, arguments: &[u32], memory: &mut dyn Memory, graphs: &mut Graphs) -> u32 {
     let argument = |index: usize| arguments.get(index).copied().unwrap_or_default();
@@ -145,7 +123,8 @@ pub fn call(function: Function, arguments: &[u32], memory: &mut dyn Memory, grap
         Function::FiniSingle => graphs.end_single(argument(0)),
         Function::GetOutput | Function::GetOutputSingle => {
             let [context, index, at, most, written] = [0, 1, 2, 3, 4].map(argument);
-            graphs.output(context, index).and_then(|output| copy(memory, &output, at, most, written))
+            let output = if function == Function::GetOutput { Output::Whole } else { Output::LastPiece };
+            graphs.output(context, index, output).and_then(|output| copy(memory, &output, at, most, written))
         }
         Function::Unload => graphs.unload(argument(0)),
         Function::FinalizeExecutionContext => graphs.end(argument(0)),

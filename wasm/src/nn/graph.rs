@@ -27,6 +27,15 @@ const TEXT: u32 = 0;
 /// The tensor, and the output, that is metadata.
 const METADATA: u32 = 1;
 
+/// Which output of a computation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// All of it so far.
+    Whole,
+    /// The last piece.
+    LastPiece,
+}
+
 /// A container's models, and what its module has made of them.
 pub struct Graphs {
     client: Option<Client>,
@@ -49,9 +58,20 @@ struct Context {
     graph: u32,
     metadata: Metadata,
     prompt: Option<String>,
+    /// The answer so far.
     output: Vec<u8>,
+    /// Where the last piece begins in it.
+    last: usize,
     usage: Usage,
     stream: Option<Stream>,
+}
+
+impl Context {
+    /// Forgets the answer, complete or not. Closing the connection has the engine give up what it
+    /// still computes.
+    fn forget_answer(&mut self) {
+        (self.stream, self.output, self.last) = (None, Vec::new(), 0);
+    }
 }
 
 impl Graphs {
@@ -117,7 +137,7 @@ impl Graphs {
         }
         let metadata = self.graphs.get(&graph).ok_or(Code::InvalidArgument)?.metadata.clone();
         let number = self.number();
-        let context = Context { graph, metadata, prompt: None, output: Vec::new(), usage: Usage::default(), stream: None };
+        let context = Context { graph, metadata, prompt: None, output: Vec::new(), last: 0, usage: Usage::default(), stream: None };
         self.contexts.insert(number, context);
         Ok(number)
     }
@@ -136,6 +156,8 @@ impl Graphs {
                 let text = String::from_utf8(tensor).map_err(|_| Code::InvalidArgument)?;
                 found.prompt = Some(text.trim_end_matches('\0').to_owned());
                 found.usage = Usage::default();
+                // The answer to an earlier prompt is over, also without `fini_single`.
+                found.forget_answer();
                 Ok(())
             }
             METADATA => {
@@ -154,7 +176,7 @@ impl Graphs {
     /// `compute`: the whole answer.
     pub fn compute(&mut self, context: u32) -> Outcome<()> {
         let found = self.context(context)?;
-        (found.stream, found.output) = (None, Vec::new());
+        found.forget_answer();
         let is_embedding = found.metadata.load.embedding;
         let prompt = found.prompt.clone().ok_or(Code::InvalidArgument)?;
         let answer = if is_embedding {
@@ -188,16 +210,19 @@ impl Graphs {
             let prompt = found.prompt.clone().ok_or(Code::InvalidArgument)?;
             let request = self.completion(context, prompt, true)?;
             let awaited = self.send(context, "/completion", &request)?;
-            self.context(context)?.stream = Some(Stream::new(awaited));
+            let found = self.context(context)?;
+            found.forget_answer();
+            found.stream = Some(Stream::new(awaited));
         }
         let found = self.context(context)?;
-        found.output.clear();
+        found.last = found.output.len();
         let stream = found.stream.as_mut().ok_or(Code::RuntimeError)?;
         match stream.next(&mut found.usage, !found.metadata.is_polled) {
-            Ok(piece) => {
-                found.output = piece;
+            Ok(piece) if found.output.len() as u64 + piece.len() as u64 <= MAX_ANSWER => {
+                found.output.extend(piece);
                 Ok(())
             }
+            Ok(_) => Err(Code::TooLarge),
             Err((code, why)) => {
                 if let Some(why) = why {
                     (self.say)(&why);
@@ -209,16 +234,18 @@ impl Graphs {
 
     /// `fini_single`: ends an answer that comes in pieces, complete or not.
     pub fn end_single(&mut self, context: u32) -> Outcome<()> {
-        let found = self.context(context)?;
-        // Closing the connection has the engine give up what it still computes.
-        (found.stream, found.output) = (None, Vec::new());
+        self.context(context)?.forget_answer();
         Ok(())
     }
 
     /// `get_output` and `get_output_single`.
-    pub fn output(&mut self, context: u32, index: u32) -> Outcome<Vec<u8>> {
+    pub fn output(&mut self, context: u32, index: u32, output: Output) -> Outcome<Vec<u8>> {
         match index {
-            TEXT => Ok(self.context(context)?.output.clone()),
+            TEXT => {
+                let found = self.context(context)?;
+                let from = if output == Output::Whole { 0 } else { found.last };
+                Ok(found.output[from..].to_vec())
+            }
             METADATA => {
                 if self.context(context)?.usage == Usage::default() {
                     self.count(context)?;

@@ -69,7 +69,8 @@ impl Metadata {
     fn set(&mut self, key: &str, value: &Value) -> Result<(), &'static str> {
         let load = &mut self.load;
         match key {
-            "ctx-size" => load.ctx_size = Some(whole(value, 1, 1 << 24)?),
+            // Zero is llama.cpp's word for leaving it to the model.
+            "ctx-size" => load.ctx_size = Some(whole(value, 0, 1 << 24)?).filter(|size| *size > 0),
             "batch-size" => load.batch_size = Some(whole(value, 1, 1 << 20)?),
             "ubatch-size" => load.ubatch_size = Some(whole(value, 1, 1 << 20)?),
             "threads" => load.threads = Some(whole(value, 1, 1024)? as u16),
@@ -77,13 +78,15 @@ impl Metadata {
             "n-gpu-layers" if value.as_i64() == Some(-1) => load.n_gpu_layers = Some(u32::MAX >> 1),
             "n-gpu-layers" => load.n_gpu_layers = Some(whole(value, 0, u32::MAX >> 1)?),
             "main-gpu" => load.main_gpu = Some(whole(value, 0, 1024)? as u16),
-            "parallel" => load.parallel = Some(whole(value, 1, 256)? as u16),
+            // The plugin's key, and ours.
+            "n-parallel" | "parallel" => load.parallel = Some(whole(value, 1, 256)? as u16),
             "use-mmap" => load.use_mmap = Some(flag(value)?),
             "embedding" => load.embedding = flag(value)?,
             "mmproj" | "image" if value != "" => return Err("supported yet: models read text only"),
             "n-predict" => {
-                let most = value.as_i64().filter(|most| (-2..=1 << 24).contains(most)).ok_or("a number of tokens, or -1 for all")?;
-                self.put("n_predict", json!(most.max(-1)));
+                // LlamaEdge sends the largest i32 where a client has set no limit.
+                let most = value.as_i64().ok_or("a number of tokens, or -1 for all")?;
+                self.put("n_predict", json!(most.clamp(-1, i32::MAX.into())));
             }
             "seed" => self.put("seed", json!(value.as_i64().map(|seed| seed as u32).ok_or("a whole number")?)),
             "top-k" => self.put("top_k", json!(value.as_i64().ok_or("a whole number")?)),
@@ -165,6 +168,14 @@ mod tests {
         assert_eq!(metadata.load, LoadOptions { ctx_size: Some(4096), n_gpu_layers: Some(i32::MAX as u32), ..LoadOptions::default() });
         let expected = json!({"temperature": 0.5, "top_p": 1.0, "n_predict": -1, "stop": ["<|im_end|>"], "json_schema": {"type": "object"}, "seed": u32::MAX});
         assert_eq!(Value::Object(metadata.completion), expected);
+    }
+
+    #[test]
+    fn numbers_that_stand_for_no_limit_are_understood() {
+        let metadata = of(r#"{"n-predict":2147483647,"ctx-size":0,"n-parallel":2}"#).unwrap();
+        assert_eq!((metadata.load.ctx_size, metadata.load.parallel), (None, Some(2)));
+        assert_eq!(metadata.completion["n_predict"], i32::MAX);
+        assert_eq!(of(r#"{"n-predict":9223372036854775807}"#).unwrap().completion["n_predict"], i32::MAX);
     }
 
     #[test]

@@ -23,6 +23,9 @@ LENT(get_output_single)(uint32_t context, uint32_t index, uint32_t buffer, uint3
 LENT(unload)(uint32_t graph);
 LENT(finalize_execution_context)(uint32_t context);
 
+// WasmEdge's logging for core modules: a level, a context and a message.
+__attribute__((import_module("wasi:logging/logging"), import_name("log"))) extern void log_line(uint32_t level, uint32_t context, uint32_t context_length, uint32_t message, uint32_t length);
+
 #define CHECK(condition) ((condition) ? (void)0 : failed(__LINE__, #condition))
 // CHECK that a call has this errno.
 #define ENDS(call, errno) ends(__LINE__, #call, (call), (errno))
@@ -95,6 +98,24 @@ _Noreturn static void stay(char **arguments) {
     ask(arguments);
     fflush(stdout);
     for (;;) sleep(3600);
+}
+
+// turns MODEL PROMPT…: one after another in one context, which nobody tells that an answer is over.
+static void turns(char **arguments) {
+    uint32_t context = begun(loaded(arguments[0]));
+    ENDS(give(context, 1, "{\"temp\":0,\"n-predict\":2147483647,\"ctx-size\":0}"), 0);
+    for (int turn = 1; arguments[turn]; turn++) {
+        ENDS(give(context, 0, arguments[turn]), 0);
+        uint32_t ended;
+        while ((ended = nn_compute_single(context)) == 0) {}
+        printf("%u: %s\n", ended, got(context, 0));
+    }
+}
+
+// log CONTEXT MESSAGE: a line of each level, and then a level that is none.
+static void log_lines(char **arguments) {
+    for (uint32_t level = 0; level <= 6; level++)
+        log_line(level, at(arguments[0]), strlen(arguments[0]), at(arguments[1]), strlen(arguments[1]));
 }
 
 // whole MODEL PROMPT [METADATA]: the answer at once.
@@ -248,7 +269,7 @@ int main(int count, char **arguments) {
         const char *name;
         void (*area)(char **);
         int least;
-    } areas[] = {{"ask", ask, 2}, {"stay", stay, 2}, {"whole", whole, 2}, {"embed", embed, 2}, {"several", several, 2}, {"hold", hold, 1}, {"load", load, 1}, {"speed", speed, 3}, {"refused", refused, 2}};
+    } areas[] = {{"ask", ask, 2}, {"stay", stay, 2}, {"turns", turns, 2}, {"log", log_lines, 2}, {"whole", whole, 2}, {"embed", embed, 2}, {"several", several, 2}, {"hold", hold, 1}, {"load", load, 1}, {"speed", speed, 3}, {"refused", refused, 2}};
     for (size_t n = 0; n < sizeof areas / sizeof *areas; n++)
         if (count >= 2 + areas[n].least && strcmp(arguments[1], areas[n].name) == 0) {
             areas[n].area(arguments + 2);

@@ -22,6 +22,8 @@ const PATH: &str = "/models/tiny.gguf";
 on_each_engine! {
     a_question_is_answered_piece_by_piece,
     a_question_is_answered_at_once,
+    questions_follow_each_other_in_one_context,
+    a_module_logs_lines_with_levels,
     a_text_has_an_embedding,
     several_questions_are_answered_at_the_same_time,
     what_an_application_gets_wrong_is_refused,
@@ -77,6 +79,29 @@ async fn a_question_is_answered_at_once(case: &Case, engine: Engine) -> Result<(
     let lines: Vec<_> = said.lines().collect();
     ensure!(lines[0].contains("\"output_tokens\":0"), "its tokens are counted before: {said}");
     ensure!(lines[1].starts_with("0: ") && lines[1].contains('5') && !lines[2].contains("\"output_tokens\":0"), "{said}");
+    Ok(pod.remove().await?)
+}
+
+/// With the numbers by which LlamaEdge says that there is no limit.
+async fn questions_follow_each_other_in_one_context(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-turns").await?;
+    let said = area(case, &pod, &["turns", "default", &question("What is 2 plus 3?"), &question("What is the capital of France?")]).await?;
+    let lines: Vec<_> = said.lines().collect();
+    ensure!(lines.len() == 2 && lines.iter().all(|line| line.starts_with("100: ")), "{said}");
+    ensure!(lines[0].contains('5') && lines[1].contains("Paris") && !lines[1].contains('5'), "{said}");
+    Ok(pod.remove().await?)
+}
+
+async fn a_module_logs_lines_with_levels(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "nn-log").await?;
+    let levels = ["trace", "debug", "info", "warn", "error", "critical"];
+    for (context, words, is_output) in [("stdout", "", true), ("stderr", "", false), ("/etc/passwd", "/etc/passwd: ", false)] {
+        let (status, said, log) = ends(case, &pod, &module("nn.wasm", ["log", context, "hello"])).await?;
+        ensure!(status.exit_code == engine.trapped(), "the last level is none: {}", status.exit_code);
+        let lines: String = levels.iter().map(|level| format!("[{level}] {words}hello\n")).collect();
+        ensure!(if is_output { said == lines } else { said.is_empty() && log.starts_with(&lines) }, "{said}{log}");
+        ensure!(log.contains("log: 6 is no level"), "{log}");
+    }
     Ok(pod.remove().await?)
 }
 

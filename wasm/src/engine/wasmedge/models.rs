@@ -2,28 +2,13 @@
 //! Lends the functions for language models ([`crate::nn`]) to modules.
 
 use super::WasmEdge;
-use crate::nn::functions::{Function, MODULE, Memory, call};
+use super::memory::{Linear, numbers};
+use crate::nn::functions::{Function, MODULE, call};
 use crate::nn::{self, Code, Graphs};
 use crate::payload::Module;
 use magnetar_core::error::{Context, Error, Result};
 use wasmedge_sdk::error::CoreError;
-use wasmedge_sdk::{CallingFrame, ImportObject, ImportObjectBuilder, Instance, ValType, WasmValue};
-
-/// A module's memory.
-struct Linear<'a>(&'a mut CallingFrame);
-
-impl Memory for Linear<'_> {
-    fn read(&self, at: u32, length: u32) -> Option<Vec<u8>> {
-        let memory = self.0.memory_ref(0)?;
-        // The library's crate allocates before it checks, and a module may name any length.
-        let size = u64::from(memory.size()) * super::PAGE;
-        (u64::from(at) + u64::from(length) <= size).then(|| memory.get_data(at, length).ok())?
-    }
-
-    fn write(&mut self, at: u32, bytes: &[u8]) -> Option<()> {
-        self.0.memory_mut(0)?.set_data(bytes, at).ok()
-    }
-}
+use wasmedge_sdk::{CallingFrame, ImportObject, ImportObjectBuilder, Instance, WasmValue};
 
 /// The functions, if the module imports some.
 ///
@@ -73,7 +58,7 @@ fn host<const NUMBER: usize>(
     frame: &mut CallingFrame,
     arguments: Vec<WasmValue>,
 ) -> Result<Vec<WasmValue>, CoreError> {
-    let arguments: Vec<u32> = arguments.iter().filter(|value| value.ty() == ValType::I32).map(|value| value.to_i32() as u32).collect();
+    let arguments = numbers(&arguments);
     let errno = if frame.memory_ref(0).is_some() {
         call(Function::ALL[NUMBER], &arguments, &mut Linear(frame), graphs)
     } else {

@@ -2,7 +2,8 @@
 //! Lends the functions for language models ([`crate::nn`]) to core modules.
 
 use super::Wasmtime;
-use crate::nn::functions::{Function, Linear, MODULE, call};
+use crate::memory::Linear;
+use crate::nn::functions::{Function, MODULE, call};
 use crate::nn::{self, Code};
 use crate::payload::Module;
 use std::sync::{Arc, Mutex, PoisonError};

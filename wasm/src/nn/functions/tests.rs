@@ -3,6 +3,7 @@ use super::super::channel::{self, Reply, Request};
 use super::super::client::Client;
 use super::super::named;
 use super::*;
+use crate::memory::Linear;
 use magnetar_core::packet;
 use proptest::prelude::*;
 use serde_json::json;
@@ -72,7 +73,11 @@ impl Module {
     }
 
     fn output(&mut self, context: u32, index: u32) -> String {
-        assert_eq!(self.call(Function::GetOutput, &[context, index, 2000, 0, 8]), 0);
+        self.output_of(Function::GetOutput, context, index)
+    }
+
+    fn output_of(&mut self, function: Function, context: u32, index: u32) -> String {
+        assert_eq!(self.call(function, &[context, index, 2000, 0, 8]), 0);
         String::from_utf8(self.memory[2000..2000 + self.number_at(8) as usize].to_vec()).unwrap()
     }
 }
@@ -139,13 +144,29 @@ fn an_answer_comes_in_pieces_until_its_end() {
     let context = module.context("Count.");
     for piece in ["one ", "two"] {
         assert_eq!(module.call(Function::ComputeSingle, &[context]), 0);
-        assert_eq!(module.output(context, 0), piece);
+        assert_eq!(module.output_of(Function::GetOutputSingle, context, 0), piece);
     }
+    assert_eq!(module.output(context, 0), "one two");
     for _ in 0..2 {
         assert_eq!(module.call(Function::ComputeSingle, &[context]), Code::EndOfSequence as u32);
     }
     assert!(module.output(context, 1).contains("\"output_tokens\":2"));
     assert_eq!(module.call(Function::FiniSingle, &[context]), 0);
+}
+
+#[test]
+fn a_new_prompt_ends_the_answer_to_the_one_before() {
+    let mut module = Module::new(&[
+        "/completion data: {\"content\":\"one\"}\n\ndata: {\"content\":\"\",\"stop\":true}\n\n",
+        "/completion data: {\"content\":\"two\"}\n\n",
+    ]);
+    let context = module.context("Count.");
+    assert_eq!(module.call(Function::ComputeSingle, &[context]), 0);
+    assert_eq!(module.call(Function::ComputeSingle, &[context]), Code::EndOfSequence as u32);
+    module.tensor("Go on.");
+    assert_eq!(module.call(Function::SetInput, &[context, 0, 100]), 0);
+    assert_eq!(module.call(Function::ComputeSingle, &[context]), 0);
+    assert_eq!(module.output(context, 0), "two");
 }
 
 #[test]
