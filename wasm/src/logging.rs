@@ -8,6 +8,7 @@
 //! a file of the host. Here any other context goes to standard error, with its name.
 
 use crate::memory::Memory;
+use std::fmt;
 use std::io::Write;
 
 /// The module from which a module imports the function.
@@ -25,6 +26,10 @@ const LEVELS: [&str; 6] = ["trace", "debug", "info", "warn", "error", "critical"
 /// The most bytes of a context or a message.
 const MAX_TEXT: u32 = 1 << 20;
 
+/// What is wrong with a call, which ends the module as a trap does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Misuse(String);
+
 /// Where a line belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -35,9 +40,9 @@ enum Place {
 /// Logs a line. Missing arguments are 0.
 ///
 /// # Errors
-/// What is wrong with the arguments, for the message of a trap.
-pub fn log(arguments: &[u32], memory: &dyn Memory) -> Result<(), String> {
-    let (place, line) = line(arguments, memory)?;
+/// What is wrong with the arguments.
+pub fn log(arguments: &[u32], memory: &dyn Memory) -> Result<(), Misuse> {
+    let (place, line) = line(arguments, memory).map_err(Misuse)?;
     // The container may have closed it.
     let _unheard = match place {
         Place::Output => std::io::stdout().write_all(line.as_bytes()).and_then(|()| std::io::stdout().flush()),
@@ -46,13 +51,21 @@ pub fn log(arguments: &[u32], memory: &dyn Memory) -> Result<(), String> {
     Ok(())
 }
 
+impl fmt::Display for Misuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "log: {}", self.0)
+    }
+}
+
+impl std::error::Error for Misuse {}
+
 fn line(arguments: &[u32], memory: &dyn Memory) -> Result<(Place, String), String> {
     let argument = |index: usize| arguments.get(index).copied().unwrap_or_default();
-    let level = LEVELS.get(argument(0) as usize).ok_or_else(|| format!("log: {} is no level", argument(0)))?;
+    let level = LEVELS.get(argument(0) as usize).ok_or_else(|| format!("{} is no level", argument(0)))?;
     let text = |what: &str, index: usize| {
         let (at, length) = (argument(index), argument(index + 1));
         let bytes = (length <= MAX_TEXT).then(|| memory.read(at, length)).flatten();
-        let bytes = bytes.ok_or_else(|| format!("log: the {what} is outside of the memory, or longer than {MAX_TEXT} bytes"))?;
+        let bytes = bytes.ok_or_else(|| format!("the {what} is outside of the memory, or longer than {MAX_TEXT} bytes"))?;
         Ok::<_, String>(String::from_utf8_lossy(&bytes).into_owned())
     };
     let (context, message) = (text("context", 1)?, text("message", 3)?);
@@ -77,9 +90,9 @@ mod tests {
         assert_eq!(line(0, 0, 0), Ok((Place::Output, "[trace] hello\n".into())));
         assert_eq!(line(5, 6, 6), Ok((Place::Error, "[critical] hello\n".into())));
         assert_eq!(line(3, 0, 3), Ok((Place::Error, "[warn] std: hello\n".into())));
-        assert_eq!(line(6, 0, 6).unwrap_err(), "log: 6 is no level");
+        assert_eq!(line(6, 0, 6).unwrap_err(), "6 is no level");
         for (context, length) in [(0, 18), (u32::MAX, 1), (0, u32::MAX)] {
-            assert!(line(2, context, length).unwrap_err().starts_with("log: the context is outside"));
+            assert!(line(2, context, length).unwrap_err().starts_with("the context is outside"));
         }
     }
 }

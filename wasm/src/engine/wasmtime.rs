@@ -17,6 +17,7 @@ use super::format::{self, PREVIEW1};
 use super::processor;
 use super::{COMMAND, Effort, End, Engine, Failure};
 use crate::guest::Guest;
+use crate::logging::Misuse;
 use crate::payload::{Format, Module};
 use crate::program::GUEST_ROOT;
 use limits::{Budget, Limits, OutOfMemory};
@@ -308,6 +309,9 @@ fn ended(error: &wasmtime::Error) -> End {
     if let Some(I32Exit(code)) = error.downcast_ref() {
         // The kernel truncates larger exit codes as well.
         return End::Exited(*code as u8);
+    }
+    if error.downcast_ref::<Misuse>().is_some() {
+        return End::Trapped(format!("{error:?}"));
     }
     if error.downcast_ref::<OutOfMemory>().is_some() {
         return End::Trapped(error.root_cause().to_string());

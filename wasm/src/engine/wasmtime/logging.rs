@@ -14,7 +14,7 @@ pub fn add_to_linker<T: 'static>(linker: &mut Linker<T>, core: &wasmtime::Module
     linker.func_new(MODULE, FUNCTION, kind, |mut caller, arguments, _| {
         let arguments: Vec<u32> = arguments.iter().map(|argument| argument.i32().unwrap_or_default() as u32).collect();
         match caller.get_export("memory") {
-            Some(Extern::Memory(memory)) => log(&arguments, &Linear(memory.data_mut(&mut caller))).map_err(wasmtime::Error::msg),
+            Some(Extern::Memory(memory)) => log(&arguments, &Linear(memory.data_mut(&mut caller))).map_err(wasmtime::Error::new),
             _ => Err(wasmtime::Error::msg("log: the module exports no memory")),
         }
     })?;
