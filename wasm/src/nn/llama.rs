@@ -49,6 +49,8 @@ pub struct Plan<'a> {
     pub options: &'a LoadOptions,
     /// The number of threads that compute, if the options do not say it.
     pub threads: u16,
+    /// Whether the model's file says how the embeddings of a text's tokens become one.
+    pub has_pooling: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -110,6 +112,10 @@ impl<'a> Plan<'a> {
         }
         if *embedding {
             invocation.arguments(["--embeddings"]);
+            // Without pooling there is an embedding for each token, and none for the text.
+            if !self.has_pooling {
+                invocation.arguments(["--pooling", "mean"]);
+            }
         }
         invocation
     }
@@ -133,6 +139,7 @@ mod tests {
             user: 2_000_000_007,
             options: &options,
             threads: 2,
+            has_pooling: false,
         };
         let invocation = plan.invocation();
         let arguments: Vec<_> = invocation.arguments.iter().map(|argument| argument.to_str().unwrap()).collect();
@@ -140,6 +147,9 @@ mod tests {
         let value = |name| arguments.iter().position(|argument| *argument == name).map(|at| arguments[at + 1]);
         assert_eq!((value("--ctx-size"), value("--threads"), value("--threads-http")), (Some("4096"), Some("3"), Some("8")));
         assert_eq!((value("--batch-size"), arguments.contains(&"--embeddings")), (None, true));
+        assert_eq!(value("--pooling"), Some("mean"));
+        let own = Plan { has_pooling: true, ..plan }.invocation();
+        assert!(own.arguments.iter().all(|argument| argument != "--pooling"));
         let Confinement { user, capabilities, pids, files, calls } = invocation.confinement;
         assert_eq!((user, capabilities, pids, calls), (Some(2_000_000_007), CapabilitySet::NONE, Pids::ItselfAndHolder, Calls::Server));
         assert_eq!(files.unwrap().own, [folder.path()]);

@@ -218,7 +218,7 @@ impl Served {
     /// Loads a model with these options.
     async fn load(&mut self, model: usize, mut options: LoadOptions) -> Result<()> {
         let file = self.files.get(model).ok_or_else(|| Error::not_found(format!("the container names no model {model}")))?;
-        self.check(model, file, &mut options)?;
+        let has_pooling = self.check(model, file, &mut options)?;
         if self.engines.get(&model).is_some_and(|engine| engine.options == options) {
             return Ok(());
         }
@@ -226,7 +226,7 @@ impl Served {
             other.process.kill().await;
             other.place.remove();
         }
-        let mut engine = self.start(&self.files[model], options)?;
+        let mut engine = self.start(&self.files[model], options, has_pooling)?;
         let (alias, size) = (self.alias(model), self.files[model].metadata().map_or(0, |file| file.len()));
         let pid = engine.process.pid;
         let loaded = tokio::select! {
@@ -253,8 +253,9 @@ impl Served {
 
     /// Refuses a model that the engine could not read, as its user; and one that does not fit into
     /// the container, because the kernel would read its file over and over again, or kill
-    /// something. Chooses the length of the context, if nobody has.
-    fn check(&self, model: usize, file: &File, options: &mut LoadOptions) -> Result<()> {
+    /// something. Chooses the length of the context, if nobody has. Returns whether the file says how
+    /// embeddings are pooled.
+    fn check(&self, model: usize, file: &File, options: &mut LoadOptions) -> Result<bool> {
         let alias = self.alias(model);
         let status = file.metadata().context(|| "cannot look at the model's file".into())?;
         if status.mode() & 0o004 == 0 {
@@ -264,7 +265,7 @@ impl Served {
             return Err(Error::new(Code::PermissionDenied, message));
         }
         // What is no model is the engine's to refuse, with its reason.
-        let Ok(shape) = Shape::read(FromStart::of(file)) else { return Ok(()) };
+        let Ok(shape) = Shape::read(FromStart::of(file)) else { return Ok(false) };
         let context = shape.context(options.ctx_size);
         options.ctx_size = Some(context);
         let needs = shape.needs(context, options.ubatch_size).unwrap_or(Needs { context: 0, computing: 0 });
@@ -283,18 +284,26 @@ impl Served {
                 );
                 Err(Error::new(Code::ResourceExhausted, message))
             }
-            Some(_) | None => Ok(()),
+            Some(_) | None => Ok(shape.has_pooling()),
         }
     }
 
-    fn start(&self, file: &File, options: LoadOptions) -> Result<Engine> {
+    fn start(&self, file: &File, options: LoadOptions, has_pooling: bool) -> Result<Engine> {
         let Shared { folder, next, reaper, tasks, .. } = &*self.shared;
         let user = confined::user(std::process::id(), 0);
         let place = Place { folder: folder.join(next.fetch_add(1, Ordering::Relaxed).to_string()), user };
         let opened = place.make()?;
         let (model, opened) = (file.as_fd(), opened.as_fd());
-        let plan =
-            Plan { program: &self.program, model, folder: &place.folder, opened, user, options: &options, threads: self.wanted.threads };
+        let plan = Plan {
+            program: &self.program,
+            model,
+            folder: &place.folder,
+            opened,
+            user,
+            options: &options,
+            threads: self.wanted.threads,
+            has_pooling,
+        };
         let common = Common { reaper, tasks, cgroup: &self.cgroup };
         match Process::run(LLAMA_SERVER.name, &plan.invocation(), None, common) {
             Ok(process) => Ok(Engine { process, options, place }),
