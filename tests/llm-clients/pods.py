@@ -15,8 +15,8 @@ MODEL = "/magnetar/images/llm/model/tiny.gguf"
 LOGS = "/var/log/llm-clients"
 # How long anything may take that takes a second on an idle machine, in seconds.
 PATIENCE = 120
-# What the container may use of a processor in each period, in microseconds. One processor is best for
-# the tiny model; with a twentieth, its answers come as slowly as a large model's.
+# What the container may use of a processor in each period, in microseconds. One processor is best
+# for the tiny model; with a twentieth, its answers come as slowly as a large model's.
 PERIOD = 100_000
 WHOLE = 100_000
 TWENTIETH = 5_000

@@ -161,8 +161,8 @@ pub fn failure(error: &Value) -> (Code, String) {
     (code, format!("the engine of the model refuses: {}", error["message"].as_str().unwrap_or("without a reason")))
 }
 
-/// The embedding in an answer of llama-server, which is that of one text, pooled. Some of its versions
-/// answer with a list of one.
+/// The embedding in an answer of llama-server, which is that of one text, pooled. Some of its
+/// versions answer with a list of one.
 pub fn embedding_in(answer: &Value) -> Option<Vec<f64>> {
     let embedding = answer.get(0)?["embedding"].as_array()?;
     let numbers = match &embedding[..] {

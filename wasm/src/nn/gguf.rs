@@ -153,8 +153,8 @@ impl Shape {
         asked.unwrap_or(usual as u32)
     }
 
-    /// Whether the file says how the embeddings of a text's tokens become one (`pooling_type`, of which 0 is none): models
-    /// made for embeddings do, those that write text do not.
+    /// Whether the file says how the embeddings of a text's tokens become one (`pooling_type`, of
+    /// which 0 is none): models made for embeddings do, those that write text do not.
     pub fn has_pooling(&self) -> bool {
         self.number("pooling_type").is_some_and(|kind| kind > 0)
     }

@@ -253,8 +253,8 @@ impl Served {
 
     /// Refuses a model that the engine could not read, as its user; and one that does not fit into
     /// the container, because the kernel would read its file over and over again, or kill
-    /// something. Chooses the length of the context, if nobody has. Returns whether the file says how
-    /// embeddings are pooled.
+    /// something. Chooses the length of the context, if nobody has. Returns whether the file says
+    /// how embeddings are pooled.
     fn check(&self, model: usize, file: &File, options: &mut LoadOptions) -> Result<bool> {
         let alias = self.alias(model);
         let status = file.metadata().context(|| "cannot look at the model's file".into())?;

@@ -10,8 +10,8 @@ use tokio::net::UnixStream;
 
 const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 1, "major": 11}}, "capabilities": ["oob"]}}"#;
 
-/// A peer that greets and answers each line that it reads with the next of `answers`. Returns what it
-/// has read.
+/// A peer that greets and answers each line that it reads with the next of `answers`. Returns
+/// what it has read.
 async fn peer(stream: UnixStream, answers: &[&str]) -> Vec<Value> {
     let mut stream = BufStream::new(stream);
     let mut said = Vec::new();
