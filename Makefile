@@ -18,7 +18,7 @@ GUEST := $(CARGO_TARGET)/$(TARGET)/release/vm-agent $(CARGO_TARGET)/$(TARGET)/re
 OWN_GUEST := $(OUT)/share/magnetar/guest-own
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: build clippy install deps kernel demo demo-llm test test-unit test-e2e test-vm soak fuzz conformance wasi-testsuite bench node examples lint doc clean
+.PHONY: build clippy install deps kernel demo demo-llm llm-clients test test-unit test-e2e test-vm soak fuzz conformance wasi-testsuite bench node examples lint doc clean
 
 deps: ## what building needs and a fresh machine lacks, and third-party crates that another checkout has compiled
 	@images/host-packages
@@ -86,6 +86,9 @@ conformance: build ## critest and containerd's own integration suite against HAN
 
 wasi-testsuite: build ## WebAssembly's suite for WASI in pods of both Wasm engines: WASI_TESTSUITE=DIR, a checkout of its branch prod/testsuite-base
 	@tests/conformance/wasi-testsuite || [ $$? = 77 ]
+
+llm-clients: build ## OpenAI's Python client, and the chat page in Chromium, against the inference server in a pod of each Wasm engine
+	@tests/llm-clients/run || [ $$? = 77 ]
 
 bench: build ## side by side with containerd's own runc shim
 	@tests/bench/run

@@ -69,15 +69,16 @@ shares() {
 }
 
 # lay_out_namespaces NAME RUN CONFIG… - the upper directory, and the list of what `enter` is to
-# mount.
+# mount, with the folders in `layers` uppermost.
 lay_out_namespaces() {
-    local name=$1 run=$2
+    local name=$1 run=$2 layer
     shift 2
     mkdir -p "$run"/{upper,work,root,containerd}
     fill "$run/upper" "$name" "$@"
     {
         echo "name=$name"
         echo "lower=$(rootfs_dir)/rootfs"
+        for layer in ${layers[@]+"${layers[@]}"}; do echo "layer=$layer"; done
         [[ ! -d $(tools_dir) ]] || echo "layer=$(tools_dir)"
         shares | sed 's/^/bind=/'
     } >"$run/uses"

@@ -19,11 +19,13 @@ pub struct Text {
     pub content: String,
 }
 
-/// All text files.
+/// All files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tree {
-    /// Sorted by path.
+    /// Those that are text, sorted by path.
     pub files: Vec<Text>,
+    /// The paths of all, pictures among them.
+    pub paths: Vec<PathBuf>,
 }
 
 impl Tree {
@@ -38,10 +40,11 @@ impl Tree {
             .context("git")?;
         ensure!(output.status.success(), "git ls-files: {}", String::from_utf8_lossy(&output.stderr));
         let names = String::from_utf8(output.stdout).context("a file's name")?;
-        let mut files: Vec<_> = names.split_terminator('\0').filter_map(|name| read(&root, Path::new(name))).collect();
+        let paths: Vec<_> = names.split_terminator('\0').map(PathBuf::from).filter(|path| root.join(path).exists()).collect();
+        let mut files: Vec<_> = paths.iter().filter_map(|path| read(&root, path)).collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
         ensure!(!files.is_empty(), "no files in {}", root.display());
-        Ok(Self { files })
+        Ok(Self { files, paths })
     }
 
     /// The Rust sources.

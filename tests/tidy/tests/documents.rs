@@ -52,7 +52,7 @@ fn leads(tree: &Tree, from: &Text, link: &str) -> bool {
         path => plain(&from.path.parent().unwrap_or(Path::new("")).join(path)),
     };
     if heading.is_empty() {
-        return tree.files.iter().any(|file| file.path.starts_with(&target));
+        return tree.paths.iter().any(|path| path.starts_with(&target));
     }
     let document = tree.files.iter().find(|file| file.path == target);
     document.is_some_and(|file| prose(file).any(|(_, line)| line.starts_with('#') && anchor(line) == heading))

@@ -164,9 +164,30 @@ pub fn failure(error: &Value) -> (Code, String) {
     (code, format!("the engine of the model refuses: {message}"))
 }
 
-/// The embedding in an answer of llama-server, which is that of one text, pooled.
+/// The embedding in an answer of llama-server, which is that of one text, pooled. Some of its
+/// versions answer with a list of one.
 pub fn embedding_in(answer: &Value) -> Option<Vec<f64>> {
-    let embedding = &answer.get(0)?["embedding"];
-    let numbers = embedding.get(0).filter(|first| first.is_array()).unwrap_or(embedding);
-    numbers.as_array()?.iter().map(Value::as_f64).collect()
+    let embedding = answer.get(0)?["embedding"].as_array()?;
+    let numbers = match &embedding[..] {
+        [Value::Array(one)] => one,
+        // Of each token, and none of them is the text's.
+        [Value::Array(_), ..] => return None,
+        _ => embedding,
+    };
+    numbers.iter().map(Value::as_f64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_embedding_is_that_of_the_text() {
+        let found = |embedding: Value| embedding_in(&json!([{"index": 0, "embedding": embedding}]));
+        assert_eq!(found(json!([0.5, -1])), Some(vec![0.5, -1.0]));
+        assert_eq!(found(json!([[0.5, -1]])), Some(vec![0.5, -1.0]));
+        assert_eq!(found(json!([[0.5, -1], [1, 1]])), None);
+        assert_eq!(found(json!("none")), None);
+    }
 }

@@ -153,6 +153,12 @@ impl Shape {
         asked.unwrap_or(usual as u32)
     }
 
+    /// Whether the file says how the embeddings of a text's tokens become one (`pooling_type`, of
+    /// which 0 is none): models made for embeddings do, those that write text do not.
+    pub fn has_pooling(&self) -> bool {
+        self.number("pooling_type").is_some_and(|kind| kind > 0)
+    }
+
     /// What it needs with a context of so many tokens, and `ubatch` tokens computed at a time;
     /// `None` where the header does not say it.
     pub fn needs(&self, context: u32, ubatch: Option<u32>) -> Option<Needs> {
@@ -217,6 +223,19 @@ mod tests {
         let needs = shape.needs(1000, None).unwrap();
         assert_eq!(needs, Needs { context: 1024 * 4 * 4 * (32 + 32) * 2, computing: 512 * 768 * 4 + (16 << 20) });
         assert_eq!(shape.needs(64, Some(8)).unwrap().computing, 8 * 768 * 4 + (16 << 20));
+    }
+
+    #[test]
+    fn a_model_may_say_how_embeddings_are_pooled() {
+        assert!(!Shape::read(&tiny()[..]).unwrap().has_pooling());
+        let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+        let architecture = [text("general.architecture"), 8u32.to_le_bytes().to_vec(), text("bert")].concat();
+        let with = |pooling: u32| {
+            let pooling = [text("bert.pooling_type"), 4u32.to_le_bytes().to_vec(), pooling.to_le_bytes().to_vec()].concat();
+            let file = [&b"GGUF\x03\0\0\0"[..], &0u64.to_le_bytes(), &2u64.to_le_bytes(), &architecture, &pooling].concat();
+            Shape::read(&file[..]).unwrap().has_pooling()
+        };
+        assert_eq!([0, 1, 2, 3].map(with), [false, true, true, true]);
     }
 
     #[test]

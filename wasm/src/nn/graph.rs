@@ -189,7 +189,7 @@ impl Graphs {
         let found = self.context(context)?;
         if is_embedding {
             let embedding = embedding_in(&body).ok_or(Code::RuntimeError)?;
-            found.output = json!({"n_embedding": embedding.len(), "embedding": embedding}).to_string().into_bytes();
+            found.output = json!({"embedding": embedding, "n_embedding": embedding.len()}).to_string().into_bytes();
             return Ok(());
         }
         found.usage.take(&body);

@@ -48,6 +48,8 @@ pub struct Plan<'a> {
     pub options: &'a LoadOptions,
     /// The number of threads that compute, if the options do not say it.
     pub threads: u16,
+    /// Whether the model's file says how the embeddings of a text's tokens become one.
+    pub has_pooling: bool,
     /// The graphics processors that it may use.
     pub devices: &'a [Node],
 }
@@ -132,6 +134,10 @@ impl<'a> Plan<'a> {
         }
         if *embedding {
             invocation.arguments(["--embeddings"]);
+            // Without pooling there is an embedding for each token, and none for the text.
+            if !self.has_pooling {
+                invocation.arguments(["--pooling", "mean"]);
+            }
         }
         Prepared { invocation, links }
     }
@@ -144,8 +150,10 @@ mod tests {
 
     const PROGRAM: &str = "/usr/bin/llama-server";
 
-    /// What a test does with a prepared server, whose model has so many parts.
+    /// What a test does with a prepared server, whose model has so many parts; if it has several,
+    /// they say how embeddings are pooled.
     fn prepared<T>(parts: usize, options: &LoadOptions, devices: &[Node], then: impl FnOnce(Prepared<'_>, &Path) -> T) -> T {
+        let has_pooling = parts > 1;
         let (model, folder) = (tempfile::tempfile().unwrap(), tempfile::tempdir().unwrap());
         let opened = std::fs::File::open(folder.path()).unwrap();
         let plan = Plan {
@@ -157,6 +165,7 @@ mod tests {
             options,
             threads: 2,
             devices,
+            has_pooling,
         };
         then(plan.prepare(), folder.path())
     }
@@ -170,6 +179,7 @@ mod tests {
             let value = |name| arguments.iter().position(|argument| *argument == name).map(|at| arguments[at + 1]);
             assert_eq!((value("--ctx-size"), value("--threads"), value("--threads-http")), (Some("4096"), Some("3"), Some("8")));
             assert_eq!((value("--batch-size"), arguments.contains(&"--embeddings")), (None, true));
+            assert_eq!(value("--pooling"), Some("mean"));
             let Confinement { user, capabilities, pids, files, calls } = invocation.confinement;
             assert_eq!((user, capabilities, pids, calls), (Some(2_000_000_007), CapabilitySet::NONE, Pids::ItselfAndHolder, Calls::Server));
             assert_eq!((files.unwrap().own, links, invocation.devices), (vec![folder.to_owned()], Vec::new(), None));
@@ -178,7 +188,9 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_model_have_the_names_by_which_they_are_looked_for() {
-        prepared(2, &LoadOptions::default(), &[], |Prepared { invocation, links }, _| {
+        let options = LoadOptions { embedding: true, ..LoadOptions::default() };
+        prepared(2, &options, &[], |Prepared { invocation, links }, _| {
+            assert!(invocation.arguments.iter().all(|argument| argument != "--pooling"), "their own is used");
             assert_eq!(invocation.arguments[..2], ["--model", "/proc/self/fd/3/m-00001-of-00002.gguf"]);
             let link = |name: &str, number| (name.to_owned(), PathBuf::from(format!("/proc/self/fd/{number}")));
             assert_eq!(links, [link("m-00001-of-00002.gguf", 4), link("m-00002-of-00002.gguf", 5)]);

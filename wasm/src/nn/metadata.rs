@@ -179,6 +179,15 @@ mod tests {
     }
 
     #[test]
+    fn a_schema_keeps_the_order_of_its_properties() {
+        let schema = r#"{"properties":{"country":{"type":"string"},"capital":{"type":"string"}},"type":"object"}"#;
+        for value in [schema.to_owned(), json!(schema).to_string()] {
+            let metadata = of(&format!("{{\"json-schema\":{value}}}")).unwrap();
+            assert_eq!(metadata.completion["json_schema"].to_string(), schema);
+        }
+    }
+
+    #[test]
     fn later_metadata_overrides_and_adds() {
         let mut metadata = of(r#"{"temp":0.5,"ctx-size":512}"#).unwrap();
         metadata.add(b"{\"temp\":0.25,\"top-p\":0.5}\0").unwrap();

@@ -166,6 +166,14 @@ struct Engine {
     place: Place,
 }
 
+/// What the files of a model say.
+struct Checked {
+    /// Their size, in bytes.
+    size: u64,
+    /// Whether they say how the embeddings of a text's tokens become one.
+    has_pooling: bool,
+}
+
 impl Served {
     /// Serves until the container's end of the channel is closed, or it is told to stop.
     async fn serve(mut self, stop: CancellationToken, container: ContainerId) {
@@ -226,7 +234,7 @@ impl Served {
     /// Loads a model with these options.
     async fn load(&mut self, model: usize, mut options: LoadOptions) -> Result<()> {
         let files = self.files.get(model).ok_or_else(|| Error::not_found(format!("the container names no model {model}")))?;
-        let size = self.check(model, files, &mut options)?;
+        let Checked { size, has_pooling } = self.check(model, files, &mut options)?;
         if self.engines.get(&model).is_some_and(|engine| engine.options == options) {
             return Ok(());
         }
@@ -234,7 +242,7 @@ impl Served {
             other.process.kill().await;
             other.place.remove();
         }
-        let mut engine = self.start(&self.files[model], options)?;
+        let mut engine = self.start(&self.files[model], options, has_pooling)?;
         let (alias, pid) = (self.alias(model), engine.process.pid);
         let loaded = tokio::select! {
             loaded = engine.place.loaded() => loaded,
@@ -260,9 +268,8 @@ impl Served {
 
     /// Refuses a model that the engine could not read, as its user; and one that does not fit into
     /// the container, because the kernel would read its file over and over again, or kill
-    /// something. Chooses the length of the context, if nobody has. Returns the size of its files,
-    /// in bytes.
-    fn check(&self, model: usize, files: &[File], options: &mut LoadOptions) -> Result<u64> {
+    /// something. Chooses the length of the context, if nobody has.
+    fn check(&self, model: usize, files: &[File], options: &mut LoadOptions) -> Result<Checked> {
         let alias = self.alias(model);
         let mut size = 0_u64;
         for file in files {
@@ -277,7 +284,9 @@ impl Served {
             size = size.saturating_add(status.len());
         }
         // What is no model is the engine's to refuse, with its reason.
-        let Some(Ok(shape)) = files.first().map(|file| Shape::read(FromStart::of(file))) else { return Ok(size) };
+        let Some(Ok(shape)) = files.first().map(|file| Shape::read(FromStart::of(file))) else {
+            return Ok(Checked { size, has_pooling: false });
+        };
         let context = shape.context(options.ctx_size);
         options.ctx_size = Some(context);
         let needs = shape.needs(context, options.ubatch_size).unwrap_or(Needs { context: 0, computing: 0 });
@@ -296,11 +305,11 @@ impl Served {
                 );
                 Err(Error::new(Code::ResourceExhausted, message))
             }
-            Some(_) | None => Ok(size),
+            Some(_) | None => Ok(Checked { size, has_pooling: shape.has_pooling() }),
         }
     }
 
-    fn start(&self, files: &[File], options: LoadOptions) -> Result<Engine> {
+    fn start(&self, files: &[File], options: LoadOptions, has_pooling: bool) -> Result<Engine> {
         let Shared { folder, next, reaper, tasks, .. } = &*self.shared;
         let user = confined::user(std::process::id(), 0);
         let place = Place { folder: folder.join(next.fetch_add(1, Ordering::Relaxed).to_string()), user };
@@ -315,6 +324,7 @@ impl Served {
             options: &options,
             threads: *threads,
             devices,
+            has_pooling,
         };
         let common = Common { reaper, tasks, cgroup: &self.cgroup };
         let Prepared { invocation, links } = plan.prepare();

@@ -57,6 +57,16 @@ fn fields_become_metadata() {
 }
 
 #[test]
+fn a_schema_keeps_the_order_of_its_properties() {
+    let schema = r#"{"type":"object","properties":{"country":{"type":"string"},"capital":{"type":"string"}}}"#;
+    let body = format!(
+        r#"{{"messages": [{{"role": "user", "content": "a"}}], "response_format": {{"type": "json_schema", "json_schema": {{"schema": {schema}}}}}}}"#
+    );
+    let metadata = metadata(&serde_json::from_str(&body).unwrap());
+    assert_eq!(metadata["json-schema"], schema);
+}
+
+#[test]
 fn a_wrong_value_is_refused_by_its_name() {
     let cases = [
         ("temperature", json!(2.5)),

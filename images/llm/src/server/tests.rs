@@ -179,7 +179,10 @@ fn a_chat_is_answered() {
     assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
     let seen = server.seen.lock().unwrap();
     let prompt = "<|im_start|>user\npieces:Par|is<|im_end|>\n<|im_start|>assistant\n";
-    assert_eq!(seen.begun, [("{\"n-predict\":4093,\"non-blocking\":true,\"reverse-prompt\":[\"<|im_end|>\"]}".into(), prompt.into())]);
+    let [(metadata, begun)] = &seen.begun[..] else { panic!("{:?}", seen.begun) };
+    let metadata: Value = serde_json::from_str(metadata).unwrap();
+    assert_eq!(metadata, json!({"n-predict": 4093, "non-blocking": true, "reverse-prompt": ["<|im_end|>"]}));
+    assert_eq!(begun, prompt);
     assert_eq!(seen.active, (0, 1));
     assert_eq!(seen.loaded[0], ("default".into(), "{\"ctx-size\":16384,\"parallel\":4}".into()));
 }

@@ -250,7 +250,7 @@ async fn text_is_continued_and_embedded(case: &Case, engine: Engine) -> Result<(
     let prompt = format!("<|im_start|>user\n{CAPITAL}<|im_end|>\n<|im_start|>assistant\n");
     let reply = server.post("/v1/completions", &json!({"model": "tiny", "prompt": prompt, "temperature": 0}))?.json()?;
     ensure!(reply["choices"][0]["text"].as_str().is_some_and(|text| text.contains("Paris")), "{reply}");
-    let texts = json!(["The capital of France.", "Count from 1 to 5.", "The capital of France."]);
+    let texts = json!(["The capital of France.", "The capital of Peru.", "The capital of France."]);
     let reply = server.post("/v1/embeddings", &json!({"model": "embedding", "input": texts}))?.json()?;
     let embedding = |index: usize| reply["data"][index]["embedding"].as_array().filter(|numbers| numbers.len() > 16);
     ensure!(embedding(0).is_some() && embedding(0) == embedding(2) && embedding(0) != embedding(1), "{reply}");
@@ -259,6 +259,16 @@ async fn text_is_continued_and_embedded(case: &Case, engine: Engine) -> Result<(
     asked["response_format"] = format;
     let answer = server.post("/v1/chat/completions", &asked)?.answer()?;
     ensure!(matches!(answer.trim(), "true" | "false"), "{answer:?}");
+    // The order in which a model writes properties is that of the schema.
+    let properties = r#"{"country": {"type": "string"}, "capital": {"type": "string"}}"#;
+    let schema = format!(r#"{{"type": "object", "properties": {properties}, "required": ["country", "capital"]}}"#);
+    let body = format!(
+        r#"{{"messages": [{{"role": "user", "content": "{CAPITAL} Answer in JSON."}}], "temperature": 0, "max_tokens": 64,
+            "response_format": {{"type": "json_schema", "json_schema": {{"schema": {schema}}}}}}}"#
+    );
+    let answer = server.client()?.ask("POST", "/v1/chat/completions", &body)?.answer()?;
+    let object: Value = serde_json::from_str(&answer)?;
+    ensure!(object == json!({"country": "France", "capital": "Paris"}) && answer.find("country") < answer.find("capital"), "{answer}");
     server.stop().await
 }
 

@@ -81,7 +81,7 @@ mod tests {
     const NONE: [usize; 0] = [];
 
     fn lines(rule: fn(&Tree) -> Vec<Finding>, path: &str, content: &str) -> Vec<usize> {
-        let tree = Tree { files: vec![Text { path: path.into(), content: content.to_owned() }] };
+        let tree = Tree { files: vec![Text { path: path.into(), content: content.to_owned() }], ..Tree::default() };
         rule(&tree).into_iter().map(|finding| finding.line).collect()
     }
 

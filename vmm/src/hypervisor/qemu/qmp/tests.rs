@@ -10,8 +10,9 @@ use tokio::net::UnixStream;
 
 const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 1, "major": 11}}, "capabilities": ["oob"]}}"#;
 
-/// A peer that greets and answers each line that it reads with the next of `answers`.
-async fn peer(stream: UnixStream, answers: &[&str]) -> Vec<String> {
+/// A peer that greets and answers each line that it reads with the next of `answers`. Returns
+/// what it has read.
+async fn peer(stream: UnixStream, answers: &[&str]) -> Vec<Value> {
     let mut stream = BufStream::new(stream);
     let mut said = Vec::new();
     for answer in [&[GREETING], answers].concat() {
@@ -21,12 +22,12 @@ async fn peer(stream: UnixStream, answers: &[&str]) -> Vec<String> {
         if stream.read_line(&mut line).await.unwrap() == 0 {
             break;
         }
-        said.push(line.trim_end().to_owned());
+        said.push(serde_json::from_str(&line).unwrap());
     }
     said
 }
 
-async fn status(answers: &[&str]) -> (Result<Value>, Vec<String>) {
+async fn status(answers: &[&str]) -> (Result<Value>, Vec<Value>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let ask = async {
         let mut qmp = Qmp::begin(ours).await?;
@@ -46,7 +47,7 @@ async fn events_and_old_answers_are_skipped() {
     );
     let (status, said) = status(&[r#"{"return": {}, "id": 1}"#, answer]).await;
     assert_eq!(status.unwrap()["status"], "running");
-    assert_eq!(said, [r#"{"execute":"qmp_capabilities","id":1}"#, r#"{"execute":"query-status","id":2}"#]);
+    assert_eq!(said, [json!({"execute": "qmp_capabilities", "id": 1}), json!({"execute": "query-status", "id": 2})]);
 }
 
 #[tokio::test]
@@ -73,7 +74,7 @@ async fn device_deleted_is_noticed_before_and_after_the_answer() {
         let answers = [r#"{"return": {}, "id": 1}"#, &answers];
         let (deleted, said) = tokio::join!(delete, peer(theirs, &answers));
         deleted.unwrap();
-        assert_eq!(said[1], r#"{"arguments":{"id":"d"},"execute":"device_del","id":2}"#);
+        assert_eq!(said[1], json!({"arguments": {"id": "d"}, "execute": "device_del", "id": 2}));
     }
 }
 
@@ -202,7 +203,7 @@ async fn a_migration_ends_by_its_event_and_a_failed_one_has_qemus_reason() {
     ] {
         let (migrated, said) = run(&[&answers]).await;
         migrated.unwrap();
-        assert_eq!(said[1], r#"{"arguments":{"uri":"file:/f"},"execute":"migrate-incoming","id":2}"#);
+        assert_eq!(said[1], json!({"arguments": {"uri": "file:/f"}, "execute": "migrate-incoming", "id": 2}));
     }
     let failed = format!("{begun}\n{}", event("failed"));
     let reason = r#"{"return": {"status": "failed", "error-desc": "no such section"}, "id": 3}"#;
