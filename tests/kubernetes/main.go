@@ -51,7 +51,7 @@ func main() {
 		util.CheckErr(kubeadm.Run())
 	case "kubectl":
 		// kubectl logs before it has parsed its flags.
-		_ = logs.GlogSetter(cmd.GetLogVerbosity(os.Args))
+		_, _ = logs.GlogSetter(cmd.GetLogVerbosity(os.Args))
 		if err := cli.RunNoErrOutput(cmd.NewDefaultKubectlCommand()); err != nil {
 			util.CheckErr(err)
 		}
