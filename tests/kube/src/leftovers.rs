@@ -15,17 +15,9 @@ use crate::Kubectl;
 /// others.
 const COLLECTED_SECONDS: u32 = 150;
 
-/// What is made for the first pod and kept: CNI's bridge, folders of containerd and of its shim. And
-/// compiled code of modules, whose size is bounded.
-const KEPT: [&str; 7] = [
-    "link cni0",
-    "file /var/lib/cni",
-    "file /run/containerd/io.containerd.grpc.v1.cri/image-volumes",
-    "file /run/containerd/runc",
-    "file /run/containerd/s",
-    "file /var/lib/magnetar",
-    "file /run/node/",
-];
+/// What is kept on purpose: compiled code of modules, whose size is bounded, and the node's own
+/// book-keeping.
+const KEPT: [&str; 2] = ["file /var/lib/magnetar", "file /run/node/"];
 
 /// A node before there are pods, to compare with.
 #[derive(Debug)]
@@ -40,17 +32,18 @@ impl Leftovers {
         Ok(Self(look()?))
     }
 
-    /// Waits until the node has nothing that it did not have. What it has no more does not count:
+    /// Waits until the node has nothing that it did not have: how long that took. What it has no more does not count:
     /// pods of other tests, which the kubelet collects late, go meanwhile.
     ///
     /// # Errors
     /// Something is left.
-    pub fn none(&self, kubectl: Kubectl) -> Result<()> {
-        let end = Instant::now() + kubectl.within(COLLECTED_SECONDS);
+    pub fn none(&self, kubectl: Kubectl) -> Result<Duration> {
+        let begin = Instant::now();
+        let end = begin + kubectl.within(COLLECTED_SECONDS);
         loop {
             let left = look()?.since(&self.0).new;
             if left.is_empty() {
-                return Ok(());
+                return Ok(begin.elapsed());
             }
             if Instant::now() > end {
                 bail!("left behind:\n{}", left.join("\n"));

@@ -77,6 +77,11 @@ fn commands_run_in_a_container_of_the_pod(kubectl: Kubectl, kind: Kind) -> Resul
 #[test]
 fn pods_of_all_kinds_run_side_by_side_and_leave_nothing() -> Result<()> {
     turn(|kubectl| {
+        // With the first pod folders and cgroups are made that are kept.
+        let mut first = Pod::apply(kubectl, Kind::Runc, "first")?;
+        first.ready()?;
+        first.delete()?;
+        first.gone()?;
         let before = Leftovers::before()?;
         let kinds = Kind::ALL.into_iter().filter(|kind| kind.lacking().is_none());
         let mut pods = kinds.map(|kind| Pod::apply(kubectl, kind, "side")).collect::<Result<Vec<_>>>()?;
@@ -88,7 +93,8 @@ fn pods_of_all_kinds_run_side_by_side_and_leave_nothing() -> Result<()> {
         for pod in &mut pods {
             pod.delete()?;
         }
-        before.none(kubectl)
+        let took = before.none(kubectl)?;
+        say(&format!("{} pods of as many kinds had left nothing {:.1} s after they were deleted", pods.len(), took.as_secs_f64()))
     })
 }
 

@@ -26,7 +26,8 @@ configure() {
     local settings=$run/kubeadm.yaml
     sed "s/\bNODE$/$HOSTNAME/; s/\bVERSION$/$(kubeadm version --output short)/" $configuration/kubeadm.yaml >"$settings" &&
         kubeadm init --config "$settings" &&
-        kubeadm kubeconfig user --client-name system:kube-proxy --config "$settings" >$configuration/kube-proxy.conf &&
+        kubeadm kubeconfig user --client-name system:kube-proxy --config "$settings" |
+        install -m 600 /dev/stdin $configuration/kube-proxy.conf &&
         # No kubelet may find them there.
         mv $configuration/manifests "$run/manifests"
 }
