@@ -13,6 +13,7 @@ build_kubernetes() {
 # lay_out_kubernetes RUN - puts it into a node in namespaces that has been laid out.
 lay_out_kubernetes() {
     cp -a "$checkout/tests/kubernetes/node/." "$1/upper/"
+    mkdir "$1/kubelet"
     echo "layer=$(kubernetes_dir)" >>"$1/uses"
 }
 

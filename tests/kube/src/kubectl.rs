@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 /// kubectl on this node, and how long it may wait.
@@ -92,6 +92,17 @@ impl Kubectl {
     pub fn apply(self, object: &Value) -> Result<()> {
         self.run_with(&["apply", "--filename", "-"], object.to_string().as_bytes())?;
         Ok(())
+    }
+
+    /// Whether the node's containerd says that a handler has a feature.
+    ///
+    /// # Errors
+    /// kubectl failed, or there is not one node.
+    pub fn handler_has(self, handler: &str, feature: &str) -> Result<bool> {
+        let nodes = self.get("nodes")?.unwrap_or_default();
+        let [node] = nodes["items"].as_array().map(Vec::as_slice).unwrap_or_default() else { bail!("not one node: {nodes}") };
+        let handlers = node["status"]["runtimeHandlers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        Ok(handlers.iter().any(|one| one["name"] == handler && one["features"][feature] == true))
     }
 
     /// An object as the API server has it; `None` if it has none of this name.

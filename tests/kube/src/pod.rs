@@ -38,9 +38,19 @@ impl Pod {
     /// # Errors
     /// kubectl failed.
     pub fn apply(kubectl: Kubectl, kind: Kind, name: &str) -> Result<Self> {
+        Self::apply_edited(kubectl, kind, name, |_| {})
+    }
+
+    /// The same, after `edit` has changed the pod's `spec`.
+    ///
+    /// # Errors
+    /// kubectl failed, or the API server refuses the pod.
+    pub fn apply_edited(kubectl: Kubectl, kind: Kind, name: &str, edit: impl FnOnce(&mut Value)) -> Result<Self> {
         let name = format!("{name}-{}", kind.class());
+        let mut manifest = manifest(kind, &name);
+        edit(&mut manifest["spec"]);
         let applied = Instant::now();
-        kubectl.apply(&manifest(kind, &name))?;
+        kubectl.apply(&manifest)?;
         let object = kubectl.get(&format!("pod/{name}"))?.with_context(|| format!("pod {name} was applied and is not there"))?;
         let uid = object["metadata"]["uid"].as_str().context("a pod without uid")?.to_owned();
         Ok(Self { kubectl, kind, name, uid, applied, deleted: false })

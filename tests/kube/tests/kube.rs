@@ -6,8 +6,9 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use magnetar_kube::{Kind, Kubectl, Leftovers, Pod};
+use serde_json::json;
 
 /// Says past libtest's capture what whoever reads the output must see.
 fn say(what: &str) -> Result<()> {
@@ -95,6 +96,69 @@ fn pods_of_all_kinds_run_side_by_side_and_leave_nothing() -> Result<()> {
         }
         let took = before.none(kubectl)?;
         say(&format!("{} pods of as many kinds had left nothing {:.1} s after they were deleted", pods.len(), took.as_secs_f64()))
+    })
+}
+
+/// The kubelet asks for it only where containerd says that the handler can do it.
+#[test]
+fn pods_have_user_namespaces_where_containerd_says_that_they_can() -> Result<()> {
+    turn(|kubectl| {
+        for kind in [Kind::Runc, Kind::Wasmtime, Kind::WasmEdge] {
+            if !kubectl.handler_has(kind.class(), "userNamespaces")? {
+                let name = "pods_have_user_namespaces_where_containerd_says_that_they_can";
+                say(&format!("skipped {}::{name}: containerd has not asked the handler, as it does from 2.3 on", kind.class()))?;
+                continue;
+            }
+            let mut pod = Pod::apply_edited(kubectl, kind, "user", |spec| {
+                spec["hostUsers"] = json!(false);
+                // A module has no program that says which users there are.
+                spec["containers"].as_array_mut().into_iter().for_each(|containers| {
+                    containers.push(json!({
+                        "name": "users", "image": Kind::Runc.image(), "command": ["sh", "-c", "trap 'exit 0' TERM; cat /proc/self/uid_map; while :; do sleep 0.1; done"],
+                    }))
+                });
+            })?;
+            pod.ready()?;
+            let map = kubectl.run(&["logs", pod.name(), "--container", "users"])?;
+            let words: Vec<_> = map.split_whitespace().collect();
+            let [inside, outside, users] = words.as_slice() else { bail!("{}: {map:?}", pod.name()) };
+            ensure!(*inside == "0" && *outside != "0" && *users == "65536", "{}: {map:?}", pod.name());
+            pod.delete()?;
+            pod.gone()?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_pod_of_no_runtime_class_is_refused_at_once() -> Result<()> {
+    turn(|kubectl| {
+        let refused = Pod::apply_edited(kubectl, Kind::Runc, "class", |spec| spec["runtimeClassName"] = json!("nonesuch"));
+        let message = refused.err().map(|error| format!("{error:#}")).unwrap_or_default();
+        ensure!(message.contains("RuntimeClass \"nonesuch\" not found"), "the refusal says {message:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_events_of_a_pod_name_what_a_virtual_machine_cannot_have() -> Result<()> {
+    turn(|kubectl| {
+        let words = "a pod in a virtual machine cannot have the host's network (hostNetwork)";
+        let mut pod = Pod::apply_edited(kubectl, Kind::Qemu, "network", |spec| spec["hostNetwork"] = json!(true))?;
+        pod.described(words)?;
+        pod.delete()?;
+        pod.gone()
+    })
+}
+
+#[test]
+fn the_events_of_a_pod_name_an_image_that_there_is_not() -> Result<()> {
+    turn(|kubectl| {
+        let image = "localhost/magnetar/nonesuch:1";
+        let mut pod = Pod::apply_edited(kubectl, Kind::Runc, "image", |spec| spec["containers"][0]["image"] = json!(image))?;
+        pod.described(&format!("{image}: not found"))?;
+        pod.delete()?;
+        pod.gone()
     })
 }
 
