@@ -18,8 +18,10 @@ mod kind;
 mod kubectl;
 mod leftovers;
 mod pod;
+mod service;
 
 pub use kind::{Kind, Words};
 pub use kubectl::{Kubectl, Output};
 pub use leftovers::Leftovers;
 pub use pod::Pod;
+pub use service::Service;

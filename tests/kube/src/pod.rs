@@ -123,6 +123,22 @@ impl Pod {
         self.kubectl.try_run(&[&["exec", &reference], stdin, &["--"], command].concat(), input)
     }
 
+    /// Waits until a command in its container does what it should.
+    ///
+    /// # Errors
+    /// It does not: with what it does.
+    pub fn answers(&self) -> Result<()> {
+        let end = Instant::now() + self.kubectl.within(30);
+        loop {
+            let called = self.exec(self.kind.calls(), &[])?;
+            if called.stdout == "called by name\n" && called.code == Some(0) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "no command runs in pod {}: {called:?}", self.name);
+            thread::sleep(LOOK);
+        }
+    }
+
     /// Deletes it, and waits until the API server has it no more: how long that took.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use magnetar_kube::{Kind, Kubectl, Leftovers, Pod};
+use magnetar_kube::{Kind, Kubectl, Leftovers, Pod, Service};
 use serde_json::json;
 
 /// Says past libtest's capture what whoever reads the output must see.
@@ -96,6 +96,39 @@ fn pods_of_all_kinds_run_side_by_side_and_leave_nothing() -> Result<()> {
         }
         let took = before.none(kubectl)?;
         say(&format!("{} pods of as many kinds had left nothing {:.1} s after they were deleted", pods.len(), took.as_secs_f64()))
+    })
+}
+
+/// The same containers, never started again, and what is asked of them is done.
+#[test]
+fn pods_of_all_kinds_live_on_when_kubelet_containerd_and_serve_are_killed() -> Result<()> {
+    turn(|kubectl| {
+        let kinds = Kind::ALL.into_iter().filter(|kind| kind.lacking().is_none());
+        let mut pods = kinds.map(|kind| Pod::apply(kubectl, kind, "survivor")).collect::<Result<Vec<_>>>()?;
+        let mut containers = Vec::new();
+        for pod in &pods {
+            pod.ready()?;
+            containers.push(pod.object()?["status"]["containerStatuses"][0]["containerID"].clone());
+        }
+        for service in Service::ALL {
+            service.kill(kubectl)?;
+            for (pod, container) in pods.iter().zip(&containers) {
+                // A pod that was not ready for a while is again; an exec may come too early.
+                pod.answers()?;
+                pod.ready()?;
+                let status = &pod.object()?["status"]["containerStatuses"][0];
+                ensure!(
+                    status["containerID"] == *container && status["restartCount"] == 0,
+                    "{service:?} was killed: {} {status}",
+                    pod.name()
+                );
+            }
+        }
+        for pod in &mut pods {
+            pod.delete()?;
+            pod.gone()?;
+        }
+        Ok(())
     })
 }
 
