@@ -32,8 +32,8 @@ impl Leftovers {
         Ok(Self(look()?))
     }
 
-    /// Waits until the node has nothing that it did not have: how long that took. What it has no more does not count:
-    /// pods of other tests, which the kubelet collects late, go meanwhile.
+    /// Waits until the node has nothing that it did not have: how long that took. What it has no
+    /// more does not count: pods of other tests, which the kubelet collects late, go meanwhile.
     ///
     /// # Errors
     /// Something is left.

@@ -47,9 +47,9 @@ control_plane() {
 
 kubelet() { supervise kubelet kubelet_alone 3>&- & }
 
-# kubelet_alone - it wants settings of the kernel that are the whole machine's. It sees them as it wants
-# them, alone: these mounts are no part of the mount namespace that pods come from, where all others
-# are shared with it.
+# kubelet_alone - it wants settings of the kernel that are the whole machine's. It sees them as it
+# wants them, alone: these mounts are no part of the mount namespace that pods come from, where all
+# others are shared with it.
 kubelet_alone() {
     # shellcheck disable=SC2016 # expanded by the inner shell
     exec unshare --mount --propagation unchanged -- bash -euc '
@@ -72,8 +72,8 @@ answers() { kubectl get --raw /readyz >/dev/null 2>&1; }
 # objects - what a cluster has besides its parts.
 objects() {
     local classes=$configuration/runtimeclasses.yaml
-    # What admin.conf may do, and the API server when it calls the kubelet: kubeadm's own bindings, of
-    # phases that are left out.
+    # What admin.conf may do, and the API server when it calls the kubelet: kubeadm's own bindings,
+    # of phases that are left out.
     kubectl create clusterrolebinding kubeadm:cluster-admins --clusterrole cluster-admin --group kubeadm:cluster-admins &&
         kubectl create clusterrolebinding kubeadm:apiserver-kubelet-client --clusterrole system:kubelet-api-admin \
             --user kube-apiserver-kubelet-client &&
