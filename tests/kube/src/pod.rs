@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use magnetar_observe::Snapshot;
 use serde_json::{Value, json};
 
-use crate::{Kind, Kubectl, Output, Words};
+use crate::{Kind, Kubectl, Output};
 
 /// How long a container may take to end when its pod is deleted. Not 0: then the object would be
 /// gone before the pod is.
@@ -117,24 +117,24 @@ impl Pod {
     ///
     /// # Errors
     /// kubectl cannot be run; that the command fails is no error.
-    pub fn exec(&self, command: Words, input: &[u8]) -> Result<Output> {
-        let stdin: Words = if input.is_empty() { &[] } else { &["--stdin"] };
+    pub fn exec(&self, command: &[&str], input: &[u8]) -> Result<Output> {
+        let stdin: &[&str] = if input.is_empty() { &[] } else { &["--stdin"] };
         let reference = self.reference();
         self.kubectl.try_run(&[&["exec", &reference], stdin, &["--"], command].concat(), input)
     }
 
-    /// Waits until a command in its container does what it should.
+    /// Waits until a command in its container says this, and nothing else on standard output.
     ///
     /// # Errors
-    /// It does not: with what it does.
-    pub fn answers(&self) -> Result<()> {
+    /// It does not: with what it says.
+    pub fn says(&self, command: &[&str], what: &str) -> Result<()> {
         let end = Instant::now() + self.kubectl.within(30);
         loop {
-            let called = self.exec(self.kind.calls(), &[])?;
-            if called.stdout == "called by name\n" && called.code == Some(0) {
+            let said = self.exec(command, &[])?;
+            if said.stdout == what && said.code == Some(0) {
                 return Ok(());
             }
-            ensure!(Instant::now() < end, "no command runs in pod {}: {called:?}", self.name);
+            ensure!(Instant::now() < end, "{command:?} in pod {} does not say {what:?}: {said:?}", self.name);
             thread::sleep(LOOK);
         }
     }
@@ -204,7 +204,7 @@ fn manifest(kind: Kind, name: &str) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name},
+        "metadata": {"name": name, "labels": {"app": name}},
         "spec": {
             "runtimeClassName": kind.class(),
             "terminationGracePeriodSeconds": GRACE_SECONDS,

@@ -114,7 +114,7 @@ fn pods_of_all_kinds_live_on_when_kubelet_containerd_and_serve_are_killed() -> R
             service.kill(kubectl)?;
             for (pod, container) in pods.iter().zip(&containers) {
                 // A pod that was not ready for a while is again; an exec may come too early.
-                pod.answers()?;
+                pod.says(pod.kind().calls(), "called by name\n")?;
                 pod.ready()?;
                 let status = &pod.object()?["status"]["containerStatuses"][0];
                 ensure!(
@@ -125,6 +125,51 @@ fn pods_of_all_kinds_live_on_when_kubelet_containerd_and_serve_are_killed() -> R
             }
         }
         for pod in &mut pods {
+            pod.delete()?;
+            pod.gone()?;
+        }
+        Ok(())
+    })
+}
+
+/// A Service of a server in a pod of each kind, by kube-proxy, from a pod of each kind. Modules
+/// have native programs beside them for that.
+#[test]
+fn pods_of_every_kind_reach_a_service_of_every_kind() -> Result<()> {
+    turn(|kubectl| {
+        let kinds = Kind::ALL.into_iter().filter(|kind| kind.lacking().is_none());
+        let server = |kind: Kind| {
+            Pod::apply_edited(kubectl, kind, "web", |spec| {
+                let serve = format!("mkdir /www; echo from {} >/www/index.html; exec httpd -f -p 8080 -h /www", kind.class());
+                spec["containers"] = json!([{
+                    "name": "web", "image": Kind::Runc.image(), "command": ["sh", "-c", serve],
+                    "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
+                }]);
+                // httpd that is process 1 does not end when it is asked to.
+                spec["terminationGracePeriodSeconds"] = json!(1);
+            })
+        };
+        let mut pods = kinds.map(server).collect::<Result<Vec<_>>>()?;
+        let mut services = Vec::new();
+        for pod in &pods {
+            kubectl.apply(&json!({
+                "apiVersion": "v1", "kind": "Service", "metadata": {"name": pod.name()},
+                "spec": {"selector": {"app": pod.name()}, "ports": [{"port": 80, "targetPort": 8080}]},
+            }))?;
+            let service = kubectl.get(&format!("service/{}", pod.name()))?.context("the service was applied and is not there")?;
+            let address = service["spec"]["clusterIP"].as_str().context("a service without address")?.to_owned();
+            services.push((format!("http://{address}"), format!("from {}\n", pod.kind().class())));
+        }
+        for pod in &pods {
+            pod.ready()?;
+        }
+        for client in &pods {
+            for (address, answer) in &services {
+                client.says(&["wget", "-q", "-O", "-", "-T", "5", address], answer)?;
+            }
+        }
+        for pod in &mut pods {
+            kubectl.run(&["delete", &format!("service/{}", pod.name())])?;
             pod.delete()?;
             pod.gone()?;
         }
