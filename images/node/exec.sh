@@ -7,6 +7,7 @@ environment() {
     local run=$cache/run/$1 endpoint=unix:///run/containerd/containerd.sock
     printf '%s\n' "PATH=$(<"$run/path")" HOME=/root LANG=C.UTF-8 "MAGNETAR_NODE=$1" \
         "CONTAINER_RUNTIME_ENDPOINT=$endpoint" "IMAGE_SERVICE_ENDPOINT=$endpoint"
+    ! has_kubernetes "$1" || echo KUBECONFIG=/etc/kubernetes/admin.conf
     # A slow node says so.
     [[ ! -e $run/patience ]] || echo "MAGNETAR_PATIENCE=$(<"$run/patience")"
 }

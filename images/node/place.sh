@@ -20,6 +20,12 @@ recipe() {
 rootfs_recipe() { recipe images/node/packages images/node/rootfs.sh; }
 oci_recipe() { recipe images/oci images/node/packages images/node/rootfs.sh images/node/scratch.sh images/node/images.sh; }
 tools_recipe() { recipe tests/tools images/node/tools.sh; }
+kubernetes_recipe() {
+    {
+        recipe tests/kubernetes/{build,go.mod,go.sum,main.go}
+        go env GOVERSION 2>/dev/null || true
+    } | sha256sum | cut -c1-16
+}
 vm_recipe() {
     {
         rootfs_recipe
@@ -31,6 +37,7 @@ vm_recipe() {
 rootfs_dir() { printf '%s/node/%s' "$cache" "$(rootfs_recipe)"; }
 oci_dir() { printf '%s/oci/%s' "$cache" "$(oci_recipe)"; }
 tools_dir() { printf '%s/tools/%s' "$cache" "$(tools_recipe)"; }
+kubernetes_dir() { printf '%s/kubernetes/%s' "$cache" "$(kubernetes_recipe)"; }
 vm_dir() { printf '%s/vm/%s' "$cache" "$(vm_recipe)"; }
 
 # build_once DIR FUNCTION - has FUNCTION fill a fresh directory and gives it its name when it is

@@ -125,6 +125,8 @@ start_node() {
     mkdir -p "$run"
     echo "${containerd:+$containerd:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" >"$run/path"
     "lay_out_$form" "$name" "$run" "$@"
+    # A setting of `start`, which all forms but the virtual machine have.
+    [[ ! $kubernetes ]] || lay_out_kubernetes "$run"
     make_cgroups "$name"
     mkfifo "$run/ready"
     launch "$name" "$run" "$form" &
