@@ -8,8 +8,8 @@
 //!                                └─> a native program: execve
 //! ```
 //!
-//! A module that computes with a language model has it from [`nn`]. Another function that is lent to
-//! core modules, beside WASI's, is `logging`.
+//! A module that computes with a language model has it from [`nn`]. `logging` is another function
+//! that is lent to core modules.
 //!
 //! The module is opened before the container exists, beneath its root, and exactly that file runs.
 //! The bytes of a file in a volume may still change, so the cache uses the digest of the bytes that

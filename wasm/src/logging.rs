@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `wasi:logging/logging` for core modules, as WasmEdge lends it to them: applications for LlamaEdge
-//! log by it. It is one function, `log(level, context, message)`, of five i32 and without a result:
-//! a text is a pointer and a length.
+//! `wasi:logging/logging` for core modules, as WasmEdge lends it to them: applications for
+//! LlamaEdge log by it. It is one function, `log(level, context, message)`, of five i32 and without
+//! a result: a text is a pointer and a length.
 //!
 //! The level is that of the interface (WebAssembly/wasi-logging, `wit/logging.wit`), by its number.
-//! WasmEdge takes the context for the place where to write: standard output, standard error, or else
-//! a file of the host. Here any other context goes to standard error, with its name.
+//! WasmEdge takes the context for the place where to write: standard output, standard error, or
+//! else a file of the host. Here any other context goes to standard error, with its name.
 
 use crate::memory::Memory;
 use std::fmt;
