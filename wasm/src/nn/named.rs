@@ -208,7 +208,7 @@ mod tests {
             ("d:PyTorch:CPU:/m", "not PyTorch"),
             ("d:GGML:NPU:/m", "not NPU"),
             ("d:GGML:CPU:", "no path"),
-            ("d:GGML:CPU:/m:{\"ctx-size\":0}", "ctx-size"),
+            ("d:GGML:CPU:/m:{\"ctx-size\":-1}", "ctx-size"),
         ] {
             let error = in_spec(&spec(&[&format!("WASMEDGE_WASINN_PRELOAD={name}")])).unwrap_err().to_string();
             assert!(error.starts_with("WASMEDGE_WASINN_PRELOAD names the model ") && error.contains(why), "{error}");

@@ -260,7 +260,7 @@ fn a_model_is_loaded_by_its_name_or_path_only() {
 fn metadata_that_is_wrong_is_refused() {
     let mut module = Module::new(&[]);
     let context = module.context("A text.");
-    module.tensor("{\"ctx-size\":0}");
+    module.tensor("{\"ctx-size\":-1}");
     assert_eq!(module.call(Function::SetInput, &[context, 1, 100]), Code::InvalidArgument as u32);
     assert_eq!(module.call(Function::SetInput, &[context, 2, 100]), Code::InvalidArgument as u32);
     assert_eq!(module.call(Function::Compute, &[context + 1]), Code::InvalidArgument as u32);
