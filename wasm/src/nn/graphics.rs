@@ -25,7 +25,14 @@ pub const USUAL: &[&str] = &["null", "zero", "random", "urandom"];
 /// The devices of a container (`linux.devices` of the OCI runtime specification) that compute.
 pub fn in_spec(spec: &Value) -> Vec<Node> {
     let devices = spec["linux"]["devices"].as_array().map(Vec::as_slice).unwrap_or_default();
-    devices.iter().filter_map(node).take(MAX_DEVICES).collect()
+    let mut nodes: Vec<Node> = Vec::new();
+    for node in devices.iter().filter_map(node) {
+        // Two that are chosen by different ways may be the same.
+        if nodes.len() < MAX_DEVICES && nodes.iter().all(|other| other.path != node.path) {
+            nodes.push(node);
+        }
+    }
+    nodes
 }
 
 fn node(device: &Value) -> Option<Node> {
@@ -51,6 +58,7 @@ mod tests {
         let device = |kind: &str, path: &str| json!({"type": kind, "path": path, "major": 226, "minor": 128});
         let spec = json!({"linux": {"devices": [
             device("c", "/dev/dri/renderD128"),
+            device("c", "/dev/nvidia0"),
             device("c", "/dev/nvidia0"),
             device("c", "/dev/nvidia-caps/nvidia-cap1"),
             device("c", "/dev/mem"),
