@@ -54,8 +54,8 @@ const FAILED: u8 = b'f';
 const LARGE: usize = 256 << 10;
 
 /// How long a compilation waits for another one of the same module, which may have fewer
-/// processors.
-const OTHERS_TURN: Duration = Duration::from_secs(10);
+/// processors. LLVM takes about 18 s for a module of 1 MiB.
+const OTHERS_TURN: Duration = Duration::from_secs(30);
 
 /// The digest of a module.
 type Digest = [u8; 32];

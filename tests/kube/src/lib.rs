@@ -7,7 +7,7 @@
 //!             └ delete ─────────────────────> Pod::traces, Leftovers <── this node's kernel
 //! ```
 //!
-//! The tests (`tests/kube.rs`) run inside a node that is a cluster, started by `tests/kube/run`,
+//! The tests (`tests/kube`) run inside a node that is a cluster, started by `tests/kube/run`,
 //! and are built only with the feature `node`. They do what an operator does, with the operator's
 //! program: a client library would need TLS, WebSockets and the types of the whole API, and
 //! `kubectl logs`, `exec` or `describe` would still be untested.

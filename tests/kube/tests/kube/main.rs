@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pods of every kind, as a kubelet drives them.
 
+mod llm;
+
 use std::{
     io::Write as _,
     sync::{Mutex, PoisonError},
