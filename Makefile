@@ -18,7 +18,7 @@ GUEST := $(CARGO_TARGET)/$(TARGET)/release/vm-agent $(CARGO_TARGET)/$(TARGET)/re
 OWN_GUEST := $(OUT)/share/magnetar/guest-own
 export CARGO_TERM_COLOR ?= never
 
-.PHONY: build clippy install deps kernel demo demo-llm llm-clients test test-unit test-e2e test-vm soak fuzz conformance wasi-testsuite bench node kubernetes examples lint doc clean
+.PHONY: build clippy install deps kernel demo demo-llm llm-clients test test-unit test-e2e test-vm soak fuzz conformance wasi-testsuite bench node kubernetes test-kubernetes examples lint doc clean
 
 deps: ## what building needs and a fresh machine lacks, and third-party crates that another checkout has compiled
 	@images/host-packages
@@ -97,6 +97,9 @@ node: build ## a shell in the node, with containerd up and crictl at hand
 	@images/node/node build
 	@images/node/node start
 	@images/node/node shell; images/node/node stop
+
+test-kubernetes: build ## pods of all kinds as a kubelet drives them, in full
+	@tests/kube/run
 
 kubernetes: build ## a shell with kubectl in a node that is a cluster, with RuntimeClasses of all kinds; runs what it gets on standard input, where that is no terminal
 	@tests/kubernetes/run

@@ -2,6 +2,7 @@
 //! Pods of every kind, as a kubelet drives them.
 
 mod llm;
+mod tour;
 
 use std::{
     io::Write as _,
