@@ -1,19 +1,73 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Models that are split over several files, as llama.cpp's own tool does it and as large ones are
-//! published.
+//! published; and one in an image that is mounted as a volume.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use magnetar_cri::ContainerSpec;
-use magnetar_e2e::{Case, Scratch};
+use magnetar_cri::{
+    ContainerSpec,
+    v1::{ImageSpec, Mount},
+};
+use magnetar_e2e::{Case, Scratch, calm, on_warm_node};
 
 use super::engine::{Engine, ends, module, on_each_engine, pod};
+use super::examples::import;
 use super::nn::{MODEL, one_processor, question, refusal};
 
 on_each_engine! {
     a_model_in_several_files_is_loaded_by_its_first,
     a_part_that_is_missing_or_cannot_be_read_is_named,
+}
+
+mod image_volume {
+    use super::{Engine, a_model_is_loaded_from_an_image, on_model_image};
+
+    #[test]
+    fn a_model_is_loaded_by_wasmtime() {
+        on_model_image(async |case| a_model_is_loaded_from_an_image(case, Engine::Wasmtime).await);
+    }
+
+    #[test]
+    fn a_model_is_loaded_by_wasmedge() {
+        on_model_image(async |case| a_model_is_loaded_from_an_image(case, Engine::WasmEdge).await);
+    }
+}
+
+/// An image that has the model and nothing else.
+const IMAGE: &str = "registry.example/model:1";
+
+/// A test, when the node has that image. It stays, as the node's own do.
+fn on_model_image(test: impl AsyncFnOnce(&Case) -> Result<()>) {
+    let warm = async |case: &Case| {
+        static WARM: std::sync::Once = std::sync::Once::new();
+        if WARM.is_completed() {
+            return Ok(());
+        }
+        let folder = Scratch::new()?;
+        let archive = folder.join("image.tar");
+        let script = "mkdir tree && cp \"$0\" tree/model.gguf && umoci init --layout it && umoci new --image it:it && \
+            umoci insert --image it:it tree / && skopeo copy --quiet --insecure-policy oci:it:it oci-archive:image.tar:\"$1\"";
+        let output = Command::new("sh").args(["-euc", script, MODEL, IMAGE]).current_dir(folder.path()).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        import(case, Path::new(&archive)).await?;
+        WARM.call_once(|| ());
+        calm(case).await
+    };
+    on_warm_node(warm, test);
+}
+
+/// As Kubernetes mounts it (`volumes.image`).
+async fn a_model_is_loaded_from_an_image(case: &Case, engine: Engine) -> Result<()> {
+    let pod = pod(case, engine, "model-image").await?;
+    let image = ImageSpec { image: IMAGE.to_owned(), ..Default::default() };
+    let mount = Mount { container_path: "/models".to_owned(), image: Some(image), readonly: true, ..Default::default() };
+    let asked = module("nn.wasm", ["ask", "default", &question("What is the capital of France?"), "{\"temp\":0,\"n-predict\":64}"])
+        .env("WASMEDGE_WASINN_PRELOAD", "default:GGML:CPU:/models/model.gguf")
+        .edit(|container| container.mounts.push(mount));
+    let (status, said, log) = ends(case, &pod, &one_processor(asked)).await?;
+    ensure!(status.exit_code == 0 && said.contains("Paris"), "{} {said}{log}", status.exit_code);
+    Ok(pod.remove().await?)
 }
 
 /// The header of a model's file and its tensors (GGUF, version 3, of ggml's docs/gguf.md).
