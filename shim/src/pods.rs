@@ -7,7 +7,7 @@
 use magnetar_core::cgroup::Cgroup;
 use magnetar_core::config::HandlerConfig;
 use magnetar_core::error::Result;
-use magnetar_core::record::{Found, PodDir, PodRecord};
+use magnetar_core::record::{Found, PodDir};
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
@@ -28,7 +28,7 @@ pub struct Pod {
     /// Its id.
     pub id: String,
     /// Its name in Kubernetes, `NAMESPACE/NAME`; none for a container without a pod, and for a pod
-    /// that is being made.
+    /// that is starting.
     pub name: Option<String>,
     /// Its kind of sandbox; none if its record cannot be read.
     pub kind: Option<String>,
@@ -36,7 +36,8 @@ pub struct Pod {
     pub state: State,
     /// The id of its sandbox process, if that lives.
     pub pid: Option<u32>,
-    /// How long ago it was made, in seconds; none if its clock is not ours.
+    /// How long ago it was made, in seconds; none if it has no socket yet, or the clock was set
+    /// back since.
     pub age: Option<u64>,
     /// How many containers it has, whatever their state.
     pub containers: usize,
@@ -51,10 +52,22 @@ pub struct Pod {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
+    /// It has not begun yet.
+    Starting,
     /// It lives.
     Running,
-    /// It does not: the pod is being made, or has ended and was not removed yet.
+    /// It has ended, and what is left of the pod was not removed yet.
     Dead,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Dead => "dead",
+        }
+    }
 }
 
 /// Prints the pods of this node as a table, or as JSON.
@@ -94,9 +107,14 @@ fn look(dir: &PodDir, namespace: &str, id: &str) -> Result<Option<Pod>> {
     Ok(Some(Pod {
         namespace: namespace.to_owned(),
         id: id.to_owned(),
-        name: record.and_then(|record: &PodRecord| record.name.clone()),
+        name: record.and_then(|record| record.name.clone()),
         kind: record.map(|record| kind(&record.config)),
-        state: if pid.is_some() { State::Running } else { State::Dead },
+        state: match &found {
+            _ if pid.is_some() => State::Running,
+            Found::Absent => State::Starting,
+            Found::Record(record) if record.pid == 0 => State::Starting,
+            Found::Record(_) | Found::Damaged(_) => State::Dead,
+        },
         pid,
         // It was bound when the pod was made, and nothing has changed it since.
         age: std::fs::symlink_metadata(dir.socket()).and_then(|socket| socket.modified()).ok().and_then(age),
@@ -129,15 +147,11 @@ fn table(pods: &[Pod]) -> String {
     }
     let dash = || "-".to_owned();
     let row = |pod: &Pod| {
-        let state = match pod.state {
-            State::Running => "running",
-            State::Dead => "dead",
-        };
         [
             pod.id.chars().take(SHORT).collect(),
             pod.name.clone().unwrap_or_else(dash),
             pod.kind.clone().unwrap_or_else(dash),
-            state.to_owned(),
+            pod.state.name().to_owned(),
             pod.age.map_or_else(dash, in_words),
             pod.containers.to_string(),
             pod.memory.map_or_else(dash, |bytes| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))),
@@ -148,13 +162,11 @@ fn table(pods: &[Pod]) -> String {
     };
     let head = ["POD ID", "NAME", "KIND", "STATE", "AGE", "CONTAINERS", "MEMORY", "PID", "NAMESPACE", ""].map(str::to_owned);
     let rows: Vec<_> = [head].into_iter().chain(pods.iter().map(row)).collect();
+    let widths: Vec<usize> =
+        (0..rows[0].len()).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0) + GAP).collect();
     let mut text = String::new();
     for row in &rows {
-        let cell = |(column, cell): (usize, &String)| {
-            let width = rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0) + GAP;
-            format!("{cell:<width$}")
-        };
-        let line: String = row.iter().enumerate().map(cell).collect();
+        let line: String = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         // Writing to a string cannot fail.
         let _written = writeln!(text, "{}", line.trim_end());
     }
@@ -176,7 +188,7 @@ fn in_words(seconds: u64) -> String {
 mod tests {
     use super::*;
     use magnetar_core::ids::{ContainerId, Namespace, SandboxId};
-    use magnetar_core::record::ContainerRecord;
+    use magnetar_core::record::{ContainerRecord, PodRecord};
 
     fn made(state: &Path, id: &str, change: impl FnOnce(&mut PodRecord)) -> PodDir {
         let (namespace, sandbox) = (Namespace::parse("k8s.io").unwrap(), SandboxId::parse(id).unwrap());
@@ -196,18 +208,21 @@ mod tests {
             record.name = Some("default/web".into());
             record.config.sandboxer = "wasm".into();
             record.config.runtime.name = "wasmedge".into();
+            record.pid = 1;
         });
         let container = ContainerRecord::new(ContainerId::parse("c").unwrap(), "/bundle".into(), None, None);
         dir.write_container(&container).unwrap();
         std::fs::write(made(state.path(), "damaged", |_| ()).path().join("pod.json"), "{").unwrap();
+        made(state.path(), "new", |_| ());
         let pods = all(state.path()).unwrap();
-        let [web, damaged] = [&pods[0], &pods[1]];
+        let [web, damaged, new] = &pods[..] else { panic!("{pods:?}") };
+        assert_eq!(new.state, State::Starting);
         assert_eq!((web.kind.as_deref(), web.containers, web.state, web.pid), (Some("wasmedge"), 1, State::Dead, None));
         assert!(damaged.damage.is_some() && damaged.kind.is_none(), "{damaged:?}");
         let text = table(&pods);
         let lines: Vec<_> = text.lines().collect();
-        assert!(lines[0].starts_with("POD ID         NAME         KIND      STATE  AGE  CONTAINERS"), "{text}");
-        assert!(lines[1].starts_with("0123456789abc  default/web  wasmedge  dead   -    1 "), "{text}");
+        assert!(lines[0].starts_with("POD ID         NAME         KIND      STATE     AGE  CONTAINERS"), "{text}");
+        assert!(lines[1].starts_with("0123456789abc  default/web  wasmedge  dead      -    1 "), "{text}");
         assert!(lines[2].contains("k8s.io") && lines[2].contains("its record is damaged: "), "{text}");
     }
 

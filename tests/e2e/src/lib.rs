@@ -37,6 +37,6 @@ pub use service::{Held, Service};
 pub use terminal::Terminal;
 pub use tool::{Output, Tool};
 pub use turn::{
-    OWN_GUEST, calm, on_magnetar, on_magnetar_that_resizes_pods, on_magnetar_with_shared_kernel, on_node, on_qemu, on_shared_kernel, on_vm,
-    on_vm_that_resizes_pods, on_vm_with_hugetlb, on_vm_with_own_kernel, on_warm_node,
+    OWN_GUEST, calm, on_magnetar, on_magnetar_that_resizes_pods, on_magnetar_with_shared_kernel, on_node, on_node_with, on_qemu,
+    on_shared_kernel, on_vm, on_vm_that_resizes_pods, on_vm_with_hugetlb, on_vm_with_own_kernel, on_warm_node,
 };

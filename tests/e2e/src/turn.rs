@@ -7,7 +7,7 @@ use std::{
     panic::{AssertUnwindSafe, resume_unwind},
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Mutex, Once, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -59,6 +59,23 @@ pub fn on_warm_node(warm: impl AsyncFnOnce(&Case) -> Result<()>, test: impl Asyn
         Err(Failure::Panic(panic)) => resume_unwind(panic),
         Err(Failure::Error(error)) => fail(&format!("{error:?}")),
     }
+}
+
+/// The same, after `give` has given the node what all tests with this `once` share, such as an
+/// image. It stays, as what the node has from the start.
+///
+/// # Panics
+/// As [`on_node`], and when `give` fails.
+pub fn on_node_with(once: &Once, give: impl AsyncFnOnce(&Case) -> Result<()>, test: impl AsyncFnOnce(&Case) -> Result<()>) {
+    let warm = async |case: &Case| {
+        if once.is_completed() {
+            return Ok(());
+        }
+        give(case).await?;
+        once.call_once(|| ());
+        calm(case).await
+    };
+    on_warm_node(warm, test);
 }
 
 /// The same for a test which can be true for our handlers only, and why. With others, it says

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use magnetar_cri::{Container, Pod, PodSpec};
-use magnetar_e2e::{Case, Manifest, Scratch, Tool, calm, eventually, on_warm_node};
+use magnetar_e2e::{Case, Manifest, Scratch, Tool, eventually, on_node_with};
 
 use super::engine::{Engine, get};
 
@@ -19,16 +19,8 @@ const FOLDER: &str = "MAGNETAR_EXAMPLES";
 /// A test, when the node has the examples' images. They stay: they are known by their names, as the
 /// node's own.
 fn on_examples(test: impl AsyncFnOnce(&Case) -> Result<()>) {
-    let warm = async |case: &Case| {
-        static WARM: std::sync::Once = std::sync::Once::new();
-        if WARM.is_completed() {
-            return Ok(());
-        }
-        import(case, &made("images.tar")?).await?;
-        WARM.call_once(|| ());
-        calm(case).await
-    };
-    on_warm_node(warm, test);
+    static GIVEN: std::sync::Once = std::sync::Once::new();
+    on_node_with(&GIVEN, async |case| import(case, &made("images.tar")?).await, test);
 }
 
 /// Gives the node the images of an archive.

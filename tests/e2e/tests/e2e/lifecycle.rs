@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 use magnetar_cri::v1::{ContainerState, PodSandboxState};
-use magnetar_e2e::{eventually, on_node, on_shared_kernel, refused, steady};
+use magnetar_e2e::{eventually, on_magnetar, on_node, on_shared_kernel, refused, steady};
 
 #[test]
 fn output_and_exit_code_of_a_container_reach_its_log_and_status() {
@@ -38,11 +38,7 @@ fn a_successful_exit_is_reported_as_completed_with_times_in_order() {
 
 #[test]
 fn pods_are_listed_by_their_records() {
-    on_node(async |case| {
-        // Other handlers than ours have no records.
-        if !case.is_magnetar() {
-            return Ok(());
-        }
+    on_magnetar("other handlers have no records", async |case| {
         let pod = case.pod("listed").await?;
         let container = pod.run(&case.sleeper()).await?;
         let id = pod.id().to_owned();

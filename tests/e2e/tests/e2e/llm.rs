@@ -7,12 +7,13 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
     path::Path,
+    sync::Once,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use magnetar_cri::{Container, ContainerSpec, Pod, PodSpec};
-use magnetar_e2e::{Case, calm, eventually, on_warm_node};
+use magnetar_e2e::{Case, eventually, on_node_with};
 use serde_json::{Value, json};
 
 use super::engine::Engine;
@@ -52,17 +53,12 @@ on_each_engine! {
 
 /// A test, when the node has the server's image. It stays, as the node's own do.
 fn on_server(test: impl AsyncFnOnce(&Case) -> Result<()>) {
-    let warm = async |case: &Case| {
-        static WARM: std::sync::Once = std::sync::Once::new();
-        if WARM.is_completed() {
-            return Ok(());
-        }
+    static GIVEN: Once = Once::new();
+    let give = async |case: &Case| {
         let folder = env::var(FOLDER).with_context(|| format!("{FOLDER} is not set: run this with tests/e2e/run"))?;
-        import(case, &Path::new(&folder).join("images.tar")).await?;
-        WARM.call_once(|| ());
-        calm(case).await
+        import(case, &Path::new(&folder).join("images.tar")).await
     };
-    on_warm_node(warm, test);
+    on_node_with(&GIVEN, give, test);
 }
 
 /// A server in a pod.

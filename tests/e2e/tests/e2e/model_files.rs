@@ -2,14 +2,14 @@
 //! Models that are split over several files, as llama.cpp's own tool does it and as large ones are
 //! published; and one in an image that is mounted as a volume.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, sync::Once};
 
 use anyhow::{Context as _, Result, ensure};
 use magnetar_cri::{
     ContainerSpec,
     v1::{ImageSpec, Mount},
 };
-use magnetar_e2e::{Case, Scratch, calm, on_warm_node};
+use magnetar_e2e::{Case, Scratch, on_node_with};
 
 use super::engine::{Engine, ends, module, on_each_engine, pod};
 use super::examples::import;
@@ -39,22 +39,17 @@ const IMAGE: &str = "registry.example/model:1";
 
 /// A test, when the node has that image. It stays, as the node's own do.
 fn on_model_image(test: impl AsyncFnOnce(&Case) -> Result<()>) {
-    let warm = async |case: &Case| {
-        static WARM: std::sync::Once = std::sync::Once::new();
-        if WARM.is_completed() {
-            return Ok(());
-        }
+    static GIVEN: Once = Once::new();
+    let give = async |case: &Case| {
         let folder = Scratch::new()?;
         let archive = folder.join("image.tar");
         let script = "mkdir tree && cp \"$0\" tree/model.gguf && umoci init --layout it && umoci new --image it:it && \
             umoci insert --image it:it tree / && skopeo copy --quiet --insecure-policy oci:it:it oci-archive:image.tar:\"$1\"";
         let output = Command::new("sh").args(["-euc", script, MODEL, IMAGE]).current_dir(folder.path()).output()?;
         ensure!(output.status.success(), "{output:?}");
-        import(case, Path::new(&archive)).await?;
-        WARM.call_once(|| ());
-        calm(case).await
+        import(case, Path::new(&archive)).await
     };
-    on_warm_node(warm, test);
+    on_node_with(&GIVEN, give, test);
 }
 
 /// As Kubernetes mounts it (`volumes.image`).
